@@ -1,0 +1,38 @@
+# Everything runs in a virtual environment of its own, made on first use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DATA ?=
+
+.PHONY: demo test slow lint format bench clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,lint,examples,plots]'
+	@touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/python -m examples.demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -q
+
+slow: $(VENV)/installed
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/installed
+	@test -n "$(DATA)" || { echo "usage: make bench DATA=folder  (with mnist.npz: x_train, y_train, x_test, y_test)"; exit 2; }
+	$(BIN)/python -m benchmarks.latency --data $(DATA)
+	$(BIN)/python -m benchmarks.limit --data $(DATA)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

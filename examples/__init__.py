@@ -1,0 +1,1 @@
+"""Examples: the model zoo, training scripts and a small trained checkpoint."""

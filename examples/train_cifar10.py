@@ -1,0 +1,102 @@
+"""Train the convolutional KAGN classifier (3-16-32-64-64 channels) on CIFAR-10.
+
+Run from the root of the repository, with an .npz of x_train, y_train, x_test, y_test (uint8, images [n, 32, 32, 3])::
+
+    python -m examples.train_cifar10 cifar10.npz --epochs 8 --out cifar10_kagn.safetensors
+
+Writes the weights after every epoch, so a run that is cut short leaves a usable file.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from examples.train_images import accuracy
+from examples.zoo import kagn_conv
+
+CROP_PADDING = 4
+
+
+def load_split(path: Path, split: str) -> tuple[Tensor, Tensor]:
+    """Load images as float [n, 3, 32, 32] in [-1, 1] and their labels [n].
+
+    Raises:
+        SystemExit: a key is missing, or the images are not uint8 RGB of 32x32 pixels.
+    """
+    with np.load(path, allow_pickle=False) as arrays:
+        missing = {f"x_{split}", f"y_{split}"} - set(arrays.files)
+        if missing:
+            raise SystemExit(f"{path}: found keys {sorted(arrays.files)!r}, expected also {sorted(missing)!r}")
+        images, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
+    if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3):
+        raise SystemExit(f"{path}: found x_{split} {images.dtype!s} {images.shape!r}, expected uint8 [n, 32, 32, 3]")
+    x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return x, torch.from_numpy(labels.astype(np.int64))
+
+
+def augment(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift every image by up to ``CROP_PADDING`` pixels (mirrored at the border) and flip half of them."""
+    n, _, height, width = x.shape
+    padded = functional.pad(x, [CROP_PADDING] * 4, mode="reflect")
+    shift = torch.randint(2 * CROP_PADDING + 1, (2, n, 1), generator=generator)
+    row = shift[0] + torch.arange(height)
+    column = shift[1] + torch.arange(width)
+    flipped = torch.rand(n, 1, generator=generator) < 0.5
+    column = torch.where(flipped, column.flip(1), column)
+    image = torch.arange(n).reshape(n, 1, 1)
+    # the index tensors are separated by the channel slice, so their dimensions come first: [n, height, width, 3]
+    return padded[image, :, row.unsqueeze(2), column.unsqueeze(1)].permute(0, 3, 1, 2)
+
+
+def main() -> None:
+    """Train, write the weights after every epoch and print the test accuracy."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="an .npz with x_train, y_train, x_test, y_test, all uint8")
+    parser.add_argument("--epochs", type=int, default=8, help="passes over the training images (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=88, help="images a step (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=5e-3, help="highest rate (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("cifar10_kagn.safetensors"), help="default: %(default)s")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+
+    x, y = load_split(arguments.data, "train")
+    x_test, y_test = load_split(arguments.data, "test")
+    model = kagn_conv.build(seed=arguments.seed)
+    generator = torch.Generator().manual_seed(arguments.seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, weight_decay=1e-2)
+    steps = -(-len(x) // arguments.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, arguments.learning_rate, epochs=arguments.epochs, steps_per_epoch=steps, pct_start=0.25
+    )
+    for epoch in range(1, arguments.epochs + 1):
+        model.train()
+        total = 0.0
+        batches = torch.randperm(len(x), generator=generator).split(arguments.batch_size)
+        for batch in tqdm(batches, desc=f"epoch {epoch}/{arguments.epochs}", disable=None):
+            # channels_last images make the convolutions on a CPU about 1.6 times faster
+            images = augment(x[batch], generator).contiguous(memory_format=torch.channels_last)
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(model(images), y[batch])
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.item() * len(batch)
+        save_file(model.state_dict(), arguments.out)
+        print(
+            f"epoch {epoch}/{arguments.epochs}: mean training loss {total / len(x):.4f}, "
+            f"test accuracy {accuracy(model, x_test, y_test, batch_size=250):.4f} on {len(x_test)} images",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Compile trained Kolmogorov-Arnold Networks to integer ONNX models that run on stock ONNX Runtime.
+
+    compiled = kancompile.compile(model, calibration)
+    compiled.save("model.onnx")
+    print(kancompile.validate("model.onnx", model, data))
+
+Names load on first use, so that importing the package (and ``kancompile --help``) does not load PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from kancompile.errors import KanCompileError as KanCompileError
+
+if TYPE_CHECKING:
+    from kancompile.benchmark import benchmark as benchmark
+    from kancompile.frontend.capture import capture as capture
+    from kancompile.pipeline import CompiledModel as CompiledModel
+    from kancompile.pipeline import compile as compile
+    from kancompile.program import Program as Program
+    from kancompile.program import show as show
+    from kancompile.recipe import Recipe as Recipe
+    from kancompile.validation import validate as validate
+
+_HOMES = {
+    "CompiledModel": "kancompile.pipeline",
+    "Program": "kancompile.program",
+    "Recipe": "kancompile.recipe",
+    "benchmark": "kancompile.benchmark",
+    "capture": "kancompile.frontend.capture",
+    "compile": "kancompile.pipeline",
+    "show": "kancompile.program",
+    "validate": "kancompile.validation",
+}
+__all__ = ["KanCompileError", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kancompile' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value  # importing kancompile.benchmark binds the module under the same name; the function wins
+    return value

@@ -1,0 +1,329 @@
+"""Measure a compiled file beside the float model, in one run, in turns, so that both meet the same machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime  # type: ignore[import-untyped, unused-ignore]
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from kancompile.errors import KanCompileError
+from kancompile.execution import ModelFile, RuntimeModel, name_of
+from kancompile.progress import track
+from kancompile.validation import evaluating
+
+COMPILED = "compiled, ONNX Runtime"
+FLOAT_EXPORT = "float export, ONNX Runtime"
+EAGER = "PyTorch eager"
+_BLOCK_SECONDS = 5e-3  # long against the clock's resolution and a cold cache after the change of candidate
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call of one candidate: median, 10th and 90th percentile over the blocks."""
+
+    candidate: str
+    batch_size: int
+    threads: int
+    median: float
+    p10: float
+    p90: float
+    blocks: int
+    calls_per_block: int
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What a benchmark measured.
+
+    Attributes:
+        model: which file.
+        timings: one for each candidate, batch size and thread count.
+        unavailable: candidates that could not run, and why.
+        machine: processor, cores, load and versions.
+    """
+
+    model: str
+    timings: tuple[Timing, ...]
+    unavailable: dict[str, str]
+    machine: dict[str, Any]
+
+    def ratio(self, candidate: str, batch_size: int, threads: int) -> float:
+        """Return how many times longer a candidate takes than the compiled file, by their medians."""
+        found = {(t.candidate, t.batch_size, t.threads): t.median for t in self.timings}
+        return found[candidate, batch_size, threads] / found[COMPILED, batch_size, threads]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON, times in seconds."""
+        timings = [asdict(t) | {"ratio": self.ratio(t.candidate, t.batch_size, t.threads)} for t in self.timings]
+        return {
+            "model": self.model,
+            "timings": timings,
+            "unavailable": self.unavailable,
+            "machine": self.machine,
+        }
+
+    def table(self) -> str:
+        """Print for people; the last column says how many times longer than the compiled file."""
+        width = max(len(t.candidate) for t in self.timings)
+        lines = [
+            self.model,
+            (
+                f"  {'batch':>5}  {'threads':>7}  {'candidate':<{width}}"
+                f"  {'median':>10}  {'p10':>10}  {'p90':>10}  {'ratio':>7}"
+            ),
+        ]
+        for t in self.timings:
+            times = "  ".join(f"{_duration(value):>10}" for value in (t.median, t.p10, t.p90))
+            ratio = self.ratio(t.candidate, t.batch_size, t.threads)
+            threads = "all" if t.threads == 0 else str(t.threads)
+            lines.append(f"  {t.batch_size:>5}  {threads:>7}  {t.candidate:<{width}}  {times}  {ratio:>6.2f}x")
+        lines += [f"  {candidate}: not measured, {reason}" for candidate, reason in self.unavailable.items()]
+        described = ", ".join(f"{key} {value}" for key, value in self.machine.items())
+        return "\n".join([*lines, f"  on {described}"])
+
+
+def benchmark(
+    model: ModelFile,
+    reference: nn.Module | ExportedProgram,
+    batch_sizes: Sequence[int] = (1, 16, 256),
+    threads: Sequence[int] = (1, 0),
+    *,
+    repeats: int = 30,
+    warmup: int = 3,
+    data: Tensor | None = None,
+    seed: int = 0,
+) -> Benchmark:
+    """Time a compiled file, the float export of its model in the same runtime, and the model in PyTorch.
+
+    Candidates take turns in blocks of about 5 ms, in an order that rotates, so that a change of the machine's speed
+    meets all of them. A float model that cannot be exported is listed as unavailable, with the reason.
+
+    Args:
+        model: path or bytes of the compiled ONNX file.
+        reference: the float model.
+        batch_sizes: samples in a call.
+        threads: threads of each candidate, 0 for one per core.
+        repeats: blocks measured of each candidate.
+        warmup: blocks run before.
+        data: inputs ``[n, *input_shape]``, repeated or cut to the batch sizes; seeded uniform values in -1 ... 1 if
+            ``None``.
+        seed: of those values.
+
+    Raises:
+        KanCompileError: unreadable file, or sizes and counts below their minimum.
+    """
+    _check_counts(batch_sizes, threads, repeats, warmup)
+    shape = RuntimeModel(model).input_shape
+    if -1 in shape:
+        raise KanCompileError(
+            f"{name_of(model)}: found open input dimensions {shape!r}, expected all but the batch fixed"
+        )
+    if data is not None and tuple(data.shape[1:]) != shape:
+        raise KanCompileError(f"data: found shape {tuple(data.shape)!r}, expected [n, {', '.join(map(str, shape))}]")
+    generator = torch.Generator().manual_seed(seed)
+    unavailable: dict[str, str] = {}
+    cells = [(batch, count) for count in threads for batch in batch_sizes]
+    timings: list[Timing] = []
+    machine = describe_machine()
+    with evaluating(reference) as eager:
+        float_file = _export(reference, shape, unavailable)
+        for batch, count in track(cells, "benchmarking"):
+            x = _inputs(data, batch, shape, generator)
+            runnable = _candidates(model, float_file, eager, x, count)
+            with torch_threads(count), torch.no_grad():
+                timings += _take_turns(runnable, batch, count, repeats, warmup, unavailable)
+    return Benchmark(name_of(model), tuple(timings), unavailable, machine)
+
+
+def _check_counts(batch_sizes: Sequence[int], threads: Sequence[int], repeats: int, warmup: int) -> None:
+    for name, values, least in (
+        ("batch_sizes", batch_sizes, 1),
+        ("threads", threads, 0),
+        ("repeats", [repeats], 3),
+        ("warmup", [warmup], 1),
+    ):
+        if not values or min(values) < least:
+            raise KanCompileError(f"benchmark: {name} is {list(values)!r}, expected at least {least} each")
+
+
+def _inputs(data: Tensor | None, batch: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    if data is None:
+        return torch.rand(batch, *shape, generator=generator) * 2 - 1
+    return data[torch.arange(batch) % len(data)].float().contiguous()
+
+
+def _candidates(
+    model: ModelFile,
+    float_file: bytes | None,
+    eager: Callable[[Tensor], Any],
+    x: Tensor,
+    threads: int,
+) -> dict[str, Callable[[], Any]]:
+    array = np.ascontiguousarray(x.numpy())
+    compiled = RuntimeModel(model, threads)
+    found: dict[str, Callable[[], Any]] = {COMPILED: lambda: compiled.run(array)}
+    if float_file is not None:
+        exported = RuntimeModel(float_file, threads)
+        found[FLOAT_EXPORT] = lambda: exported.run(array)
+    found[EAGER] = lambda: eager(x)
+    return found
+
+
+def _take_turns(
+    runnable: dict[str, Callable[[], Any]],
+    batch: int,
+    threads: int,
+    repeats: int,
+    warmup: int,
+    unavailable: dict[str, str],
+) -> list[Timing]:
+    calls: dict[str, int] = {}
+    for name, run in list(runnable.items()):
+        try:
+            once = min(_block(run, 1) for _ in range(warmup))
+        except Exception as error:  # the float candidates run user code and foreign kernels
+            if name == COMPILED:
+                raise
+            unavailable[name] = f"batch {batch}: {type(error).__name__}: {_first_line(error)}"
+            del runnable[name]
+            continue
+        calls[name] = max(1, round(_BLOCK_SECONDS / max(once, 1e-9)))
+        for _ in range(warmup):
+            _block(run, calls[name])
+    names = list(runnable)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(repeats):
+        for offset in range(len(names)):
+            name = names[(turn + offset) % len(names)]
+            seconds[name].append(_block(runnable[name], calls[name]))
+    return [_summary(name, batch, threads, seconds[name], calls[name]) for name in names]
+
+
+def _block(run: Callable[[], Any], calls: int) -> float:
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    return (time.perf_counter() - start) / calls
+
+
+def _summary(name: str, batch: int, threads: int, seconds: list[float], calls: int) -> Timing:
+    low, high = np.percentile(seconds, [10, 90])
+    return Timing(
+        name,
+        batch,
+        threads,
+        statistics.median(seconds),
+        float(low),
+        float(high),
+        len(seconds),
+        calls,
+    )
+
+
+def export_float(reference: nn.Module | ExportedProgram, shape: Sequence[int]) -> bytes:
+    """Export a float model with ``torch.onnx.export`` and a dynamic batch, as a user would without kancompile."""
+    with _without_exporter_notes():
+        if isinstance(reference, ExportedProgram):
+            program = torch.onnx.export(reference, dynamo=True, verbose=False)
+        else:
+            example = torch.zeros(2, *shape)
+            program = torch.onnx.export(
+                reference,
+                (example,),
+                dynamo=True,
+                verbose=False,
+                dynamic_shapes=({0: Dim("batch")},),
+            )
+    assert program is not None
+    return bytes(program.model_proto.SerializeToString())
+
+
+@contextmanager
+def _without_exporter_notes() -> Iterator[None]:
+    """Silence what the exporter says about packages that are not installed; its errors are raised, not logged."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _export(
+    reference: nn.Module | ExportedProgram,
+    shape: tuple[int, ...],
+    unavailable: dict[str, str],
+) -> bytes | None:
+    try:
+        content = export_float(reference, shape)
+        RuntimeModel(content)
+        return content
+    except Exception as error:
+        unavailable[FLOAT_EXPORT] = f"{type(error).__name__}: {_first_line(error)}"
+        return None
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Run PyTorch with that many threads, 0 for one per core, and restore the number afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or available_cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def available_cores() -> int:
+    """Count the cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe_machine() -> dict[str, Any]:
+    """Name the processor, the cores, the load when the measurement began, and the versions that matter."""
+    described: dict[str, Any] = {
+        "cpu": _processor(),
+        "cores": available_cores(),
+        "system": platform.system(),
+    }
+    if hasattr(os, "getloadavg"):
+        described["load"] = round(os.getloadavg()[0], 2)
+    return described | {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "onnxruntime": onnxruntime.__version__,
+    }
+
+
+def _processor() -> str:
+    with_names = Path("/proc/cpuinfo")
+    if with_names.is_file():
+        for line in with_names.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Model", "Hardware"):
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else "no text"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f} us" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"

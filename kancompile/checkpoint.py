@@ -1,0 +1,272 @@
+"""Build the user's model: a factory by name, a state dict from a file that is never unpickled."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import os
+import pickle
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from kancompile.errors import KanCompileError
+from kancompile.exported_file import load_exported
+
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+PREFIXES = ("module.", "_orig_mod.", "model.")
+_SHOWN = 6
+
+
+def load_model(
+    spec: str | os.PathLike[str],
+    checkpoint: str | os.PathLike[str] | None = None,
+    factory_args: Mapping[str, Any] | None = None,
+) -> nn.Module | ExportedProgram:
+    """Build a model in evaluation mode and load its weights.
+
+    Args:
+        spec: ``PACKAGE.MODULE:FACTORY``, ``path/to/file.py:FACTORY`` (a class, a function or a finished module), or the
+            path of a ``.pt2`` file, which contains its weights.
+        checkpoint: file with the state dict; see :func:`load_state_dict`.
+        factory_args: keyword arguments of the factory.
+
+    Raises:
+        KanCompileError: nothing there to import, the factory fails or returns no module, or the weights do not fit.
+    """
+    spec = os.fspath(spec)
+    if spec.endswith(".pt2"):
+        if checkpoint is not None or factory_args:
+            raise KanCompileError(
+                f"model {spec!r}: found a checkpoint or factory arguments, but a .pt2 file needs none"
+            )
+        return load_exported(Path(spec))
+    model = _build(spec, dict(factory_args or {}))
+    if checkpoint is not None:
+        apply_state_dict(model, load_state_dict(checkpoint), str(checkpoint))
+    check_finite_weights(model)
+    return model.eval()
+
+
+def parse_factory_args(items: Iterable[str]) -> dict[str, Any]:
+    """Read ``key=value`` items; values are Python literals (``[784, 64, 10]``, ``0.5``, ``True``) or plain words.
+
+    Raises:
+        KanCompileError: an item without ``=``, a key that is no name, a value that is neither.
+    """
+    found: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or not key.isidentifier():
+            raise KanCompileError(f"factory argument {item!r}: expected NAME=VALUE, such as layers=[784,64,10]")
+        try:
+            found[key] = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError) as error:
+            if not text.replace("-", "_").replace(".", "_").isidentifier():
+                raise KanCompileError(
+                    f"factory argument {item!r}: {text!r} is no Python literal; quote strings, name='\"a b\"'"
+                ) from error
+            found[key] = text
+    return found
+
+
+def _build(spec: str, arguments: dict[str, Any]) -> nn.Module:
+    origin, colon, name = spec.rpartition(":")
+    if not colon or not origin or not name:
+        raise KanCompileError(
+            f"model {spec!r}: expected PACKAGE.MODULE:FACTORY, path/to/file.py:FACTORY or a path ending in .pt2"
+        )
+    is_file = origin.endswith(".py")
+    # factories often import their neighbours, at import time or when they run
+    with _search_path(Path(origin).absolute().parent if is_file else Path.cwd()):
+        module = _import_file(Path(origin), spec) if is_file else _import_module(origin, spec)
+        factory: Any = module
+        for part in name.split("."):
+            if not hasattr(factory, part):
+                public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+                raise KanCompileError(f"model {spec!r}: {origin!r} has no {name!r}; it has {_listed(public)}")
+            factory = getattr(factory, part)
+        if isinstance(factory, nn.Module):
+            if arguments:
+                raise KanCompileError(
+                    f"model {spec!r}: found factory arguments {sorted(arguments)!r} for a finished module"
+                )
+            return factory
+        if not isinstance(factory, Callable):  # type: ignore[arg-type]
+            raise KanCompileError(f"model {spec!r}: found {type(factory).__name__}, expected a class or function")
+        try:
+            model = factory(**arguments)
+        except Exception as error:
+            raise KanCompileError(
+                f"model {spec!r}: the factory raised {type(error).__name__}: {error}; "
+                "pass what it needs with --factory-arg NAME=VALUE"
+            ) from error
+    if not isinstance(model, nn.Module):
+        raise KanCompileError(f"model {spec!r}: the factory returned {type(model).__name__}, expected torch.nn.Module")
+    return model
+
+
+@contextmanager
+def _search_path(folder: Path) -> Iterator[None]:
+    entry = str(folder)
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        if entry in sys.path:
+            sys.path.remove(entry)
+
+
+def _import_module(name: str, spec: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        absent = error.name or name
+        if name == absent or name.startswith(f"{absent}."):
+            raise KanCompileError(
+                f"model {spec!r}: no module {name!r} here or among the installed packages; "
+                "run from its folder, or name the file, path/to/file.py:FACTORY"
+            ) from error
+        raise KanCompileError(f"model {spec!r}: it imports {absent!r}, which is not installed") from error
+    except Exception as error:
+        raise KanCompileError(f"model {spec!r}: importing it raised {type(error).__name__}: {error}") from error
+
+
+def _import_file(path: Path, spec: str) -> Any:
+    if not path.is_file():
+        raise KanCompileError(f"model {spec!r}: no file {str(path)!r}")
+    name = f"kancompile_model_{path.stem}"
+    found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module  # dataclasses and torch.export look modules up by name
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise KanCompileError(f"model {spec!r}: importing it raised {type(error).__name__}: {error}") from error
+    return module
+
+
+def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a state dict from safetensors, ``.npz`` or a ``torch.save`` file, and unwrap it.
+
+    ``{"state_dict": ...}``, ``{"model_state_dict": ...}`` and ``{"model": ...}`` are opened. Nothing is unpickled:
+    ``torch.load`` runs with ``weights_only=True``.
+
+    Raises:
+        KanCompileError: unreadable file, pickled objects, or no tensors inside.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise KanCompileError(f"checkpoint {str(path)!r}: no such file; give a .safetensors, .pt or .npz file")
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path, device="cpu")
+        elif path.suffix == ".npz":
+            # NumPy leaves a file open that it opened itself and could not read
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                content = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+        else:
+            content = _load_tensors(path)
+    except pickle.UnpicklingError as error:
+        raise KanCompileError(
+            f"checkpoint {str(path)!r}: found pickled Python objects or no checkpoint at all, expected tensors only; "
+            "pickles can run code and are never loaded: in a place where you trust the file, save "
+            "model.state_dict() with torch.save or safetensors.torch.save_file"
+        ) from error
+    except Exception as error:  # damaged files break the readers anywhere
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise KanCompileError(
+            f"checkpoint {str(path)!r}: cannot be read ({reason}); give a complete .safetensors, .pt or .npz file"
+        ) from error
+    return _unwrap(content, f"checkpoint {str(path)!r}")
+
+
+def _load_tensors(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickle protocols that are refused anyway
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _unwrap(content: Any, where: str) -> dict[str, Tensor]:
+    for _ in range(3):
+        if not isinstance(content, Mapping):
+            break
+        if content and all(isinstance(value, Tensor) for value in content.values()):
+            return {str(key): value for key, value in content.items()}
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    found = _listed(list(map(str, content))) if isinstance(content, Mapping) else f"a {type(content).__name__}"
+    raise KanCompileError(
+        f"{where}: found {found or 'nothing'}, expected a state dict (names to tensors), alone or under one of "
+        f"{list(WRAPPERS)!r}"
+    )
+
+
+def apply_state_dict(model: nn.Module, state: Mapping[str, Tensor], name: str = "state dict") -> None:
+    """Load weights into a model; every key and every shape must fit.
+
+    A prefix that all keys share and the model does not know (``module.``, ``_orig_mod.``, ``model.``) is stripped.
+
+    Raises:
+        KanCompileError: keys are missing, unexpected or of another shape, all of them named.
+    """
+    own = model.state_dict()
+    state = dict(state)
+    for _ in PREFIXES:
+        for prefix in PREFIXES:
+            if all(key.startswith(prefix) for key in state) and not any(key.startswith(prefix) for key in own):
+                state = {key.removeprefix(prefix): value for key, value in state.items()}
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    shapes = [
+        f"{key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the model"
+        for key in own
+        if key in state and isinstance(own[key], Tensor) and own[key].shape != state[key].shape
+    ]
+    if missing or unexpected or shapes:
+        parts = [
+            f"{title} ({len(keys)}): {_listed(keys)}"
+            for title, keys in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
+            if keys
+        ]
+        raise KanCompileError(
+            f"checkpoint {name!r}: does not fit the model\n  "
+            + "\n  ".join(parts)
+            + "\n  build the model as it was trained, with --factory-arg NAME=VALUE where sizes differ"
+        )
+    model.load_state_dict(state)
+
+
+def check_finite_weights(model: nn.Module) -> None:
+    """Refuse NaN and infinity among parameters and buffers.
+
+    Raises:
+        KanCompileError: naming the first such tensor, and how many values it is about.
+    """
+    for key, value in model.state_dict().items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            bad = int((~torch.isfinite(value)).sum())
+            raise KanCompileError(
+                f"weights {key!r}: found {bad} NaN or infinite of {value.numel()} values, expected finite ones; "
+                "retrain or take an earlier checkpoint"
+            )
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} ... and {len(names) - _SHOWN} more"

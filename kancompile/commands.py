@@ -1,0 +1,212 @@
+"""What each command of the command line does; every function takes parsed options and returns an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kancompile.atomic_write import check_destinations
+from kancompile.command_line import OK, THRESHOLD_MISSED, recipe_overrides
+from kancompile.errors import KanCompileError
+from kancompile.progress import quiet, say
+from kancompile.recipe import read_recipe
+
+# What loads PyTorch is imported where it is needed: wrong usage is answered at once, and a recipe needs none of it.
+if TYPE_CHECKING:
+    from kancompile.calibration import Calibration
+    from kancompile.pipeline import CompiledModel
+    from kancompile.validation import Validation
+
+_LEAST_TO_SPLIT = 16
+
+
+def run_compile(options: argparse.Namespace) -> int:
+    """Compile, measure on held-out data, and write the files unless a threshold is missed."""
+    path = Path(options.out) / "model.onnx"
+    check_destinations([path, path.with_name("model.manifest.json")], options.force)
+    recipe = read_recipe(options.recipe, **recipe_overrides(options))
+
+    from kancompile.calibration import load_calibration
+    from kancompile.pipeline import compile as compile_model
+    from kancompile.validation import validate
+
+    with _working(options):
+        # all of the file is read here: what is held out must not be among the samples a compilation picks
+        samples = load_calibration(
+            options.calibration,
+            key=options.calibration_key,
+            max_samples=max(2, recipe.calibration_samples + int(recipe.calibration_samples * options.held_out)),
+            seed=options.seed,
+        )
+        if options.max_drop is not None and samples.labels is None:
+            raise KanCompileError(
+                "--max-drop: found no labels, expected an array 'y' beside 'x' in the calibration .npz"
+            )
+        model = _model(options)
+        fitting, judging, judged_on = _split(samples, options)
+        compiled = compile_model(model, fitting, target=options.target, recipe=recipe, seed=options.seed)
+        result = validate(
+            compiled.model_bytes,
+            compiled.reference,
+            judging,
+            program=compiled.program,
+            float_program=compiled.captured,
+            min_sqnr=options.min_sqnr,
+            max_drop=options.max_drop,
+        )
+    if result.passed:
+        compiled.save(path, options.force)
+    report = {
+        "path": str(path) if result.passed else None,
+        "passed": result.passed,
+        "report": compiled.report,
+        "validation": result.to_dict() | {"data": judged_on},
+    }
+    _show(options, report, _summary(compiled, result, judged_on, path))
+    if not result.passed:
+        print(f"kancompile: threshold missed, nothing written: {'; '.join(result.reasons)}", file=sys.stderr)
+    return OK if result.passed else THRESHOLD_MISSED
+
+
+def run_validate(options: argparse.Namespace) -> int:
+    """Compare a file with its float model."""
+    from kancompile.validation import validate
+
+    with _working(options):
+        result = validate(
+            options.file,
+            _model(options),
+            options.data,
+            key=options.data_key,
+            min_sqnr=options.min_sqnr,
+            max_drop=options.max_drop,
+            min_agreement=options.min_agreement,
+            threads=options.threads,
+        )
+    _show(options, result.to_dict(), result.table())
+    if not result.passed:
+        print(f"kancompile: threshold missed: {'; '.join(result.reasons)}", file=sys.stderr)
+    return OK if result.passed else THRESHOLD_MISSED
+
+
+def run_benchmark(options: argparse.Namespace) -> int:
+    """Time a file beside its float model."""
+    from kancompile.benchmark import benchmark
+
+    with _working(options):
+        result = benchmark(
+            options.file,
+            _model(options),
+            options.batch_sizes,
+            options.threads,
+            repeats=options.repeats,
+            seed=options.seed,
+        )
+    _show(options, result.to_dict(), result.table())
+    return OK
+
+
+def run_inspect(options: argparse.Namespace) -> int:
+    """Show a compiled file, or what is found in a model."""
+    if (options.file is None) == (options.model is None):
+        raise KanCompileError("inspect: expected either a MODEL.onnx file or --model, one of them")
+
+    from kancompile.frontend.capture import capture
+    from kancompile.inspection import describe_file, describe_program, file_table, program_table
+    from kancompile.targets.kernel_audit import audit_kernels
+
+    if options.file is not None:
+        described = describe_file(options.file)
+        text = file_table(described)
+        if options.kernels:
+            audit = audit_kernels(Path(options.file).read_bytes())
+            described["kernels"] = audit.to_dict()
+            text += "\n" + audit.table()
+        _show(options, described, text)
+        return OK
+    with _working(options):
+        model = _model(options)
+        if options.input_shape is None and not str(options.model).endswith(".pt2"):
+            raise KanCompileError(
+                "inspect: found no --input-shape, expected one sample's shape, such as 784 or 3,32,32"
+            )
+        program = capture(model, options.input_shape or _exported_shape(model))
+    _show(options, describe_program(program), program_table(program))
+    return OK
+
+
+def run_recipe(options: argparse.Namespace) -> int:
+    """Print the recipe that a file and options amount to."""
+    recipe = read_recipe(options.recipe, **recipe_overrides(options))
+    _show(options, recipe.to_dict(), recipe.to_toml(with_meanings=True).rstrip())
+    return OK
+
+
+@contextlib.contextmanager
+def _working(options: argparse.Namespace) -> Iterator[None]:
+    """Keep standard output for the result: whatever models and libraries print goes to the error stream."""
+    with contextlib.redirect_stdout(sys.stderr), quiet(options.quiet):
+        yield
+
+
+def _show(options: argparse.Namespace, data: dict[str, Any], text: str) -> None:
+    if options.json:
+        print(json.dumps(data, indent=2, allow_nan=False))
+    elif not options.quiet:
+        print(text)
+
+
+def _model(options: argparse.Namespace) -> Any:
+    from kancompile.checkpoint import load_model, parse_factory_args
+
+    return load_model(options.model, options.checkpoint, parse_factory_args(options.factory_arg))
+
+
+def _exported_shape(model: Any) -> tuple[int, ...]:
+    names = set(model.graph_signature.user_inputs)
+    shapes = [
+        node.meta["val"].shape[1:] for node in model.graph.nodes if node.op == "placeholder" and node.name in names
+    ]
+    return tuple(int(size) for size in shapes[0])
+
+
+def _split(samples: Calibration, options: argparse.Namespace) -> tuple[Calibration, Calibration, str]:
+    if options.held_out == 0:
+        return samples, samples, "the calibration data itself"
+    if len(samples) < _LEAST_TO_SPLIT:
+        say(f"calibration: only {len(samples)} samples, none held out; the result is measured on the same samples")
+        return samples, samples, "the calibration data itself"
+
+    import torch
+
+    fitting, judging = samples.split(options.held_out, torch.Generator().manual_seed(options.seed))
+    return fitting, judging, f"{len(judging)} held-out calibration samples"
+
+
+def _summary(compiled: CompiledModel, result: Validation, judged_on: str, path: Path) -> str:
+    manifest = compiled.manifest
+    lines = [f"{len(manifest['layers'])} KAN layers"]
+    for layer in manifest["layers"]:
+        expansions = " + ".join(_expansion_text(entry) for entry in layer["expansions"])
+        lines.append(f"  {layer['name']}: {expansions} -> {layer['n_out']}, {layer['weight_bits']}-bit weights")
+    lines += [
+        f"  not a KAN layer: {part['operator']} ({part['reason']}) {part['source']}".rstrip()
+        for part in manifest["unrecognized"]
+    ]
+    lines += [compiled.audit.table(), f"measured on {judged_on}:", result.table()]
+    lines += [f"note: {note}" for note in manifest["notes"]]
+    size = f"{manifest['model_bytes']:,} bytes"
+    lines.append(f"wrote {path} ({size})" if result.passed else f"not written ({size})")
+    return "\n".join(lines)
+
+
+def _expansion_text(entry: dict[str, Any]) -> str:
+    size = f"{entry['n_in']} x {entry['k']}"
+    if "levels" in entry:
+        return f"{size} from {entry['tables']} table{'s' if entry['tables'] > 1 else ''} of {entry['levels']} levels"
+    return f"{size} by {entry['form']}"

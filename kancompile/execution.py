@@ -1,0 +1,148 @@
+"""Run ONNX files: as a user would, without kernel fusion, and in ONNX's own reference implementation."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime  # type: ignore[import-untyped, unused-ignore]
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kancompile.errors import KanCompileError
+
+ModelFile = str | os.PathLike[str] | bytes
+
+
+def read_model(model: ModelFile) -> bytes:
+    """Return the bytes of an ONNX file, given its path or those bytes.
+
+    Raises:
+        KanCompileError: the file cannot be read.
+    """
+    if isinstance(model, bytes):
+        return model
+    try:
+        return Path(model).read_bytes()
+    except OSError as error:
+        raise KanCompileError(
+            f"model {os.fspath(model)!r}: cannot be read ({error.strerror}); give an .onnx file"
+        ) from error
+
+
+def name_of(model: ModelFile) -> str:
+    """Say in errors and tables which file is meant."""
+    return "model" if isinstance(model, bytes) else f"model {os.fspath(model)!r}"
+
+
+class RuntimeModel:
+    """An ONNX file in a CPU session of ONNX Runtime, called with and returning tensors.
+
+    Attributes:
+        session: the session.
+        input_name: name of its only input.
+        input_shape: shape of one sample; -1 where the file leaves a dimension open.
+    """
+
+    def __init__(self, model: ModelFile, threads: int = 1, fused: bool = True) -> None:
+        """Create the session.
+
+        Args:
+            model: path or bytes of the file.
+            threads: threads inside an operator, 0 for one per core.
+            fused: ``False`` keeps float arithmetic between DequantizeLinear and QuantizeLinear, as the file is written.
+
+        Raises:
+            KanCompileError: ONNX Runtime cannot load the file, or it has not one float32 input.
+        """
+        self.name = name_of(model)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        # idle threads that spin would take the cores from whatever is measured beside this session
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if not fused:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        content = read_model(model)
+        try:
+            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions share no base class
+            raise KanCompileError(
+                f"{self.name}: ONNX Runtime {onnxruntime.__version__} cannot load it ({_first_line(error)}); "
+                "give a complete ONNX file"
+            ) from error
+        inputs = self.session.get_inputs()
+        if len(inputs) != 1 or inputs[0].type != "tensor(float)":
+            found = [f"{value.name}: {value.type}" for value in inputs]
+            raise KanCompileError(f"{self.name}: found inputs {found!r}, expected one of type tensor(float)")
+        self.input_name = inputs[0].name
+        self.input_shape = tuple(size if isinstance(size, int) else -1 for size in inputs[0].shape[1:])
+
+    def check_input(self, shape: tuple[int, ...], what: str) -> None:
+        """Verify that samples of that shape fit.
+
+        Raises:
+            KanCompileError: they do not.
+        """
+        fits = len(shape) == len(self.input_shape) and all(
+            expected in (-1, found) for found, expected in zip(shape, self.input_shape, strict=True)
+        )
+        if not fits:
+            raise KanCompileError(
+                f"{what}: found samples of shape {shape!r}, expected {self.input_shape!r} as {self.name} reads them"
+            )
+
+    def run(self, x: NDArray[np.float32]) -> list[NDArray[Any]]:
+        """Return all outputs for ``[b, *input_shape]``.
+
+        Raises:
+            KanCompileError: ONNX Runtime refuses, such as for a batch size that the file does not allow.
+        """
+        try:
+            outputs: list[NDArray[Any]] = self.session.run(None, {self.input_name: x})
+        except Exception as error:
+            raise KanCompileError(
+                f"{self.name}: ONNX Runtime failed on an input of shape {x.shape!r} ({_first_line(error)})"
+            ) from error
+        return outputs
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the only output.
+
+        Raises:
+            KanCompileError: there are several, or ONNX Runtime refuses.
+        """
+        outputs = self.run(np.ascontiguousarray(x.detach().numpy(), dtype=np.float32))
+        return torch.from_numpy(_single(outputs, self.name))
+
+
+def run_unfused(model: ModelFile, x: Tensor) -> Tensor:
+    """Run a file in ONNX Runtime without kernel fusion (``session.disable_quant_qdq``), as its graph is written."""
+    return RuntimeModel(model, fused=False)(x)
+
+
+def run_reference(model: ModelFile, x: Tensor) -> Tensor:
+    """Run a file in the reference implementation of the ``onnx`` package, which shares no code with ONNX Runtime."""
+    from onnx.reference import ReferenceEvaluator
+
+    proto = onnx.load_model_from_string(read_model(model))
+    evaluator = ReferenceEvaluator(proto)
+    outputs: Any = evaluator.run(None, {evaluator.input_names[0]: x.detach().numpy()})
+    return torch.from_numpy(np.asarray(_single(outputs, name_of(model))))
+
+
+def _single(outputs: list[NDArray[Any]], name: str) -> NDArray[Any]:
+    if len(outputs) != 1:
+        raise KanCompileError(
+            f"{name}: found {len(outputs)} outputs, expected one; wrap the model to return one tensor"
+        )
+    return outputs[0]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,98 @@
+"""Refuse networks whose output for one sample depends on the other samples of the batch.
+
+Such a network (min-max or L2 normalisation over the whole batch tensor) has no meaning for a compiler: its output changes
+with the batch it is called with. The graph is run with other companions, in another order and with fewer rows, and the
+first node where a sample's values change is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from kancompile.errors import KanCompileError
+from kancompile.frontend.batch_layout import NotLowerableError, layout_of
+from kancompile.frontend.flow import Flow
+from kancompile.frontend.source_lines import node_source
+
+_TOLERANCE = 1e-4
+
+
+def refuse_batch_dependence(flow: Flow) -> None:
+    """Check that every sample is computed from itself alone.
+
+    Raises:
+        KanCompileError: it is not; the text names the node, the operator and the user's line.
+    """
+    rows = flow.values[flow.input]
+    generator = torch.Generator().manual_seed(2)
+    spread = rows.std().clamp(min=0.1)
+    others = rows + 3 * spread * torch.randn(rows.shape, generator=generator)
+    others[0] = rows[0]
+    variants: tuple[tuple[Tensor, int], ...] = (
+        (others, 0),  # same sample, other companions
+        (rows.roll(1, 0), 1),  # same samples, other places
+        (rows[:2], 0),  # fewer samples
+    )
+    for variant, place in variants:
+        values = run(flow, variant)
+        expected, found = (_row(flow, flow.output, v, at) for v, at in ((flow.values, 0), (values, place)))
+        if expected is None or found is None or _differs(expected, found):
+            _report(flow, values, place)
+
+
+def run(flow: Flow, rows: Tensor) -> dict[fx.Node, Any]:
+    """Run the analysed nodes on another batch and keep all values."""
+    values: dict[fx.Node, Any] = {}
+    lookup: Callable[[fx.Node], Any] = values.__getitem__
+    for node in flow.graph.nodes:
+        if node is flow.input:
+            values[node] = rows
+        elif node in flow.parameter_of:
+            values[node] = flow.values[node]
+        elif node in flow.values:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lookup)
+            with torch.no_grad():
+                values[node] = node.target(*args, **kwargs)
+    return values
+
+
+def _row(flow: Flow, node: fx.Node, values: dict[fx.Node, Any], place: int) -> Tensor | None:
+    """Give one sample's part of a node's value; all of it where the shape has no batch; ``None`` if that is unclear."""
+    value = values[node]
+    if not isinstance(value, Tensor):
+        return None
+    if all(isinstance(size, int) for size in node.meta["val"].shape):
+        return value
+    try:
+        return layout_of(node, flow.batch).to_samples(value)[place]
+    except NotLowerableError:
+        return None
+
+
+def _differs(expected: Tensor, found: Tensor) -> bool:
+    if expected.shape != found.shape:
+        return True
+    return not torch.allclose(
+        expected.double(), found.double(), rtol=_TOLERANCE, atol=_TOLERANCE * float(expected.abs().max()), equal_nan=True
+    )
+
+
+def _report(flow: Flow, values: dict[fx.Node, Any], place: int) -> None:
+    culprit = flow.output
+    for node in flow.tracks:
+        if node is flow.input or not isinstance(flow.values[node], Tensor) or flow.values[node].numel() == 0:
+            continue
+        expected, found = _row(flow, node, flow.values, 0), _row(flow, node, values, place)
+        if expected is not None and found is not None and _differs(expected, found):
+            culprit = node
+            break
+    source = node_source(culprit)
+    raise KanCompileError(
+        f"model: {source + ': ' if source else ''}found node {culprit.name!r} ({culprit.target}), where a sample's values "
+        "depend on the other samples of its batch, expected every sample to be computed from itself alone; replace "
+        "statistics of the batch by fixed numbers, such as a minimum and maximum taken from training data"
+    )

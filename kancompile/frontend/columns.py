@@ -1,0 +1,130 @@
+"""Leave out columns of a contraction that carry nothing: zero weights, constant functions, repeated functions.
+
+A function number is removed only if it is removable for all inputs: the functions of different inputs then stay in step,
+so that a table can still be shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kancompile.modules import Branch, Expansion
+
+_FLAT = 1e-6
+"""Largest variation, relative to its size, of a function that counts as constant."""
+_MOST_CONSTANTS = 4096
+
+
+@dataclass(frozen=True)
+class Columns:
+    """An expansion and the weights of its functions, float32 ``[n_out, n_in, k]``."""
+
+    expansion: Expansion
+    weight: Tensor
+
+
+def sample_points(expansion: Expansion) -> Tensor:
+    """Give points that tell functions apart: a grid, irrational steps between, and the ends of what models see."""
+    del expansion
+    generator = torch.Generator().manual_seed(0)
+    return torch.cat(
+        [torch.linspace(-8, 8, 65), 2 * torch.randn(63, generator=generator), torch.tensor([0.0, -30, 30])]
+    )
+
+
+def merge_columns(columns: Columns, values: Tensor) -> tuple[Columns | None, Tensor, Tensor]:
+    """Remove columns without effect.
+
+    Args:
+        columns: expansion and weights.
+        values: samples of the expansion, ``[points, *, n_in, k]``.
+
+    Returns:
+        the reduced columns (``None`` where nothing is left), what the constant functions add to the bias ``[n_out]``, and
+        the samples that remain.
+    """
+    expansion, weight = columns.expansion, columns.weight.clone()
+    table = values.reshape(len(values), -1, *values.shape[-2:])[:, 0]  # leading dimensions are alike
+    shift = torch.zeros(len(weight))
+    keep: list[int] = []
+    flat = _constant(table)
+    twins = _twins(table)
+    if bool(flat.any()) or twins:
+        dense = _dense_samples(expansion)
+        flat &= False if dense is None else _constant(dense)
+        twins = {} if dense is None else {k: j for k, j in twins.items() if _equal(dense[..., k], dense[..., j])}
+    for k in range(expansion.k):
+        if bool(flat[k]):
+            shift = shift + weight[..., k] @ table[0, :, k]
+        elif k in twins:
+            weight[..., twins[k]] += weight[..., k]
+        else:
+            keep.append(k)
+    keep = [k for k in keep if bool(weight[..., k].any())]
+    if not keep:
+        return None, shift, values[..., :0]
+    return Columns(_select(expansion, keep), weight[..., keep]), shift, values[..., keep]
+
+
+def _constant(table: Tensor) -> Tensor:
+    """Which functions are constant for every input: ``[points, n_in, k] -> [k]``."""
+    low, high = table.amin(0), table.amax(0)
+    return (high - low <= _FLAT * (1e-12 + torch.maximum(low.abs(), high.abs()))).all(0)
+
+
+def _twins(table: Tensor) -> dict[int, int]:
+    """Functions that equal an earlier one for every input, ``[points, n_in, k]``: number -> number of the first."""
+    twins: dict[int, int] = {}
+    first: list[int] = []
+    for k in range(table.shape[-1]):
+        near = (table[:, 0, first] - table[:, 0, k : k + 1]).abs().amax(0) <= 1e-5 if first else torch.empty(0)
+        candidates = [j for j, close in zip(first, near.tolist(), strict=True) if close]
+        same = next((j for j in candidates if _equal(table[..., k], table[..., j])), None)
+        if same is None:
+            first.append(k)
+        else:
+            twins[k] = same
+    return twins
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Equality but for the last bit, in which vectorised kernels differ with the place of an element."""
+    return torch.allclose(a, b, rtol=1e-6, atol=1e-9)
+
+
+def _dense_samples(expansion: Expansion) -> Tensor | None:
+    """Sample densely and around every number that the region compares with, such as a knot; ``[points, n_in, k]``.
+
+    A function that looks constant on a coarse grid may still live between two close knots. Where there are too many
+    numbers to visit nothing can be claimed, and nothing is returned.
+    """
+    numbers = [
+        buffer.detach().flatten().float()
+        for branch in expansion.branches
+        if branch.region is not None
+        for buffer in branch.region.buffers()  # type: ignore[union-attr,operator]
+        if buffer.is_floating_point()
+    ]
+    special = torch.cat(numbers).unique() if numbers else torch.empty(0)
+    special = special[torch.isfinite(special)]
+    if len(special) > _MOST_CONSTANTS:
+        return None
+    between = (special[1:] + special[:-1]) / 2
+    points = torch.cat([torch.linspace(-10, 10, 1001), special, between])
+    values = torch.cat([expansion.sample(part) for part in points.split(256)])
+    return values.reshape(len(values), -1, *values.shape[-2:])[:, 0]
+
+
+def _select(expansion: Expansion, keep: Sequence[int]) -> Expansion:
+    branches, start = [], 0
+    for branch in expansion.branches:
+        assert isinstance(branch, Branch)
+        own = [k - start for k in keep if start <= k < start + branch.k]
+        start += branch.k
+        if own:
+            branches.append(Branch(branch.name, branch.region, branch.position[..., own]))
+    return Expansion(expansion.anchor_shape, branches)

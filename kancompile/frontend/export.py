@@ -1,0 +1,254 @@
+"""Trace a model to a decomposed ATen graph whose batch dimension is dynamic.
+
+The graph is the only thing the rest of the front end sees, so what it relies on is established here: one float32
+tensor in, a dynamic first dimension, nothing written to, finite constants. What cannot be had is refused with the
+user's line.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from kancompile.errors import KanCompileError
+from kancompile.exported_file import load_exported
+from kancompile.frontend.source_lines import error_source
+
+EXAMPLE_ROWS = 3
+"""Batch of the example that is traced and analysed: the smallest that torch.export does not specialise, and odd."""
+
+
+def export(
+    model: nn.Module | ExportedProgram | str | os.PathLike[str], example: Tensor | Sequence[int]
+) -> ExportedProgram:
+    """Trace a model with a dynamic batch and decompose it to core ATen operators.
+
+    A module is traced in evaluation mode (its training flags are restored), first non-strict, then strict: some models
+    pass only one of the two.
+
+    Args:
+        model: module, exported program, or path of a ``.pt2`` file.
+        example: an input ``[b, *input_shape]`` (float32), or ``input_shape`` without the batch.
+
+    Raises:
+        KanCompileError: the model cannot be traced with a dynamic batch, does not map one float32 tensor, writes to its
+            state, or holds non-finite constants.
+    """
+    rows = example_rows(example)
+    if isinstance(model, nn.Module):
+        _check_state(dict(model.named_parameters()), dict(model.named_buffers()))
+        traced = _trace(model, rows)
+    elif isinstance(model, ExportedProgram):
+        traced = model
+    elif isinstance(model, str | os.PathLike):
+        with quiet():
+            traced = load_exported(Path(model))
+    else:
+        raise KanCompileError(
+            f"model: found {type(model).__name__}, expected an nn.Module, an ExportedProgram or the path of a .pt2 file"
+        )
+    _check_signature(traced, rows)
+    with quiet():
+        decomposed = traced.run_decompositions()
+    state = {**decomposed.state_dict, **decomposed.constants}
+    parameters = set(decomposed.graph_signature.parameters)
+    _check_state(
+        {key: value for key, value in state.items() if key in parameters},
+        {key: value for key, value in state.items() if key not in parameters},
+    )
+    return decomposed
+
+
+def example_rows(example: Tensor | Sequence[int], rows: int = EXAMPLE_ROWS, seed: int = 0) -> Tensor:
+    """Give an input batch of ``rows`` rows: the example's own first rows, then seeded ones of like mean and spread.
+
+    Args:
+        example: ``[b, *input_shape]`` float32, or ``input_shape`` (then standard normal).
+        rows: size of the batch.
+        seed: of the rows drawn.
+
+    Raises:
+        KanCompileError: the example is no float32 batch or its shape is not positive.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if not isinstance(example, Tensor):
+        shape = tuple(example)
+        if not shape or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in shape):
+            raise KanCompileError(
+                f"input_shape: found {shape!r}, expected positive sizes of one input without the batch, such as (784,)"
+            )
+        return torch.randn(rows, *shape, generator=generator)
+    if example.dtype != torch.float32 or example.dim() < 2 or example.numel() == 0:
+        raise KanCompileError(
+            f"example input: found {example.dtype} of shape {tuple(example.shape)!r}, expected float32 with a batch "
+            "dimension first and at least one row; convert with .float(), add a batch with .unsqueeze(0)"
+        )
+    own = example.detach().cpu()[:rows]
+    if not bool(torch.isfinite(own).all()):
+        raise KanCompileError("example input: found NaN or infinite values, expected finite ones; clean the data first")
+    spread = own.std() if own.numel() > 1 else torch.tensor(1.0)
+    drawn = own.mean() + spread * torch.randn(rows - len(own), *own.shape[1:], generator=generator)
+    return torch.cat([own, drawn])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the warnings and log records of tracing from the user's terminal; errors are reported by the caller."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in training:
+            module.training = flag
+
+
+def _trace(model: nn.Module, rows: Tensor) -> ExportedProgram:
+    name = type(model).__name__
+    _check_arguments(model)
+    failures: list[tuple[str, str]] = []
+    for strict in (False, True):
+        try:
+            with quiet(), _evaluation_mode(model), torch.no_grad():
+                batch = torch.export.Dim("batch")
+                traced = torch.export.export(model, (rows,), dynamic_shapes=({0: batch},), strict=strict)
+        except Exception as error:  # torch.export raises whatever the user's code or the tracer raises
+            failures.append((error_source(error), _first_line(error)))
+        else:
+            if _has_dynamic_batch(traced):
+                return traced
+            failures.append(("", "the batch dimension was specialised to a constant"))
+    source = next((source for source, _ in failures if source), "")
+    reasons = "; strict: ".join(reason for _, reason in failures)
+    raise KanCompileError(
+        f"model {name!r}: {source + ': ' if source else ''}found code that torch.export cannot trace with a dynamic "
+        f"batch ({reasons}), expected tensor operations only; replace choices that depend on data by torch.where and "
+        "sizes by x.shape[0]"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    if text.startswith("Constraints violated") and len(lines) > 1:
+        text = lines[1].lstrip("- ")
+    return text.rstrip(".")
+
+
+def _check_arguments(model: nn.Module) -> None:
+    """Refuse a forward that cannot be called with one positional tensor, before the tracer's longer words."""
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):  # a compiled forward has none
+        return
+    try:
+        signature.bind(torch.empty(0))
+    except TypeError as error:
+        raise KanCompileError(
+            f"model {type(model).__name__!r}: found forward{signature}, expected exactly one tensor input ({error}); "
+            "wrap the model in a module of one input"
+        ) from None
+
+
+def _has_dynamic_batch(traced: ExportedProgram) -> bool:
+    inputs = [node for node in traced.graph.nodes if node.name in traced.graph_signature.user_inputs]
+    return all(
+        isinstance(node.meta["val"], Tensor)
+        and node.meta["val"].dim() > 0
+        and isinstance(node.meta["val"].shape[0], torch.SymInt)
+        for node in inputs
+    )
+
+
+def _check_signature(traced: ExportedProgram, rows: Tensor) -> None:
+    """Verify one dynamic float32 input, a single tensor output and no writes."""
+    signature = traced.graph_signature
+    inputs = [node for node in traced.graph.nodes if node.op == "placeholder" and node.name in signature.user_inputs]
+    if len(signature.user_inputs) != 1 or len(inputs) != 1 or not isinstance(inputs[0].meta["val"], Tensor):
+        raise KanCompileError(
+            f"model: found {len(signature.user_inputs)} inputs {list(signature.user_inputs)!r}, expected exactly one "
+            "tensor input; wrap the model in a module of one input"
+        )
+    value = inputs[0].meta["val"]
+    if not _has_dynamic_batch(traced):
+        raise KanCompileError(
+            f"model: found the static input shape {tuple(value.shape)!r}, expected a dynamic batch; export with "
+            'dynamic_shapes=({0: torch.export.Dim("batch")},)'
+        )
+    if value.dtype != torch.float32 or value.device.type != "cpu":
+        raise KanCompileError(
+            f"model: found an input of {value.dtype} on {value.device}, expected float32 on cpu; convert the model "
+            "with .float().cpu() before exporting it"
+        )
+    if any(not isinstance(size, int) for size in value.shape[1:]) or tuple(value.shape[1:]) != tuple(rows.shape[1:]):
+        raise KanCompileError(
+            f"model: found the input shape {tuple(value.shape)!r}, expected [batch, {', '.join(map(str, rows.shape[1:]))}]"
+            "; give the shape that the model was exported with, with only the batch dynamic"
+        )
+    outputs = signature.user_outputs
+    returned = next(node for node in traced.graph.nodes if node.op == "output").args[0]
+    if len(outputs) != 1 or not isinstance(_value(returned[-1]), Tensor):
+        raise KanCompileError(
+            f"model: found {len(outputs)} outputs, expected a single tensor; wrap the model in a module that returns one"
+        )
+    if _value(returned[-1]).dtype != torch.float32:
+        raise KanCompileError(
+            f"model: found an output of {_value(returned[-1]).dtype}, expected float32; convert the model with .float()"
+        )
+    written = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
+    if written:
+        raise KanCompileError(
+            f"model: found writes to {written!r} in evaluation mode, expected a function of the input alone; "
+            "remove the in-place update or guard it with self.training"
+        )
+
+
+def _value(node: Any) -> Any:
+    return node.meta.get("val") if isinstance(node, torch.fx.Node) else node
+
+
+def _check_state(parameters: Mapping[str, Any], buffers: Mapping[str, Any]) -> None:
+    """Refuse parameters in another precision, NaN anywhere, and infinite parameters.
+
+    Infinite buffers are sentinels in some models (knots at infinity); whether they do harm shows in the outputs.
+    """
+    for key, value in {**parameters, **buffers}.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            continue
+        if value.device.type != "cpu":
+            raise KanCompileError(
+                f"{key!r}: found a tensor on {value.device}, expected cpu; move the model with .cpu()"
+            )
+        if key in parameters and value.dtype != torch.float32:
+            raise KanCompileError(
+                f"parameter {key!r}: found {value.dtype}, expected float32; convert with model.float() and measure its "
+                "accuracy in float32, which is the reference of the compiler"
+            )
+        bad = torch.isnan(value) if key not in parameters else ~torch.isfinite(value)
+        if bool(bad.any()):
+            raise KanCompileError(
+                f"{'parameter' if key in parameters else 'buffer'} {key!r}: found {int(bad.sum())} non-finite of "
+                f"{value.numel()} values, expected finite ones; retrain or repair the checkpoint"
+            )

@@ -1,0 +1,272 @@
+"""Abstract interpretation of an exported graph by element ids.
+
+The graph is run once on a small concrete batch. Beside each data-dependent value runs a :class:`Track`: an *anchor* node
+and for each element the one element of the anchor that it depends on. The network input is the first anchor; a
+*contraction* or *join* (affine in several elements) and a *barrier* (anything else that depends on several elements)
+start new ones. What lies between an anchor and a contraction is therefore a univariate expansion, whatever its code
+looks like.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from kancompile.errors import KanCompileError
+from kancompile.frontend.flow_rules import Call, Follows, Mixes, Stops, Track, judge
+from kancompile.frontend.source_lines import node_source
+
+_SHAPE_ONLY = frozenset(
+    {
+        *("full_like", "ones_like", "zeros_like", "empty_like", "new_ones", "new_zeros", "new_full", "new_empty"),
+        *("sym_size", "_assert_tensor_metadata"),
+    }
+)
+
+
+def operator_name(node: fx.Node) -> str:
+    """Name of a call's operator without namespace and overload, such as ``"add"``."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target.overloadpacket.__name__)
+    return getattr(target, "__name__", str(target))
+
+
+@dataclass
+class Flow:
+    """What the interpretation found.
+
+    Attributes:
+        graph: the exported graph; only nodes that the output needs are analysed.
+        input, output: user input and returned node.
+        batch: symbol of the batch size.
+        values: value of every node on the example.
+        parameter_of: state-dict key of the nodes that hold parameters, buffers and constants.
+        constant: nodes that do not depend on the input's values.
+        sized: constant nodes that depend on the batch size.
+        tracks: ids of data-dependent tensors (a tuple where an operator returns several).
+        linear: data-dependent nodes that are affine in their data-dependent inputs together.
+        anchors: in order of evaluation, True where the anchor is affine in what precedes it.
+        contractions: calls that contract (and do not only join).
+        used: anchors whose elements enter a nonlinear function or leave the network.
+        barriers: nodes that stop the analysis, and why.
+    """
+
+    graph: fx.Graph
+    input: fx.Node
+    output: fx.Node
+    batch: sympy.Expr
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    parameter_of: dict[fx.Node, str] = field(default_factory=dict)
+    constant: set[fx.Node] = field(default_factory=set)
+    sized: set[fx.Node] = field(default_factory=set)
+    tracks: dict[fx.Node, Track | tuple[Track | None, ...]] = field(default_factory=dict)
+    linear: set[fx.Node] = field(default_factory=set)
+    anchors: dict[fx.Node, bool] = field(default_factory=dict)
+    contractions: set[fx.Node] = field(default_factory=set)
+    used: set[fx.Node] = field(default_factory=set)
+    barriers: dict[fx.Node, str] = field(default_factory=dict)
+
+    def track(self, node: fx.Node) -> Track:
+        """Ids of a single tensor."""
+        found = self.tracks[node]
+        assert isinstance(found, Track), node
+        return found
+
+    def data_inputs(self, node: fx.Node) -> list[fx.Node]:
+        """Inputs of a node that depend on the network input (not only on its shape)."""
+        if operator_name(node) in _SHAPE_ONLY:
+            return []
+        return [source for source in node.all_input_nodes if source in self.tracks]
+
+
+def analyse(program: ExportedProgram, rows: Tensor) -> Flow:
+    """Interpret a decomposed program on an example batch.
+
+    Raises:
+        KanCompileError: the network draws random numbers, or an operator fails on the example.
+    """
+    graph = program.graph
+    returned = next(node for node in graph.nodes if node.op == "output").args[0]
+    (source,) = (n for n in graph.nodes if n.op == "placeholder" and n.name in program.graph_signature.user_inputs)
+    flow = Flow(graph, source, returned[-1], source.meta["val"].shape[0].node.expr)
+    live = live_nodes(flow.output)
+    state = {**program.state_dict, **program.constants}
+    signature = program.graph_signature
+    keys = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    for node in graph.nodes:
+        if node is source:
+            flow.values[node] = rows
+            _start_anchor(flow, node, defined=False)
+        elif node.op == "placeholder" and node in live:
+            flow.parameter_of[node] = keys[node.name]
+            value = state[keys[node.name]]
+            flow.values[node] = value.detach() if isinstance(value, Tensor) else value
+            flow.constant.add(node)
+        elif node.op == "call_function" and node in live:
+            _Step(flow, node, live).run()
+        elif node in live and node.op != "output":
+            raise KanCompileError(
+                f"{node_source(node)}: found control flow {node.name!r} in the graph, expected tensor operations only; "
+                "write both branches and choose with torch.where"
+            )
+    if flow.output in flow.tracks:
+        flow.used.add(flow.track(flow.output).anchor)
+    return flow
+
+
+def live_nodes(output: fx.Node) -> set[fx.Node]:
+    """Give the nodes that the output needs."""
+    live: set[fx.Node] = set()
+    stack = [output]
+    while stack:
+        node = stack.pop()
+        if node not in live:
+            live.add(node)
+            stack.extend(node.all_input_nodes)
+    return live
+
+
+def _start_anchor(flow: Flow, node: fx.Node, defined: bool) -> None:
+    value = flow.values[node]
+    flow.anchors[node] = defined
+    flow.tracks[node] = Track(node, torch.arange(value.numel()).view(value.shape))
+
+
+class _Step:
+    """Interpret one call."""
+
+    def __init__(self, flow: Flow, node: fx.Node, live: set[fx.Node]) -> None:
+        self.flow = flow
+        self.node = node
+        self.live = live
+        self.name = operator_name(node)
+
+    def run(self) -> None:
+        flow, node = self.flow, self.node
+        target = node.target
+        if isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in target.tags:
+            raise KanCompileError(
+                f"{node_source(node)}: found the random operator {str(target)!r} in evaluation mode, expected a function "
+                "of the input alone; draw random numbers only while self.training"
+            )
+        args, kwargs = self._evaluate()
+        sources = flow.data_inputs(node)
+        if not sources:
+            flow.constant.add(node)
+            meta = node.meta.get("val")
+            symbolic = isinstance(meta, Tensor) and any(not isinstance(size, int) for size in meta.shape)
+            by_shape = self.name in _SHAPE_ONLY and symbolic
+            if isinstance(meta, torch.SymInt) or by_shape or any(s in flow.sized for s in node.all_input_nodes):
+                flow.sized.add(node)
+            return
+        if target is operator.getitem:
+            self._pick(sources[0], int(node.args[1]))  # type: ignore[arg-type]
+            return
+        tracks = {source: flow.track(source) for source in sources}
+        value = flow.values[node]
+        if not isinstance(value, Tensor | tuple | list):
+            raise KanCompileError(
+                f"{node_source(node)}: found {str(target)!r}, which turns data into a Python number, expected tensor "
+                "operations only"
+            )
+        verdict = judge(Call(node, self.name, value, args, kwargs, tracks))
+        match verdict:
+            case Follows(ids, linear):
+                anchor = next(iter(tracks.values())).anchor
+                if linear:
+                    flow.linear.add(node)
+                else:
+                    flow.used.add(anchor)
+                if isinstance(ids, Tensor):
+                    flow.tracks[node] = Track(anchor, ids)
+                    self._sink()
+                else:
+                    flow.tracks[node] = tuple(None if part is None else Track(anchor, part) for part in ids)
+            case Mixes(contraction):
+                flow.linear.add(node)
+                if contraction:
+                    flow.contractions.add(node)
+                _start_anchor(flow, node, defined=True)
+            case Stops(reason):
+                flow.barriers[node] = reason
+                flow.used.update(track.anchor for track in tracks.values())
+                if isinstance(value, Tensor):
+                    _start_anchor(flow, node, defined=False)
+                else:
+                    flow.tracks[node] = tuple(None for _ in value)
+
+    def _evaluate(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        flow, node = self.flow, self.node
+        lookup: Callable[[fx.Node], Any] = flow.values.__getitem__
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lookup)
+        try:
+            with torch.no_grad():
+                flow.values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        except Exception as error:  # any operator may refuse any value
+            raise KanCompileError(
+                f"{node_source(node)}: operator {str(node.target)!r} fails on the example input "
+                f"({(str(error).splitlines() or [''])[0]}); pass an example input that the model accepts"
+            ) from error
+        return tuple(args), dict(kwargs)
+
+    def _pick(self, source: fx.Node, position: int) -> None:
+        """Take one of several results."""
+        flow, node = self.flow, self.node
+        several = flow.tracks[source]
+        assert isinstance(several, tuple)
+        track = several[position]
+        if track is None:
+            _start_anchor(flow, node, defined=False)
+            return
+        flow.tracks[node] = track
+        if source in flow.linear:
+            flow.linear.add(node)
+            self._sink()
+
+    def _sink(self) -> None:
+        """Move the anchor behind this node if everything that follows the anchor passes it as a bijective affine map.
+
+        Bias, batch norm and reshapes then belong to the contraction before it (or stay in front of the expansion), and
+        the functions of different features stay equal. A uniform scale or shift of a tensor that no contraction
+        produces is left to the expansion, where a table absorbs it.
+        """
+        flow, node = self.flow, self.node
+        track = flow.track(node)
+        anchor = track.anchor
+        ids = track.ids.flatten()
+        if operator_name(node) == "unsqueeze":  # the extra dimension belongs to the basis functions that follow
+            return
+        if node not in flow.linear or not torch.equal(ids.sort().values, torch.arange(flow.values[anchor].numel())):
+            return
+        chain = [node]
+        while chain[-1] is not anchor:
+            sources = flow.data_inputs(chain[-1])
+            if len(sources) != 1 or chain[-1] not in flow.linear or self._readers(sources[0]) != 1:
+                return
+            chain.append(sources[0])
+        if not flow.anchors[anchor] and all(self._is_uniform(step) for step in chain[:-1]):
+            return
+        _start_anchor(flow, node, defined=flow.anchors[anchor])
+
+    def _readers(self, node: fx.Node) -> int:
+        return sum(1 for user in node.users if user in self.live and operator_name(user) not in _SHAPE_ONLY)
+
+    def _is_uniform(self, node: fx.Node) -> bool:
+        """Whether a linear step treats all elements alike: a move, a scale or a shift by one number, not by a vector."""
+        if operator_name(node) == "_native_batch_norm_legit_no_training":
+            return False
+        operands = [self.flow.values[source] for source in node.all_input_nodes if source in self.flow.constant]
+        return all(not isinstance(value, Tensor) or bool((value == value.flatten()[:1]).all()) for value in operands)

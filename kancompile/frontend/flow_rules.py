@@ -1,0 +1,455 @@
+"""What each operator family does to element ids: one small function for each family, named in one table.
+
+Every element of a data-dependent tensor carries the *id* of the one element of its *anchor* that it depends on, or
+``CONSTANT`` where it depends on none. A rule computes the ids of an operator's result, or says that its elements depend on
+several elements: affinely (:class:`Mixes`, a contraction or a join) or otherwise (:class:`Stops`). Rules know operators of
+PyTorch, never classes of layers, and they run the operator itself on the ids wherever it only moves elements, so that
+reshapes that reinterpret memory, permutations and writes in place need no algebra of shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+CONSTANT = -1
+_LARGEST = torch.iinfo(torch.int64).max
+
+
+@dataclass(frozen=True)
+class Track:
+    """Ids of a tensor's elements: element ``e`` is a function of element ``ids[e]`` of ``anchor`` alone."""
+
+    anchor: fx.Node
+    ids: Tensor
+
+
+@dataclass(frozen=True)
+class Follows:
+    """Every element of the result depends on at most one element of the anchor.
+
+    ``linear`` says whether the result is affine in the operator's data-dependent inputs. Several results have one ids
+    tensor each, ``None`` for an empty one.
+    """
+
+    ids: Tensor | tuple[Tensor | None, ...]
+    linear: bool
+
+
+@dataclass(frozen=True)
+class Mixes:
+    """Elements of the result are affine in several elements: a contraction, or a join (sum, concatenation) of tensors."""
+
+    contraction: bool
+
+
+@dataclass(frozen=True)
+class Stops:
+    """Elements of the result depend on several elements and not affinely: nothing can be said behind this operator."""
+
+    reason: str
+
+
+Verdict = Follows | Mixes | Stops
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operator call on a concrete example.
+
+    Attributes:
+        node: the call.
+        name: name of the operator without overload.
+        value: its result.
+        args, kwargs: its arguments, nodes replaced by their values.
+        tracks: ids of the data-dependent inputs.
+    """
+
+    node: fx.Node
+    name: str
+    value: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    tracks: Mapping[fx.Node, Track]
+
+    def ids(self, position: int) -> Tensor | None:
+        """Ids of an argument, ``None`` where it is constant."""
+        argument = self.node.args[position] if len(self.node.args) > position else None
+        track = self.tracks.get(argument) if isinstance(argument, fx.Node) else None
+        return None if track is None else track.ids
+
+    def argument(self, position: int, default: Any = None) -> Any:
+        """Value of a positional argument."""
+        return self.args[position] if len(self.args) > position else default
+
+    @property
+    def one_anchor(self) -> bool:
+        """Whether all data-dependent inputs have the same anchor."""
+        return len({track.anchor for track in self.tracks.values()}) == 1
+
+
+def merge_along(ids: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor | None:
+    """Give the id that all elements along ``dims`` share, constants aside; ``None`` where two ids differ."""
+    high = ids.amax(tuple(dims), keepdim=keepdim)
+    low = torch.where(ids < 0, _LARGEST, ids).amin(tuple(dims), keepdim=keepdim)
+    return None if bool(((high >= 0) & (low != high)).any()) else high
+
+
+def combine(parts: Sequence[Tensor], shape: Sequence[int]) -> Tensor | None:
+    """Give the ids of a pointwise function of several tensors; ``None`` where two ids meet in one element."""
+    stacked = torch.stack([part.broadcast_to(shape) for part in parts])
+    return merge_along(stacked, (0,))
+
+
+# --- movement -------------------------------------------------------------------------------------------------------
+
+_FLOAT_ONLY = frozenset({"im2col", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"})
+_MOVED = {  # operator -> positions of the arguments whose elements it moves; the others must be constant
+    **dict.fromkeys(
+        (
+            *(
+                "view",
+                "_unsafe_view",
+                "reshape",
+                "permute",
+                "transpose",
+                "t",
+                "unsqueeze",
+                "squeeze",
+                "slice",
+                "select",
+            ),
+            *("expand", "clone", "alias", "detach", "lift_fresh_copy", "flip", "roll", "diagonal", "unfold", "repeat"),
+            *("unbind", "split", "split_with_sizes", "constant_pad_nd", "index", "index_select", "as_strided", "tril"),
+            *("triu", "masked_fill", "cat", "stack", *_FLOAT_ONLY),
+        ),
+        (0,),
+    ),
+    "where": (1, 2),
+    "copy": (1,),
+    "select_scatter": (0, 1),
+    "slice_scatter": (0, 1),
+    "index_put": (0, 2),
+    "scatter": (0, 3),
+    "gather": (0,),
+}
+_FILLED = {"constant_pad_nd": 2, "masked_fill": 2}  # operator -> position of the constant that fills new elements
+
+
+def movement(call: Call) -> Verdict | None:
+    """Run the operator on the ids (shifted by one, so that zeros which it puts in mean constant)."""
+    positions = _MOVED[call.name]
+    if call.name == "scatter" and not isinstance(call.argument(3), Tensor | float | int):
+        return None
+    if call.name == "index_put" and call.argument(3, False):
+        return None
+    moved = {node for p in positions if p < len(call.node.args) for node in _nodes(call.node.args[p])}
+    if call.name == "copy":
+        moved |= set(_nodes(call.node.args[0]))  # overwritten altogether
+    if any(node not in moved for node in call.tracks):
+        return None
+    if not call.one_anchor:
+        return Mixes(contraction=False) if isinstance(call.value, Tensor) else Stops("splits a tensor of two origins")
+    dtype = torch.float64 if call.name in _FLOAT_ONLY else torch.int64
+
+    def shifted(argument: Any) -> Any:
+        if isinstance(argument, fx.Node):
+            track = call.tracks.get(argument)
+            if track is not None:
+                return (track.ids + 1).to(dtype)
+        return argument
+
+    def zeroed(argument: Any, value: Any) -> Any:
+        if isinstance(argument, Tensor) and not (isinstance(value, fx.Node) and value in call.tracks):
+            return torch.zeros(argument.shape, dtype=dtype)
+        return argument
+
+    arguments = []
+    for position, (symbolic, value) in enumerate(zip(call.node.args, call.args, strict=True)):
+        if position in positions or call.name == "copy":
+            items = symbolic if isinstance(symbolic, list | tuple) else [symbolic]
+            values = value if isinstance(value, list | tuple) else [value]
+            new = [shifted(s) if s in call.tracks else zeroed(v, s) for s, v in zip(items, values, strict=True)]
+            if call.name == "scatter" and position == 3 and not isinstance(value, Tensor):
+                new = [0]
+            arguments.append(new if isinstance(symbolic, list | tuple) else new[0])
+        elif _FILLED.get(call.name) == position:
+            arguments.append(torch.zeros((), dtype=dtype) if isinstance(value, Tensor) else 0)
+        else:
+            arguments.append(value)
+    keep = {key: value for key, value in call.kwargs.items() if key not in ("dtype", "memory_format")}
+    result = call.node.target(*arguments, **keep)  # type: ignore[operator]
+    if isinstance(result, Tensor):
+        return Follows(result.to(torch.int64) - 1, linear=True)
+    return Follows(tuple(part.to(torch.int64) - 1 for part in result), linear=True)
+
+
+def _nodes(argument: Any) -> list[fx.Node]:
+    return [leaf for leaf in pytree.tree_leaves(argument) if isinstance(leaf, fx.Node)]
+
+
+# --- pointwise ------------------------------------------------------------------------------------------------------
+
+_AFFINE = frozenset({"add", "sub", "rsub", "neg", "positive", "_native_batch_norm_legit_no_training"})
+_ALSO_POINTWISE = frozenset({"_to_copy", "where", "floor_divide", "remainder", "bucketize", "searchsorted"})
+
+
+def pointwise(call: Call) -> Verdict | None:
+    """Let every element of the result depend on what its operands' elements depend on."""
+    several = isinstance(call.value, tuple | list)
+    first = call.value[0] if several else call.value
+    linear = _is_affine(call, first)
+    if call.name == "searchsorted" and call.ids(0) is not None:
+        return None
+    if not call.one_anchor:
+        return Mixes(contraction=False) if linear else Stops("nonlinear function of values of two origins")
+    parts = [track.ids for track in call.tracks.values()]
+    ids = combine(parts, first.shape)
+    if ids is None:
+        return Mixes(contraction=False) if linear else Stops("nonlinear function of several features")
+    zero = _zeros(call)
+    if zero is not None:
+        ids = torch.where(zero.broadcast_to(ids.shape), CONSTANT, ids)
+    if several:
+        return Follows((ids, *(None for _ in call.value[1:])), linear)
+    return Follows(ids, linear)
+
+
+def _is_affine(call: Call, result: Tensor) -> bool:
+    """Tell whether the result is affine in all data-dependent operands together."""
+    if not result.is_floating_point():
+        return False
+    data = [p for p, argument in enumerate(call.node.args) if isinstance(argument, fx.Node) and argument in call.tracks]
+    if any(not call.args[p].is_floating_point() for p in data):
+        return False
+    if call.name in _AFFINE:
+        return call.name != "_native_batch_norm_legit_no_training" or data == [0]
+    if call.name == "mul":
+        return len(data) == 1
+    if call.name == "div":
+        return data == [0] and call.kwargs.get("rounding_mode") is None
+    return call.name == "_to_copy"
+
+
+def _zeros(call: Call) -> Tensor | None:
+    """Where a constant operand makes the result constant: a factor 0, an exponent 0."""
+    positions = {"mul": (0, 1), "pow": (1,)}.get(call.name, ())
+    zero: Tensor | None = None
+    for position in positions:
+        if call.ids(position) is None:
+            here = torch.as_tensor(call.args[position]) == 0
+            zero = here if zero is None else zero | here
+    return zero if zero is not None and bool(zero.any()) else None
+
+
+# --- contractions ---------------------------------------------------------------------------------------------------
+
+
+def matrix_product(call: Call) -> Verdict:
+    """mm, bmm, addmm and baddbmm: affine in one operand; univariate where all ids along the sum are equal."""
+    left_at = 1 if call.name in ("addmm", "baddbmm") else 0
+    left, right = call.ids(left_at), call.ids(left_at + 1)
+    added = call.ids(0) if left_at else None
+    if not call.one_anchor:
+        if left is not None and right is not None:
+            return Stops("product of two data-dependent matrices")
+        return Mixes(contraction=True)
+    shape = call.value.shape
+    parts = []
+    for ids, summed, spread in ((left, -1, -1), (right, -2, -2)):
+        if ids is not None:
+            merged = merge_along(ids, (summed,))
+            if merged is None:
+                if left is not None and right is not None:
+                    return Stops("product of two data-dependent matrices")
+                return Mixes(contraction=True)
+            parts.append(merged.unsqueeze(spread).expand(shape))
+    linear = not (left is not None and right is not None)
+    if added is not None:
+        parts.append(added.broadcast_to(shape))
+    ids = combine(parts, shape)
+    if ids is None:
+        return Mixes(contraction=True) if linear else Stops("product of two data-dependent matrices")
+    return Follows(ids, linear)
+
+
+def convolution(call: Call) -> Verdict:
+    """Convolution by a constant kernel: univariate only where every window of every group sees one id."""
+    weight_is_data, bias_is_data = call.ids(1) is not None, call.ids(2) is not None
+    ids = call.ids(0)
+    if weight_is_data or bias_is_data or ids is None:
+        return Stops("convolution with a data-dependent kernel")
+    weight, (stride, padding, dilation, transposed, _, groups) = call.args[1], call.args[3:9]
+    if transposed or weight.dim() not in (3, 4):
+        return Mixes(contraction=True)
+    if weight.dim() == 3:
+        ids = ids.unsqueeze(2)
+        stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
+    window = (1, weight.shape[2]) if weight.dim() == 3 else tuple(weight.shape[2:])
+    patches = torch.nn.functional.unfold((ids + 1).double(), window, tuple(dilation), tuple(padding), tuple(stride))
+    merged = merge_along(patches.view(len(ids), groups, -1, patches.shape[-1]).long() - 1, (2,))
+    if merged is None:
+        return Mixes(contraction=True)
+    spread = merged.unsqueeze(2).expand(-1, -1, weight.shape[0] // groups, -1)
+    return Follows(spread.reshape(call.value.shape), linear=True)
+
+
+def summation(call: Call) -> Verdict:
+    """Sum and mean: affine."""
+    merged = _reduced(call)
+    return Mixes(contraction=True) if merged is None else Follows(merged, linear=True)
+
+
+def linear_filter(call: Call) -> Verdict:
+    """Average pooling, interpolation and the like: affine, and treated as mixing."""
+    return Mixes(contraction=True) if list(call.tracks) == [call.node.args[0]] else Stops("data-dependent filter")
+
+
+# --- reductions and orders ------------------------------------------------------------------------------------------
+
+
+def _reduced(call: Call) -> Tensor | None:
+    ids = call.ids(0)
+    assert ids is not None
+    result = call.value if isinstance(call.value, Tensor) else call.value[0]
+    dims = call.argument(1)
+    if dims is None or dims == []:
+        dims = list(range(ids.dim()))
+    dims = dims if isinstance(dims, list | tuple) else [dims]
+    merged = merge_along(ids, dims, keepdim=result.dim() == ids.dim())
+    return None if merged is None else merged.reshape(result.shape)
+
+
+def reduction(call: Call) -> Verdict:
+    """Max, prod, argmax, norms and so on along dimensions."""
+    if call.name == "linalg_vector_norm":
+        call = Call(call.node, call.name, call.value, (call.args[0], call.argument(2)), call.kwargs, call.tracks)
+    merged = _reduced(call) if len(call.tracks) == 1 and call.ids(0) is not None else None
+    if merged is None:
+        return Stops("nonlinear reduction over several features")
+    return Follows(merged if isinstance(call.value, Tensor) else tuple(merged for _ in call.value), linear=False)
+
+
+def along_one_dimension(call: Call) -> Verdict:
+    """Softmax, sort, cumprod and the like, whose result depends on everything along one dimension."""
+    ids = call.ids(0)
+    if ids is None or len(call.tracks) != 1:
+        return Stops("operates on several data-dependent tensors")
+    dim = call.kwargs.get("dim", call.argument(1, -1))
+    merged = merge_along(ids, (dim,), keepdim=True)
+    if merged is None:
+        return Mixes(contraction=True) if call.name == "cumsum" else Stops("depends on several features at once")
+    spread = merged.expand(ids.shape)
+    linear = call.name == "cumsum"
+    return Follows(spread if isinstance(call.value, Tensor) else tuple(spread for _ in call.value), linear)
+
+
+def layer_norm(call: Call) -> Verdict:
+    """Normalisation over the last dimensions: univariate only within the functions of one element."""
+    ids = call.ids(0)
+    if ids is None or len(call.tracks) != 1:
+        return Stops("normalisation with data-dependent scale")
+    merged = merge_along(ids, range(-len(call.args[1]), 0), keepdim=True)
+    if merged is None:
+        return Stops("normalisation over several features")
+    return Follows(tuple(merged.expand(part.shape) for part in call.value), linear=False)
+
+
+def normalisation(call: Call) -> Verdict:
+    """Group and instance norm."""
+    return Stops("normalisation over several features")
+
+
+def max_pool(call: Call) -> Verdict:
+    """Max pooling."""
+    return Stops("maximum over several positions")
+
+
+# --- table look-ups -------------------------------------------------------------------------------------------------
+
+
+def embedding(call: Call) -> Verdict:
+    """A row of a constant matrix, chosen by one element."""
+    ids = call.ids(1)
+    if ids is None or call.ids(0) is not None:
+        return Stops("look-up in a data-dependent table")
+    return Follows(ids.unsqueeze(-1).expand(call.value.shape), linear=False)
+
+
+def index(call: Call) -> Verdict:
+    """Indexing by data: every element depends on its indices (and on the elements of a data-dependent table)."""
+    indices = call.node.args[1]
+    assert isinstance(indices, list | tuple)
+    if call.ids(0) is not None or not call.one_anchor:
+        return Stops("data-dependent index into a data-dependent table")
+    if any(i is None for i in indices):
+        return Stops("data-dependent index of some dimensions only")
+    behind = call.value.dim() - len(torch.broadcast_shapes(*(value.shape for value in call.args[1])))
+    parts = [track.ids.reshape(*track.ids.shape, *[1] * behind) for track in call.tracks.values()]
+    ids = combine(parts, call.value.shape)
+    return Stops("index made of several features") if ids is None else Follows(ids, linear=False)
+
+
+def gather(call: Call) -> Verdict:
+    """Gather by data: depends on the index and, for a data-dependent source, on all it could pick."""
+    if not call.one_anchor:
+        return Stops("gather from values of another origin")
+    source, picks, dim = call.ids(0), call.ids(2), call.args[1]
+    parts = [] if picks is None else [picks]
+    if source is not None:
+        merged = merge_along(source, (dim,), keepdim=True)
+        shape = list(call.value.shape)
+        shape[dim] = 1
+        if merged is None or list(merged.shape) != shape:
+            return Stops("gather over several features")
+        parts.append(merged)
+    ids = combine(parts, call.value.shape)
+    return Stops("gather over several features") if ids is None else Follows(ids, linear=False)
+
+
+Rule = Callable[[Call], Verdict | None]
+
+RULES: dict[str, tuple[Rule, ...]] = {
+    **dict.fromkeys(_MOVED, (movement,)),
+    "where": (movement, pointwise),
+    "index": (movement, index),
+    "gather": (movement, gather),
+    **dict.fromkeys(("_native_batch_norm_legit_no_training", *sorted(_ALSO_POINTWISE - {"where"})), (pointwise,)),
+    **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), (matrix_product,)),
+    "convolution": (convolution,),
+    **dict.fromkeys(("sum", "mean"), (summation,)),
+    **dict.fromkeys(
+        (
+            *("avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d"),
+            *("upsample_bilinear2d", "upsample_nearest2d"),
+        ),
+        (linear_filter,),
+    ),
+    **dict.fromkeys(
+        ("amax", "amin", "prod", "max", "min", "any", "all", "argmax", "argmin", "var", "linalg_vector_norm"),
+        (reduction,),
+    ),
+    **dict.fromkeys(("_softmax", "_log_softmax", "sort", "cumsum", "cumprod"), (along_one_dimension,)),
+    "embedding": (embedding,),
+    "native_layer_norm": (layer_norm,),
+    **dict.fromkeys(("native_group_norm", "_native_batch_norm_legit"), (normalisation,)),
+    **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d"), (max_pool,)),
+}
+
+
+def judge(call: Call) -> Verdict:
+    """Apply the first rule that says something about an operator; unknown operators stop the analysis."""
+    rules = RULES.get(call.name, ())
+    target = call.node.target
+    if not rules and isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags:
+        rules = (pointwise,)
+    for rule in rules:
+        verdict = rule(call)
+        if verdict is not None:
+            return verdict
+    return Stops("no rule for this use of the operator" if rules else "no rule for this operator")

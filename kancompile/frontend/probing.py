@@ -1,0 +1,74 @@
+"""Confirm by evaluation what the analysis claims about one layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kancompile.frontend.batch_layout import NotLowerableError, layout_of
+from kancompile.frontend.canonical import CanonicalLayer
+from kancompile.frontend.flow import Flow
+from kancompile.frontend.subgraph import cut_out
+from kancompile.modules import Expansion
+
+TOLERANCE = 1e-5
+_EDGES = (0.0, 1.0, -1.0, 0.5, -0.5, 2.2, -2.2, 5.0, -5.0, 20.0, -20.0)
+
+
+def confirm(flow: Flow, layer: CanonicalLayer, rows: int = 16) -> None:
+    """Compare a canonical layer with the part of the graph that it replaces, and check that its expansions are univariate.
+
+    Inputs: what the anchors hold on the example, random rows, and rows filled with one edge value each.
+
+    Raises:
+        NotLowerableError: an output differs by more than 1e-5 of the size of its terms, an input moves functions of
+            another one, or a function depends on where its input stands in the tensor.
+    """
+    generator = torch.Generator().manual_seed(1)
+    inputs = [_inputs(flow, layer, position, rows, generator) for position in range(len(layer.anchors))]
+    original = cut_out(flow, layer.anchors, layer.region.target)
+    with torch.no_grad():
+        expected = original(*inputs).flatten(1)
+        features = [expansion(x) for expansion, x in zip(layer.expansions, inputs, strict=True)]
+        found = layer.contraction(*features).flatten(1)
+        columns = torch.cat([feature.flatten(-2) for feature in features], dim=-1)
+        sizes = columns.abs() @ layer.contraction.weight.abs().T + layer.contraction.bias.abs()
+    finite = torch.isfinite(expected).all(1) & torch.isfinite(columns).flatten(1).all(1)
+    if not bool(finite.any()):
+        raise NotLowerableError("probing: the layer gives no finite output")
+    scale = sizes.reshape(expected.shape)[finite].amax(1, keepdim=True)
+    difference = (found - expected)[finite].abs() / scale.clamp(min=1e-30)
+    if not bool((difference <= TOLERANCE).all()):
+        raise NotLowerableError(
+            f"probing: the canonical layer differs from the original by {float(difference.max()):.2g} of its terms"
+        )
+    for expansion, x, feature in zip(layer.expansions, inputs, features, strict=True):
+        _confirm_univariate(expansion, x[finite], feature[finite], generator)
+
+
+def _inputs(flow: Flow, layer: CanonicalLayer, position: int, rows: int, generator: torch.Generator) -> Tensor:
+    anchor = layer.anchors[position]
+    layout = layout_of(anchor, flow.batch)
+    seen = layout.to_samples(flow.values[anchor]).float()
+    drawn = 2 * torch.randn(rows, *layout.shape, generator=generator)
+    edges = torch.tensor(_EDGES).reshape(-1, *[1] * len(layout.shape)).expand(-1, *layout.shape)
+    return torch.cat([seen, drawn, edges])
+
+
+def _confirm_univariate(expansion: Expansion, x: Tensor, feature: Tensor, generator: torch.Generator) -> None:
+    """Move one input of each row: only its functions may change; fill a tensor with one value: they must not."""
+    elements = feature.flatten(1, -2)  # [rows, inputs, k]
+    rows, n_inputs = elements.shape[:2]
+    moved = torch.randint(n_inputs, (rows,), generator=generator)
+    every = torch.arange(rows)
+    changed = x.flatten(1).clone()
+    changed[every, moved] += 0.37
+    with torch.no_grad():
+        other = expansion(changed.reshape(x.shape)).flatten(1, -2)
+        filled = expansion.sample(x.flatten(1)[every, moved]).flatten(1, -2)
+    differs = ~torch.isclose(other, elements, rtol=TOLERANCE, atol=1e-7).all(-1)
+    differs[every, moved] = False
+    if bool(differs.any()):
+        raise NotLowerableError("probing: functions of one input depend on another input")
+    if not torch.allclose(filled[every, moved], elements[every, moved], rtol=TOLERANCE, atol=1e-6):
+        raise NotLowerableError("probing: functions depend on more than the value of their input")

@@ -1,0 +1,46 @@
+"""Build the program's graph: canonical layers as modules, everything else as it was exported."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+from kancompile.frontend.batch_layout import layout_of
+from kancompile.frontend.canonical import CanonicalLayer
+from kancompile.frontend.flow import Flow, live_nodes
+from kancompile.frontend.subgraph import GraphCopier
+
+
+def rewrite(flow: Flow, layers: list[CanonicalLayer]) -> fx.GraphModule:
+    """Replace each layer's target by ``call_module`` nodes and drop what only fed it.
+
+    Modules are named ``layer0_expand0``, ``layer0_contract`` and so on; parameters that are still read keep the name of
+    their placeholder.
+    """
+    layer_of = {layer.region.target: (number, layer) for number, layer in enumerate(layers)}
+    copier = GraphCopier(flow)
+    graph = copier.graph
+    copier.placed[flow.input] = graph.placeholder("x")
+    copier.batch = graph.call_function(torch.ops.aten.sym_size.int, (copier.placed[flow.input], 0))
+    modules: dict[str, nn.Module] = {}
+    live = live_nodes(flow.output)
+    for node in flow.graph.nodes:
+        if node not in live or node is flow.input:
+            continue
+        if node in flow.parameter_of:
+            copier.place_constant(node, node.name)
+        elif node in layer_of:
+            number, layer = layer_of[node]
+            features = []
+            for position, (anchor, expansion) in enumerate(zip(layer.anchors, layer.expansions, strict=True)):
+                name = f"layer{number}_expand{position}"
+                modules[name] = expansion
+                source = layout_of(anchor, flow.batch).emit_to_samples(graph, copier.placed[anchor], copier.batch)
+                features.append(graph.call_module(name, (source,)))
+            modules[f"layer{number}_contract"] = layer.contraction
+            result = graph.call_module(f"layer{number}_contract", tuple(features))
+            copier.placed[node] = layout_of(node, flow.batch).emit_from_samples(graph, result, copier.batch)
+        else:
+            copier.copy(node)
+    copier.finish(copier.placed[flow.output])
+    return fx.GraphModule({**copier.root, **modules}, graph)

@@ -1,0 +1,147 @@
+"""Cut a part out of the exported graph as a module of its own, ``[b, *shape]`` in and out, at any batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from kancompile.frontend.batch_layout import BatchLayout, NotLowerableError, emit_size, layout_of
+from kancompile.frontend.flow import Flow, operator_name
+
+_ATEN = torch.ops.aten
+_ASSERTIONS = frozenset({"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size"})
+
+
+class GraphCopier:
+    """Copy nodes of an exported graph into a new graph, sizes rewritten as functions of the new graph's batch.
+
+    Attributes:
+        graph: the new graph.
+        placed: node of the new graph for each node already copied or given.
+        batch: node of the new graph that holds the batch size.
+        root: tensors that the new graph names in ``get_attr`` nodes.
+    """
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self.graph = fx.Graph()
+        self.placed: dict[fx.Node, Any] = {}
+        self.batch: fx.Node | None = None
+        self.root: dict[str, Any] = {}
+
+    def place_constant(self, node: fx.Node, name: str) -> None:
+        """Put a node's value into the new graph as a buffer."""
+        self.root[name] = self.flow.values[node].detach().clone()
+        self.placed[node] = self.graph.get_attr(name)
+
+    def copy(self, node: fx.Node) -> None:
+        """Copy one call, whose inputs are placed already."""
+        name = operator_name(node)
+        value = node.meta.get("val")
+        assert self.batch is not None
+        if isinstance(value, torch.SymInt):
+            self.placed[node] = emit_size(self.graph, value.node.expr, self.flow.batch, self.batch)
+            return
+        if name in _ASSERTIONS:
+            return
+        if node in self.flow.sized and node.all_input_nodes and node.all_input_nodes[0] in self.flow.tracks:
+            self._fill(node)
+            return
+        new = self.graph.node_copy(node, self.placed.__getitem__)
+        new.meta = {key: node.meta[key] for key in ("stack_trace", "nn_module_stack") if key in node.meta}
+        self.placed[node] = new
+
+    def finish(self, output: fx.Node) -> None:
+        """End the graph with its output and drop what the output does not need (all nodes are pure)."""
+        self.graph.output(output)
+        for node in reversed(self.graph.nodes):
+            if not node.users and node.op not in ("placeholder", "output"):
+                self.graph.erase_node(node)
+        read = {node.target for node in self.graph.nodes if node.op == "get_attr"}
+        self.root = {name: value for name, value in self.root.items() if name in read}
+
+    def _fill(self, node: fx.Node) -> None:
+        """Replace ``full_like`` and the like by a tensor of the same size, so that the tensor it imitates is not needed."""
+        value = self.flow.values[node]
+        if value.numel() and not bool((value == value.flatten()[0]).all()):
+            raise NotLowerableError(f"{node.name} reads the shape of a tensor and is not filled with one value")
+        assert self.batch is not None
+        sizes = [
+            size if isinstance(size, int) else emit_size(self.graph, size.node.expr, self.flow.batch, self.batch)
+            for size in node.meta["val"].shape
+        ]
+        fill = value.flatten()[0].item() if value.numel() else 0
+        self.placed[node] = self.graph.call_function(_ATEN.full.default, (sizes, fill), {"dtype": value.dtype})
+
+
+def cut_out(flow: Flow, inputs: Sequence[fx.Node], output: fx.Node) -> fx.GraphModule:
+    """Build the module that computes ``output`` from ``inputs``, all as ``[b, *shape of one sample]``.
+
+    Constants that do not depend on the batch size are folded into buffers (copies: the module shares nothing).
+
+    Raises:
+        NotLowerableError: a size or a batch dimension cannot be expressed, or the output needs more than ``inputs``.
+    """
+    needed = _needed(flow, inputs, output)
+    copier = GraphCopier(flow)
+    graph = copier.graph
+    holders = [graph.placeholder(f"x{position}" if len(inputs) > 1 else "x") for position in range(len(inputs))]
+    copier.batch = graph.call_function(_ATEN.sym_size.int, (holders[0], 0))
+    for node, holder in zip(inputs, holders, strict=True):
+        copier.placed[node] = layout_of(node, flow.batch).emit_from_samples(graph, holder, copier.batch)
+    constants = 0
+    for node in flow.graph.nodes:
+        if node not in needed or node in copier.placed:
+            continue
+        if is_fixed(flow, node):
+            if isinstance(flow.values[node], Tensor):
+                copier.place_constant(node, f"constant{constants}")
+                constants += 1
+            else:
+                copier.placed[node] = flow.values[node]
+        elif node.op == "placeholder":
+            raise NotLowerableError(f"{output.name} also depends on {node.name}")
+        else:
+            copier.copy(node)
+    result = layout_of(output, flow.batch).emit_to_samples(graph, copier.placed[output], copier.batch)
+    copier.finish(result)
+    return fx.GraphModule(copier.root, graph)
+
+
+def is_fixed(flow: Flow, node: fx.Node) -> bool:
+    """Whether a node's value is the same for every input and batch size."""
+    return node in flow.constant and node not in flow.sized
+
+
+def _needed(flow: Flow, inputs: Sequence[fx.Node], output: fx.Node) -> set[fx.Node]:
+    needed: set[fx.Node] = set()
+    stack = [output]
+    while stack:
+        node = stack.pop()
+        if node in needed:
+            continue
+        needed.add(node)
+        if node in inputs or is_fixed(flow, node):
+            continue
+        if isinstance(node.meta.get("val"), torch.SymInt):
+            continue
+        if node in flow.sized and node.all_input_nodes and node.all_input_nodes[0] in flow.tracks:
+            continue
+        stack.extend(node.all_input_nodes)
+    return needed
+
+
+def largest_row(flow: Flow, nodes: Sequence[fx.Node]) -> int:
+    """Elements for one sample of the largest tensor among nodes, to size chunks by."""
+    rows = len(flow.values[flow.input])
+    sizes = [flow.values[node].numel() for node in nodes if isinstance(flow.values[node], Tensor)]
+    return max(1, max(sizes, default=0) // rows)
+
+
+def sample_rows(flow: Flow, node: fx.Node) -> tuple[BatchLayout, Tensor]:
+    """Layout of a node and its value on the example as ``[b, elements of one sample]``."""
+    layout = layout_of(node, flow.batch)
+    return layout, layout.to_samples(flow.values[node]).flatten(1)

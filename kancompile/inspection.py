@@ -1,0 +1,138 @@
+"""Describe a compiled file, or the KAN layers found in a model, as plain data and as text."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
+
+from kancompile.errors import KanCompileError
+from kancompile.execution import ModelFile, name_of, read_model
+from kancompile.modules import Contraction, Expansion
+from kancompile.program import Program
+
+_PREFIX = "kancompile."
+
+
+def describe_file(model: ModelFile) -> dict[str, Any]:
+    """Describe an ONNX file from its own bytes alone.
+
+    Returns:
+        sizes, opset, inputs, outputs, initializers, operator counts, and the metadata that kancompile wrote (decoded).
+
+    Raises:
+        KanCompileError: the file cannot be read or is no ONNX model.
+    """
+    content = read_model(model)
+    try:
+        proto = onnx.load_model_from_string(content)
+    except DecodeError as error:
+        raise KanCompileError(f"{name_of(model)}: found no ONNX model ({error}); give a complete .onnx file") from error
+    if not proto.graph.node:
+        raise KanCompileError(f"{name_of(model)}: found an empty graph; give a complete .onnx file")
+    operators: dict[str, int] = {}
+    for node in proto.graph.node:
+        operators[node.op_type] = operators.get(node.op_type, 0) + 1
+    tensors = [
+        {
+            "name": tensor.name,
+            "type": onnx.TensorProto.DataType.Name(tensor.data_type).lower(),
+            "shape": list(tensor.dims),
+            "bytes": len(tensor.raw_data) or tensor.ByteSize(),
+        }
+        for tensor in proto.graph.initializer
+    ]
+    metadata = {entry.key: _decoded(entry.value) for entry in proto.metadata_props}
+    return {
+        "model": name_of(model),
+        "bytes": len(content),
+        "ir_version": proto.ir_version,
+        "opset": {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
+        "producer": f"{proto.producer_name} {proto.producer_version}".strip(),
+        "inputs": {value.name: _type(value) for value in proto.graph.input},
+        "outputs": {value.name: _type(value) for value in proto.graph.output},
+        "operators": dict(sorted(operators.items())),
+        "tensors": tensors,
+        "metadata": {key.removeprefix(_PREFIX): value for key, value in metadata.items() if key.startswith(_PREFIX)},
+    }
+
+
+def file_table(described: dict[str, Any]) -> str:
+    """Print the description of a file for people."""
+    opset = ", ".join(f"{domain} {version}" for domain, version in described["opset"].items())
+    lines = [
+        f"{described['model']}, {described['bytes']:,} bytes, opset {opset}, IR {described['ir_version']}",
+        *(f"input {name}: {kind}" for name, kind in described["inputs"].items()),
+        *(f"output {name}: {kind}" for name, kind in described["outputs"].items()),
+    ]
+    metadata = dict(described["metadata"])
+    if not metadata:
+        lines.append("not written by kancompile: no metadata about layers")
+    lines += [f"layer {layer['name']}: {_layer_text(layer)}" for layer in metadata.pop("layers", [])]
+    for entry in described["tensors"]:
+        shape = "x".join(map(str, entry["shape"])) or "scalar"
+        lines.append(f"tensor {entry['name']}: {entry['type']} {shape}, {entry['bytes']:,} bytes")
+    counted = ", ".join(f"{count} {name}" for name, count in described["operators"].items())
+    lines.append(f"operators: {counted}")
+    lines += [f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in metadata.items()]
+    return "\n".join(lines)
+
+
+def describe_program(program: Program) -> dict[str, Any]:
+    """Describe the layers found in a captured model, and what stays as it is."""
+    layers = []
+    for layer in program.layers():
+        contraction = program.module(layer.contraction)
+        assert isinstance(contraction, Contraction)
+        expansions = [program.module(target) for target in layer.expansions]
+        layers.append(
+            {
+                "name": layer.name,
+                "n_out": contraction.n_out,
+                "expansions": [
+                    {"n_in": e.n_in, "k": e.k, "branches": {branch.name: branch.k for branch in e.branches}}
+                    for e in expansions
+                    if isinstance(e, Expansion)
+                ],
+            }
+        )
+    rest = [vars(part) for part in program.unrecognized]
+    return {"input_shape": list(program.input_shape), "layers": layers, "unrecognized": rest}
+
+
+def program_table(program: Program) -> str:
+    """Print the layers found in a captured model, and what stays as it is."""
+    described = describe_program(program)
+    lines = [f"{len(described['layers'])} KAN layers"]
+    lines += [f"layer {layer['name']}: {_layer_text(layer)}" for layer in described["layers"]]
+    for part in described["unrecognized"]:
+        lines.append(f"stays as it is: {part['operator']} ({part['reason']}) {part['source']}".rstrip())
+    return "\n".join(lines)
+
+
+def _layer_text(layer: dict[str, Any]) -> str:
+    parts = []
+    for entry in layer["expansions"]:
+        text = f"{entry['n_in']} inputs x {entry['k']} functions"
+        if "levels" in entry:
+            text += f" ({entry['tables']} x {entry['levels']} levels, {entry['low']:.4g} ... {entry['high']:.4g})"
+        elif entry.get("branches"):
+            text += f" ({', '.join(f'{name}: {k}' for name, k in entry['branches'].items())})"
+        parts.append(text)
+    bits = f", {layer['weight_bits']}-bit weights, {layer['weight_bytes']:,} bytes" if "weight_bits" in layer else ""
+    return f"{' + '.join(parts)} -> {layer['n_out']}{bits}"
+
+
+def _decoded(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
+
+
+def _type(value: onnx.ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    shape = [dim.dim_param or (str(dim.dim_value) if dim.HasField("dim_value") else "?") for dim in tensor.shape.dim]
+    return f"{onnx.TensorProto.DataType.Name(tensor.elem_type).lower()} [{', '.join(shape)}]"

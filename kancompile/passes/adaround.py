@@ -1,0 +1,110 @@
+"""Choose for every weight between the code below and the code above by gradient descent on the layer's error.
+
+Nagel et al., *Up or Down? Adaptive Rounding for Post-Training Quantization* (2020), section 3.3: minimise
+``E |(V - V_hat(alpha)) (q - mean)|^2 + 0.01 * regulariser`` with Adam. The error is quadratic in the weights, so with few
+columns the covariance gives its exact gradient, and with many columns mini-batches of features are cheaper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from kancompile.passes.gptq import Gptq, polish_rounded
+from kancompile.passes.soft_rounding import Schedule, SoftRounding
+from kancompile.quantizers import code_range, scale_of_column
+from kancompile.rounding import Rounded, RoundingProblem, SecondMoments, corrected
+
+_IN_MEMORY_BYTES = 1 << 29
+
+
+@dataclass(frozen=True)
+class AdaRound:
+    """Learn roundings on the scales that GPTQ found, then polish them under the same error.
+
+    Attributes:
+        scales: the method whose scales are used, and whose damping and polishing.
+        iterations: steps of Adam.
+        learning_rate: of alpha. The paper's 1e-3 needs its 10,000 iterations to move alpha across its range.
+        regularisation: weight of the regulariser; the error is in units of the error of nearest rounding for each
+            weight, so that it does not depend on the units of the layer.
+        warm_start, beta: see :class:`~kancompile.passes.soft_rounding.Schedule`.
+        covariance_columns: up to so many live columns the covariance is used, above it mini-batches.
+        batch: samples of a mini-batch.
+        sweeps: most rounds of polishing afterwards.
+    """
+
+    scales: Gptq = field(default_factory=Gptq)
+    iterations: int = 1000
+    learning_rate: float = 1e-2
+    regularisation: float = 0.01
+    warm_start: float = 0.2
+    beta: tuple[float, float] = (20.0, 2.0)
+    covariance_columns: int = 2048
+    batch: int = 256
+    sweeps: int = 10
+
+    def __call__(self, problem: RoundingProblem, generator: torch.Generator) -> Rounded:
+        """Round ``problem.weight``; ``generator`` draws the mini-batches."""
+        start = self.scales(problem, generator)
+        moments = problem.second_moments(self.scales.device)
+        if not len(moments.live):
+            return start
+        device, live = self.scales.device, moments.live
+        low, high = code_range(problem.bits)
+        weight = problem.weight[:, live].float().to(device)
+        step = scale_of_column(start.scale, problem.group_sizes)[:, live].to(device)
+        rounding = SoftRounding.between_levels(weight, step, low, high)
+        error_of = self._error(problem, moments, generator)
+        nearest = torch.clamp(torch.round(weight / step), low, high) * step
+        variance = moments.variance[live].float().to(device)
+        unit = float(((weight - nearest).square() @ variance).sum()) / weight.numel()
+        unit = max(unit, torch.finfo(torch.float32).tiny)
+        optimizer = torch.optim.Adam([rounding.alpha], lr=self.learning_rate)
+        schedule = Schedule(self.iterations, self.warm_start, self.beta)
+        for iteration in range(self.iterations):
+            optimizer.zero_grad()
+            loss = error_of(weight - rounding.soft() * step) / unit
+            beta = schedule.exponent(iteration)
+            if beta is not None:
+                loss = loss + self.regularisation * rounding.regulariser(beta)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        codes = start.codes.clone()
+        codes[:, live] = rounding.hard().to(torch.int8).cpu()
+        rounded = corrected(problem, codes, start.scale, start.notes)
+        return polish_rounded(problem, rounded, self.scales, self.sweeps) if self.sweeps else rounded
+
+    def _error(
+        self, problem: RoundingProblem, moments: SecondMoments, generator: torch.Generator
+    ) -> Callable[[Tensor], Tensor]:
+        """Return the error as a function of ``V - V_hat``: mean over samples, summed over outputs."""
+        damping = self.scales.damping * float(moments.variance[moments.live].mean())
+        if len(moments.live) <= self.covariance_columns:
+            covariance = moments.covariance.clone()
+            covariance.diagonal().add_(damping)
+            return lambda difference: ((difference @ covariance) * difference).sum()
+        batches = self._batches(problem, moments, generator)
+
+        def sampled(difference: Tensor) -> Tensor:
+            residual = next(batches) @ difference.T
+            return residual.square().sum(1).mean() + damping * difference.square().sum()
+
+        return sampled
+
+    def _batches(
+        self, problem: RoundingProblem, moments: SecondMoments, generator: torch.Generator
+    ) -> Iterator[Tensor]:
+        """Yield centred mini-batches without end: from all samples where they fit in memory, else chunk by chunk."""
+        device, live = self.scales.device, moments.live
+        center = moments.mean[live].float().to(device)
+        while True:
+            chunks: Iterator[Tensor] | list[Tensor] = (chunk[:, live] for chunk in problem.features)
+            if problem.features.n * len(live) <= _IN_MEMORY_BYTES:
+                chunks = [torch.cat(list(chunks))] * 64
+            for chunk in chunks:
+                for rows in torch.randperm(chunk.shape[0], generator=generator).split(self.batch):
+                    yield chunk[rows].to(device).float() - center

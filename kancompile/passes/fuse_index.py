@@ -1,0 +1,84 @@
+"""Let a contraction hand row numbers, or values in units of rows, straight to the table that reads it.
+
+    y = contract(...); r = index(y)            ->   r = contract_to_index(...)          at most 256 rows
+    y = contract(...); r = floor(y * m + d)    ->   u = contract(... * m, + d); r = floor(u)    more rows
+
+Both save the work between two layers. The first becomes one integer kernel with a uint8 output; in the second the
+factor and the offset disappear into the scales and the bias of the integer product. It applies only where the table is
+the contraction's single reader. Where a contraction has other readers too, a table of more than 256 rows is indexed in
+float, because a 16-bit QuantizeLinear behind the product would undo the integer kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from kancompile.modules import QuantizedContraction, TableExpansion
+from kancompile.program import Program
+
+_INT32_MAX = (1 << 31) - 1
+
+
+@dataclass(frozen=True)
+class FuseIndex:
+    """Fuse every index that can be; the second run changes nothing."""
+
+    name = "fuse-index"
+
+    def __call__(self, program: Program) -> Program:
+        """Return the program with fused indices."""
+        replaced: dict[str, nn.Module] = {}
+        for node in program.graph_module.graph.nodes:
+            if node.op != "call_module" or not isinstance(program.module(node.target), QuantizedContraction):
+                continue
+            contraction = program.module(node.target)
+            assert isinstance(contraction, QuantizedContraction)
+            readers = [user for user in node.users if _is_real_table(program, user)]
+            if contraction.output is not None or not readers:
+                continue
+            if len(node.users) == 1:
+                replaced |= _fuse(node.target, contraction, readers[0].target, program.module(readers[0].target))
+            else:
+                for reader in readers:
+                    table = program.module(reader.target)
+                    assert isinstance(table, TableExpansion)
+                    if not table.index.is_8_bit:
+                        replaced[reader.target] = table.with_index(table.index, "float")
+        return program.replace_modules(replaced) if replaced else program
+
+
+def _is_real_table(program: Program, node: fx.Node) -> bool:
+    if node.op != "call_module":
+        return False
+    module = program.module(str(node.target))
+    return isinstance(module, TableExpansion) and module.input == "real"
+
+
+def _fuse(producer: str, contraction: QuantizedContraction, reader: str, table: nn.Module) -> dict[str, nn.Module]:
+    assert isinstance(table, TableExpansion)
+    if table.index.is_8_bit:
+        if len(contraction.group_sizes) > 1:
+            return {}
+        return {
+            producer: contraction.with_output(table.index),
+            reader: table.with_index(table.index, "index"),
+        }
+    multiplier, offset = table.index.to_rows()
+    scales = [scale * torch.tensor(multiplier, dtype=torch.float32) for scale in contraction.scales]
+    bias = contraction.bias.double() + (offset / scales[0].double())
+    # what the integer sum can reach must stay an int32 once it is in units of rows
+    if float(bias.abs().max()) > _INT32_MAX // 2 or max(float(scale.max()) for scale in scales) * len(scales) >= 1:
+        return {reader: table.with_index(table.index, "float")}
+    fused = QuantizedContraction(
+        contraction.layer,
+        torch.cat(contraction.weights),
+        torch.round(bias).to(torch.int32),
+        torch.stack(scales),
+        contraction.out_shape,
+        contraction.weight_bits,
+        contraction.group_sizes,
+    )
+    return {producer: fused, reader: table.with_index(table.index, "scaled")}

@@ -1,0 +1,222 @@
+"""Round the weights of every layer, first to last, each on what the layers before it really hand over.
+
+    y = V q + b   (float V, table codes q)     ->     y = scale * (C q + B)     (integer C and B)
+
+Layer by layer: the features of a layer are computed by the program in which all earlier layers are rounded already, so
+that its rounding can make up for their errors. The bias joins the integer sum in units of the scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kancompile.errors import KanCompileError
+from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
+from kancompile.passes.uniform import Uniform
+from kancompile.program import Layer, Program
+from kancompile.progress import track
+from kancompile.rounding import FeatureSource, Method, Rounded, RoundingProblem, objective
+
+_INT32_MAX = (1 << 31) - 1
+_CHUNK = 512
+_KEPT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class RoundingOptions:
+    """What a recipe says about the weights of one layer.
+
+    Attributes:
+        method: a rounding method.
+        method_name: how reports call it.
+        bits: 2 to 8.
+        granularity: ``"channel"``: one scale for each output; ``"branch"``: and for each expansion the layer reads;
+            ``"group"``: and for each ``group_size`` inputs.
+        group_size: inputs in a group.
+    """
+
+    method: Method
+    method_name: str
+    bits: int = 8
+    granularity: str = "channel"
+    group_size: int | None = None
+
+
+@dataclass(frozen=True)
+class RoundWeights:
+    """Round every contraction that reads tables; rounded ones stay.
+
+    Attributes:
+        options: gives the options of a layer by its name.
+        seed: of the generator that methods draw from; each layer has its own.
+    """
+
+    options: Callable[[str], RoundingOptions]
+    seed: int = 0
+
+    name = "round-weights"
+
+    def __call__(self, program: Program, x: Tensor) -> Program:
+        """Return the rounded program.
+
+        Args:
+            program: a tabulated program.
+            x: calibration inputs ``[n, *input_shape]``.
+        """
+        layers = [layer for layer in program.layers() if isinstance(program.module(layer.contraction), Contraction)]
+        for number, layer in enumerate(track(layers, "rounding weights")):
+            options = self.options(layer.name)
+            generator = torch.Generator().manual_seed(self.seed + 1000003 * number)
+            modules, notes = round_layer(program, layer, x, options, generator)
+            program = program.replace_modules(modules, notes)
+        return program
+
+
+def round_layer(
+    program: Program, layer: Layer, x: Tensor, options: RoundingOptions, generator: torch.Generator
+) -> tuple[dict[str, nn.Module], list[str]]:
+    """Round one layer with one method, and say how it compares with rounding to nearest.
+
+    Returns:
+        the modules to exchange (the contraction, and tables whose columns the method rescaled), and notes.
+    """
+    contraction = program.module(layer.contraction)
+    assert isinstance(contraction, Contraction)
+    tables = [_table(program, layer, target) for target in layer.expansions]
+    problem = RoundingProblem(
+        layer.name,
+        contraction.weight,
+        layer_features(program, layer, x),
+        options.bits,
+        group_sizes(tables, options),
+        torch.cat([_branches(table) for table in tables]),
+        tied_columns(tables),
+    )
+    rounded = options.method(problem, generator)
+    baseline = Uniform()(problem, generator)
+    error, uniform_error = objective(problem, rounded), objective(problem, baseline)
+    note = (
+        f"layer {layer.name!r}: {options.bits}-bit weights by {options.method_name}, mean squared output error "
+        f"{error:.3g}, uniform {uniform_error:.3g}"
+    )
+    notes = [note, *(f"layer {layer.name!r}: {line}" for line in rounded.notes)]
+    if uniform_error < error:
+        notes.append(f"layer {layer.name!r}: kept uniform, which is better on the calibration data")
+        rounded = baseline
+    modules: dict[str, nn.Module] = {layer.contraction: to_integers(contraction, rounded, options.bits)}
+    if rounded.column_scale is not None:
+        modules |= dict(zip(layer.expansions, rescale_tables(tables, rounded.column_scale), strict=True))
+    return modules, notes
+
+
+def tied_columns(tables: Sequence[TableExpansion]) -> Tensor:
+    """Number the columns by the table column they are looked up in, int64 ``[c]``: those can only be rescaled together."""
+    found, count = [], 0
+    for table in tables:
+        owner = torch.zeros(table.n_in, dtype=torch.int64)
+        if table.first_row is not None:
+            owner = table.first_row.long() // table.index.levels
+        found.append((owner[:, None] * table.k + torch.arange(table.k)).flatten() + count)
+        count += table.n_tables * table.k
+    return torch.cat(found)
+
+
+def rescale_tables(tables: Sequence[TableExpansion], column_scale: Tensor) -> list[TableExpansion]:
+    """Let every table column use only a fraction of its code range, ``column_scale`` ``[c]``, equal in tied columns."""
+    ties = tied_columns(tables)
+    of_tie = torch.ones(int(ties.max()) + 1)
+    of_tie[ties] = column_scale
+    rescaled, start = [], 0
+    for table in tables:
+        size = table.n_tables * table.k
+        fraction = of_tie[start : start + size].reshape(table.n_tables, table.k)
+        start += size
+        codes = table.table.reshape(table.n_tables, table.index.levels, table.k).float()
+        narrowed = torch.round(codes * fraction[:, None]).to(torch.uint8)
+        rescaled.append(table.with_codes(narrowed.flatten(0, 1), table.scale / fraction))
+    return rescaled
+
+
+def _table(program: Program, layer: Layer, target: str) -> TableExpansion:
+    module = program.module(target)
+    if not isinstance(module, TableExpansion):
+        raise KanCompileError(
+            f"layer {layer.name!r}: {target!r} is no table; tabulate expansions before rounding weights"
+        )
+    return module
+
+
+def _branches(table: TableExpansion) -> Tensor:
+    sizes = torch.tensor(table.branch_sizes)
+    return torch.repeat_interleave(torch.arange(len(sizes)), sizes).repeat(table.n_in)
+
+
+def layer_features(program: Program, layer: Layer, x: Tensor) -> FeatureSource:
+    """Give the table codes that reach a layer, uint8 ``[n *, c]``; recomputed chunk by chunk where they are many."""
+    n, columns = len(x), _columns(program, layer, x[:1]).shape
+    rows = n * columns[0]
+
+    def chunks() -> Iterator[Tensor]:
+        for part in x.split(_CHUNK):
+            yield _columns(program, layer, part)
+
+    if rows * columns[1] <= _KEPT_BYTES:
+        kept = list(chunks())
+        return FeatureSource(lambda: iter(kept), rows, columns[1])
+    return FeatureSource(chunks, rows, columns[1])
+
+
+def _columns(program: Program, layer: Layer, x: Tensor) -> Tensor:
+    traced = program.trace(x, layer.expansions)
+    features = [traced[target][1].flatten(-2) for target in layer.expansions]
+    return torch.cat(features, dim=-1).flatten(0, -2)
+
+
+def group_sizes(tables: Sequence[TableExpansion], options: RoundingOptions) -> tuple[int, ...]:
+    """Divide the columns of a layer into scale groups."""
+    sizes: list[int] = []
+    for table in tables:
+        columns = table.n_in * table.k
+        if options.granularity == "group" and options.group_size is not None:
+            step = options.group_size * table.k
+            sizes += [min(step, columns - start) for start in range(0, columns, step)]
+        else:
+            sizes.append(columns)
+    return (sum(sizes),) if options.granularity == "channel" else tuple(sizes)
+
+
+def to_integers(contraction: Contraction, rounded: Rounded, bits: int) -> QuantizedContraction:
+    """Join codes, scales and bias to an integer contraction.
+
+    Raises:
+        KanCompileError: a sum could leave the int32 accumulator, or the bias does not fit.
+    """
+    scale = _representable(rounded.scale, contraction.bias + rounded.offset)
+    codes = rounded.codes.T.contiguous()
+    bias = torch.round((contraction.bias + rounded.offset).double() / scale[0].double())
+    largest = codes.double().abs().sum(0) * 255 + bias.abs()
+    if float(largest.max()) > _INT32_MAX:
+        raise KanCompileError(
+            f"layer {contraction.layer!r}: a sum of {codes.shape[0]} products may reach {float(largest.max()):.3g}, "
+            f"more than the int32 accumulator holds ({_INT32_MAX}); use fewer weight bits for this layer"
+        )
+    return QuantizedContraction(
+        contraction.layer,
+        codes,
+        bias.to(torch.int32),
+        scale,
+        contraction.out_shape,
+        bits,
+        rounded.group_sizes,
+    )
+
+
+def _representable(scale: Tensor, bias: Tensor) -> Tensor:
+    """Raise scales so small that the bias in their units would leave int32: outputs whose weights all round to 0."""
+    least = bias.abs() / (1 << 28)
+    first = torch.maximum(scale[0], least.clamp(min=1e-30))
+    return torch.cat([first[None], scale[1:]])

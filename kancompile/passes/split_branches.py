@@ -1,0 +1,88 @@
+"""Give every branch of an expansion a table of its own.
+
+    phi = expand[spline | base](x)      ->      phi_1 = expand[spline](x); phi_2 = expand[base](x)
+
+Then each branch has its own index (a spline whose support is a small part of the input range gets rows only there) and
+its own weight scale, at the price of one more look-up for every input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from kancompile.modules import Contraction, Expansion
+from kancompile.program import Layer, Program
+
+
+@dataclass(frozen=True)
+class SplitBranches:
+    """Split the expansions of the chosen layers; expansions of one branch stay.
+
+    Attributes:
+        applies: whether to split a layer, by its name.
+    """
+
+    applies: Callable[[str], bool]
+
+    name = "split-branches"
+
+    def __call__(self, program: Program) -> Program:
+        """Return the program with one expansion for every branch."""
+        for layer in program.layers():
+            if self.applies(layer.name) and any(_branches(program, target) > 1 for target in layer.expansions):
+                program = _split(program, layer)
+        return program
+
+
+def _branches(program: Program, target: str) -> int:
+    module = program.module(target)
+    return len(module.branches) if isinstance(module, Expansion) else 1
+
+
+def _split(program: Program, layer: Layer) -> Program:
+    contraction = program.module(layer.contraction)
+    assert isinstance(contraction, Contraction)
+    copy = program.replace_modules({})
+    root, graph = copy.graph_module, copy.graph_module.graph
+    reader = next(node for node in graph.nodes if node.target == layer.contraction)
+    sources: list[fx.Node] = []
+    order: list[Tensor] = []
+    start = 0
+    for source in reader.all_input_nodes:
+        expansion = root.get_submodule(str(source.target))
+        size = int(expansion.n_in) * int(expansion.k)  # type: ignore[arg-type]
+        columns = torch.arange(start, start + size).reshape(-1, int(expansion.k))  # type: ignore[arg-type]
+        start += size
+        if not isinstance(expansion, Expansion) or len(expansion.branches) == 1:
+            sources.append(source)
+            order.append(columns.flatten())
+            continue
+        done = 0
+        for number, branch in enumerate(expansion.branches):
+            target = f"{source.target}_branch{number}"
+            root.add_module(target, Expansion(expansion.anchor_shape, [branch]))  # type: ignore[list-item]
+            with graph.inserting_before(reader):
+                sources.append(graph.call_module(target, (source.args[0],)))
+            order.append(columns[:, done : done + int(branch.k)].flatten())  # type: ignore[arg-type]
+            done += int(branch.k)  # type: ignore[arg-type]
+    reader.args = tuple(sources)
+    weight = contraction.weight[:, torch.cat(order)].contiguous()
+    root.add_module(layer.contraction, Contraction(contraction.layer, weight, contraction.bias, contraction.out_shape))
+    graph.eliminate_dead_code()
+    root.recompile()
+    return replace(copy, graph_module=fx.GraphModule(_used(root), graph))
+
+
+def _used(root: fx.GraphModule) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for node in root.graph.nodes:
+        if node.op == "call_module":
+            found[node.target] = root.get_submodule(node.target)
+        elif node.op == "get_attr":
+            found[node.target] = getattr(root, node.target)
+    return found

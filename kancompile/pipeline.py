@@ -1,0 +1,277 @@
+"""From a trained model to a file: the passes in their order, and everything that is known about the result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata as package_metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kancompile.atomic_write import check_destinations, write_atomically
+from kancompile.calibration import Calibration, load_calibration
+from kancompile.errors import KanCompileError
+from kancompile.frontend.capture import capture
+from kancompile.modules import Contraction, Expansion, QuantizedContraction, TableExpansion
+from kancompile.passes.fuse_index import FuseIndex
+
+from kancompile.passes.methods import method_named
+from kancompile.passes.round_weights import RoundingOptions, RoundWeights
+from kancompile.passes.split_branches import SplitBranches
+from kancompile.passes.tabulate_expansions import TableOptions, TabulateExpansions
+from kancompile.program import Layer, Program, check
+from kancompile.progress import say
+from kancompile.recipe import LayerRecipe, Recipe, read_recipe
+from kancompile.targets import TARGETS
+from kancompile.targets.kernel_audit import KernelAudit, audit_kernels
+
+MANIFEST_SUFFIX = ".manifest.json"
+
+
+@dataclass(frozen=True)
+class CompiledModel:
+    """A compiled model and how it came about.
+
+    Attributes:
+        model_bytes: the ONNX file.
+        program: the lowered program, whose evaluation in PyTorch is what the file computes.
+        captured: the float program it was lowered from.
+        reference: the user's model (an ``nn.Module`` in eval mode), for validation.
+        manifest: what was compiled from what, as plain data for JSON.
+        audit: which kernels ONNX Runtime uses.
+        calibration: the samples that were used.
+        recipe: the effective recipe.
+    """
+
+    model_bytes: bytes
+    program: Program
+    captured: Program
+    reference: nn.Module
+    manifest: dict[str, Any]
+    audit: KernelAudit
+    calibration: Calibration
+    recipe: Recipe
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """Everything known without running the model again, as plain data for JSON."""
+        return self.manifest | {"kernels": self.audit.to_dict(), "seconds": self.timings}
+
+    def save(self, path: str | os.PathLike[str], force: bool = False) -> Path:
+        """Write the model to ``path`` and its manifest beside it, both or none.
+
+        Raises:
+            KanCompileError: a file exists and ``force`` is not set, or the folder cannot be written.
+        """
+        model = Path(path)
+        manifest = manifest_path(model)
+        check_destinations([model, manifest], force)
+        text = json.dumps(self.manifest, indent=2, sort_keys=True) + "\n"
+        write_atomically({model: self.model_bytes, manifest: text.encode()}, force)
+        return model
+
+
+def manifest_path(model: Path) -> Path:
+    """Return where the manifest of a model file stands: ``model.onnx`` -> ``model.manifest.json``."""
+    return model.with_name(model.stem + MANIFEST_SUFFIX)
+
+
+def compile(
+    model: Any,
+    calibration: Any,
+    *,
+    target: str = "ort-cpu",
+    recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    seed: int = 0,
+) -> CompiledModel:
+    """Compile a trained KAN to a file for ONNX Runtime.
+
+    Args:
+        model: ``nn.Module``, ``ExportedProgram`` or path of a ``.pt2`` file.
+        calibration: samples of the model's input as an array or tensor ``[n, ...]``, an ``.npz`` or ``.npy`` path, or
+            an iterable of batches.
+        target: name of a target.
+        recipe: ``Recipe``, mapping, or path of a TOML or JSON file; ``None`` for 8-bit integers.
+        seed: of every random choice.
+
+    Raises:
+        KanCompileError: bad input of any kind; nothing is written.
+    """
+    timings = _Timings()
+    emit = _target(target)
+    chosen = read_recipe(recipe)
+    samples = load_calibration(calibration, max_samples=chosen.calibration_samples, seed=seed)
+    captured = timings.measure("capture", lambda: capture(model, samples.samples[:2]))
+    chosen.check_layers(layer.name for layer in captured.layers())
+    x = samples.samples
+    _check_activations(captured, x)
+    lowered = lower(captured, x, chosen, seed, timings)
+    facts = _facts(lowered, samples, chosen, target, seed)
+    data = timings.measure("emit", lambda: emit(lowered, _metadata(facts), chosen.storage))
+    audit = timings.measure("kernel audit", lambda: audit_kernels(data))
+    manifest = facts | {"model_sha256": hashlib.sha256(data).hexdigest(), "model_bytes": len(data)}
+    reference = model.eval() if isinstance(model, nn.Module) else captured.graph_module
+    return CompiledModel(data, lowered, captured, reference, manifest, audit, samples, chosen, timings.seconds)
+
+
+def lower(program: Program, x: Tensor, recipe: Recipe, seed: int = 0, timings: _Timings | None = None) -> Program:
+    """Run the passes of a recipe over a captured program.
+
+    Args:
+        program: a captured program.
+        x: calibration inputs ``[n, *input_shape]``.
+        recipe: the choices.
+        seed: of every random choice.
+    """
+    timings = timings or _Timings()
+
+    def table_options(name: str) -> TableOptions:
+        layer = recipe.for_layer(name)
+        return TableOptions(layer.levels, layer.range, layer.weight_bits, layer.column_scaling)  # type: ignore[arg-type]
+
+    def rounding_options(name: str) -> RoundingOptions:
+        layer: LayerRecipe = recipe.for_layer(name)
+        method = method_named(layer.method)
+        return RoundingOptions(method, layer.method, layer.weight_bits, layer.granularity, layer.group_size)
+
+    if recipe.precision == "float":
+        stages: list[tuple[str, Callable[[Program], Program]]] = [
+
+        ]
+    else:
+        stages = [
+            (SplitBranches.name, SplitBranches(lambda name: recipe.for_layer(name).granularity == "branch")),
+            (TabulateExpansions.name, lambda stage: TabulateExpansions(table_options)(stage, x)),
+            (RoundWeights.name, lambda stage: RoundWeights(rounding_options, seed)(stage, x)),
+            (FuseIndex.name, FuseIndex()),
+        ]
+    for name, run in stages:
+        say(f"{name} ...")
+        with torch.no_grad():
+            program = timings.measure(name, lambda: run(program))  # noqa: B023 (called at once)
+        check(program)
+    return program
+
+
+class _Timings:
+    """Seconds of every stage, in order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def measure(self, name: str, work: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = work()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        return result
+
+
+def _target(name: str) -> Callable[[Program, Mapping[str, str], str], bytes]:
+    if name not in TARGETS:
+        raise KanCompileError(f"target {name!r} is unknown, expected one of {sorted(TARGETS)!r}")
+    return TARGETS[name].emit
+
+
+def _check_activations(program: Program, x: Tensor) -> None:
+    """Refuse calibration data that drives an activation to NaN or infinity, naming the layer."""
+    layers = program.layers()
+    for part in x.split(512):
+        traced = program.trace(part, [layer.contraction for layer in layers])
+        for layer in layers:
+            if not bool(torch.isfinite(traced[layer.contraction][1]).all()):
+                raise KanCompileError(
+                    f"layer {layer.name!r}: outputs are NaN or infinite on the calibration data; check its scaling"
+                )
+
+
+def _facts(program: Program, samples: Calibration, recipe: Recipe, target: str, seed: int) -> dict[str, Any]:
+    """Collect what the manifest says, in plain data; no paths and no times, so that equal runs give equal bytes."""
+    return {
+        "kancompile": {"version": _version("kancompile")},
+        "target": target,
+        "seed": seed,
+        "recipe": recipe.to_dict(),
+        "recipe_sha256": recipe.sha256(),
+        "calibration": {"samples": len(samples), "sha256": samples.sha256(), "notes": list(samples.notes)},
+        "input_shape": list(program.input_shape),
+        "versions": {name: _version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")}
+        | {"python": platform.python_version()},
+        "layers": [describe_layer(program, layer) for layer in program.layers()],
+        "unrecognized": [
+            {"node": part.node, "operator": part.operator, "reason": part.reason, "source": Path(part.source).name}
+            for part in program.unrecognized
+        ],
+        "notes": list(program.notes),
+    }
+
+
+def describe_layer(program: Program, layer: Layer) -> dict[str, Any]:
+    """Describe one layer of a lowered program as plain data."""
+    contraction = program.module(layer.contraction)
+    described: dict[str, Any] = {"name": layer.name, "expansions": []}
+    for target in layer.expansions:
+        module = program.module(target)
+        entry: dict[str, Any] = {"form": type(module).__name__, "n_in": int(module.n_in), "k": int(module.k)}  # type: ignore[arg-type]
+        if isinstance(module, TableExpansion):
+            entry |= {
+                "levels": module.index.levels,
+                "low": module.index.low,
+                "high": module.index.high,
+                "tables": module.n_tables,
+                "table_bytes": module.table.numel(),
+                "branches": dict(zip(module.branch_names, module.branch_sizes, strict=True)),
+                "reads": module.input,
+            }
+        described["expansions"].append(entry)
+    if isinstance(contraction, QuantizedContraction):
+        weights = sum(codes.numel() for codes in contraction.weights)
+        described |= {
+            "n_out": contraction.n_out,
+            "columns": sum(contraction.group_sizes),
+            "weight_bits": contraction.weight_bits,
+            "scale_groups": len(contraction.group_sizes),
+            "weight_bytes": weights * (4 if contraction.weight_bits <= 4 else 8) // 8,
+            "hands_over": "real values" if contraction.output is None else "row numbers",
+        }
+    elif isinstance(contraction, Contraction):
+        described |= {
+            "n_out": contraction.n_out,
+            "columns": contraction.weight.shape[1],
+            "weight_bits": 32,
+            "weight_bytes": contraction.weight.numel() * 4,
+            "hands_over": "real values",
+        }
+    return described
+
+
+def _metadata(facts: Mapping[str, Any]) -> dict[str, str]:
+    flat = {
+        "kancompile.version": facts["kancompile"]["version"],
+        "kancompile.target": facts["target"],
+        "kancompile.seed": str(facts["seed"]),
+        "kancompile.recipe": json.dumps(facts["recipe"], sort_keys=True),
+        "kancompile.recipe_sha256": facts["recipe_sha256"],
+        "kancompile.calibration_sha256": facts["calibration"]["sha256"],
+        "kancompile.versions": json.dumps(facts["versions"], sort_keys=True),
+        "kancompile.layers": json.dumps(facts["layers"], sort_keys=True),
+    }
+    return dict(sorted(flat.items()))
+
+
+def _version(name: str) -> str:
+    try:
+        return package_metadata.version(name)
+    except package_metadata.PackageNotFoundError:
+        return "unknown"
+
+
+__all__ = ["CompiledModel", "Expansion", "compile", "describe_layer", "lower", "manifest_path"]

@@ -1,0 +1,265 @@
+"""Recipes: every choice of a compilation, checked when it is made, overridable per layer, from Python, TOML or JSON."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from kancompile.errors import KanCompileError
+
+PRECISIONS = ("int8", "float")
+METHODS = ("uniform", "gptq", "awq", "awq+gptq", "adaround", "awq+adaround", "brecq")
+RANGES = ("minmax", "percentile", "mse")
+GRANULARITIES = ("channel", "branch", "group")
+STORAGES = ("smallest", "fastest")
+LOWERINGS = ("table", "polynomial", "keep")
+
+Rows = tuple[tuple[str, Any], ...]
+
+
+def _option(default: Any, meaning: str, **rule: Any) -> Any:
+    """Declare a key: its default, what it means, and its rule (``choices``, or ``low``/``high`` with ``kind``)."""
+    return field(default=default, metadata={"meaning": meaning, **rule})
+
+
+@dataclass(frozen=True)
+class LayerRecipe:
+    """What may differ from layer to layer.
+
+    Raises:
+        KanCompileError: a value has the wrong type or lies outside its range.
+    """
+
+    method: str = _option("uniform", "how weights are rounded", choices=METHODS)
+    weight_bits: int = _option(8, "bits of a stored weight", kind=int, low=2, high=8)
+    levels: int | None = _option(
+        None, "rows of a table, unset: chosen by measured error", kind=int, low=16, high=4096, optional=True
+    )
+    range: str = _option("mse", "how the input range of a table is chosen", choices=RANGES)
+    percentile: float = _option(99.99, "share of inputs inside the range, for range = percentile", low=50.0, high=100.0)
+    granularity: str = _option("channel", "which weights share a scale", choices=GRANULARITIES)
+    group_size: int | None = _option(
+        None, "inputs that share a scale, for granularity = group", kind=int, low=1, high=1 << 20, optional=True
+    )
+    column_scaling: float | None = _option(
+        None,
+        "exponent of the column maximum that moves from table to weights, unset: chosen by measured error",
+        low=0.0,
+        high=1.0,
+        optional=True,
+    )
+    lowering: str = _option("table", "what an expansion becomes", choices=LOWERINGS)
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            if option.metadata:
+                checked = _checked(option.name, getattr(self, option.name), option.metadata)
+                object.__setattr__(self, option.name, checked)
+        if (self.granularity == "group") != (self.group_size is not None):
+            raise KanCompileError(
+                f"recipe: found granularity {self.granularity!r} with group_size {self.group_size!r}, expected "
+                "granularity 'group' and a group_size together, or neither"
+            )
+
+
+@dataclass(frozen=True)
+class Recipe(LayerRecipe):
+    """All choices of one compilation: defaults for every layer, overrides by layer pattern, and global ones.
+
+    Attributes:
+        precision: ``"int8"`` compiles to integer kernels, ``"float"`` to an exact float lowering.
+        storage: ``"smallest"`` keeps weights in the narrowest ONNX type, ``"fastest"`` in int8.
+        calibration_samples: how many samples are used at most.
+        layers: ``(pattern, overrides)`` in order; ``fnmatch`` patterns, the last match of a key wins. Given as a
+            mapping, kept as tuples so that a recipe is immutable and hashable.
+    """
+
+    precision: str = _option("int8", "integer kernels, or an exact float lowering", choices=PRECISIONS)
+    storage: str = _option(
+        "smallest", "weight type in the file: the narrowest, or the fastest to load", choices=STORAGES
+    )
+    calibration_samples: int = _option(4096, "calibration samples used at most", kind=int, low=2, high=1 << 24)
+    layers: Any = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "layers", _checked_layers(self.layers))
+
+    def _defaults(self) -> dict[str, Any]:
+        return {option.name: getattr(self, option.name) for option in fields(LayerRecipe)}
+
+    def for_layer(self, name: str) -> LayerRecipe:
+        """Return the choices for one layer."""
+        chosen = self._defaults()
+        for pattern, overrides in self.layers:
+            if fnmatchcase(name, pattern):
+                if dict(overrides).get("granularity", "group") != "group":
+                    chosen["group_size"] = None  # TOML has no way to unset the general one
+                chosen.update(overrides)
+        try:
+            return LayerRecipe(**chosen)
+        except KanCompileError as error:
+            raise KanCompileError(f"{error} (for layer {name!r})") from error
+
+    def check_layers(self, names: Iterable[str]) -> None:
+        """Verify that every pattern matches a layer, so that no typing error goes unnoticed.
+
+        Raises:
+            KanCompileError: a pattern matches none of ``names``, or the overrides of a layer do not fit together.
+        """
+        names = list(names)
+        for pattern, _ in self.layers:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise KanCompileError(
+                    f"recipe: pattern {pattern!r} matches no layer, expected one of {names!r} or a pattern such as '*'"
+                )
+        for name in names:
+            self.for_layer(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that :func:`read_recipe` turns back into an equal recipe."""
+        plain = {option.name: getattr(self, option.name) for option in fields(self) if option.name != "layers"}
+        return plain | {"layers": {pattern: dict(overrides) for pattern, overrides in self.layers}}
+
+    def canonical_json(self) -> str:
+        """Write the recipe in one fixed form, for hashing; layer patterns keep their order, which has a meaning."""
+        plain = self.to_dict() | {"layers": [[pattern, dict(overrides)] for pattern, overrides in self.layers]}
+        return json.dumps(plain, sort_keys=True, separators=(",", ":"))
+
+    def sha256(self) -> str:
+        """Hash the canonical form."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+
+    def to_toml(self, with_meanings: bool = False) -> str:
+        """Write the recipe as TOML, with a comment for every key where wanted; unset keys become comments."""
+        lines = []
+        for option in fields(self):
+            if option.name == "layers":
+                continue
+            if with_meanings:
+                lines.append(f"# {option.metadata['meaning']}: {_allowed(option.metadata)}")
+            value = getattr(self, option.name)
+            lines.append(f"# {option.name} = ..." if value is None else f"{option.name} = {json.dumps(value)}")
+        for pattern, overrides in self.layers:
+            lines += ["", f"[layers.{json.dumps(pattern)}]"]
+            lines += [f"{key} = {json.dumps(value)}" for key, value in overrides]
+        return "\n".join(lines) + "\n"
+
+
+def read_recipe(source: Recipe | Mapping[str, Any] | str | os.PathLike[str] | None = None, **overrides: Any) -> Recipe:
+    """Make a recipe from a mapping or a ``.toml`` or ``.json`` file; keyword arguments have the last word.
+
+    Args:
+        source: keys and values, a file of them, a finished recipe, or ``None`` for the defaults.
+        overrides: keys set here win over ``source``, except inside its ``layers``; ``layers`` given here are appended.
+
+    Raises:
+        KanCompileError: unreadable file, unknown key (the nearest valid one is named), or value out of range.
+    """
+    if source is None:
+        given: dict[str, Any] = {}
+    elif isinstance(source, Recipe):
+        given = source.to_dict()
+    elif isinstance(source, str | os.PathLike):
+        given = _read_file(Path(source))
+    elif isinstance(source, Mapping):
+        given = dict(source)
+    else:
+        raise KanCompileError(f"recipe: found {type(source).__name__}, expected a mapping or a .toml or .json path")
+    layers = (*_checked_layers(given.pop("layers", ())), *_checked_layers(overrides.pop("layers", ())))
+    given |= overrides
+    _check_keys(given, Recipe, "recipe")
+    return Recipe(**given, layers=layers)
+
+
+def describe_keys() -> list[tuple[str, str, str, str]]:
+    """List every key as ``(name, default, allowed values, meaning)``, for help texts."""
+    return [
+        (option.name, json.dumps(option.default), _allowed(option.metadata), option.metadata["meaning"])
+        for option in fields(Recipe)
+        if option.metadata
+    ]
+
+
+def _allowed(rule: Mapping[str, Any]) -> str:
+    if "choices" in rule:
+        return ", ".join(rule["choices"])
+    return f"{rule['low']} to {rule['high']}" + (" or unset" if rule.get("optional") else "")
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise KanCompileError(f"recipe {str(path)!r}: cannot be read ({error}); give a .toml or .json file") from error
+    try:
+        if path.suffix == ".toml":
+            return tomllib.loads(text)
+        if path.suffix == ".json":
+            content = json.loads(text)
+            if isinstance(content, dict):
+                return content
+            raise KanCompileError(f"recipe {str(path)!r}: found a {type(content).__name__}, expected a JSON object")
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        raise KanCompileError(f"recipe {str(path)!r}: {error}, expected valid {path.suffix[1:].upper()}") from error
+    raise KanCompileError(f"recipe {str(path)!r}: found suffix {path.suffix!r}, expected '.toml' or '.json'")
+
+
+def _checked_layers(layers: Any) -> tuple[tuple[str, Rows], ...]:
+    pairs = list(layers.items()) if isinstance(layers, Mapping) else layers
+    if not isinstance(pairs, list | tuple):
+        raise KanCompileError(f"recipe: found layers of type {type(layers).__name__}, expected pattern: overrides")
+    checked = []
+    for pattern, overrides in pairs:
+        overrides = dict(overrides) if isinstance(overrides, Mapping | tuple) else overrides
+        if not isinstance(pattern, str) or not isinstance(overrides, dict):
+            raise KanCompileError(
+                f"recipe: found layers {pattern!r}: {overrides!r}, expected a pattern and a table of overrides; "
+                'in TOML quote patterns with dots, [layers."layers.0"]'
+            )
+        _check_keys(overrides, LayerRecipe, f"recipe layers {pattern!r}")
+        rules = {option.name: option.metadata for option in fields(LayerRecipe)}
+        try:
+            values = {key: _checked(key, value, rules[key]) for key, value in overrides.items()}
+        except KanCompileError as error:
+            raise KanCompileError(f"{error} (in layers {pattern!r})") from error
+        checked.append((pattern, tuple(sorted(values.items()))))
+    return tuple(checked)
+
+
+def _check_keys(given: Mapping[str, Any], kind: type[LayerRecipe], where: str) -> None:
+    valid = [option.name for option in fields(kind)]
+    for key in given:
+        if key not in valid:
+            near = difflib.get_close_matches(key, valid, 1)
+            only_global = kind is LayerRecipe and key in {option.name for option in fields(Recipe)}
+            hint = f"did you mean {near[0]!r}?" if near else f"valid keys are {valid!r}"
+            raise KanCompileError(
+                f"{where}: unknown key {key!r}; "
+                + ("it holds for the whole model, so set it outside layers" if only_global else hint)
+            )
+
+
+def _checked(key: str, value: Any, rule: Mapping[str, Any]) -> Any:
+    if value is None and rule.get("optional"):
+        return None
+    if "choices" in rule:
+        if value not in rule["choices"]:
+            near = difflib.get_close_matches(str(value), rule["choices"], 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise KanCompileError(f"recipe: {key} is {value!r}, expected one of {list(rule['choices'])!r}{hint}")
+        return value
+    whole = rule.get("kind") is int
+    numeric = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not numeric or not rule["low"] <= value <= rule["high"]:
+        kind = "an integer" if whole else "a number"
+        raise KanCompileError(f"recipe: {key} is {value!r}, expected {kind} {_allowed(rule)}")
+    return value if whole else float(value)

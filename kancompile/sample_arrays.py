@@ -1,0 +1,179 @@
+"""Turn what users hold (arrays, tensors, files, loader batches) into checked float32 arrays, or say what is wrong."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kancompile.errors import KanCompileError
+
+_FLOAT32_INTEGERS = 1 << 24  # integers up to here are exact in float32
+
+
+def to_array(value: Any, name: str) -> NDArray[Any]:
+    """View a tensor or array as NumPy, without the types that NumPy lacks."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        if value.dtype in (torch.bfloat16, torch.float16):
+            value = value.float()
+        if value.is_complex() or value.is_quantized or value.layout is not torch.strided:
+            raise KanCompileError(
+                f"{name}: found a tensor of {value.dtype}, {value.layout}, expected dense real values"
+            )
+        value = value.numpy()
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise KanCompileError(f"{name}: found rows of different lengths, expected one array ({error})") from error
+
+
+def read_arrays(path: Path, key: str | None, label_key: str, name: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Read samples and, where there are any, labels from an ``.npz`` or ``.npy`` file, without unpickling."""
+    if path.suffix not in (".npz", ".npy"):
+        raise KanCompileError(f"{name} {str(path)!r}: found suffix {path.suffix!r}, expected '.npz' or '.npy'")
+    try:
+        if path.suffix == ".npy":
+            return np.load(path, mmap_mode="r", allow_pickle=False), None
+        # NumPy leaves a file open that it opened itself and could not read
+        with path.open("rb") as file:
+            content = np.load(file, allow_pickle=False)
+            if isinstance(content, np.ndarray):  # an .npy under the wrong name
+                return content, None
+            chosen = choose_key(content.files, key, label_key, f"{name} {str(path)!r}")
+            return content[chosen], content[label_key] if label_key in content.files else None
+    except OSError as error:
+        raise KanCompileError(
+            f"{name} {str(path)!r}: cannot be read ({error.strerror or error}); give an existing .npz or .npy file"
+        ) from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        if any(words in str(error) for words in ("allow_pickle", "Object arrays", "Python objects")):
+            raise KanCompileError(
+                f"{name} {str(path)!r}: found an array of Python objects, expected numbers; object arrays are pickles "
+                "and are never loaded: save a numeric array, such as x.astype('float32')"
+            ) from error
+        raise KanCompileError(
+            f"{name} {str(path)!r}: found no NumPy data ({error}); write it with numpy.savez or numpy.save"
+        ) from error
+
+
+def choose_key(keys: Sequence[str], key: str | None, label_key: str, name: str) -> str:
+    """Return which of several arrays holds the samples: ``key``, or ``x``, or the only one beside the labels."""
+    if key is not None or "x" in keys:
+        wanted = key or "x"
+        if wanted in keys:
+            return wanted
+    else:
+        wanted = "x"
+        others = [candidate for candidate in keys if candidate != label_key]
+        if len(others) == 1:
+            return others[0]
+    raise KanCompileError(
+        f"{name}: found arrays {list(keys)!r}, expected one named {wanted!r}; name it with --calibration-key (key=)"
+    )
+
+
+def batch_parts(item: Any, key: str | None, label_key: str, name: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Take one item of an iterable apart: samples, and labels where it has any."""
+    if isinstance(item, Mapping):
+        batch = item[choose_key(list(item), key, label_key, name)]
+        return to_array(batch, name), to_array(item[label_key], f"{name} labels") if label_key in item else None
+    if isinstance(item, tuple | list) and item and isinstance(item[0], np.ndarray | Tensor):
+        if len(item) > 2:
+            raise KanCompileError(
+                f"{name}: found {len(item)} parts, expected samples or (samples, labels); yield only those"
+            )
+        return to_array(item[0], name), to_array(item[1], f"{name} labels") if len(item) == 2 else None
+    if isinstance(item, np.ndarray | Tensor):
+        return to_array(item, name), None
+    raise KanCompileError(
+        f"{name}: found {type(item).__name__}, expected a tensor or an array [b, *input_shape], or a pair with labels"
+    )
+
+
+def check_samples(array: NDArray[Any], shape: tuple[int, ...] | None, name: str, least: int = 2) -> None:
+    """Refuse samples of a type, shape or number that cannot be meant."""
+    if array.dtype == np.uint8:
+        raise KanCompileError(
+            f"{name}: found uint8, which usually is raw image data, expected floats scaled as in training; "
+            "pass for instance x.astype('float32') / 255"
+        )
+    if array.dtype.kind not in "fiub":
+        raise KanCompileError(f"{name}: found dtype {str(array.dtype)!r}, expected float32")
+    if array.ndim < 2:
+        raise KanCompileError(
+            f"{name}: found shape {array.shape!r}, expected [n, *input_shape]; add the dimension that is missing, "
+            "such as x[None] for one sample or x[:, None] for one feature"
+        )
+    if shape is not None and array.shape[1:] != shape:
+        raise KanCompileError(_shape_message(array.shape, shape, name))
+    if 0 in array.shape[1:]:
+        raise KanCompileError(f"{name}: found shape {array.shape!r}, expected at least one feature")
+    if len(array) < least:
+        raise KanCompileError(
+            f"{name}: found {len(array)} sample{'' if len(array) == 1 else 's'}, expected at least {least} "
+            "(a few hundred are better)"
+        )
+
+
+def to_float32(array: NDArray[Any], name: str, notes: list[str]) -> NDArray[np.float32]:
+    """Copy samples to float32, noting what was converted; values beyond float32 become infinite."""
+    if array.dtype.kind in "iu" and int(np.abs(array.astype(np.float64)).max()) > _FLOAT32_INTEGERS:
+        raise KanCompileError(
+            f"{name}: found {array.dtype} values beyond {_FLOAT32_INTEGERS}, which float32 cannot hold exactly; "
+            "scale them as in training"
+        )
+    if array.dtype.kind in "iub":
+        notes.append(f"{name}: {array.dtype} converted to float32")
+    with np.errstate(over="ignore"):  # the check for infinity reports what does not fit
+        return np.array(array, dtype=np.float32, order="C")
+
+
+def _shape_message(found: tuple[int, ...], shape: tuple[int, ...], name: str) -> str:
+    text = f"{name}: found shape {found!r}, expected [n, {', '.join(map(str, shape))}]"
+    if found == shape:
+        return f"{text}; add the batch dimension, x[None]"
+    if int(np.prod(found[1:])) == int(np.prod(shape)):
+        if sorted(found[1:]) == sorted(shape):
+            return f"{text}; transpose the dimensions as the model reads them"
+        return f"{text}; reshape it, x.reshape(-1, {', '.join(map(str, shape))})"
+    return f"{text}; prepare the data as for training"
+
+
+def check_labels(labels: NDArray[Any], n: int, name: str) -> None:
+    """Refuse labels of the wrong type or number, or with NaN or infinity."""
+    if labels.dtype.kind not in "fiub":
+        raise KanCompileError(f"{name} labels: found dtype {str(labels.dtype)!r}, expected integers or floats")
+    if labels.ndim == 0 or len(labels) != n:
+        raise KanCompileError(
+            f"{name} labels: found shape {labels.shape!r}, expected {n} labels for {n} samples; pass them in step"
+        )
+    if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        row = int(np.argwhere(~np.isfinite(labels))[0][0])
+        raise KanCompileError(f"{name} labels: found NaN or infinity at sample {row}, expected finite values")
+
+
+def to_label_type(labels: NDArray[Any]) -> NDArray[Any]:
+    """Copy labels to int64 or float32."""
+    # torch has no arithmetic for the wider unsigned types
+    return np.array(labels, dtype=np.int64 if labels.dtype.kind in "iub" else np.float32, order="C")
+
+
+def check_finite(inputs: NDArray[np.float32], rows: NDArray[np.int64], name: str) -> None:
+    """Refuse NaN and infinity, telling the sample's number (``rows`` gives it for each input) and feature."""
+    bad = ~np.isfinite(inputs)
+    if bad.any():
+        sample, *feature = (int(i) for i in np.argwhere(bad)[0])
+        value = inputs[(sample, *feature)]
+        where = feature[0] if len(feature) == 1 else tuple(feature)
+        raise KanCompileError(
+            f"{name}: found {value} at sample {int(rows[sample])}, feature {where} ({int(bad.sum())} such values in "
+            f"{int(bad.reshape(len(inputs), -1).any(1).sum())} samples), expected finite float32 values; "
+            "drop or repair those samples"
+        )

@@ -1,0 +1,93 @@
+"""Read which kernel ONNX Runtime really gave each layer of a file.
+
+A QDQ graph only *allows* integer kernels. Whether they are used is decided when a session is created, so the audit
+creates one, takes the optimised graph that the session would run and looks for the node that consumes each weight.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+
+INTEGER_KERNELS = frozenset(
+    {"QGemm", "QLinearMatMul", "QLinearConv", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger"}
+)
+FLOAT_KERNELS = frozenset({"Gemm", "MatMul", "Conv", "FusedGemm", "FusedMatMul", "FusedConv", "MatMulNBits"})
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """One contraction of the optimised graph: node name, operator, and whether it computes in integers."""
+
+    node: str
+    operator: str
+    is_integer: bool
+
+
+@dataclass(frozen=True)
+class KernelAudit:
+    """What a session runs.
+
+    Attributes:
+        rows: every contraction in order of evaluation.
+        dequantized_constants: DequantizeLinear nodes that read a constant at every call.
+        operators: count of each operator in the optimised graph.
+        runtime: name and version of the runtime.
+    """
+
+    rows: tuple[KernelRow, ...]
+    dequantized_constants: tuple[str, ...]
+    operators: dict[str, int]
+    runtime: str
+
+    @property
+    def problems(self) -> list[str]:
+        """Contractions in float and constants dequantized at run time, in words."""
+        found = [f"{row.node}: runs as float {row.operator}" for row in self.rows if not row.is_integer]
+        return found + [f"{name}: constant dequantized at every call" for name in self.dequantized_constants]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self) | {"problems": self.problems}
+
+    def table(self) -> str:
+        """Print the rows for people."""
+        lines = [f"kernels in {self.runtime}"]
+        width = max((len(row.node) for row in self.rows), default=0)
+        for row in self.rows:
+            lines.append(f"  {row.node:<{width}}  {row.operator}{'' if row.is_integer else '  (float)'}")
+        counted = ", ".join(f"{count} {name}" for name, count in sorted(self.operators.items()))
+        lines.append(f"  all operators: {counted}")
+        lines.extend(f"  problem: {problem}" for problem in self.problems)
+        return "\n".join(lines)
+
+
+def optimized_graph(model: bytes) -> onnx.GraphProto:
+    """Return the graph that an ONNX Runtime CPU session runs for ``model`` (serialized)."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimized.onnx"
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(path)
+        options.log_severity_level = 3
+        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return onnx.load(path).graph
+
+
+def audit_kernels(model: bytes) -> KernelAudit:
+    """Audit a serialized ONNX model in the installed ONNX Runtime."""
+    graph = optimized_graph(model)
+    constants = {initializer.name for initializer in graph.initializer}
+    rows, dequantized = [], []
+    operators: dict[str, int] = {}
+    for node in graph.node:
+        operators[node.op_type] = operators.get(node.op_type, 0) + 1
+        if node.op_type in INTEGER_KERNELS | FLOAT_KERNELS:
+            rows.append(KernelRow(node.name, node.op_type, node.op_type in INTEGER_KERNELS))
+        elif node.op_type == "DequantizeLinear" and node.input[0] in constants:
+            dequantized.append(node.name)
+    return KernelAudit(tuple(rows), tuple(dequantized), operators, f"onnxruntime {onnxruntime.__version__}")

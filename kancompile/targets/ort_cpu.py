@@ -1,0 +1,180 @@
+"""Target ``ort-cpu``: a QDQ ONNX file for the CPU of stock ONNX Runtime.
+
+Opset 21 and IR 10 load in every ONNX Runtime from 1.20 on. The exporter of PyTorch translates what is not KAN, the
+table in ``kancompile.targets.translation`` the custom operators; afterwards the graph is named, cleaned and annotated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from kancompile.errors import KanCompileError
+from kancompile.modules import QuantizedContraction, TableExpansion
+from kancompile.program import Program
+from kancompile.targets.narrow_weights import store_narrow_weights
+from kancompile.targets.translation import TRANSLATIONS
+
+OPSET = 21
+IR_VERSION = 10
+_PADDING_LIMIT = 1 << 14
+
+
+def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest") -> bytes:
+    """Write a program as a serialized ONNX model.
+
+    Args:
+        program: integer or float program.
+        metadata: key-value pairs for the model's ``metadata_props``.
+        storage: ``"smallest"`` keeps weights of 4 bits and less in int4 tensors, ``"fastest"`` keeps all in int8.
+
+    Returns:
+        the file's bytes; equal programs and metadata give equal bytes.
+
+    Raises:
+        KanCompileError: the exporter cannot translate an operator that stayed as PyTorch computes it.
+    """
+    graph_module = pad_tables(program).graph_module.eval()
+    example = torch.zeros(2, *program.input_shape)
+    batch = torch.export.Dim("batch")
+    with quiet():
+        try:
+            exported = torch.export.export(graph_module, (example,), dynamic_shapes=({0: batch},))
+            onnx_program = torch.onnx.export(
+                exported, dynamo=True, opset_version=OPSET, custom_translation_table=TRANSLATIONS, verbose=False
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise KanCompileError(
+                f"target 'ort-cpu': an operator outside the KAN layers has no ONNX translation: {reason}; "
+                "replace it in the model, or compile the part without it"
+            ) from error
+    assert onnx_program is not None
+    model = onnx_program.model
+    model.ir_version = IR_VERSION
+    _name(model, program)
+    if storage == "smallest":
+        store_narrow_weights(model, _narrow(program))
+    model.producer_name = "kancompile"
+    model.producer_version = metadata.get("kancompile.version", "")
+    model.metadata_props.clear()
+    model.metadata_props.update(metadata)
+    proto = ir.serde.serialize_model(model)
+    onnx.checker.check_model(proto, full_check=True)
+    return proto.SerializeToString(deterministic=True)
+
+
+def pad_tables(program: Program) -> Program:
+    """Repeat the last row of small tables up to 256 rows, so that no Clip is needed in front of the look-up.
+
+    QuantizeLinear saturates at 255; rows beyond the last level then hold what the last level holds. Outputs stay equal.
+    """
+    modules: dict[str, nn.Module] = {}
+    for layer in program.layers():
+        for target in layer.expansions:
+            expansion = program.module(target)
+            if not isinstance(expansion, TableExpansion) or expansion.index.levels >= 256 or expansion.n_tables > 1:
+                continue
+            missing = 256 - expansion.index.levels
+            if missing * expansion.k > _PADDING_LIMIT:
+                continue
+            table = torch.cat([expansion.table, expansion.table[-1:].expand(missing, -1)])
+            wide = type(expansion.index)(expansion.index.scale, expansion.index.zero_point, 256)
+            modules[target] = expansion.with_index(wide, expansion.input, table)
+            producer = _producer(program, target)
+            if expansion.input == "index" and producer is not None:
+                contraction = program.module(producer)
+                assert isinstance(contraction, QuantizedContraction)
+                modules[producer] = contraction.with_output(wide)
+    return program.replace_modules(modules) if modules else program
+
+
+def _producer(program: Program, target: str) -> str | None:
+    for node in program.graph_module.graph.nodes:
+        if node.op == "call_module" and node.target == target:
+            source = node.all_input_nodes[0]
+            return str(source.target) if source.op == "call_module" else None
+    return None
+
+
+def _narrow(program: Program) -> dict[str, int]:
+    """Map the names of weight initializers to their bits, where narrower than 8."""
+    found = {}
+    for layer in program.layers():
+        contraction = program.module(layer.contraction)
+        if isinstance(contraction, QuantizedContraction) and contraction.weight_bits <= 4:
+            for group in range(len(contraction.group_sizes)):
+                found[f"{layer.contraction}.weight_{group}"] = contraction.weight_bits
+    return found
+
+
+def _name(model: ir.Model, program: Program) -> None:
+    """Give inputs, outputs, the batch dimension and contractions stable names; drop what the exporter noted."""
+    layer_of = {layer.contraction: layer.name for layer in program.layers()}
+    model.graph.inputs[0].name = "input"
+    for position, output in enumerate(model.graph.outputs):
+        output.name = "output" if len(model.graph.outputs) == 1 else f"output_{position}"
+    model.graph.name = "kancompile"
+    symbols: dict[str, str] = {}
+    values = list(model.graph.inputs) + [value for node in model.graph for value in node.outputs]
+    for value in values:
+        value.metadata_props.clear()
+        if value.shape is not None:
+            value.shape = ir.Shape([_rename(dimension, symbols) for dimension in value.shape])
+    for initializer in model.graph.initializers.values():
+        initializer.metadata_props.clear()
+        initializer.doc_string = None
+    model.graph.metadata_props.clear()
+    counts: dict[str, int] = {}
+    for node in model.graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        layer = _layer_of(node, layer_of)
+        name = f"{layer}/{node.op_type}" if layer else node.op_type
+        counts[name] = counts.get(name, -1) + 1
+        node.name = name if counts[name] == 0 else f"{name}_{counts[name]}"
+
+
+def _rename(dimension: int | ir.SymbolicDim, symbols: dict[str, str]) -> int | str | None:
+    if isinstance(dimension, int):
+        return dimension
+    if dimension.value is None:
+        return None
+    return symbols.setdefault(str(dimension.value), "batch" if not symbols else f"batch_{len(symbols)}")
+
+
+def _layer_of(node: ir.Node, layer_of: Mapping[str, str]) -> str:
+    """Find the layer whose weight a contraction reads, through its DequantizeLinear; empty for other nodes."""
+    if node.op_type not in ("Gemm", "MatMul", "Conv"):
+        return ""
+    for source in node.inputs:
+        producer = source.producer() if source is not None else None
+        value = producer.inputs[0] if producer is not None and producer.op_type == "DequantizeLinear" else source
+        target = (value.name or "").rpartition(".")[0] if value is not None else ""
+        if target in layer_of:
+            return layer_of[target]
+    return ""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporter's progress lines and warnings away from the user's terminal; errors still raise."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

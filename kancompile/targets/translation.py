@@ -1,0 +1,161 @@
+"""How the custom operators are written in standard ONNX (opset 21), in the forms that ONNX Runtime fuses.
+
+Each function receives graph values and plain Python numbers and returns a graph value, as ``torch.onnx.export`` asks
+of its ``custom_translation_table``. Facts behind the forms, each checked by the kernel audit:
+
+* ``Gemm`` between DequantizeLinear nodes with an int32 bias becomes QGemm, with a float or a uint8 output. It does so
+  only where the weight's DequantizeLinear names its zero point.
+* A table must be gathered as integers: ``DequantizeLinear -> Gather`` would dequantize the whole table on every call.
+* The activation's scale is 1 because column scales are folded into the weights; products with 1 are exact.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnxscript import opset21 as op
+
+import kancompile.operators  # noqa: F401  (registers the operators named below)
+
+Value = Any  # an onnx_ir.Value while the exporter traces
+
+
+def _constant(value: np.ndarray[Any, Any]) -> Value:
+    return op.Constant(value=ir.tensor(value))
+
+
+def quantize_index(x: Value, scale: float, zero_point: int, levels: int) -> Value:
+    """QuantizeLinear saturates at 255 or 65535; fewer levels need a Clip of their own."""
+    step = _constant(np.array(scale, np.float32))
+    if levels <= 256:
+        return _clip_codes(op.QuantizeLinear(x, step, _constant(np.array(zero_point, np.uint8))), levels)
+    codes = op.QuantizeLinear(x, step, _constant(np.array(zero_point, np.uint16)))
+    last = _constant(np.array(levels - 1, np.int32))
+    return op.Min(op.Cast(codes, to=ir.DataType.INT32), last)
+
+
+def _clip_codes(codes: Value, levels: int) -> Value:
+    if levels == 256:
+        return codes
+    return op.Clip(codes, _constant(np.array(0, np.uint8)), _constant(np.array(levels - 1, np.uint8)))
+
+
+def floor_index(x: Value, multiplier: float, offset: float, levels: int) -> Value:
+    """Mul, Add, Clip, Cast; without Mul and Add, Cast and then Clip.
+
+    A Clip right behind a Gemm would keep ONNX Runtime from making an integer kernel of it. Values already in units of
+    rows are integer sums times a scale below 1, so they fit the int32 that they are cast to first.
+    """
+    if multiplier == 1.0 and offset == 0.0:
+        rows = op.Cast(x, to=ir.DataType.INT32)
+        return op.Clip(rows, _constant(np.array(0, np.int32)), _constant(np.array(levels - 1, np.int32)))
+    x = op.Add(op.Mul(x, _constant(np.array(multiplier, np.float32))), _constant(np.array(offset, np.float32)))
+    clipped = op.Clip(x, _constant(np.array(0, np.float32)), _constant(np.array(levels - 1, np.float32)))
+    return op.Cast(clipped, to=ir.DataType.INT32)
+
+
+def expand(index: Value, table: Value, first_row: Value | None) -> Value:
+    """Gather rows of raw uint8 codes."""
+    rows = index if index.dtype == ir.DataType.INT32 else op.Cast(index, to=ir.DataType.INT32)
+    if first_row is not None:
+        rows = op.Add(rows, first_row)
+    return op.Gather(table, rows, axis=0)
+
+
+def contract(
+    features: Sequence[Value],
+    weights: Sequence[Value],
+    bias: Value,
+    scales: Sequence[Value],
+    weight_bits: int,
+) -> Value:
+    """One integer product for each scale group, added by Sum.
+
+    An Add behind a MatMul, or a Sum behind a Gemm without bias, would be fused into a float Gemm before the integer
+    fusions run; a Sum behind a MatMul and a Gemm with bias is left alone.
+    """
+    if len(weights) == 1:
+        return _regroup(_gemm(_columns(features), weights[0], bias, scales[0]), features[0], weights[0])
+    columns = _group_columns(features, [int(weight.shape[0]) for weight in weights])
+    parts = [_gemm(columns[0], weights[0], bias, scales[0])]
+    for column, weight, scale in zip(columns[1:], weights[1:], scales[1:], strict=True):
+        parts.append(op.MatMul(_activation(column), _real_weight(weight, scale)))
+    return _regroup(op.Sum(*parts), features[0], weights[0])
+
+
+def contract_to_index(
+    features: Sequence[Value],
+    weight: Value,
+    bias: Value,
+    scale: Value,
+    out_scale: float,
+    out_zero_point: int,
+    out_levels: int,
+    weight_bits: int,
+) -> Value:
+    """Gemm with QuantizeLinear behind it: one QGemm with a uint8 output."""
+    y = _gemm(_columns(features), weight, bias, scale)
+    codes = op.QuantizeLinear(
+        y, _constant(np.array(out_scale, np.float32)), _constant(np.array(out_zero_point, np.uint8))
+    )
+    return _regroup(_clip_codes(codes, out_levels), features[0], weight)
+
+
+def _columns(features: Sequence[Value]) -> Value:
+    flat = [_flatten(feature) for feature in features]
+    return flat[0] if len(flat) == 1 else op.Concat(*flat, axis=1)
+
+
+def _flatten(feature: Value) -> Value:
+    """View ``[b, *, n_in, k]`` as the matrix ``[b *, n_in k]`` that integer Gemm kernels need."""
+    columns = int(feature.shape[-2]) * int(feature.shape[-1])
+    return op.Reshape(feature, _constant(np.array([-1, columns], np.int64)))
+
+
+def _group_columns(features: Sequence[Value], group_sizes: Sequence[int]) -> Sequence[Value]:
+    sizes = [int(feature.shape[-2]) * int(feature.shape[-1]) for feature in features]
+    if sizes == list(group_sizes):
+        return [_flatten(feature) for feature in features]
+    columns = _columns(features)
+    bounds = [0, *itertools.accumulate(group_sizes)]
+    axis = _constant(np.array([1], np.int64))
+    return [
+        op.Slice(columns, _constant(np.array([start], np.int64)), _constant(np.array([end], np.int64)), axis)
+        for start, end in itertools.pairwise(bounds)
+    ]
+
+
+def _activation(columns: Value) -> Value:
+    return op.DequantizeLinear(columns, _constant(np.array(1, np.float32)), _constant(np.array(0, np.uint8)))
+
+
+def _real_weight(weight: Value, scale: Value) -> Value:
+    zero_point = np.zeros(int(weight.shape[1]), np.int8)
+    return op.DequantizeLinear(weight, scale, _constant(zero_point), axis=1)
+
+
+def _gemm(columns: Value, weight: Value, bias: Value, scale: Value) -> Value:
+    zero_point = np.zeros(int(weight.shape[1]), np.int32)
+    real_bias = op.DequantizeLinear(bias, scale, _constant(zero_point), axis=0)
+    return op.Gemm(_activation(columns), _real_weight(weight, scale), real_bias)
+
+
+def _regroup(y: Value, feature: Value, weight: Value) -> Value:
+    lead = [int(size) for size in feature.shape[1:-2]]
+    if not lead:
+        return y
+    return op.Reshape(y, _constant(np.array([-1, *lead, int(weight.shape[1])], np.int64)))
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.kancompile.quantize_index.default: quantize_index,
+    torch.ops.kancompile.floor_index.default: floor_index,
+    torch.ops.kancompile.expand.default: expand,
+    torch.ops.kancompile.contract.default: contract,
+    torch.ops.kancompile.contract_to_index.default: contract_to_index,
+}

@@ -1,0 +1,328 @@
+"""Models by name, weights from files: what fits loads, what does not is named, nothing is unpickled."""
+
+import json
+import pickle
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kancompile.checkpoint import apply_state_dict, load_model, load_state_dict, parse_factory_args
+from kancompile.errors import KanCompileError
+from kancompile.exported_file import is_arithmetic, load_exported
+
+SOURCE = """
+import torch
+from torch import nn
+from neighbour import WIDTH
+
+class Net(nn.Module):
+    def __init__(self, n_out=2, bias=True):
+        super().__init__()
+        self.first = nn.Linear(WIDTH, 4, bias=bias)
+        self.second = nn.Linear(4, n_out, bias=bias)
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)))
+
+class Holder:
+    make = staticmethod(lambda: Net())
+
+finished = Net()
+number = 3
+def broken():
+    raise ValueError("no such size")
+def text():
+    return "net"
+"""
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "neighbour.py").write_text("WIDTH = 3\n")
+    (tmp_path / "nets.py").write_text(SOURCE)
+    monkeypatch.chdir(tmp_path)
+    for name in ("nets", "neighbour", "kancompile_model_nets"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return tmp_path / "nets.py"
+
+
+def _state(seed: int = 0, n_out: int = 2) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"first.weight": (4, 3), "first.bias": (4,), "second.weight": (n_out, 4), "second.bias": (n_out,)}
+    return {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+
+
+def _write(state: dict[str, Tensor], folder: Path, form: str) -> Path:
+    path = folder / f"w.{'safetensors' if form == 'safetensors' else 'npz' if form == 'npz' else 'pt'}"
+    if form == "safetensors":
+        save_file(state, path)
+    elif form == "npz":
+        np.savez(path, **{key: value.numpy() for key, value in state.items()})
+    else:
+        wrapped: Any = {
+            "plain": state,
+            "state_dict": {"epoch": 3, "state_dict": state},
+            "model": {"model": state, "optimizer": {"lr": 0.1}},
+            "model_state_dict": {"model_state_dict": state},
+            "module.": {f"module.{key}": value for key, value in state.items()},
+            "compiled and parallel": {f"_orig_mod.module.{key}": value for key, value in state.items()},
+            "lightning": {"state_dict": {f"model.{key}": value for key, value in state.items()}, "epoch": 1},
+        }[form]
+        torch.save(wrapped, path)
+    return path
+
+
+@pytest.mark.parametrize("spec", ["nets:Net", "nets:Holder.make", "nets.py:Net", "nets:finished"])
+def test_models_are_found_by_module_and_by_file(spec: str, source: Path) -> None:
+    model = load_model(spec)
+    assert isinstance(model, nn.Module)
+    assert not model.training
+    assert str(source.parent) not in sys.path
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("safetensors", "npz", "plain", "state_dict", "model", "model_state_dict"),
+        *("module.", "compiled and parallel", "lightning"),
+    ],
+)
+def test_every_form_of_checkpoint_gives_the_same_model(form: str, source: Path) -> None:
+    state = _state()
+    model = load_model("nets.py:Net", _write(state, source.parent, form))
+    assert isinstance(model, nn.Module)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+def test_half_precision_weights_are_widened(source: Path) -> None:
+    save_file({key: value.half() for key, value in _state().items()}, source.parent / "w.safetensors")
+    model = load_model("nets:Net", source.parent / "w.safetensors")
+    assert isinstance(model, nn.Module)
+    assert next(model.parameters()).dtype == torch.float32
+
+
+def test_factory_arguments_are_literals_or_words() -> None:
+    items = ["layers=[784, 64]", "rate=0.5", "base=silu", "flag=True", "name='a b'", "nothing=None", "negative=-1"]
+    assert parse_factory_args(items) == {
+        "layers": [784, 64], "rate": 0.5, "base": "silu", "flag": True, "name": "a b", "nothing": None, "negative": -1,
+    }  # fmt: skip
+    for item in ("layers", "=3", "a b=3", "n=[1,", "n=__import__('os')", "n=a b"):
+        with pytest.raises(KanCompileError, match="factory argument"):
+            parse_factory_args([item])
+
+
+def test_factory_arguments_reach_the_factory(source: Path) -> None:
+    model = load_model("nets:Net", factory_args={"n_out": 5})
+    assert model(torch.zeros(1, 3)).shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "arguments", "text"),
+    [
+        ("nets", {}, "expected PACKAGE.MODULE:FACTORY"),
+        ("absent.module:Net", {}, "no module 'absent.module' here"),
+        ("absent.py:Net", {}, "no file 'absent.py'"),
+        ("nets:Nett", {}, "'nets' has no 'Nett'; it has .*Net"),
+        ("nets:number", {}, "found int, expected a class or function"),
+        ("nets:text", {}, "the factory returned str"),
+        ("nets:broken", {}, "the factory raised ValueError: no such size"),
+        ("nets:Net", {"width": 3}, "the factory raised TypeError.*--factory-arg"),
+        ("nets:finished", {"n_out": 3}, "factory arguments .* for a finished module"),
+        ("absent.pt2", {}, "cannot be read"),
+        ("absent.pt2", {"n": 1}, "a .pt2 file needs none"),
+    ],
+)
+def test_models_that_cannot_be_built_are_refused(spec: str, arguments: dict[str, Any], text: str, source: Path) -> None:
+    with pytest.raises(KanCompileError, match=text):
+        load_model(spec, factory_args=arguments)
+
+
+def test_import_errors_name_what_is_missing(source: Path) -> None:
+    (source.parent / "needs.py").write_text("import not_there_at_all\n")
+    with pytest.raises(KanCompileError, match="it imports 'not_there_at_all', which is not installed"):
+        load_model("needs:Net")
+    (source.parent / "wrong.py").write_text("def f(:\n")
+    with pytest.raises(KanCompileError, match="importing it raised SyntaxError"):
+        load_model("wrong.py:f")
+
+
+def test_keys_that_do_not_match_are_all_named(source: Path) -> None:
+    state = _state(n_out=7)
+    del state["first.bias"]
+    state["third.weight"] = torch.zeros(1)
+    save_file(state, source.parent / "w.safetensors")
+    with pytest.raises(KanCompileError) as caught:
+        load_model("nets:Net", source.parent / "w.safetensors")
+    text = str(caught.value)
+    assert "missing (1): first.bias" in text
+    assert "unexpected (1): third.weight" in text
+    assert "second.weight: (7, 4) in the file, (2, 4) in the model" in text
+    assert "--factory-arg" in text
+
+
+def test_long_lists_of_keys_are_cut() -> None:
+    with pytest.raises(KanCompileError, match=r"unexpected \(50\): .* and 44 more"):
+        apply_state_dict(nn.Linear(2, 2), nn.Linear(2, 2).state_dict() | {f"k{i}": torch.zeros(1) for i in range(50)})
+
+
+def test_a_prefix_that_the_model_itself_uses_stays() -> None:
+    model = nn.Sequential()
+    model.add_module("module", nn.Linear(2, 2))
+    apply_state_dict(model, {key: value + 1 for key, value in model.state_dict().items()})
+
+
+class _Runs:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_pickles_are_never_run(tmp_path: Path) -> None:
+    mark = tmp_path / "was-run"
+    torch.save({"state_dict": _state(), "extra": _Runs(mark)}, tmp_path / "a.pt")
+    torch.save(nn.Linear(2, 2), tmp_path / "whole.pt")
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(_Runs(mark)))
+    for name in ("a.pt", "whole.pt", "raw.pt"):
+        with pytest.raises(KanCompileError, match="never loaded"):
+            load_state_dict(tmp_path / name)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt", "w.npz"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 truncated", b"hello"])
+def test_damaged_checkpoints_are_refused(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(KanCompileError, match=r"checkpoint .*w\."):
+        load_state_dict(tmp_path / name)
+
+
+def test_truncated_checkpoints_are_refused(tmp_path: Path) -> None:
+    for form in ("safetensors", "plain", "npz"):
+        path = _write(_state(), tmp_path, form)
+        path.write_bytes(path.read_bytes()[:-60])
+        with pytest.raises(KanCompileError, match="cannot be read"):
+            load_state_dict(path)
+
+
+@pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1, 2], {"state_dict": {}}, {"a": {"w": torch.zeros(1)}}])
+def test_files_without_a_state_dict_are_refused(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(KanCompileError, match="expected a state dict"):
+        load_state_dict(tmp_path / "w.pt")
+
+
+def test_absent_checkpoints_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(KanCompileError, match="no such file"):
+        load_state_dict(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float, source: Path) -> None:
+    state = _state()
+    state["second.weight"][1, 2] = value
+    save_file(state, source.parent / "w.safetensors")
+    with pytest.raises(KanCompileError, match=r"weights 'second.weight': found 1 NaN or infinite of 8 values"):
+        load_model("nets:Net", source.parent / "w.safetensors")
+
+
+def _exported(path: Path) -> Path:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh()).eval()
+    batch = torch.export.Dim("batch")
+    torch.export.save(torch.export.export(model, (torch.zeros(2, 3),), dynamic_shapes=({0: batch},)), path)
+    return path
+
+
+def _rewrite(path: Path, changed: dict[str, bytes]) -> None:
+    """Exchange or add entries of an archive by the end of their names."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    root = next(iter(entries)).split("/")[0]
+    for end, data in changed.items():
+        entries[next((name for name in entries if name.endswith(end)), f"{root}/{end}")] = data
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+
+
+def test_exported_programs_pass_through(tmp_path: Path) -> None:
+    program = load_model(_exported(tmp_path / "m.pt2"))
+    assert isinstance(program, torch.export.ExportedProgram)
+    assert program.module()(torch.zeros(5, 3)).shape == (5, 4)
+
+
+def test_exported_programs_with_pickles_are_refused_and_not_run(tmp_path: Path) -> None:
+    mark = tmp_path / "was-run"
+    pickled = pickle.dumps(_Runs(mark))
+    with zipfile.ZipFile(_exported(tmp_path / "m.pt2")) as archive:
+        config_name = next(name for name in archive.namelist() if name.endswith("model_weights_config.json"))
+        config = json.loads(archive.read(config_name))
+    next(iter(config["config"].values()))["use_pickle"] = True
+    opaque = {
+        "config": {"c": {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}}
+    }
+    for number, changed in enumerate(
+        [
+            {"sample_inputs/model.pt": pickled},
+            {"data/weights/model.pt": pickled},
+            {"model_weights_config.json": json.dumps(config).encode(), "weights/weight_0": pickled},
+            {"model_constants_config.json": json.dumps(opaque).encode(), "data/constants/opaque_obj_0": pickled},
+        ]
+    ):
+        path = _exported(tmp_path / f"{number}.pt2")
+        _rewrite(path, changed)
+        with pytest.raises(KanCompileError, match="found a pickled object"):
+            load_exported(path)
+    assert not mark.exists()
+
+
+def test_exported_programs_with_code_in_expressions_are_refused(tmp_path: Path) -> None:
+    mark = tmp_path / "was-run"
+    path = _exported(tmp_path / "m.pt2")
+    with zipfile.ZipFile(path) as archive:
+        text = archive.read(next(name for name in archive.namelist() if name.endswith("models/model.json"))).decode()
+    symbol = json.loads(text[text.index('"Symbol(') :].split(', "hint"')[0])
+    code = f"__import__('pathlib').Path({str(mark)!r}).touch()"
+    _rewrite(path, {"models/model.json": text.replace(json.dumps(symbol), json.dumps(code)).encode()})
+    with pytest.raises(KanCompileError, match="expected arithmetic"):
+        load_exported(path)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["Symbol('s77', positive=True, integer=True)", "L['x'].size()[0] == 3", "2*Symbol('s0') + 1", "Max(2, s0)"]
+)
+def test_arithmetic_is_allowed(text: str) -> None:
+    assert is_arithmetic(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("__import__('os')", "eval('x')", "().__class__", "[x for x in y]"),
+        *("lambda: 1", "S('a')", "x.system('a b')", "a; b", "'a b'"),
+    ],
+)
+def test_anything_else_is_not(text: str) -> None:
+    assert not is_arithmetic(text)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04"])
+def test_damaged_archives_are_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "m.pt2").write_bytes(content)
+    with pytest.raises(KanCompileError, match="found no archive"):
+        load_exported(tmp_path / "m.pt2")
+    with zipfile.ZipFile(tmp_path / "other.pt2", "w") as archive:
+        archive.writestr("readme", "text")
+    with pytest.raises(KanCompileError, match="no archive_format entry"):
+        load_exported(tmp_path / "other.pt2")
