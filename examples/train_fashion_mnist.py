@@ -2,7 +2,7 @@
 
 Run from the root of the repository, with an .npz of x_train, y_train, x_test, y_test (uint8)::
 
-    python -m examples.train_fashion_mnist fashion_mnist.npz --model efficient_kan --epochs 8 --out fashion_mnist_efficient_kan.safetensors
+    python -m examples.train_fashion_mnist fashion_mnist.npz --model efficient_kan --epochs 8 --out weights.safetensors
 """
 
 from examples.train_images import main

@@ -17,7 +17,7 @@ MODELS = {"efficient_kan": efficient_kan.build, "fast_kan": fast_kan.build}
 
 
 def load_split(path: Path, split: str) -> tuple[Tensor, Tensor]:
-    """Load images as [n, pixels] in [-1, 1] and their labels [n] from an .npz with ``x_<split>``, ``y_<split>`` (uint8).
+    """Load images as [n, pixels] in [-1, 1] and their labels [n] from ``x_<split>``, ``y_<split>`` (uint8).
 
     Raises:
         SystemExit: a key is missing, or the images are not uint8.

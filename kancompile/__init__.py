@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kancompile.errors import KanCompileError as KanCompileError
 
 if TYPE_CHECKING:
-    from kancompile.benchmark import benchmark as benchmark
+    from kancompile.benchmarking import benchmark as benchmark
     from kancompile.frontend.capture import capture as capture
     from kancompile.pipeline import CompiledModel as CompiledModel
     from kancompile.pipeline import compile as compile
@@ -28,7 +28,7 @@ _HOMES = {
     "CompiledModel": "kancompile.pipeline",
     "Program": "kancompile.program",
     "Recipe": "kancompile.recipe",
-    "benchmark": "kancompile.benchmark",
+    "benchmark": "kancompile.benchmarking",
     "capture": "kancompile.frontend.capture",
     "compile": "kancompile.pipeline",
     "show": "kancompile.program",
@@ -41,5 +41,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'kancompile' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value  # importing kancompile.benchmark binds the module under the same name; the function wins
+    globals()[name] = value
     return value

@@ -6,7 +6,6 @@ import ast
 import importlib
 import importlib.util
 import os
-import pickle
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -180,24 +179,33 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
                 content = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
         else:
             content = _load_tensors(path)
-    except pickle.UnpicklingError as error:
-        raise KanCompileError(
-            f"checkpoint {str(path)!r}: found pickled Python objects or no checkpoint at all, expected tensors only; "
-            "pickles can run code and are never loaded: in a place where you trust the file, save "
-            "model.state_dict() with torch.save or safetensors.torch.save_file"
-        ) from error
+    except KanCompileError:
+        raise
     except Exception as error:  # damaged files break the readers anywhere
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise KanCompileError(
-            f"checkpoint {str(path)!r}: cannot be read ({reason}); give a complete .safetensors, .pt or .npz file"
+            f"checkpoint {str(path)!r}: cannot be read ({_first_line(error)}); give a complete .safetensors, .pt or .npz file"
         ) from error
     return _unwrap(content, f"checkpoint {str(path)!r}")
 
 
 def _load_tensors(path: Path) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about pickle protocols that are refused anyway
-        return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols that are refused anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the safe loader fails in many ways on what it does not know
+        # PyTorch's own text explains at length how to load such a file unsafely
+        is_refusal = str(error).startswith("Weights only load failed")
+        found = "Python objects" if is_refusal else f"no file of torch.save ({_first_line(error)})"
+        raise KanCompileError(
+            f"checkpoint {str(path)!r}: cannot be read, found {found}, expected tensors only; pickled objects can run "
+            "code and are never loaded: where you trust the file, save model.state_dict() with torch.save or "
+            "safetensors.torch.save_file"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _unwrap(content: Any, where: str) -> dict[str, Tensor]:

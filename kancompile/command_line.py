@@ -90,7 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _filter_warnings()
         from kancompile import commands
 
-        return int(getattr(commands, f"run_{options.command}")(options))
+        code = int(getattr(commands, f"run_{options.command}")(options))
+        sys.stdout.flush()  # here a closed pipe can still be handled
+        return code
     except KanCompileError as error:
         print(f"kancompile: error: {error}", file=sys.stderr)
         return USAGE

@@ -96,7 +96,7 @@ def run_validate(options: argparse.Namespace) -> int:
 
 def run_benchmark(options: argparse.Namespace) -> int:
     """Time a file beside its float model."""
-    from kancompile.benchmark import benchmark
+    from kancompile.benchmarking import benchmark
 
     with _working(options):
         result = benchmark(

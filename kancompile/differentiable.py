@@ -11,9 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from kancompile.convolutions import QuantizedConvContraction, convolve_real
+from kancompile.expansions import to_channels_first, to_channels_last
 from kancompile.modules import IndexQuantizer, QuantizedContraction, TableExpansion
+from kancompile.operators import convolution_columns
 from kancompile.program import Program
-
 
 _SLOPE_WINDOWS = 128
 
@@ -37,12 +39,11 @@ class DifferentiableTable(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map real values (or float row numbers) to float codes ``[b, *, n_in, k]``."""
         table = self.table
-        x = x.reshape(-1, *table.in_shape)
+        row = table.to_index(x.detach().round() if table.input == "index" else x.detach()).long()
+        x = to_channels_last(x) if table.channels_first else x.reshape(-1, *table.in_shape)
         if table.input == "index":
-            row = x.detach().round().long()
             position = x
         else:
-            row = table.to_index(x.detach()).long()
             multiplier, offset = (1.0, 0.0) if table.input == "scaled" else table.index.to_rows()
             position = x * multiplier + offset
         # beyond the first and the last row the table is constant
@@ -66,9 +67,7 @@ class DifferentiableContraction(nn.Module):
     def __init__(self, contraction: QuantizedContraction) -> None:
         super().__init__()
         self.layer, self.out_shape, self.output = contraction.layer, contraction.out_shape, contraction.output
-        parts = [
-            codes.float() * scale for codes, scale in zip(contraction.weights, contraction.scales, strict=True)
-        ]
+        parts = [codes.float() * scale for codes, scale in zip(contraction.weights, contraction.scales, strict=True)]
         self.register_buffer("weight", torch.cat(parts).T.contiguous(), persistent=False)
         self.register_buffer("bias", contraction.bias.float() * contraction.scales[0], persistent=False)
 
@@ -77,6 +76,38 @@ class DifferentiableContraction(nn.Module):
         columns = torch.cat([feature.flatten(-2) for feature in features], dim=-1)
         y = nn.functional.linear(columns, self.weight, self.bias).reshape(-1, *self.out_shape)
         return y if self.output is None else _soft_index(y, self.output)
+
+
+class DifferentiableConvContraction(nn.Module):
+    """An integer convolution with float weights that may be exchanged for others.
+
+    Attributes:
+        weight: float32 ``[n_out, c / groups * taps]``, real value of every weight as the rounding problem has them (taps
+            innermost); a trainable tensor may take its place.
+        bias: float32 ``[n_out]``.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, contraction: QuantizedConvContraction) -> None:
+        super().__init__()
+        self.contraction = contraction
+        weight = contraction.weight.flatten(1).float() * contraction.scale[:, None]
+        self.layer, self.out_shape, self.output = contraction.layer, contraction.out_shape, contraction.output
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", contraction.bias.float() * contraction.scale, persistent=False)
+
+    def forward(self, *features: Tensor) -> Tensor:
+        """Map float codes ``[b, *, n_in, k]`` to real values or float row numbers ``[b, n_out, *]``."""
+        contraction = self.contraction
+        columns = to_channels_first(convolution_columns(features, contraction.geometry.groups))
+        weight = self.weight.reshape(contraction.weight.shape)
+        y = convolve_real(columns - contraction.zero_point, weight, self.bias, contraction.geometry)
+        if self.output is None:
+            return y
+        index = _soft_index(y, self.output)
+        return index if contraction.hands_over == "index" else (index - self.output.zero_point) * self.output.scale
 
 
 def _slope(codes: Tensor, reach: int) -> Tensor:
@@ -101,6 +132,8 @@ def differentiable(program: Program) -> Program:
         contraction = program.module(layer.contraction)
         if isinstance(contraction, QuantizedContraction):
             modules[layer.contraction] = DifferentiableContraction(contraction)
+        elif isinstance(contraction, QuantizedConvContraction):
+            modules[layer.contraction] = DifferentiableConvContraction(contraction)
         for target in layer.expansions:
             expansion = program.module(target)
             if isinstance(expansion, TableExpansion):

@@ -33,6 +33,17 @@ def _(x: Tensor, scale: float, zero_point: int, levels: int) -> Tensor:
     return x.new_empty(x.shape, dtype=torch.uint8 if levels <= 256 else torch.int32)
 
 
+@torch.library.custom_op("kancompile::dequantize_index", mutates_args=())
+def dequantize_index(index: Tensor, scale: float, zero_point: int) -> Tensor:
+    """Map uint8 row numbers to the real values they stand for, as ONNX DequantizeLinear does: float32 of equal shape."""
+    return (index.to(torch.int32) - zero_point).float() * torch.tensor(scale, dtype=torch.float32)
+
+
+@dequantize_index.register_fake
+def _(index: Tensor, scale: float, zero_point: int) -> Tensor:
+    return torch.empty_like(index, dtype=torch.float32)
+
+
 @torch.library.custom_op("kancompile::floor_index", mutates_args=())
 def floor_index(x: Tensor, multiplier: float, offset: float, levels: int) -> Tensor:
     """Map ``x`` (float32, ``[b, *]``) to int32 row numbers in float arithmetic.
@@ -171,3 +182,110 @@ def _(
     weight_bits: int,
 ) -> Tensor:
     return features[0].new_empty((*features[0].shape[:-2], weight.shape[1]))
+
+
+def convolution_columns(features: Sequence[Tensor], groups: int) -> Tensor:
+    """Concatenate features ``[b, *, n_in, k]`` to columns ``[b, *, c]``: group by group, and in a group in their order."""
+    if groups == 1 or len(features) == 1:
+        return _columns(features)
+    parts = [feature.reshape(*feature.shape[:-2], groups, -1) for feature in features]
+    return torch.cat(parts, dim=-1).flatten(-2)
+
+
+def accumulate_convolution(
+    columns: Tensor,
+    weight: Tensor,
+    zero_point: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Convolve integers exactly: uint8 ``columns`` ``[b, *, c]`` less ``zero_point``, as int64 ``[b, n_out, *]``.
+
+    A float32 convolution of integers is exact while the sum of all magnitudes stays below 2**24, whatever the order of
+    summation. Weights of 8 bits may exceed that; their upper and lower four bits do not up to some 4,000 products, and
+    two float32 convolutions are faster than one in float64. Beyond, and on accelerators, whose float32 may be less than
+    that, float64 is used.
+    """
+    x = columns.movedim(-1, 1).to(torch.int16) - zero_point
+    largest = max(zero_point, 255 - zero_point)
+
+    def convolve(codes: Tensor, dtype: torch.dtype) -> Tensor:
+        arguments = (list(stride), list(padding), list(dilation), False, [0] * len(stride), groups)
+        return torch.convolution(x.to(dtype), codes.to(dtype), None, *arguments).round().long()
+
+    def is_exact(codes: Tensor) -> bool:
+        return x.device.type == "cpu" and float(codes.double().abs().flatten(1).sum(1).max()) * largest < 1 << 24
+
+    if is_exact(weight):
+        return convolve(weight, torch.float32)
+    high = weight.to(torch.int16) >> 4
+    low = weight.to(torch.int16) - high * 16
+    if is_exact(high) and is_exact(low):
+        return convolve(high, torch.float32) * 16 + convolve(low, torch.float32)
+    return convolve(weight, torch.float64)
+
+
+@torch.library.custom_op("kancompile::convolve_to_index", mutates_args=())
+def convolve_to_index(
+    features: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor,
+    zero_point: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    out_scale: float,
+    out_zero_point: int,
+    out_levels: int,
+    weight_bits: int,
+) -> Tensor:
+    """Convolve table codes with weight codes and requantize to 8 bits, as ONNX Runtime's QLinearConv.
+
+    ``clip(rint(float32(acc) * (scale / out_scale)) + out_zero_point, 0, out_levels - 1)``, ``acc`` the int32 sum of
+    ``weight * (code - zero_point)`` and ``bias``; codes outside the image are ``zero_point``.
+
+    Args:
+        features: uint8 tensors ``[b, *, n_in, k]``; see ``kancompile.convolutions`` for the order of the columns.
+        weight: int8 ``[n_out, c / groups, *kernel]``, codes of at most ``weight_bits`` bits.
+        bias: int32 ``[n_out]``, in units of ``scale``.
+        scale: float32 ``[n_out]``.
+        zero_point: the code that stands for 0, 0 to 255.
+        stride, padding, dilation, groups: as in ``torch.nn.functional.conv2d``, a number for each spatial dimension.
+        out_scale, out_zero_point, out_levels: quantizer of the output, at most 256 levels.
+        weight_bits: 2 to 8; says how a target may store the codes, and does not change the value.
+
+    Returns:
+        uint8 ``[b, n_out, *]``.
+    """
+    columns = convolution_columns(features, groups)
+    sums = accumulate_convolution(columns, weight, zero_point, stride, padding, dilation, groups)
+    per_channel = (-1, *[1] * len(stride))
+    multiplier = (scale / torch.tensor(out_scale, dtype=torch.float32)).reshape(per_channel)
+    scaled = (sums + bias.reshape(per_channel)).float() * multiplier
+    return torch.clamp(torch.round(scaled) + out_zero_point, 0, out_levels - 1).to(torch.uint8)
+
+
+@convolve_to_index.register_fake
+def _(
+    features: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor,
+    zero_point: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    out_scale: float,
+    out_zero_point: int,
+    out_levels: int,
+    weight_bits: int,
+) -> Tensor:
+    spatial = features[0].shape[1:-2]
+    sides = zip(spatial, weight.shape[2:], stride, padding, dilation, strict=True)
+    out = [(size + 2 * pad - hold * (side - 1) - 1) // step + 1 for size, side, step, pad, hold in sides]
+    return features[0].new_empty((features[0].shape[0], weight.shape[0], *out))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from kancompile.atomic_write import check_destinations, write_atomically
+from kancompile.bit_budget import BitBudget, check_latency
 from kancompile.calibration import Calibration, load_calibration
 from kancompile.errors import KanCompileError
+from kancompile.execution import RuntimeModel
 from kancompile.frontend.capture import capture
 from kancompile.modules import Contraction, Expansion, QuantizedContraction, TableExpansion
 from kancompile.passes.fuse_index import FuseIndex
-
+from kancompile.passes.lower_to_polynomials import LowerToPolynomials
 from kancompile.passes.methods import method_named
 from kancompile.passes.round_weights import RoundingOptions, RoundWeights
 from kancompile.passes.split_branches import SplitBranches
@@ -32,6 +35,7 @@ from kancompile.progress import say
 from kancompile.recipe import LayerRecipe, Recipe, read_recipe
 from kancompile.targets import TARGETS
 from kancompile.targets.kernel_audit import KernelAudit, audit_kernels
+from kancompile.validation import check_fits
 
 MANIFEST_SUFFIX = ".manifest.json"
 
@@ -110,17 +114,45 @@ def compile(
     emit = _target(target)
     chosen = read_recipe(recipe)
     samples = load_calibration(calibration, max_samples=chosen.calibration_samples, seed=seed)
+    if isinstance(model, nn.Module):
+        check_fits(model, samples)
     captured = timings.measure("capture", lambda: capture(model, samples.samples[:2]))
     chosen.check_layers(layer.name for layer in captured.layers())
     x = samples.samples
     _check_activations(captured, x)
-    lowered = lower(captured, x, chosen, seed, timings)
-    facts = _facts(lowered, samples, chosen, target, seed)
-    data = timings.measure("emit", lambda: emit(lowered, _metadata(facts), chosen.storage))
+    if chosen.max_bytes is not None or chosen.bits_average is not None:
+        budget = timings.measure("sensitivities", lambda: BitBudget(captured, x, chosen, seed))
+        chosen, front = budget.allocated()
+    else:
+        budget, front = None, {}
+
+    def build() -> tuple[Program, dict[str, Any], bytes]:
+        lowered = lower(captured, x, chosen, seed, timings)
+        facts = _facts(lowered, samples, chosen, target, seed) | {"bit_allocation": front}
+        return lowered, facts, timings.measure("emit", lambda: emit(lowered, _metadata(facts), chosen.storage))
+
+    lowered, facts, data = build()
+    while budget is not None and chosen.max_bytes is not None and len(data) > chosen.max_bytes:
+        # tables, biases and the graph take room too; how much is known once a file exists
+        chosen, front = budget.allocated(others=len(data) - budget.weight_bytes())
+        lowered, facts, data = build()
     audit = timings.measure("kernel audit", lambda: audit_kernels(data))
+    check_latency(lambda: one_sample_seconds(data, x[:1]), chosen)
     manifest = facts | {"model_sha256": hashlib.sha256(data).hexdigest(), "model_bytes": len(data)}
     reference = model.eval() if isinstance(model, nn.Module) else captured.graph_module
     return CompiledModel(data, lowered, captured, reference, manifest, audit, samples, chosen, timings.seconds)
+
+
+def one_sample_seconds(model: bytes, x: Tensor, runs: int = 200) -> float:
+    """Measure the median time of one sample in one thread of ONNX Runtime, in seconds."""
+    session = RuntimeModel(model, threads=1)
+    array = x.numpy()
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        session.run(array)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 def lower(program: Program, x: Tensor, recipe: Recipe, seed: int = 0, timings: _Timings | None = None) -> Program:
@@ -134,9 +166,13 @@ def lower(program: Program, x: Tensor, recipe: Recipe, seed: int = 0, timings: _
     """
     timings = timings or _Timings()
 
-    def table_options(name: str) -> TableOptions:
+    def table_options(name: str) -> TableOptions | None:
         layer = recipe.for_layer(name)
-        return TableOptions(layer.levels, layer.range, layer.weight_bits, layer.column_scaling)  # type: ignore[arg-type]
+        if layer.lowering == "keep":
+            return None
+        # methods that compensate their errors leave about as much as nearest rounding with two bits more
+        bits = layer.weight_bits if layer.method == "uniform" else min(8, layer.weight_bits + 2)
+        return TableOptions(layer.levels, layer.range, layer.percentile, bits, layer.column_scaling)  # type: ignore[arg-type]
 
     def rounding_options(name: str) -> RoundingOptions:
         layer: LayerRecipe = recipe.for_layer(name)
@@ -145,7 +181,7 @@ def lower(program: Program, x: Tensor, recipe: Recipe, seed: int = 0, timings: _
 
     if recipe.precision == "float":
         stages: list[tuple[str, Callable[[Program], Program]]] = [
-
+            (LowerToPolynomials.name, lambda stage: LowerToPolynomials()(stage, x)),
         ]
     else:
         stages = [
@@ -239,7 +275,7 @@ def describe_layer(program: Program, layer: Layer) -> dict[str, Any]:
             "columns": sum(contraction.group_sizes),
             "weight_bits": contraction.weight_bits,
             "scale_groups": len(contraction.group_sizes),
-            "weight_bytes": weights * (4 if contraction.weight_bits <= 4 else 8) // 8,
+            "weight_bytes": -(-weights * contraction.weight_bits // 8),
             "hands_over": "real values" if contraction.output is None else "row numbers",
         }
     elif isinstance(contraction, Contraction):

@@ -6,6 +6,7 @@ A :class:`Program` is a value. Beside it stand the three functions that give it 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,10 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from kancompile.convolutions import ConvContraction, QuantizedConvContraction
 from kancompile.errors import KanCompileError
 from kancompile.modules import Contraction, Expansion, QuantizedContraction, TableExpansion
 
-KAN_MODULES = (Contraction, Expansion, QuantizedContraction, TableExpansion)
+KAN_MODULES = (
+    Contraction,
+    ConvContraction,
+    Expansion,
+    QuantizedContraction,
+    QuantizedConvContraction,
+    TableExpansion,
+)
+INTEGER_CONTRACTIONS = (QuantizedContraction, QuantizedConvContraction)
+CONTRACTIONS = (Contraction, ConvContraction, *INTEGER_CONTRACTIONS)
+
+_CHUNK = 128
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,7 @@ class Program:
         for node in self.graph_module.graph.nodes:
             if node.op == "call_module":
                 module = self.module(node.target)
-                if isinstance(module, Contraction | QuantizedContraction):
+                if isinstance(module, CONTRACTIONS):
                     sources = tuple(str(source.target) for source in node.all_input_nodes)
                     found.append(Layer(module.layer, str(node.target), sources))
         return found
@@ -96,20 +109,38 @@ class Program:
         return replace(self, graph_module=fx.GraphModule(root, graph), notes=(*self.notes, *notes))
 
     def trace(self, x: Tensor, targets: Iterable[str]) -> dict[str, tuple[tuple[Tensor, ...], Tensor]]:
-        """Evaluate and keep the inputs and the output of the named modules.
+        """Evaluate, as far as needed, and keep the inputs and the output of the named modules.
 
         Returns:
             for each target the tuple of its input tensors and its output.
         """
         recorder = _Recorder(self.graph_module, frozenset(targets))
-        with torch.no_grad():
+        with torch.no_grad(), contextlib.suppress(_AllKept):
             recorder.run(x)
         return recorder.kept
+
+    def inputs(self, x: Tensor, targets: Iterable[str]) -> dict[str, Tensor]:
+        """Evaluate in chunks of bounded memory and keep what the named modules, each of one input, read.
+
+        Returns:
+            for each target its input for all of ``x``.
+        """
+        wanted = list(targets)
+        kept: dict[str, list[Tensor]] = {target: [] for target in wanted}
+        for part in torch.split(x, _CHUNK):
+            for target, (arguments, _) in self.trace(part, wanted).items():
+                kept[target].append(arguments[0])
+        return {target: torch.cat(parts) for target, parts in kept.items()}
+
+
+class _AllKept(Exception):
+    pass
 
 
 class _Recorder(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, targets: frozenset[str]) -> None:
         super().__init__(module)
+        self.extra_traceback = False
         self.targets = targets
         self.kept: dict[str, tuple[tuple[Tensor, ...], Tensor]] = {}
 
@@ -117,6 +148,8 @@ class _Recorder(fx.Interpreter):
         result = super().call_module(target, args, kwargs)
         if target in self.targets:
             self.kept[target] = (args, result)
+            if len(self.kept) == len(self.targets):
+                raise _AllKept
         return result
 
 
@@ -146,7 +179,7 @@ def check(program: Program) -> None:
                     "expected an expansion"
                 )
             columns += int(expansion.n_in) * int(expansion.k)  # type: ignore[arg-type]
-            if isinstance(contraction, QuantizedContraction) and not isinstance(expansion, TableExpansion):
+            if isinstance(contraction, INTEGER_CONTRACTIONS) and not isinstance(expansion, TableExpansion):
                 raise KanCompileError(
                     f"layer {layer.name!r}: integer contraction reads float expansion {target!r}; "
                     "tabulate it before rounding the weights"
@@ -156,20 +189,47 @@ def check(program: Program) -> None:
             _expect(layer.name, "bias length", contraction.bias.numel(), contraction.n_out)
             _expect_finite(layer.name, "weight", contraction.weight)
         if isinstance(contraction, QuantizedContraction):
-            _check_codes(layer.name, contraction, columns)
+            _expect(layer.name, "grouped columns", sum(contraction.group_sizes), columns)
+            for codes, scale in zip(contraction.weights, contraction.scales, strict=True):
+                _expect(layer.name, "scales", scale.numel(), contraction.n_out)
+                _check_codes(layer.name, codes, scale, contraction.weight_bits)
+        if isinstance(contraction, ConvContraction | QuantizedConvContraction):
+            _check_convolution(program, layer, contraction, columns)
 
 
-def _check_codes(layer: str, contraction: QuantizedContraction, columns: int) -> None:
-    _expect(layer, "grouped columns", sum(contraction.group_sizes), columns)
-    limit = 1 << (contraction.weight_bits - 1)
-    for codes, scale in zip(contraction.weights, contraction.scales, strict=True):
-        _expect(layer, "scales", scale.numel(), contraction.n_out)
-        _expect_finite(layer, "scale", scale)
-        low, high = int(codes.min()), int(codes.max())
-        if low < -limit or high >= limit:
+def _check_codes(layer: str, codes: Tensor, scale: Tensor, bits: int) -> None:
+    limit = 1 << (bits - 1)
+    _expect_finite(layer, "scale", scale)
+    low, high = int(codes.min()), int(codes.max())
+    if low < -limit or high >= limit:
+        raise KanCompileError(f"layer {layer!r}: weight codes {low} ... {high} do not fit {bits} bits")
+
+
+def _check_convolution(
+    program: Program, layer: Layer, contraction: ConvContraction | QuantizedConvContraction, columns: int
+) -> None:
+    geometry, name = contraction.geometry, layer.name
+    _expect(name, "weight columns of a group", contraction.weight.shape[1], columns // geometry.groups)
+    _expect(name, "output channels left over by the groups", contraction.n_out % geometry.groups, 0)
+    _expect(name, "bias length", contraction.bias.numel(), contraction.n_out)
+    for target in layer.expansions:
+        expansion = program.module(target)
+        assert isinstance(expansion, Expansion | TableExpansion)
+        _expect(name, "input channels left over by the groups", expansion.n_in % geometry.groups, 0)
+        _expect(name, "spatial dimensions", len(expansion.in_shape) - 1, len(contraction.kernel))
+        out_shape = (contraction.n_out, *geometry.out_size(expansion.in_shape[:-1], contraction.kernel))
+        if out_shape != contraction.out_shape:
             raise KanCompileError(
-                f"layer {layer!r}: weight codes {low} ... {high} do not fit {contraction.weight_bits} bits"
+                f"layer {name!r}: found output shape {contraction.out_shape!r}, expected {out_shape!r} for an input of "
+                f"{expansion.in_shape!r} (channels last)"
             )
+    if isinstance(contraction, QuantizedConvContraction):
+        _expect(name, "scales", contraction.scale.numel(), contraction.n_out)
+        _check_codes(name, contraction.weight, contraction.scale, contraction.weight_bits)
+        if contraction.output is not None:
+            _expect(name, "levels above 256 in the output", max(0, contraction.output.levels - 256), 0)
+    else:
+        _expect_finite(name, "weight", contraction.weight)
 
 
 def _expect(layer: str, what: str, found: int, expected: int) -> None:
@@ -215,6 +275,8 @@ def _describe(module: nn.Module) -> str:
         )
     if isinstance(module, Contraction):
         return f"contract[{module.weight.shape[1]} -> {module.n_out}: float]"
+    if isinstance(module, ConvContraction | QuantizedConvContraction):
+        return f"convolve[{_describe_convolution(module)}]"
     if isinstance(module, QuantizedContraction):
         to = "real" if module.output is None else f"index of {module.output.levels}"
         return (
@@ -222,3 +284,14 @@ def _describe(module: nn.Module) -> str:
             f"{len(module.group_sizes)} group(s), to {to}]"
         )
     return type(module).__name__
+
+
+def _describe_convolution(module: ConvContraction | QuantizedConvContraction) -> str:
+    geometry = module.geometry
+    kernel = "x".join(map(str, module.kernel))
+    size = f"{module.weight.shape[1] * geometry.groups} -> {'x'.join(map(str, module.out_shape))}: {kernel}"
+    moves = f"stride {geometry.stride}, padding {geometry.padding}, dilation {geometry.dilation}, {geometry.groups} group(s)"
+    if isinstance(module, ConvContraction):
+        return f"{size}, {moves}, float"
+    to = "unrounded" if module.output is None else f"{module.hands_over} of {module.output.levels}"
+    return f"{size}, {moves}, {module.weight_bits} bit, to {to}"

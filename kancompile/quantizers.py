@@ -90,9 +90,8 @@ def search_scale(
     if importance is None:
         importance = torch.ones(weight.shape[1], device=weight.device)
     scales = []
-    for part, cost in zip(
-        weight.split(list(group_sizes), dim=1), importance.float().split(list(group_sizes)), strict=True
-    ):
+    sizes = list(group_sizes)
+    for part, cost in zip(torch.split(weight, sizes, dim=1), torch.split(importance.float(), sizes), strict=True):
         widest = minmax_scale(part, bits)
         if search == "mse":
             factors = 1.0 - 0.01 * torch.arange(80)

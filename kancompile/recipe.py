@@ -8,7 +8,7 @@ import json
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ METHODS = ("uniform", "gptq", "awq", "awq+gptq", "adaround", "awq+adaround", "br
 RANGES = ("minmax", "percentile", "mse")
 GRANULARITIES = ("channel", "branch", "group")
 STORAGES = ("smallest", "fastest")
-LOWERINGS = ("table", "polynomial", "keep")
+LOWERINGS = ("table", "keep")
 
 Rows = tuple[tuple[str, Any], ...]
 
@@ -56,7 +56,7 @@ class LayerRecipe:
         high=1.0,
         optional=True,
     )
-    lowering: str = _option("table", "what an expansion becomes", choices=LOWERINGS)
+    lowering: str = _option("table", "whether a layer becomes an integer table or is kept in float", choices=LOWERINGS)
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -77,6 +77,7 @@ class Recipe(LayerRecipe):
     Attributes:
         precision: ``"int8"`` compiles to integer kernels, ``"float"`` to an exact float lowering.
         storage: ``"smallest"`` keeps weights in the narrowest ONNX type, ``"fastest"`` in int8.
+        bits_average, max_bytes, max_latency_us: budgets; the first two have bits allocated by sensitivity.
         calibration_samples: how many samples are used at most.
         layers: ``(pattern, overrides)`` in order; ``fnmatch`` patterns, the last match of a key wins. Given as a
             mapping, kept as tuples so that a recipe is immutable and hashable.
@@ -85,6 +86,23 @@ class Recipe(LayerRecipe):
     precision: str = _option("int8", "integer kernels, or an exact float lowering", choices=PRECISIONS)
     storage: str = _option(
         "smallest", "weight type in the file: the narrowest, or the fastest to load", choices=STORAGES
+    )
+    bits_average: float | None = _option(
+        None,
+        "weight bits that all layers may take on average; their bits are then allocated",
+        low=2,
+        high=8,
+        optional=True,
+    )
+    max_bytes: int | None = _option(
+        None, "bytes that the file may take; bits are then allocated", kind=int, low=1, high=1 << 40, optional=True
+    )
+    max_latency_us: float | None = _option(
+        None,
+        "microseconds that one sample may take on this machine, in one thread",
+        low=0.001,
+        high=1e9,
+        optional=True,
     )
     calibration_samples: int = _option(4096, "calibration samples used at most", kind=int, low=2, high=1 << 24)
     layers: Any = ()
@@ -108,6 +126,11 @@ class Recipe(LayerRecipe):
             return LayerRecipe(**chosen)
         except KanCompileError as error:
             raise KanCompileError(f"{error} (for layer {name!r})") from error
+
+    def with_bits(self, bits_of: Mapping[str, int]) -> Recipe:
+        """Return the recipe with the bits of some layers set, whatever its patterns say."""
+        exact = tuple((_escaped(name), (("weight_bits", bits),)) for name, bits in bits_of.items())
+        return replace(self, layers=(*self.layers, *exact))
 
     def check_layers(self, names: Iterable[str]) -> None:
         """Verify that every pattern matches a layer, so that no typing error goes unnoticed.
@@ -178,6 +201,11 @@ def read_recipe(source: Recipe | Mapping[str, Any] | str | os.PathLike[str] | No
     given |= overrides
     _check_keys(given, Recipe, "recipe")
     return Recipe(**given, layers=layers)
+
+
+def _escaped(name: str) -> str:
+    """Turn a layer name into a pattern that matches nothing else."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
 
 
 def describe_keys() -> list[tuple[str, str, str, str]]:

@@ -47,7 +47,7 @@ class FeatureSource:
     @staticmethod
     def from_tensor(features: Tensor, chunk: int = 1024) -> FeatureSource:
         """Wrap features ``[n, c]`` that fit in memory."""
-        return FeatureSource(lambda: iter(features.split(chunk)), features.shape[0], features.shape[1])
+        return FeatureSource(lambda: iter(torch.split(features, chunk)), features.shape[0], features.shape[1])
 
     def __iter__(self) -> Iterator[Tensor]:
         """Yield the chunks of one pass."""
@@ -274,18 +274,18 @@ def corrected(problem: RoundingProblem, codes: Tensor, scale: Tensor, notes: tup
     return replace(rounded, offset=bias_correction(problem, rounded.dequantized()))
 
 
-def objective(problem: RoundingProblem, rounded: Rounded) -> float:
-    """Measure the mean squared error of the layer's outputs over the calibration features.
+def output_errors(problem: RoundingProblem, rounded: Rounded) -> Tensor:
+    """Measure the mean squared error of every output over the calibration features, float64 ``[n_out]``.
 
-    ``(tr(D S D^T) + |D mean - offset|^2) / n_out``, summed sample by sample so that it needs no matrix of ``c^2``
-    elements. The rounding of table codes that a ``column_scale`` implies is included.
+    ``diag(D S D^T) + (D mean - offset)^2``, summed sample by sample so that it needs no matrix of ``c^2`` elements. The
+    rounding of table codes that a ``column_scale`` implies is included.
     """
     mean, _ = problem.column_moments
     center = mean.float()
     weight = rounded.dequantized()
     error = problem.weight - weight
-    constant = ((problem.weight - weight).double() @ mean - rounded.offset.double()).float()
-    total = 0.0
+    constant = (error.double() @ mean - rounded.offset.double()).float()
+    total = torch.zeros(problem.n_out, dtype=torch.float64)
     for chunk in problem.features:
         values = chunk.float()
         residual = (values - center) @ error.T + constant
@@ -293,8 +293,13 @@ def objective(problem: RoundingProblem, rounded: Rounded) -> float:
             # what the coarser table loses: codes * scale weights for the difference between both tables
             coarse = torch.round(values * rounded.column_scale) / rounded.column_scale
             residual = residual + (values - coarse) @ weight.T
-        total += float(residual.double().square().sum())
-    return total / (problem.features.n * problem.n_out)
+        total += residual.double().square().sum(0)
+    return total / problem.features.n
+
+
+def objective(problem: RoundingProblem, rounded: Rounded) -> float:
+    """Measure the mean squared error over samples and outputs, ``(tr(D S D^T) + |D mean - offset|^2) / n_out``."""
+    return float(output_errors(problem, rounded).mean())
 
 
 def compensate(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from kancompile.calibration import stream_batches
+from kancompile.calibration import Calibration, stream_batches
 from kancompile.error_measures import ErrorMeasure, TaskMetric, plain_number
 from kancompile.errors import KanCompileError
 from kancompile.execution import ModelFile, RuntimeModel, name_of
@@ -195,6 +195,31 @@ def evaluating(reference: Any) -> Iterator[Callable[[Tensor], Any]]:
         )
 
 
+def check_fits(reference: Reference, samples: Calibration) -> None:
+    """Make sure that the model takes samples of this shape, before anything is traced.
+
+    Raises:
+        KanCompileError: it does not; the shape and the model's own words are named.
+    """
+    x = samples.samples[:2]
+    try:
+        with evaluating(reference) as model, torch.no_grad():
+            output = model(x)
+    except KanCompileError:
+        raise
+    except Exception as error:  # user code may raise anything
+        raise KanCompileError(
+            f"calibration: found samples of shape {samples.input_shape!r}, on which the model raises "
+            f"{type(error).__name__} ({_first_line(error)}); expected inputs as it was trained with"
+        ) from error
+    # a model that begins with reshape(-1, n_in) takes any multiple of n_in and answers for another number of samples
+    if isinstance(output, Tensor) and output.shape[:1] != x.shape[:1]:
+        raise KanCompileError(
+            f"calibration: found samples of shape {samples.input_shape!r}, for {len(x)} of which the model returns shape "
+            f"{tuple(output.shape)!r}; expected one row for each, so inputs as it was trained with"
+        )
+
+
 def _evaluate(model: Callable[[Tensor], Any], x: Tensor, what: str) -> Tensor:
     try:
         output = model(x.clone())
@@ -202,8 +227,7 @@ def _evaluate(model: Callable[[Tensor], Any], x: Tensor, what: str) -> Tensor:
         raise
     except Exception as error:  # user code may raise anything
         raise KanCompileError(
-            f"{what}: raised {type(error).__name__} on an input of shape {tuple(x.shape)!r} "
-            f"({str(error).strip().splitlines()[0] if str(error).strip() else 'no text'}); "
+            f"{what}: raised {type(error).__name__} on an input of shape {tuple(x.shape)!r} ({_first_line(error)}); "
             "compare a file with the model it was compiled from"
         ) from error
     if isinstance(output, tuple | list) and len(output) == 1:
@@ -212,6 +236,10 @@ def _evaluate(model: Callable[[Tensor], Any], x: Tensor, what: str) -> Tensor:
         found = f"{len(output)} outputs" if isinstance(output, tuple | list) else type(output).__name__
         raise KanCompileError(f"{what}: found {found}, expected one tensor; wrap the model to return one")
     return output.detach()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else "no text"
 
 
 def _drop(metrics: dict[str, dict[str, float]]) -> float | None:

@@ -181,6 +181,12 @@ def test_other_sources_are_refused(tmp_path: Path) -> None:
         read_recipe(3)  # type: ignore[arg-type]
 
 
+def test_recipes_offer_exactly_the_rounding_methods_that_exist() -> None:
+    from kancompile.passes import methods
+
+    assert set(METHODS) == set(methods.METHODS)
+
+
 def test_recipes_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         Recipe().weight_bits = 4  # type: ignore[misc]

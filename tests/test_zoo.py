@@ -309,6 +309,7 @@ def test_the_digits_checkpoint_loads_and_classifies() -> None:
         x, y = test["x"], test["y"]
     with np.load(DIGITS / "digits_calibration.npz", allow_pickle=False) as calibration:
         seen = {image.tobytes() for image in calibration["x"]}
-    assert x.min() == -1 and x.max() == 1
+    assert x.min() == -1
+    assert x.max() == 1
     assert not any(image.tobytes() in seen for image in x)
     assert (model(torch.from_numpy(x)).argmax(1).numpy() == y).mean() >= 0.97

@@ -147,8 +147,8 @@ class KANLinear(nn.Module):
         """Move the knots of every feature to where its data lie and refit the splines to the same curves.
 
         Inner knots are ``grid_eps`` times a uniform grid over the data plus ``1 - grid_eps`` times the quantiles
-        of the data (Liu et al., section 2.2, update of spline grids).  The unscaled curves are refitted at the points ``x``; the
-        scalers stay as they are, so the function is kept up to the error of the fit.
+        of the data (Liu et al., section 2.2, update of spline grids).  The unscaled curves are refitted at the
+        points ``x``; the scalers stay as they are, so the function is kept up to the error of the fit.
 
         Args:
             x: a batch of inputs of this layer, [n, in].

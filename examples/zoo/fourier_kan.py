@@ -2,7 +2,8 @@
 
 GistNoesis, *FourierKAN* (2024), with frequencies k = 1 ... G::
 
-    y[b, o] = bias[o] + sum_{i, k} fouriercoeffs[0, o, i, k] * cos(k x[b, i]) + fouriercoeffs[1, o, i, k] * sin(k x[b, i])
+    y[b, o] = bias[o] + sum_{i, k} fouriercoeffs[0, o, i, k] * cos(k x[b, i])
+                      + sum_{i, k} fouriercoeffs[1, o, i, k] * sin(k x[b, i])
 
 State dict per layer ``layers.N.``: ``fouriercoeffs`` [2, out, in, G] and ``bias`` [1, out].
 """

@@ -8,8 +8,8 @@ P_k the Gram polynomials of ``examples.zoo.gram_kan.gram_polynomials``::
 The polynomials are concatenated along the channels, degree-major: channel k * n_in + c is P_k of channel c.
 
 State dict per layer ``layers.N.`` and group g: ``poly_weights`` [groups, out/groups, in/groups * (degree + 1), K, K],
-``beta_weights`` [degree + 1], ``base_conv.g.weight`` [out/groups, in/groups, K, K], ``layer_norm.g.*`` (BatchNorm2d); the
-head is ``output.weight`` [n_classes, channels], ``output.bias``.
+``beta_weights`` [degree + 1], ``base_conv.g.weight`` [out/groups, in/groups, K, K], ``layer_norm.g.*``
+(BatchNorm2d); the head is ``output.weight`` [n_classes, channels], ``output.bias``.
 """
 
 from collections.abc import Sequence

@@ -12,23 +12,33 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
+from kancompile.frontend.batch_layout import NotLowerableError
+
 _CHUNK_ELEMENTS = 1 << 23
 """Elements of the largest intermediate tensor of one chunk (32 MiB in float32)."""
 
 
 def affine_map(
-    module: fx.GraphModule, shapes: Sequence[Sequence[int]], n_out: int, row_elements: int
+    module: fx.GraphModule,
+    shapes: Sequence[Sequence[int]],
+    columns: Sequence[Tensor],
+    n_out: int,
+    row_elements: int,
 ) -> tuple[list[Tensor], Tensor]:
     """Compute ``y = sum of matrix_j @ x_j + bias`` of a module that is affine in its inputs.
 
     Args:
         module: maps tensors ``[b, *shapes[j]]`` to one tensor, samples independent of each other.
         shapes: input shapes without the batch.
+        columns: int64, for each input the flattened elements whose columns are wanted.
         n_out: how many of the flattened outputs are wanted, from the first on.
         row_elements: elements for one sample of its largest intermediate tensor, which sets the chunk size.
 
     Returns:
-        float32 matrices ``[n_out, inputs]`` in the order of ``shapes`` and the bias ``[n_out]``.
+        float32 matrices ``[n_out, len(columns[j])]`` and the bias ``[n_out]``.
+
+    Raises:
+        NotLowerableError: an operator has no derivative.
     """
     chunk = max(1, min(n_out, _CHUNK_ELEMENTS // row_elements))
     parts: list[list[Tensor]] = [[] for _ in shapes]
@@ -41,7 +51,11 @@ def affine_map(
             if start == 0:
                 bias = outputs[0, :n_out].detach().float()
             diagonal = outputs[torch.arange(rows), start + torch.arange(rows)].sum()
-            gradients = torch.autograd.grad(diagonal, inputs, allow_unused=True)
-            for part, source, gradient in zip(parts, inputs, gradients, strict=True):
-                part.append((torch.zeros_like(source) if gradient is None else gradient).detach().flatten(1))
+            try:
+                gradients = torch.autograd.grad(diagonal, inputs, allow_unused=True)
+            except RuntimeError as error:
+                raise NotLowerableError(f"its affine part has no derivative ({str(error).splitlines()[0]})") from error
+            for part, source, gradient, wanted in zip(parts, inputs, gradients, columns, strict=True):
+                row = (torch.zeros_like(source) if gradient is None else gradient).detach().flatten(1)
+                part.append(row[:, wanted])
     return [torch.cat(part).float() for part in parts], bias

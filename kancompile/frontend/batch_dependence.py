@@ -77,7 +77,11 @@ def _differs(expected: Tensor, found: Tensor) -> bool:
     if expected.shape != found.shape:
         return True
     return not torch.allclose(
-        expected.double(), found.double(), rtol=_TOLERANCE, atol=_TOLERANCE * float(expected.abs().max()), equal_nan=True
+        expected.double(),
+        found.double(),
+        rtol=_TOLERANCE,
+        atol=_TOLERANCE * float(expected.abs().max()),
+        equal_nan=True,
     )
 
 

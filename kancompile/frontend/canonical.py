@@ -7,8 +7,8 @@ affine and becomes the weight matrix and the bias.
 
 from __future__ import annotations
 
+import itertools
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,8 +20,9 @@ from kancompile.frontend.affine_map import affine_map
 from kancompile.frontend.batch_layout import BatchLayout, NotLowerableError, layout_of
 from kancompile.frontend.columns import Columns, merge_columns, sample_points
 from kancompile.frontend.flow import Flow, operator_name
+from kancompile.frontend.origins import Cut, locate
 from kancompile.frontend.regions import Region
-from kancompile.frontend.subgraph import cut_out, largest_row, sample_rows
+from kancompile.frontend.subgraph import Selection, cut_out, largest_row
 from kancompile.modules import Branch, Contraction, Expansion
 
 _LARGEST_WEIGHT = 1 << 27
@@ -35,24 +36,15 @@ class CanonicalLayer:
     Attributes:
         region: where it stands in the exported graph.
         anchors: node that each expansion reads.
+        selections: which of its elements, ``None`` for all.
         expansions, contraction: the modules.
     """
 
     region: Region
     anchors: tuple[fx.Node, ...]
+    selections: tuple[Selection | None, ...]
     expansions: tuple[Expansion, ...]
     contraction: Contraction
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """A cut and where its elements come from: ``origin[p]`` is the anchor element of its element ``p``, -1 for none."""
-
-    node: fx.Node
-    anchor: fx.Node
-    layout: BatchLayout
-    origin: Tensor
-    constants: Tensor
 
 
 def canonicalize(flow: Flow, region: Region, name: str, per_token: bool) -> CanonicalLayer:
@@ -70,50 +62,129 @@ def canonicalize(flow: Flow, region: Region, name: str, per_token: bool) -> Cano
     """
     refuse_other_layers(flow, region)
     target = layout_of(region.target, flow.batch)
-    cuts = [_locate(flow, node) for node in region.cuts]
-    anchors = list(dict.fromkeys(cut.anchor for cut in cuts))
-    layouts = {anchor: layout_of(anchor, flow.batch) for anchor in anchors}
-    lead = _lead(target, list(layouts.values())) if per_token else ()
-    n_out = math.prod(target.shape) // math.prod(lead)
-    n_columns = sum(int((cut.origin >= 0).sum()) for cut in cuts) // math.prod(lead)
-    if n_out * n_columns > _LARGEST_WEIGHT:
-        raise NotLowerableError(f"a dense matrix of {n_out} x {n_columns} weights would be too large")
-    matrices, bias = affine_map(
-        cut_out(flow, region.cuts, region.target),
-        [cut.layout.shape for cut in cuts],
-        n_out,
-        largest_row(flow, [*region.affine, *region.cuts]),
-    )
-    expansions, kept_anchors, weights, kan = [], [], [], False
-    for anchor in anchors:
-        shape = layouts[anchor].shape
-        in_shape = (*lead, math.prod(shape) // math.prod(lead))
-        branches, parts = [], []
-        for cut, matrix in zip(cuts, matrices, strict=True):
-            if cut.anchor is anchor:
-                position = _positions(cut.origin, math.prod(shape)).reshape(*in_shape, -1)
-                inner = None if cut.node is anchor else cut_out(flow, [anchor], cut.node)
-                branches.append(Branch(cut.node.name, inner, position))
-                first = position.reshape(-1, *position.shape[-2:])[0]
-                parts.append(matrix[:, first.clamp(min=0)] * (first >= 0))
-                bias = bias + matrix[:, cut.origin < 0] @ cut.constants
-        columns = Columns(Expansion(shape, branches), torch.cat(parts, dim=-1))
-        values = columns.expansion.sample(sample_points(columns.expansion))
+    cuts = [locate(flow, node) for node in region.cuts]
+    lead = _lead(target, [layout_of(cut.anchor, flow.batch) for cut in cuts]) if per_token else ()
+    arranged = [_arrange(flow, anchor, cuts, lead) for anchor in dict.fromkeys(cut.anchor for cut in cuts)]
+    inputs = [part for part in arranged if part is not None]
+    weights, bias = _weights(flow, region, cuts, inputs, target, lead)
+    kept, kan = [], False
+    for part, weight in zip(inputs, weights, strict=True):
+        columns = Columns(part.expansion, weight)
+        values = columns.expansion.sample(sample_points())
         if not _alike_in_tokens(values):
             raise NotLowerableError("functions differ between tokens")
         merged, shift, values = merge_columns(columns, values)
         bias = bias + shift
         if merged is not None:
             kan = kan or _is_kan(merged.expansion, values)
-            kept_anchors.append(anchor)
-            expansions.append(merged.expansion)
-            weights.append(merged.weight.flatten(1))
-    if not expansions or all(expansion.is_identity for expansion in expansions):
+            kept.append((part, merged))
+    if not kept or all(columns.expansion.is_identity for _, columns in kept):
         raise NotLowerableError("plain linear layer")
     if not kan:
         raise NotLowerableError("linear layer after a plain activation")
-    contraction = Contraction(name, torch.cat(weights, dim=1), bias, target.shape)
-    return CanonicalLayer(region, tuple(kept_anchors), tuple(expansions), contraction)
+    return CanonicalLayer(
+        region,
+        tuple(part.anchor for part, _ in kept),
+        tuple(part.selection for part, _ in kept),
+        tuple(columns.expansion for _, columns in kept),
+        Contraction(name, torch.cat([columns.weight.flatten(1) for _, columns in kept], dim=1), bias, target.shape),
+    )
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a layer reads from one anchor; ``cuts`` are the numbers of the region's cuts that became branches."""
+
+    anchor: fx.Node
+    selection: Selection | None
+    expansion: Expansion
+    cuts: tuple[int, ...]
+
+
+def _arrange(flow: Flow, anchor: fx.Node, cuts: Sequence[Cut], lead: tuple[int, ...]) -> _Inputs | None:
+    """Make the cuts of one anchor branches of one expansion, ``None`` where all of them are constant."""
+    shape = layout_of(anchor, flow.batch).shape
+    size = math.prod(shape) // math.prod(lead)
+    own = [number for number, cut in enumerate(cuts) if cut.anchor is anchor]
+    positions = [_positions(cuts[number].origin, math.prod(shape)).reshape(*lead, size, -1) for number in own]
+    used = torch.cat([position >= 0 for position in positions], dim=-1).any(-1).reshape(-1, size)
+    if not bool(used.any()):
+        return None
+    if not bool((used == used[:1]).all()):
+        raise NotLowerableError("inputs differ between tokens")
+    selection = None if bool(used.all()) else Selection(lead, size, torch.nonzero(used[0]).flatten())
+    branches = []
+    for number, position in zip(own, positions, strict=True):
+        node = cuts[number].node
+        if selection is not None:
+            position = position[..., selection.used, :]
+        if node is anchor:
+            position = torch.arange(position.numel()).reshape(position.shape)
+        inner = None if node is anchor else cut_out(flow, [anchor], node, selection)
+        branches.append(Branch(node.name, inner, position))
+    read = shape if selection is None else (*lead, len(selection.used))
+    return _Inputs(anchor, selection, Expansion(read, branches), tuple(own))
+
+
+def _weights(
+    flow: Flow,
+    region: Region,
+    cuts: Sequence[Cut],
+    inputs: Sequence[_Inputs],
+    target: BatchLayout,
+    lead: tuple[int, ...],
+) -> tuple[list[Tensor], Tensor]:
+    """Read the affine map off the graph: weights ``[n_out, n_in, k]`` of each expansion, and the bias with all constants."""
+    places: dict[int, Tensor] = {}
+    for part in inputs:
+        for number, branch in zip(part.cuts, part.expansion.branches, strict=True):
+            assert isinstance(branch, Branch)
+            position = branch.position
+            if cuts[number].node is part.anchor and part.selection is not None:
+                whole = torch.arange(cuts[number].origin.numel()).reshape(*lead, -1, 1)
+                position = whole[..., part.selection.used, :]
+            places[number] = position.reshape(-1, *position.shape[-2:])[0]
+    columns = []
+    for number, cut in enumerate(cuts):
+        here = places.get(number, torch.empty(0, dtype=torch.int64)).flatten()
+        columns.append(torch.cat([here[here >= 0], torch.nonzero(cut.origin < 0).flatten()]))
+    n_out = math.prod(target.shape) // math.prod(lead)
+    n_columns = sum(len(part) for part in columns)
+    if n_out * n_columns > _LARGEST_WEIGHT:
+        raise NotLowerableError(f"a dense matrix of {n_out} x {n_columns} weights would be too large")
+    matrices, bias = affine_map(
+        cut_out(flow, region.cuts, region.target),
+        [cut.layout.shape for cut in cuts],
+        columns,
+        n_out,
+        largest_row(flow, [*region.affine, *region.cuts]),
+    )
+    for cut, matrix in zip(cuts, matrices, strict=True):
+        bias = bias + matrix[:, matrix.shape[1] - len(cut.constants) :] @ cut.constants
+    weights = []
+    for part in inputs:
+        parts = []
+        for number in part.cuts:
+            place = places[number]
+            weight = torch.zeros(n_out, *place.shape)
+            weight[:, place >= 0] = matrices[number][:, : int((place >= 0).sum())]
+            parts.append(weight)
+        weights.append(torch.cat(parts, dim=-1))
+    return weights, bias
+
+
+def shipped_bytes(layer: CanonicalLayer, levels: int = 256) -> int:
+    """Estimate the size of a layer with 8-bit tables and weights, to choose between two places to cut.
+
+    Inputs with the same functions share a table.
+    """
+    total = layer.contraction.weight.numel()
+    for expansion in layer.expansions:
+        values = expansion.sample(sample_points()).reshape(len(sample_points()), -1, expansion.n_in, expansion.k)[:, 0]
+        size = values[torch.isfinite(values)].abs().max().clamp(min=1e-12)
+        rows = (values / size * 1e4).round().permute(1, 0, 2).flatten(1)
+        total += len(torch.unique(rows, dim=0)) * expansion.k * levels
+    return total
 
 
 def can_be_per_token(flow: Flow, region: Region) -> bool:
@@ -151,29 +222,6 @@ def _lead(target: BatchLayout, anchors: Sequence[BatchLayout]) -> tuple[int, ...
     return tuple(lead)
 
 
-def _locate(flow: Flow, node: fx.Node) -> _Cut:
-    """Express a cut's ids as elements of one sample of its anchor.
-
-    Raises:
-        NotLowerableError: samples of the batch are not treated alike.
-    """
-    track = flow.track(node)
-    anchor = layout_of(track.anchor, flow.batch)
-    layout, values = sample_rows(flow, node)
-    ids = layout.to_samples(track.ids).flatten(1)
-    numbers = anchor.to_samples(flow.track(track.anchor).ids).flatten(1)  # [b, elements]: id of each anchor element
-    sample = torch.empty(numbers.numel(), dtype=torch.int64)
-    element = torch.empty(numbers.numel(), dtype=torch.int64)
-    sample[numbers.flatten()] = torch.arange(len(numbers)).repeat_interleave(numbers.shape[1])
-    element[numbers.flatten()] = torch.arange(numbers.shape[1]).repeat(len(numbers))
-    own = (ids < 0) | (sample[ids.clamp(min=0)] == torch.arange(len(ids)).unsqueeze(1))
-    origin = torch.where(ids < 0, -1, element[ids.clamp(min=0)])
-    constants = values[:, origin[0] < 0]
-    if not bool(own.all()) or not bool((origin == origin[:1]).all()) or not bool((constants == constants[:1]).all()):
-        raise NotLowerableError("samples of the batch are not treated alike")
-    return _Cut(node, track.anchor, layout, origin[0], constants[0].float())
-
-
 def _positions(origin: Tensor, n_elements: int) -> Tensor:
     """Invert ``origin``: int64 ``[n_elements, k]``, places of each element's functions in order, filled up with -1."""
     places = torch.nonzero(origin >= 0).flatten()
@@ -204,14 +252,17 @@ def _is_kan(expansion: Expansion, values: Tensor) -> bool:
     functions = values.flatten(1)  # [points, inputs]
     if not torch.allclose(functions, functions[:, :1], rtol=1e-5, atol=1e-6):
         return True
-    return not is_plain_activation(sample_points(expansion), functions[:, 0])
+    return not is_plain_activation(sample_points(), functions[:, 0])
 
 
 def layer_name(flow: Flow, region: Region) -> str:
     """Name a layer by the innermost module that holds its contractions and its cuts, empty for the model itself."""
     nodes = [node for node in region.affine if node in flow.contractions] or [region.target]
     paths = [path for node in (*nodes, *region.cuts) if (path := _module_path(node)) is not None]
-    return ".".join(os.path.commonprefix(paths))
+    common = paths[0] if paths else []
+    for path in paths:
+        common = [part for part, other in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(common, path, strict=False))]
+    return ".".join(common)
 
 
 def _module_path(node: fx.Node) -> list[str] | None:

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from kancompile.errors import KanCompileError
 from kancompile.frontend.batch_dependence import refuse_batch_dependence, run
 from kancompile.frontend.batch_layout import NotLowerableError
-from kancompile.frontend.canonical import CanonicalLayer, can_be_per_token, canonicalize, layer_name
+from kancompile.frontend.canonical import CanonicalLayer, can_be_per_token, canonicalize, layer_name, shipped_bytes
 from kancompile.frontend.export import example_rows, export
 from kancompile.frontend.flow import Flow, analyse
 from kancompile.frontend.probing import TOLERANCE, confirm
@@ -24,9 +24,7 @@ from kancompile.program import Program, Unrecognized, check
 _MOST_REPORTED = 12
 
 
-def capture(
-    model: nn.Module | ExportedProgram | str | os.PathLike[str], example: Tensor | Sequence[int]
-) -> Program:
+def capture(model: nn.Module | ExportedProgram | str | os.PathLike[str], example: Tensor | Sequence[int]) -> Program:
     """Capture a network.
 
     Args:
@@ -47,19 +45,27 @@ def capture(
     layers: list[CanonicalLayer] = []
     unrecognized = [_unrecognized(node, reason) for node, reason in flow.barriers.items()]
     names: set[str] = set()
-    for region in find_regions(flow):
+    regions = find_regions(flow)
+    unrecognized += [_unrecognized(node, reason) for node, reason in regions.joins.items()]
+    for candidates in regions.layers:
+        name = _unique(layer_name(flow, candidates[0]), len(layers), names)
         try:
-            layers.append(_canonical_layer(flow, region, _unique(layer_name(flow, region), len(layers), names)))
+            layers.append(_best_layer(flow, candidates, name))
         except NotLowerableError as refusal:
-            unrecognized.append(_unrecognized(region.target, str(refusal)))
+            unrecognized.append(_unrecognized(candidates[0].target, str(refusal)))
         else:
-            names.add(layers[-1].contraction.layer)
+            names.add(name)
     if not layers:
         raise KanCompileError(_nothing_found(unrecognized))
     program = Program(rewrite(flow, layers), tuple(rows.shape[1:]), tuple(unrecognized))
     check(program)
     _confirm_program(flow, program)
     return program
+
+
+def _best_layer(flow: Flow, candidates: Sequence[Region], name: str) -> CanonicalLayer:
+    """Canonicalise every candidate and take the smallest."""
+    return min((_canonical_layer(flow, region, name) for region in candidates), key=shipped_bytes)
 
 
 def _canonical_layer(flow: Flow, region: Region, name: str) -> CanonicalLayer:

@@ -6,6 +6,7 @@ so that a table can still be shared.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,9 +28,9 @@ class Columns:
     weight: Tensor
 
 
-def sample_points(expansion: Expansion) -> Tensor:
+@functools.cache
+def sample_points() -> Tensor:
     """Give points that tell functions apart: a grid, irrational steps between, and the ends of what models see."""
-    del expansion
     generator = torch.Generator().manual_seed(0)
     return torch.cat(
         [torch.linspace(-8, 8, 65), 2 * torch.randn(63, generator=generator), torch.tensor([0.0, -30, 30])]
@@ -109,13 +110,13 @@ def _dense_samples(expansion: Expansion) -> Tensor | None:
         for buffer in branch.region.buffers()  # type: ignore[union-attr,operator]
         if buffer.is_floating_point()
     ]
-    special = torch.cat(numbers).unique() if numbers else torch.empty(0)
-    special = special[torch.isfinite(special)]
+    special = torch.cat(numbers) if numbers else torch.empty(0)
+    special = torch.unique(special[torch.isfinite(special)])
     if len(special) > _MOST_CONSTANTS:
         return None
     between = (special[1:] + special[:-1]) / 2
     points = torch.cat([torch.linspace(-10, 10, 1001), special, between])
-    values = torch.cat([expansion.sample(part) for part in points.split(256)])
+    values = torch.cat([expansion.sample(part) for part in torch.split(points, 256)])
     return values.reshape(len(values), -1, *values.shape[-2:])[:, 0]
 
 

@@ -7,12 +7,14 @@ user's line.
 
 from __future__ import annotations
 
+import functools
 import inspect
+import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,8 @@ def export(
         )
     _check_signature(traced, rows)
     with quiet():
-        decomposed = traced.run_decompositions()
+        decomposed: ExportedProgram = traced.run_decompositions(_decompositions())
+    _check_writes(decomposed)
     state = {**decomposed.state_dict, **decomposed.constants}
     parameters = set(decomposed.graph_signature.parameters)
     _check_state(
@@ -103,15 +106,22 @@ def example_rows(example: Tensor | Sequence[int], rows: int = EXAMPLE_ROWS, seed
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the warnings and log records of tracing from the user's terminal; errors are reported by the caller."""
+    """Keep warnings, log records and graph dumps of tracing from the user's terminal; the caller reports errors."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(disabled)
+
+
+@functools.cache
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    """Core ATen decompositions; collecting them takes as long as applying them, so it is done once."""
+    table: dict[Any, Callable[..., Any]] = torch.export.default_decompositions().materialize()
+    return table
 
 
 @contextmanager
@@ -217,6 +227,11 @@ def _check_signature(traced: ExportedProgram, rows: Tensor) -> None:
         raise KanCompileError(
             f"model: found an output of {_value(returned[-1]).dtype}, expected float32; convert the model with .float()"
         )
+
+
+def _check_writes(decomposed: ExportedProgram) -> None:
+    """Refuse updates of buffers and inputs, which only the decomposed (functional) program lists."""
+    signature = decomposed.graph_signature
     written = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
     if written:
         raise KanCompileError(

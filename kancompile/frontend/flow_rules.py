@@ -157,12 +157,8 @@ def movement(call: Call) -> Verdict | None:
         return Mixes(contraction=False) if isinstance(call.value, Tensor) else Stops("splits a tensor of two origins")
     dtype = torch.float64 if call.name in _FLOAT_ONLY else torch.int64
 
-    def shifted(argument: Any) -> Any:
-        if isinstance(argument, fx.Node):
-            track = call.tracks.get(argument)
-            if track is not None:
-                return (track.ids + 1).to(dtype)
-        return argument
+    def shifted(argument: fx.Node) -> Tensor:
+        return (call.tracks[argument].ids + 1).to(dtype).contiguous()
 
     def zeroed(argument: Any, value: Any) -> Any:
         if isinstance(argument, Tensor) and not (isinstance(value, fx.Node) and value in call.tracks):
@@ -183,7 +179,12 @@ def movement(call: Call) -> Verdict | None:
         else:
             arguments.append(value)
     keep = {key: value for key, value in call.kwargs.items() if key not in ("dtype", "memory_format")}
-    result = call.node.target(*arguments, **keep)  # type: ignore[operator]
+    if call.name in ("view", "_unsafe_view"):  # ids need not have the strides of the values
+        ids = call.ids(0)
+        assert ids is not None
+        result = (ids + 1).reshape(call.value.shape)
+    else:
+        result = call.node.target(*arguments, **keep)  # type: ignore[operator]
     if isinstance(result, Tensor):
         return Follows(result.to(torch.int64) - 1, linear=True)
     return Follows(tuple(part.to(torch.int64) - 1 for part in result), linear=True)
@@ -389,7 +390,7 @@ def index(call: Call) -> Verdict:
         return Stops("data-dependent index into a data-dependent table")
     if any(i is None for i in indices):
         return Stops("data-dependent index of some dimensions only")
-    behind = call.value.dim() - len(torch.broadcast_shapes(*(value.shape for value in call.args[1])))
+    behind = call.value.dim() - max(value.dim() for value in call.args[1])
     parts = [track.ids.reshape(*track.ids.shape, *[1] * behind) for track in call.tracks.values()]
     ids = combine(parts, call.value.shape)
     return Stops("index made of several features") if ids is None else Follows(ids, linear=False)

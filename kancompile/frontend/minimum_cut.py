@@ -61,11 +61,11 @@ def minimum_cut(
         if goal not in parent:
             return [vertex for vertex, i in number.items() if (i, False) in parent and (i, True) not in parent]
         path = [goal]
-        while (before := parent[path[-1]]) is not None:
-            path.append(before)
+        while (previous := parent[path[-1]]) is not None:
+            path.append(previous)
         steps = list(zip(path[1:], path[:-1], strict=True))
-        amount = min(residual[start][end] for start, end in steps)
-        assert amount < unlimited, "the sources reach the sink without passing a vertex that may be cut"
-        for start, end in steps:
-            residual[start][end] -= amount
-            residual[end][start] += amount
+        pushed = min(residual[tail][head] for tail, head in steps)
+        assert pushed < unlimited, "the sources reach the sink without passing a vertex that may be cut"
+        for tail, head in steps:
+            residual[tail][head] -= pushed
+            residual[head][tail] += pushed

@@ -29,6 +29,9 @@ def confirm(flow: Flow, layer: CanonicalLayer, rows: int = 16) -> None:
     original = cut_out(flow, layer.anchors, layer.region.target)
     with torch.no_grad():
         expected = original(*inputs).flatten(1)
+        inputs = [
+            x if selection is None else selection(x) for x, selection in zip(inputs, layer.selections, strict=True)
+        ]
         features = [expansion(x) for expansion, x in zip(layer.expansions, inputs, strict=True)]
         found = layer.contraction(*features).flatten(1)
         columns = torch.cat([feature.flatten(-2) for feature in features], dim=-1)
@@ -49,7 +52,7 @@ def confirm(flow: Flow, layer: CanonicalLayer, rows: int = 16) -> None:
 def _inputs(flow: Flow, layer: CanonicalLayer, position: int, rows: int, generator: torch.Generator) -> Tensor:
     anchor = layer.anchors[position]
     layout = layout_of(anchor, flow.batch)
-    seen = layout.to_samples(flow.values[anchor]).float()
+    seen = layout.to_samples(flow.values[anchor])
     drawn = 2 * torch.randn(rows, *layout.shape, generator=generator)
     edges = torch.tensor(_EDGES).reshape(-1, *[1] * len(layout.shape)).expand(-1, *layout.shape)
     return torch.cat([seen, drawn, edges])

@@ -1,22 +1,32 @@
 """Layers of a network: which nodes are contractions worth naming, and what they are affine in.
 
-From a node that a nonlinear function reads (or that leaves the network) the graph is followed backwards through everything
-affine. Where that ends, values are nonlinear functions of single elements: the expansion. It may be cut at any set of
-nodes between there and the contraction; the one with the fewest elements is chosen, since every element becomes a column
-of the weight matrix.
+From a node that a nonlinear function reads (or that leaves the network) the graph is followed backwards through
+everything affine. Where that ends, values are nonlinear functions of single elements: the expansion. It may be cut at any
+set of nodes between there and the contraction. The set with the fewest elements is chosen, since every element becomes a
+column of the weight matrix. Where that lies behind weights (the functions of all edges out of an input, when those are
+fewer than the basis functions), the best set in front of all weights is a second candidate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-from kancompile.frontend.flow import Flow
+from kancompile.frontend.batch_layout import NotLowerableError
+from kancompile.frontend.flow import Flow, operator_name
 from kancompile.frontend.flow_rules import Track
 from kancompile.frontend.minimum_cut import minimum_cut
+from kancompile.frontend.origins import locate
+
+_LEAST_DENSITY = 2 / 3
+"""Share of a dense matrix that concatenated contractions must fill to become one."""
+_ONE_NODE = 1 << 20
+"""Weight of an element against a node in choosing cuts: fewer elements first, then fewer nodes."""
+_OUT_OF_ORDER = 1 << 10
+"""Factor on the cost of a node whose samples do not stand one after the other: it could only be cut in vain."""
 
 
 @dataclass(frozen=True)
@@ -34,131 +44,194 @@ class Region:
     affine: tuple[fx.Node, ...]
 
 
-def find_regions(flow: Flow) -> list[Region]:
-    """List the layers of a network in order of evaluation.
+@dataclass(frozen=True)
+class Regions:
+    """The layers of a network.
+
+    Attributes:
+        layers: for each layer, in order of evaluation, the regions to choose from.
+        joins: sums and concatenations of layers that are no layers themselves, and why.
+    """
+
+    layers: tuple[tuple[Region, ...], ...]
+    joins: dict[fx.Node, str]
+
+
+def find_regions(flow: Flow) -> Regions:
+    """List the layers of a network.
 
     A target is an anchor that is affine in what precedes it and is used nonlinearly or returned. Two joins are no layers
     but stay as they are, and the tensors they join become targets: a skip connection (a sum with an anchor itself) and a
-    concatenation of values of different anchors, for which one dense matrix would be a waste.
+    concatenation for which one dense matrix would mostly hold zeros.
     """
-    required = set(flow.used)
-    kept_joins: set[fx.Node] = set()
-    while True:
-        before = len(required)
-        for anchor in [node for node in flow.anchors if node in required and flow.anchors[node]]:
-            if anchor in kept_joins:
-                continue
-            for join in _joins_to_keep(flow, anchor, required):
-                kept_joins.add(join)
-                required.add(join)
-                required.update(flow.track(node).anchor for node in flow.data_inputs(join))
-        if len(required) == before:
-            break
-    order = {node: position for position, node in enumerate(flow.graph.nodes)}
-    targets = [node for node in flow.anchors if node in required and flow.anchors[node] and node not in kept_joins]
+    search = _Search(flow)
+    search.settle_joins()
+    targets = [node for node in flow.anchors if search.is_target(node)]
     if flow.output in flow.tracks and flow.output in flow.linear and flow.output not in flow.anchors:
         targets.append(flow.output)
-    regions = []
-    for target in targets:
-        region = _cut(flow, target, required, order)
-        if region is not None:
-            regions.append(region)
-    return sorted(regions, key=lambda region: order[region.target])
+    layers = [search.cut(target) for target in sorted(targets, key=search.order)]
+    return Regions(tuple(layer for layer in layers if layer), search.joins)
 
 
-def _is_end(flow: Flow, node: fx.Node, required: set[fx.Node]) -> bool:
-    """Whether following affine nodes backwards ends at an anchor: a barrier, the input, or another layer's target."""
-    return node in flow.anchors and (not flow.anchors[node] or node in required)
+class _Search:
+    """The nodes at which following affine nodes backwards ends, and what is found there."""
+
+    def __init__(self, flow: Flow) -> None:
+        self.flow = flow
+        self.required = set(flow.used)
+        self.joins: dict[fx.Node, str] = {}
+        self.order: Callable[[fx.Node], int] = {node: place for place, node in enumerate(flow.graph.nodes)}.__getitem__
+
+    def is_target(self, node: fx.Node) -> bool:
+        """Whether an anchor is the output of a layer."""
+        return node in self.required and self.flow.anchors[node] and node not in self.joins
+
+    def is_end(self, node: fx.Node) -> bool:
+        """Whether a node is an anchor that bounds a layer: a barrier, the input, or another layer's target."""
+        return node in self.flow.anchors and (not self.flow.anchors[node] or node in self.required)
+
+    def settle_joins(self) -> None:
+        """Find the joins that stay, until what they make a target leads to no further one."""
+        flow = self.flow
+        found = True
+        while found:
+            found = False
+            for anchor in filter(self.is_target, flow.anchors):
+                for join, reason in self._joins_to_keep(anchor):
+                    self.joins[join] = reason
+                    self.required.add(join)
+                    self.required.update(flow.track(node).anchor for node in flow.data_inputs(join))
+                    found = True
+
+    def _joins_to_keep(self, target: fx.Node) -> list[tuple[fx.Node, str]]:
+        flow = self.flow
+        keep = []
+        stack, seen = [target], {target}
+        while stack:
+            node = stack.pop()
+            if node in flow.contractions:
+                continue
+            inputs = flow.data_inputs(node)
+            if flow.anchors.get(node, False) and len(inputs) > 1:
+                if any(self._is_plain(source) for source in inputs):
+                    keep.append((node, "skip connection"))
+                    continue
+                if _is_concatenation(node) and self._density(inputs) < _LEAST_DENSITY:
+                    keep.append((node, "concatenation of layers"))
+                    continue
+            for source in inputs:
+                if source in flow.linear and source not in seen and not self.is_end(source):
+                    seen.add(source)
+                    stack.append(source)
+        return keep
+
+    def _is_plain(self, node: fx.Node) -> bool:
+        """Whether a value is an anchor itself up to moves, scales and shifts: the straight arm of a skip connection."""
+        flow = self.flow
+        while not self.is_end(node):
+            inputs = flow.data_inputs(node)
+            if node not in flow.linear or node in flow.contractions or len(inputs) != 1:
+                return False
+            node = inputs[0]
+        return True
+
+    def _density(self, inputs: Sequence[fx.Node]) -> float:
+        """Share of nonzero blocks in the matrix that maps all elements the inputs depend on to the inputs."""
+        reaches = [self._reach(node) for node in inputs]
+        sizes = [self.flow.values[node].numel() for node in inputs]
+        union = _count(
+            {a: torch.stack([r[a] for r in reaches if a in r]).any(0) for a in {a for r in reaches for a in r}}
+        )
+        filled = sum(size * _count(reach) for size, reach in zip(sizes, reaches, strict=True))
+        return float(filled) / max(1, sum(sizes) * union)
+
+    def _reach(self, node: fx.Node) -> dict[fx.Node, Tensor]:
+        """Which elements of bounding anchors a value depends on, across the contractions a layer would swallow."""
+        flow = self.flow
+        reach: dict[fx.Node, Tensor] = {}
+        stack, seen = [node], {node}
+        while stack:
+            node = stack.pop()
+            track = flow.tracks[node]
+            if isinstance(track, Track) and self.is_end(track.anchor):
+                mask = reach.setdefault(track.anchor, torch.zeros(flow.values[track.anchor].numel(), dtype=torch.bool))
+                mask[track.ids[track.ids >= 0]] = True
+                continue
+            new = [source for source in flow.data_inputs(node) if source not in seen]
+            seen.update(new)
+            stack.extend(new)
+        return reach
+
+    def cut(self, target: fx.Node) -> tuple[Region, ...]:
+        """Give the regions of a target to choose from, the one with the fewest columns first."""
+        flow = self.flow
+        ends: list[fx.Node] = []
+        edges: list[tuple[fx.Node, fx.Node]] = []
+        stack, seen = [target], {target}
+        while stack:
+            node = stack.pop()
+            for source in flow.data_inputs(node):
+                edges.append((source, node))
+                if source not in seen:
+                    seen.add(source)
+                    if source in flow.linear and not self.is_end(source):
+                        stack.append(source)
+                    else:
+                        ends.append(source)
+        if not ends:
+            return ()
+        edges.sort(key=lambda edge: (self.order(edge[0]), self.order(edge[1])))
+        ends.sort(key=self.order)
+        capacity = {}
+        for node in seen - {target}:
+            track = flow.tracks[node]
+            if isinstance(track, Track) and (self.is_end(track.anchor) or node in ends):
+                cost = int((track.ids >= 0).sum()) * _ONE_NODE + 1
+                capacity[node] = cost if self._is_in_samples(node) else cost * _OUT_OF_ORDER
+        regions = [self._region(target, minimum_cut(edges, ends, target, capacity))]
+        weighted = self._weighted(sorted(seen, key=self.order), ends)
+        if any(node in weighted for node in regions[0].cuts):
+            in_front = {node: size for node, size in capacity.items() if node not in weighted}
+            regions.append(self._region(target, minimum_cut(edges, ends, target, in_front)))
+        return tuple(regions)
+
+    def _is_in_samples(self, node: fx.Node) -> bool:
+        try:
+            locate(self.flow, node)
+        except NotLowerableError:
+            return False
+        return True
+
+    def _weighted(self, nodes: Iterable[fx.Node], ends: Sequence[fx.Node]) -> set[fx.Node]:
+        """Nodes behind a multiplication by weights: a matrix product, or a product with a tensor of different numbers."""
+        flow = self.flow
+        weighted: set[fx.Node] = set()
+        for node in nodes:
+            if node in ends:
+                continue
+            factors = [flow.values[source] for source in node.all_input_nodes if source in flow.constant]
+            if operator_name(node) in ("mul", "div"):
+                applies = any(isinstance(v, Tensor) and not bool((v == v.flatten()[:1]).all()) for v in factors)
+            else:
+                applies = operator_name(node) in ("mm", "bmm", "addmm", "baddbmm", "convolution")
+            if applies or any(source in weighted for source in flow.data_inputs(node)):
+                weighted.add(node)
+        return weighted
+
+    def _region(self, target: fx.Node, cuts: Sequence[fx.Node]) -> Region:
+        found: set[fx.Node] = set()
+        stack = [target]
+        while stack:
+            node = stack.pop()
+            if node not in found and node not in cuts:
+                found.add(node)
+                stack.extend(self.flow.data_inputs(node))
+        return Region(target, tuple(sorted(cuts, key=self.order)), tuple(sorted(found, key=self.order)))
 
 
-def _joins_to_keep(flow: Flow, target: fx.Node, required: set[fx.Node]) -> list[fx.Node]:
-    keep = []
-    stack, seen = [target], {target}
-    while stack:
-        node = stack.pop()
-        inputs = flow.data_inputs(node)
-        joins = flow.anchors.get(node, False) and node not in flow.contractions and len(inputs) > 1
-        if joins and (
-            any(_is_plain(flow, source, required) for source in inputs)
-            or (_is_concatenation(node) and len({_origins(flow, source, required) for source in inputs}) > 1)
-        ):
-            keep.append(node)
-            continue
-        if node in flow.contractions and not joins:
-            continue
-        for source in inputs:
-            if source in flow.linear and source not in seen and not _is_end(flow, source, required):
-                seen.add(source)
-                stack.append(source)
-    return keep
+def _count(reach: dict[fx.Node, Tensor]) -> int:
+    return sum(int(mask.sum()) for mask in reach.values())
 
 
 def _is_concatenation(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise not in node.target.tags
-
-
-def _is_plain(flow: Flow, node: fx.Node, required: set[fx.Node]) -> bool:
-    """Whether a value is an anchor itself up to moves, scales and shifts: the straight arm of a skip connection."""
-    while not _is_end(flow, node, required):
-        inputs = flow.data_inputs(node)
-        if node not in flow.linear or node in flow.contractions or len(inputs) != 1:
-            return False
-        node = inputs[0]
-    return True
-
-
-def _origins(flow: Flow, node: fx.Node, required: set[fx.Node]) -> frozenset[fx.Node]:
-    """Anchors that a value is computed from, across the contractions that a layer would swallow."""
-    origins: set[fx.Node] = set()
-    stack, seen = [node], {node}
-    while stack:
-        node = stack.pop()
-        if _is_end(flow, node, required):
-            origins.add(node)
-        elif node not in flow.linear and isinstance(flow.tracks[node], Track):
-            origins.add(flow.track(node).anchor)
-        else:
-            new = [source for source in flow.data_inputs(node) if source not in seen]
-            seen.update(new)
-            stack.extend(new)
-    return frozenset(origins)
-
-
-def _cut(flow: Flow, target: fx.Node, required: set[fx.Node], order: dict[fx.Node, int]) -> Region | None:
-    ends: list[fx.Node] = []
-    edges: list[tuple[fx.Node, fx.Node]] = []
-    stack, seen = [target], {target}
-    while stack:
-        node = stack.pop()
-        for source in flow.data_inputs(node):
-            edges.append((source, node))
-            if source not in seen:
-                seen.add(source)
-                if source in flow.linear and not _is_end(flow, source, required):
-                    stack.append(source)
-                else:
-                    ends.append(source)
-    if not ends:
-        return None
-    capacity = {
-        node: int((track.ids >= 0).sum())
-        for node in seen
-        if node is not target
-        and isinstance(track := flow.tracks[node], Track)
-        and (_is_end(flow, track.anchor, required) or node in ends)
-    }
-    position = order.__getitem__
-    edges.sort(key=lambda edge: (position(edge[0]), position(edge[1])))
-    cuts = sorted(minimum_cut(edges, sorted(ends, key=position), target, capacity), key=position)
-    return Region(target, tuple(cuts), tuple(_between(flow, cuts, target, position)))
-
-
-def _between(flow: Flow, cuts: Sequence[fx.Node], target: fx.Node, position: object) -> list[fx.Node]:
-    found: set[fx.Node] = set()
-    stack = [target]
-    while stack:
-        node = stack.pop()
-        if node not in found and node not in cuts:
-            found.add(node)
-            stack.extend(flow.data_inputs(node))
-    return sorted(found, key=position)  # type: ignore[arg-type]

@@ -35,7 +35,10 @@ def rewrite(flow: Flow, layers: list[CanonicalLayer]) -> fx.GraphModule:
             for position, (anchor, expansion) in enumerate(zip(layer.anchors, layer.expansions, strict=True)):
                 name = f"layer{number}_expand{position}"
                 modules[name] = expansion
-                source = layout_of(anchor, flow.batch).emit_to_samples(graph, copier.placed[anchor], copier.batch)
+                layout, selection = layout_of(anchor, flow.batch), layer.selections[position]
+                source = layout.emit_to_samples(graph, copier.placed[anchor], copier.batch)
+                if selection is not None:
+                    source = selection.emit(copier, source, layout.shape, f"layer{number}_inputs{position}")
                 features.append(graph.call_module(name, (source,)))
             modules[f"layer{number}_contract"] = layer.contraction
             result = graph.call_module(f"layer{number}_contract", tuple(features))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from kancompile.frontend.batch_layout import BatchLayout, NotLowerableError, emit_size, layout_of
+from kancompile.frontend.batch_layout import NotLowerableError, emit_size, layout_of
 from kancompile.frontend.flow import Flow, operator_name
 
 _ATEN = torch.ops.aten
@@ -50,7 +51,12 @@ class GraphCopier:
         if node in self.flow.sized and node.all_input_nodes and node.all_input_nodes[0] in self.flow.tracks:
             self._fill(node)
             return
+        if name == "copy":
+            self._copy_values(node)
+            return
         new = self.graph.node_copy(node, self.placed.__getitem__)
+        if name in ("view", "_unsafe_view"):  # strides may differ from those that were traced
+            new.target = _ATEN.reshape.default
         new.meta = {key: node.meta[key] for key in ("stack_trace", "nn_module_stack") if key in node.meta}
         self.placed[node] = new
 
@@ -68,19 +74,38 @@ class GraphCopier:
         value = self.flow.values[node]
         if value.numel() and not bool((value == value.flatten()[0]).all()):
             raise NotLowerableError(f"{node.name} reads the shape of a tensor and is not filled with one value")
-        assert self.batch is not None
-        sizes = [
-            size if isinstance(size, int) else emit_size(self.graph, size.node.expr, self.flow.batch, self.batch)
-            for size in node.meta["val"].shape
-        ]
+        sizes = self._sizes(node)
         fill = value.flatten()[0].item() if value.numel() else 0
         self.placed[node] = self.graph.call_function(_ATEN.full.default, (sizes, fill), {"dtype": value.dtype})
 
+    def _copy_values(self, node: fx.Node) -> None:
+        """Replace ``copy(tensor, values)``, which only takes shape and type of the tensor and has no derivative."""
+        values = node.args[1]
+        assert isinstance(values, fx.Node)
+        old, new = values.meta["val"], node.meta["val"]
+        placed = self.placed[values]
+        if list(map(str, old.shape)) != list(map(str, new.shape)):
+            placed = self.graph.call_function(_ATEN.expand.default, (placed, self._sizes(node)))
+        if old.dtype != new.dtype:
+            placed = self.graph.call_function(_ATEN._to_copy.default, (placed,), {"dtype": new.dtype})
+        self.placed[node] = placed
 
-def cut_out(flow: Flow, inputs: Sequence[fx.Node], output: fx.Node) -> fx.GraphModule:
+    def _sizes(self, node: fx.Node) -> list[Any]:
+        assert self.batch is not None
+        return [
+            size if isinstance(size, int) else emit_size(self.graph, size.node.expr, self.flow.batch, self.batch)
+            for size in node.meta["val"].shape
+        ]
+
+
+def cut_out(
+    flow: Flow, inputs: Sequence[fx.Node], output: fx.Node, selection: Selection | None = None
+) -> fx.GraphModule:
     """Build the module that computes ``output`` from ``inputs``, all as ``[b, *shape of one sample]``.
 
-    Constants that do not depend on the batch size are folded into buffers (copies: the module shares nothing).
+    Constants that do not depend on the batch size are folded into buffers (copies: the module shares nothing). With a
+    selection, the module reads only the selected elements of its one input; the others, on which the output does not
+    depend, repeat one of them.
 
     Raises:
         NotLowerableError: a size or a batch dimension cannot be expressed, or the output needs more than ``inputs``.
@@ -91,7 +116,10 @@ def cut_out(flow: Flow, inputs: Sequence[fx.Node], output: fx.Node) -> fx.GraphM
     holders = [graph.placeholder(f"x{position}" if len(inputs) > 1 else "x") for position in range(len(inputs))]
     copier.batch = graph.call_function(_ATEN.sym_size.int, (holders[0], 0))
     for node, holder in zip(inputs, holders, strict=True):
-        copier.placed[node] = layout_of(node, flow.batch).emit_from_samples(graph, holder, copier.batch)
+        layout = layout_of(node, flow.batch)
+        if selection is not None:
+            holder = selection.emit_spread(copier, holder, layout.shape)
+        copier.placed[node] = layout.emit_from_samples(graph, holder, copier.batch)
     constants = 0
     for node in flow.graph.nodes:
         if node not in needed or node in copier.placed:
@@ -109,6 +137,51 @@ def cut_out(flow: Flow, inputs: Sequence[fx.Node], output: fx.Node) -> fx.GraphM
     result = layout_of(output, flow.batch).emit_to_samples(graph, copier.placed[output], copier.batch)
     copier.finish(result)
     return fx.GraphModule(copier.root, graph)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Some of the inputs ``[b, *lead, n]`` of a layer, where the others have no functions.
+
+    Attributes:
+        lead: leading dimensions that are all kept.
+        size: n.
+        used: int64, increasing, numbers of the inputs that are kept.
+    """
+
+    lead: tuple[int, ...]
+    size: int
+    used: Tensor
+
+    @property
+    def is_range(self) -> bool:
+        """Whether the inputs kept stand side by side."""
+        return int(self.used[-1]) - int(self.used[0]) + 1 == len(self.used)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Select from ``[b, ...]``: ``[b, *lead, len(used)]``."""
+        return x.reshape(-1, *self.lead, self.size)[..., self.used]
+
+    def emit(self, copier: GraphCopier, node: fx.Node, shape: Sequence[int], name: str) -> fx.Node:
+        """Append nodes that select from ``node``, ``[b, *shape]``."""
+        graph, dim = copier.graph, 1 + len(self.lead)
+        if tuple(shape) != (*self.lead, self.size):
+            node = graph.call_function(_ATEN.reshape.default, (node, [copier.batch, *self.lead, self.size]))
+        if self.is_range:
+            start, end = int(self.used[0]), int(self.used[-1]) + 1
+            return graph.call_function(_ATEN.slice.Tensor, (node, dim, start, end))
+        copier.root[name] = self.used
+        return graph.call_function(_ATEN.index_select.default, (node, dim, graph.get_attr(name)))
+
+    def emit_spread(self, copier: GraphCopier, node: fx.Node, shape: Sequence[int]) -> fx.Node:
+        """Append nodes that put selected elements back to their places in ``[b, *shape]``."""
+        places = torch.zeros(self.size, dtype=torch.int64)
+        places[self.used] = torch.arange(len(self.used))
+        copier.root["places"] = places
+        graph = copier.graph
+        arguments = (node, 1 + len(self.lead), graph.get_attr("places"))
+        spread = graph.call_function(_ATEN.index_select.default, arguments)
+        return graph.call_function(_ATEN.reshape.default, (spread, [copier.batch, *shape]))
 
 
 def is_fixed(flow: Flow, node: fx.Node) -> bool:
@@ -139,9 +212,3 @@ def largest_row(flow: Flow, nodes: Sequence[fx.Node]) -> int:
     rows = len(flow.values[flow.input])
     sizes = [flow.values[node].numel() for node in nodes if isinstance(flow.values[node], Tensor)]
     return max(1, max(sizes, default=0) // rows)
-
-
-def sample_rows(flow: Flow, node: fx.Node) -> tuple[BatchLayout, Tensor]:
-    """Layout of a node and its value on the example as ``[b, elements of one sample]``."""
-    layout = layout_of(node, flow.batch)
-    return layout, layout.to_samples(flow.values[node]).flatten(1)

@@ -1,7 +1,7 @@
 """Choose for every weight between the code below and the code above by gradient descent on the layer's error.
 
 Nagel et al., *Up or Down? Adaptive Rounding for Post-Training Quantization* (2020), section 3.3: minimise
-``E |(V - V_hat(alpha)) (q - mean)|^2 + 0.01 * regulariser`` with Adam. The error is quadratic in the weights, so with few
+``E |(V - V_hat(alpha)) (q - mean)|^2 + weight * regulariser`` with Adam. The error is quadratic in the weights, so with few
 columns the covariance gives its exact gradient, and with many columns mini-batches of features are cheaper.
 """
 
@@ -16,9 +16,23 @@ from torch import Tensor
 from kancompile.passes.gptq import Gptq, polish_rounded
 from kancompile.passes.soft_rounding import Schedule, SoftRounding
 from kancompile.quantizers import code_range, scale_of_column
-from kancompile.rounding import Rounded, RoundingProblem, SecondMoments, corrected
+from kancompile.rounding import Rounded, RoundingProblem, SecondMoments, corrected, output_errors
 
 _IN_MEMORY_BYTES = 1 << 29
+
+
+def better_outputs(problem: RoundingProblem, learned: Rounded, start: Rounded) -> Rounded:
+    """Take every output from the rounding with the smaller error on the calibration data; outputs do not interact."""
+    gain = output_errors(problem, start) - output_errors(problem, learned)
+    keep = gain > 0
+    note = f"learned rounding is better than its start in {int(keep.sum())} of {len(keep)} outputs, the others kept it"
+    return Rounded(
+        torch.where(keep[:, None], learned.codes, start.codes),
+        torch.where(keep, learned.scale, start.scale),
+        torch.where(keep, learned.offset, start.offset),
+        (*learned.notes, note),
+        problem.group_sizes,
+    )
 
 
 @dataclass(frozen=True)
@@ -29,23 +43,26 @@ class AdaRound:
         scales: the method whose scales are used, and whose damping and polishing.
         iterations: steps of Adam.
         learning_rate: of alpha. The paper's 1e-3 needs its 10,000 iterations to move alpha across its range.
-        regularisation: weight of the regulariser; the error is in units of the error of nearest rounding for each
-            weight, so that it does not depend on the units of the layer.
+        regularisation: weight of the regulariser. The error counts in units of the mean error that nearest rounding
+            of one weight makes, so that the weight does not depend on the units of the layer. (The paper's 0.01 is
+            for raw errors, which are far smaller; 0.01 here would leave most codes undecided.)
         warm_start, beta: see :class:`~kancompile.passes.soft_rounding.Schedule`.
         covariance_columns: up to so many live columns the covariance is used, above it mini-batches.
         batch: samples of a mini-batch.
         sweeps: most rounds of polishing afterwards.
+        keep_better: whether outputs for which the rounding of ``scales`` has the smaller error keep it.
     """
 
     scales: Gptq = field(default_factory=Gptq)
     iterations: int = 1000
-    learning_rate: float = 1e-2
-    regularisation: float = 0.01
+    learning_rate: float = 3e-2
+    regularisation: float = 10.0
     warm_start: float = 0.2
     beta: tuple[float, float] = (20.0, 2.0)
     covariance_columns: int = 2048
     batch: int = 256
     sweeps: int = 10
+    keep_better: bool = True
 
     def __call__(self, problem: RoundingProblem, generator: torch.Generator) -> Rounded:
         """Round ``problem.weight``; ``generator`` draws the mini-batches."""
@@ -75,8 +92,10 @@ class AdaRound:
             optimizer.step()
         codes = start.codes.clone()
         codes[:, live] = rounding.hard().to(torch.int8).cpu()
-        rounded = corrected(problem, codes, start.scale, start.notes)
-        return polish_rounded(problem, rounded, self.scales, self.sweeps) if self.sweeps else rounded
+        learned = corrected(problem, codes, start.scale, start.notes)
+        if self.sweeps:
+            learned = polish_rounded(problem, learned, self.scales, self.sweeps)
+        return better_outputs(problem, learned, start) if self.keep_better else learned
 
     def _error(
         self, problem: RoundingProblem, moments: SecondMoments, generator: torch.Generator
@@ -106,5 +125,5 @@ class AdaRound:
             if problem.features.n * len(live) <= _IN_MEMORY_BYTES:
                 chunks = [torch.cat(list(chunks))] * 64
             for chunk in chunks:
-                for rows in torch.randperm(chunk.shape[0], generator=generator).split(self.batch):
+                for rows in torch.split(torch.randperm(chunk.shape[0], generator=generator), self.batch):
                     yield chunk[rows].to(device).float() - center

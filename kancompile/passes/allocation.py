@@ -83,9 +83,7 @@ def pareto_front(options: Mapping[str, Sequence[Choice]]) -> list[Allocation]:
     return [Allocation(dict(zip(options, chosen, strict=True))) for _, _, chosen in front]
 
 
-def allocate(
-    options: Mapping[str, Sequence[Choice]], max_bytes: int, max_latency: float | None = None
-) -> Allocation:
+def allocate(options: Mapping[str, Sequence[Choice]], max_bytes: int, max_latency: float | None = None) -> Allocation:
     """Choose one option for each layer: least sensitivity, then fewest bytes, within the budgets.
 
     Args:

@@ -15,8 +15,9 @@ weights (``s ~ size^ratio``, ratio 1 makes all columns equally large), which AWQ
 layer are alike, while a SiLU column and a spline column of one KAN input differ by a factor of 40. Where few columns
 of a table are shared by all inputs, each is then varied by itself.
 
-The error of a candidate is that of GPTQ on the rescaled layer. Rescaling turns ``H = R R^T`` into ``(s R) (s R)^T``, so all
-candidates share one factorization, and together they are one wider rounding problem with steps ``scale * s_c``.
+The error of a candidate is that of GPTQ (of nearest rounding, where that is the inner method) on the rescaled layer.
+Rescaling turns ``H = R R^T`` into ``(s R) (s R)^T``, so all candidates share one factorization, and together they are one
+wider rounding problem with steps ``scale * s_c``.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from torch import Tensor
 from kancompile.errors import KanCompileError
 from kancompile.passes.gptq import Gptq, ordered_hessian, round_columns
 from kancompile.passes.polish import quadratic_error
-from kancompile.quantizers import code_range, search_scale
+from kancompile.passes.uniform import Uniform
+from kancompile.quantizers import code_range, quantize, search_scale
 from kancompile.rounding import Method, Rounded, RoundingProblem, rescaled
 
 _STACKED_ELEMENTS = 1 << 25
@@ -61,14 +63,17 @@ class Awq:
         column_scale = search_column_scales(problem, self)
         if bool((column_scale == 1).all()):
             rounded = self.inner(problem, generator)
-            note = f"table columns keep their full code range, no column scale was better"
+            note = "table columns keep their full code range, no column scale was better"
             return replace(rounded, notes=(*rounded.notes, note))
-        rounded = self.inner(rescaled(problem, column_scale), generator)
+        coarse = rescaled(problem, column_scale)
+        rounded = self.inner(coarse, generator)
+        # the inner method corrects its bias against the coarse table; the fine one is what counts
+        exact = problem.weight.double() @ problem.column_moments[0]
+        offset = (exact - rounded.dequantized().double() @ coarse.column_moments[0]).float()
         note = (
-            f"table columns use {float(column_scale.min()):.3g} to "
-            f"{float(column_scale.max()):.3g} of their code range"
+            f"table columns use {float(column_scale.min()):.3g} to {float(column_scale.max()):.3g} of their code range"
         )
-        return replace(rounded, notes=(*rounded.notes, note), column_scale=column_scale)
+        return replace(rounded, notes=(*rounded.notes, note), offset=offset, column_scale=column_scale)
 
 
 def search_column_scales(problem: RoundingProblem, options: Awq | None = None) -> Tensor:
@@ -90,6 +95,8 @@ def search_column_scales(problem: RoundingProblem, options: Awq | None = None) -
             "say which columns are tied, or choose method 'gptq'"
         )
     options = options or Awq()
+    if not len(problem.second_moments(options.device).live):
+        return torch.ones(problem.c)
     search = _Search(problem, options)
     ties, n_ties = search.ties, search.n_ties
     ones = torch.ones(n_ties)
@@ -138,7 +145,7 @@ class _Search:
         candidates = candidates / candidates.amax(1, keepdim=True)
         candidates = candidates.clamp(min=self.options.smallest)
         at_once = max(1, _STACKED_ELEMENTS // (self.problem.n_out * len(self.columns)))
-        errors = torch.cat([self._errors(part) for part in candidates.split(at_once)])
+        errors = torch.cat([self._errors(part) for part in torch.split(candidates, at_once)])
         winner = int(errors.argmin())
         return candidates[winner], float(errors[winner])
 
@@ -155,7 +162,10 @@ class _Search:
             steps.append(scale[group] * s[self.columns, None])
         step = torch.cat(steps, dim=1).to(device)
         weight = problem.weight[:, self.columns].T.contiguous().to(device).repeat(1, len(steps))
-        rounded = round_columns(weight, self.hessian.packed, step, low, high) * step
+        if isinstance(self.options.inner, Uniform):
+            rounded = quantize(weight, step, low, high) * step
+        else:
+            rounded = round_columns(weight, self.hessian.packed, step, low, high) * step
         loss = quadratic_error(self.hessian, weight - rounded).view(len(steps), -1).sum(1)
         coarse = torch.stack([(1 / s[self.ties[self.columns]].square() - 1) / 12 for s in candidates]).to(device)
         table = torch.einsum("mko,km->k", rounded.view(len(self.columns), len(steps), -1).square(), coarse)

@@ -83,6 +83,7 @@ class Brecq:
             a layer's error, of the offsets; 0 keeps both.
         regularisation: weight of the rounding regulariser, with the loss in units of its value at the start for each
             weight.
+        settling: share of the iterations, at the end, in which codes are final and scales and offsets adapt to them.
         warm_start, beta: see :class:`~kancompile.passes.soft_rounding.Schedule`.
         fisher_floor: weight that every output gets besides its share of ``g^2`` (whose mean is 1): samples that the
             float network is sure of have hardly any gradient, and would be free to become wrong.
@@ -91,9 +92,10 @@ class Brecq:
     start: Method = field(default_factory=Gptq)
     iterations: int = 1500
     batch: int = 128
-    learning_rate: float = 1e-2
+    learning_rate: float = 1e-1
     scale_learning_rate: float = 1e-3
-    regularisation: float = 0.01
+    regularisation: float = 100.0
+    settling: float = 0.2
     warm_start: float = 0.2
     beta: tuple[float, float] = (20.0, 2.0)
     fisher_floor: float = 1.0
@@ -114,24 +116,28 @@ class Brecq:
         importance = self._importance(block)
         before = _loss(block, importance, [layer.hard() for layer in layers])
         unit = max(before, torch.finfo(torch.float32).tiny) / sum(layer.rounding.base.numel() for layer in layers)
-        groups = [{"params": [layer.rounding.alpha for layer in layers], "lr": self.learning_rate}]
-        if self.scale_learning_rate:
-            learned = [value for layer in layers for value in (layer.log_scale, layer.offset)]
-            groups.append({"params": learned, "lr": self.scale_learning_rate})
-        optimizer = torch.optim.Adam(groups)
-        schedule = Schedule(self.iterations, self.warm_start, self.beta)
+        learned = [value for layer in layers for value in (layer.log_scale, layer.offset)]
+        optimizer = torch.optim.Adam(
+            [
+                {"params": [layer.rounding.alpha for layer in layers], "lr": self.learning_rate},
+                {"params": learned, "lr": self.scale_learning_rate},
+            ]
+        )
+        soft_iterations = self.iterations - int(self.settling * self.iterations)
+        schedule = Schedule(soft_iterations, self.warm_start, self.beta)
         order = torch.empty(0, dtype=torch.int64)
         with torch.enable_grad():
             for iteration in range(self.iterations):
+                settled = iteration >= soft_iterations
                 if len(order) < min(self.batch, len(block.inputs)):
                     order = torch.randperm(len(block.inputs), generator=generator)
                 rows, order = order[: self.batch], order[self.batch :]
                 optimizer.zero_grad()
-                soft = [layer.soft() for layer in layers]
-                y = block.forward([weight for weight, _ in soft], [offset for _, offset in soft], block.inputs[rows])
+                parts = [layer.settled() if settled else layer.soft() for layer in layers]
+                y = block.forward([weight for weight, _ in parts], [offset for _, offset in parts], block.inputs[rows])
                 error = (y - block.targets[rows]).square() * importance[rows]
                 loss = error.flatten(1).sum(1).mean() / unit
-                beta = schedule.exponent(iteration)
+                beta = None if settled else schedule.exponent(iteration)
                 if beta is not None:
                     for layer in layers:
                         loss = loss + self.regularisation * layer.rounding.regulariser(beta)
@@ -173,9 +179,13 @@ class _SoftLayer:
         step = scale_of_column(self.log_scale.exp(), self.group_sizes)
         return self.rounding.soft() * step, self.offset * self.unit
 
+    def settled(self) -> tuple[Tensor, Tensor]:
+        step = scale_of_column(self.log_scale.exp(), self.group_sizes)
+        return self.rounding.hard() * step, self.offset * self.unit
+
     def hard(self) -> tuple[Tensor, Tensor]:
-        step = scale_of_column(self.log_scale.detach().exp(), self.group_sizes)
-        return self.rounding.hard() * step, (self.offset * self.unit).detach()
+        weight, offset = self.settled()
+        return weight.detach(), offset.detach()
 
     def rounded(self, note: str) -> Rounded:
         codes = self.rounding.hard().to(torch.int8)
@@ -189,9 +199,9 @@ def _loss(block: Block, importance: Tensor, layers: Sequence[tuple[Tensor, Tenso
     weights, offsets = [weight for weight, _ in layers], [offset for _, offset in layers]
     with torch.no_grad():
         for x, target, weight in zip(
-            block.inputs.split(_EVALUATION_BATCH),
-            block.targets.split(_EVALUATION_BATCH),
-            importance.split(_EVALUATION_BATCH),
+            torch.split(block.inputs, _EVALUATION_BATCH),
+            torch.split(block.targets, _EVALUATION_BATCH),
+            torch.split(importance, _EVALUATION_BATCH),
             strict=True,
         ):
             total += float(((block.forward(weights, offsets, x) - target).square() * weight).double().sum())

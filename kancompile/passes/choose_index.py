@@ -85,22 +85,23 @@ def lattice_indices(x: Tensor) -> Iterator[IndexQuantizer]:
         yield IndexQuantizer(float(np.float32(step / 2)), round(-low / (step / 2)), 2 * levels - 1)
 
 
-def ranges(x: Tensor, kind: Range) -> Iterator[tuple[str, float, float]]:
+def ranges(x: Tensor, kind: Range, percentile: float = 99.99) -> Iterator[tuple[str, float, float]]:
     """Yield the input ranges to try as ``(name, low, high)``.
 
     Args:
         x: calibration inputs, any shape.
-        kind: ``"minmax"``: all of the data; ``"percentile"``: without the outermost 0.01 %, 0.1 % and 1 %; ``"mse"``:
-            both, a margin of 10 % for values that calibration did not see, and ranges shrunk in steps.
+        kind: ``"minmax"``: all of the data; ``"percentile"``: without the outermost shares; ``"mse"``: both, with 0.01 %,
+            0.1 % and 1 % left out, a margin of 10 % for values that calibration did not see, and ranges shrunk in steps.
+        percentile: share of the inputs in percent that lies inside on either side, for ``"percentile"``.
     """
     low, high = float(x.min()), float(x.max())
     if kind in ("minmax", "mse"):
         yield "minmax", low, high
     if kind in ("percentile", "mse"):
         values = x.flatten().sort().values
-        for share in (1e-4, 1e-3, 1e-2):
+        for share in (1e-4, 1e-3, 1e-2) if kind == "mse" else (1 - percentile / 100,):
             cut = int(share * (values.numel() - 1))
-            if cut > 0:
+            if cut > 0 or kind == "percentile":
                 yield f"percentile {100 - 100 * share:g}", float(values[cut]), float(values[-1 - cut])
     if kind == "mse":
         yield "minmax + 10 %", low - 0.1 * (high - low), high + 0.1 * (high - low)
@@ -165,6 +166,8 @@ def choose_index(
     levels: int | None = None,
     range: Range = "mse",
     most_levels: int = LEVELS[-1],
+    fewest_levels: int = LEVELS[0],
+    percentile: float = 99.99,
 ) -> IndexChoice:
     """Choose range and number of rows.
 
@@ -177,11 +180,13 @@ def choose_index(
         levels: a fixed number of rows, or ``None`` to choose it.
         range: which ranges to try.
         most_levels: the largest number of rows to try.
+        fewest_levels: the smallest number of rows to try.
+        percentile: see :func:`ranges`.
     """
     most = levels if levels is not None else most_levels
     lattice = [index for index in lattice_indices(error_of.x) if index.levels <= most]
-    counts = [levels] if levels is not None else [count for count in LEVELS if count <= most_levels]
-    bounds = list(ranges(error_of.x, range))
+    counts = [levels] if levels is not None else [n for n in LEVELS if fewest_levels <= n <= most_levels]
+    bounds = list(ranges(error_of.x, range, percentile))
     tried: list[IndexChoice] = []
     for count in sorted({*counts, *(index.levels for index in lattice)}):
         found = [IndexChoice(index, error_of(index), "lattice") for index in lattice if index.levels == count]

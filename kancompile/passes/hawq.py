@@ -65,17 +65,18 @@ def hessian_traces(
     with torch.enable_grad():
         value = loss(variables)
         if not bool(torch.isfinite(value)):
-            raise KanCompileError(f"sensitivity: loss is {float(value)!r}, expected a finite number; check the data")
+            raise KanCompileError(
+                f"sensitivity: loss is {float(value.detach())!r}, expected a finite number; check the data"
+            )
         gradients = torch.autograd.grad(value, variables, create_graph=True, materialize_grads=True)
-    sizes = [
-        torch.bincount(part).double() * weight.shape[0] for part, weight in zip(parts, weights, strict=True)
-    ]
+    sizes = [torch.bincount(part).double() * weight.shape[0] for part, weight in zip(parts, weights, strict=True)]
     sums = [torch.zeros_like(size) for size in sizes]
     squares = [torch.zeros_like(size) for size in sizes]
     probes, converged = 0, False
     while probes < max_probes and not converged:
         signs = [
-            torch.randint(0, 2, variable.shape, generator=generator).to(variable.dtype) * 2 - 1 for variable in variables
+            torch.randint(0, 2, variable.shape, generator=generator).to(variable.dtype) * 2 - 1
+            for variable in variables
         ]
         dot = sum((gradient * sign).sum() for gradient, sign in zip(gradients, signs, strict=True))
         if isinstance(dot, Tensor) and dot.requires_grad:

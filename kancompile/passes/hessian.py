@@ -43,9 +43,7 @@ class FactoredHessian:
             self.diagonal = variance + self.damping
             if attempt:
                 _restore_upper(self.packed)
-                notes.append(
-                    f"Hessian not positive definite, damping raised to {damping * 10.0**attempt:g}"
-                )
+                notes.append(f"Hessian not positive definite, damping raised to {damping * 10.0**attempt:g}")
             self.packed.diagonal().copy_(self.diagonal)
             if _factor_upper(self.packed):
                 self.notes = tuple(notes)

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from kancompile.errors import KanCompileError
 from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
+from kancompile.passes.brecq import Brecq
+from kancompile.passes.guard import with_guard
+from kancompile.passes.reconstruct_blocks import blocks_of, reconstruct_block
 from kancompile.passes.uniform import Uniform
 from kancompile.program import Layer, Program
 from kancompile.progress import track
@@ -48,15 +51,17 @@ class RoundingOptions:
 
 @dataclass(frozen=True)
 class RoundWeights:
-    """Round every contraction that reads tables; rounded ones stay.
+    """Round every contraction that reads tables; rounded ones and those of float layers stay.
 
     Attributes:
         options: gives the options of a layer by its name.
         seed: of the generator that methods draw from; each layer has its own.
+        block_size: consecutive layers that BRECQ reconstructs together.
     """
 
     options: Callable[[str], RoundingOptions]
     seed: int = 0
+    block_size: int = 2
 
     name = "round-weights"
 
@@ -67,27 +72,45 @@ class RoundWeights:
             program: a tabulated program.
             x: calibration inputs ``[n, *input_shape]``.
         """
-        layers = [layer for layer in program.layers() if isinstance(program.module(layer.contraction), Contraction)]
+        reference = program
+        layers = [layer for layer in program.layers() if _reads_tables(program, layer)]
+        problems: dict[str, RoundingProblem] = {}
+        rounded: dict[str, Rounded] = {}
         for number, layer in enumerate(track(layers, "rounding weights")):
             options = self.options(layer.name)
-            generator = torch.Generator().manual_seed(self.seed + 1000003 * number)
-            modules, notes = round_layer(program, layer, x, options, generator)
+            problems[layer.name] = layer_problem(program, layer, x, options)
+            rounded[layer.name], notes = round_layer(problems[layer.name], options, self._generator(number))
+            modules = integer_modules(reference, layer, rounded[layer.name], options.bits)
+            program = program.replace_modules(modules, notes)
+        learned = [layer for layer in layers if isinstance(self.options(layer.name).method, Brecq)]
+        for number, block in enumerate(track(blocks_of(learned, self.block_size), "reconstructing blocks")):
+            method = self.options(block[0].name).method
+            assert isinstance(method, Brecq)
+            generator = self._generator(len(layers) + number)
+            improved = reconstruct_block(program, reference, block, problems, rounded, x, method, generator)
+            modules, notes = {}, []
+            for layer in block:
+                modules |= integer_modules(reference, layer, improved[layer.name], self.options(layer.name).bits)
+            notes = [improved[block[-1].name].notes[-1]]
             program = program.replace_modules(modules, notes)
         return program
 
+    def _generator(self, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed + 1000003 * number)
 
-def round_layer(
-    program: Program, layer: Layer, x: Tensor, options: RoundingOptions, generator: torch.Generator
-) -> tuple[dict[str, nn.Module], list[str]]:
-    """Round one layer with one method, and say how it compares with rounding to nearest.
 
-    Returns:
-        the modules to exchange (the contraction, and tables whose columns the method rescaled), and notes.
-    """
+def _reads_tables(program: Program, layer: Layer) -> bool:
+    return isinstance(program.module(layer.contraction), Contraction) and all(
+        isinstance(program.module(target), TableExpansion) for target in layer.expansions
+    )
+
+
+def layer_problem(program: Program, layer: Layer, x: Tensor, options: RoundingOptions) -> RoundingProblem:
+    """State the rounding problem of one layer of a program whose earlier layers are rounded."""
     contraction = program.module(layer.contraction)
     assert isinstance(contraction, Contraction)
     tables = [_table(program, layer, target) for target in layer.expansions]
-    problem = RoundingProblem(
+    return RoundingProblem(
         layer.name,
         contraction.weight,
         layer_features(program, layer, x),
@@ -96,21 +119,38 @@ def round_layer(
         torch.cat([_branches(table) for table in tables]),
         tied_columns(tables),
     )
-    rounded = options.method(problem, generator)
-    baseline = Uniform()(problem, generator)
-    error, uniform_error = objective(problem, rounded), objective(problem, baseline)
-    note = (
-        f"layer {layer.name!r}: {options.bits}-bit weights by {options.method_name}, mean squared output error "
-        f"{error:.3g}, uniform {uniform_error:.3g}"
-    )
-    notes = [note, *(f"layer {layer.name!r}: {line}" for line in rounded.notes)]
-    if uniform_error < error:
-        notes.append(f"layer {layer.name!r}: kept uniform, which is better on the calibration data")
-        rounded = baseline
-    modules: dict[str, nn.Module] = {layer.contraction: to_integers(contraction, rounded, options.bits)}
+
+
+def round_layer(
+    problem: RoundingProblem, options: RoundingOptions, generator: torch.Generator
+) -> tuple[Rounded, list[str]]:
+    """Round one layer with one method, and say how it compares with rounding to nearest.
+
+    The better of the two on the calibration data is returned, and a note says so where that is not the method asked for.
+    """
+    rounded = with_guard(options.method)(problem, generator)
+    what = f"layer {problem.layer!r}: {options.bits}-bit weights by {options.method_name}"
+    if isinstance(options.method, Uniform):
+        return rounded, [f"{what}, mean squared output error {objective(problem, rounded):.4g}"]
+    return rounded, [f"{what}, {line}" for line in rounded.notes]
+
+
+def integer_modules(program: Program, layer: Layer, rounded: Rounded, bits: int) -> dict[str, nn.Module]:
+    """Build the modules of a rounded layer: the contraction, and tables whose columns the method rescaled.
+
+    Args:
+        program: the tabulated program, with the layer's float contraction and original tables.
+        layer: the layer.
+        rounded: its rounding.
+        bits: of its weights.
+    """
+    contraction = program.module(layer.contraction)
+    assert isinstance(contraction, Contraction)
+    modules: dict[str, nn.Module] = {layer.contraction: to_integers(contraction, rounded, bits)}
     if rounded.column_scale is not None:
+        tables = [_table(program, layer, target) for target in layer.expansions]
         modules |= dict(zip(layer.expansions, rescale_tables(tables, rounded.column_scale), strict=True))
-    return modules, notes
+    return modules
 
 
 def tied_columns(tables: Sequence[TableExpansion]) -> Tensor:

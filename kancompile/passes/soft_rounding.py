@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 ZETA, GAMMA = 1.1, -0.1
-_SETTLED = 0.15  # h of a code taken over from another method: nearly decided, with a gradient left to change its mind
+_SETTLED = 0.02  # h of a code taken over from another method: nearly decided, with a gradient left to change its mind
 
 
 @dataclass(frozen=True)

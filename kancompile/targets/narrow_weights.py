@@ -1,41 +1,130 @@
-"""Store weight codes of 4 bits and less in int4 tensors that still compute as int8.
+"""Store weight codes in as few bytes as their bits need, while they compute as int8.
 
-``int4 initializer -> Cast to int8 -> DequantizeLinear -> Gemm``: ONNX Runtime folds the Cast when it loads the file, so
-the product is the same integer kernel at the same speed, while ``DequantizeLinear`` straight on int4 has no fused kernel.
+ONNX has tensors of 8 and 4 bits (and, from opset 25 on, 2), and a DequantizeLinear straight on int4 has no fused kernel. So
+narrow codes are stored apart from how they compute, and the file says how the one becomes the other. ONNX Runtime folds
+these constant nodes when it loads the file; the product then is the same integer kernel at the same speed::
+
+    4 bits:              int4 initializer -> Cast to int8
+    2, 3, 5, 6, 7 bits:  uint8 planes of 4, 2 and 1 bits, each holding 2, 4 or 8 codes in a byte
+                         -> BitShift, BitwiseAnd, Cast; planes times their weights are summed -> minus the offset
+
+Both forms are opset 21 and load in every ONNX Runtime from 1.20 on; planes also where a format has no int4 at all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import ml_dtypes
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
+
+PLANE_BITS = (4, 2, 1)
+
+
+def stored_bytes(codes: int, bits: int) -> int:
+    """Return what ``codes`` weight codes take in a file with ``storage="smallest"``."""
+    if bits == 8:
+        return codes
+    return sum(-(-codes * width // 8) for width in plane_widths(bits))
+
+
+def plane_widths(bits: int) -> list[int]:
+    """Divide 2 to 7 bits into planes, widest first: 7 -> 4, 2, 1."""
+    return [width for width in PLANE_BITS if bits & width]
 
 
 def store_narrow_weights(model: ir.Model, bits_of: Mapping[str, int]) -> None:
-    """Exchange int8 initializers for int4 ones, in place.
+    """Exchange int8 initializers for narrow ones and the nodes that widen them, in place.
 
     Args:
         model: the model.
-        bits_of: name of an initializer to the bits of its codes (4 or less; there is no 3-bit type).
+        bits_of: name of an initializer to the bits of its codes, 2 to 7.
     """
-    for name in bits_of:
+    for name, bits in bits_of.items():
         value = model.graph.initializers[name]
         assert value.const_value is not None
         codes = value.const_value.numpy()
-        narrow = ir.Value(
-            name=f"{name}.int4",
-            shape=value.shape,
-            type=ir.TensorType(ir.DataType.INT4),
-            const_value=ir.tensor(codes.astype(ml_dtypes.int4), dtype=ir.DataType.INT4, name=f"{name}.int4"),
-        )
-        consumers = [usage.node for usage in value.uses()]
-        cast = ir.node("Cast", [narrow], {"to": int(ir.DataType.INT8)}, name=f"{name}/Cast")
-        cast.outputs[0].name = f"{name}.int8"
-        cast.outputs[0].shape = value.shape
-        cast.outputs[0].type = ir.TensorType(ir.DataType.INT8)
-        model.graph.insert_before(consumers[0], cast)
-        for usage in list(value.uses()):
-            usage.node.replace_input_with(usage.idx, cast.outputs[0])
+        writer = _Writer(model, name)
+        widened = writer.cast_int4(codes) if bits == 4 else writer.sum_planes(codes, bits)
+        uses = list(value.uses())
+        first = next(node for node in model.graph if any(use.node is node for use in uses))
+        model.graph.insert_before(first, writer.nodes)
+        for use in uses:
+            use.node.replace_input_with(use.idx, widened)
         del model.graph.initializers[name]
-        model.graph.initializers[narrow.name] = narrow
+
+
+class _Writer:
+    """Builds the nodes that widen one initializer."""
+
+    def __init__(self, model: ir.Model, name: str) -> None:
+        self.model, self.name = model, name
+        self.nodes: list[ir.Node] = []
+
+    def cast_int4(self, codes: NDArray[np.int8]) -> ir.Value:
+        stored = self._initializer("int4", ir.tensor(codes.astype(ml_dtypes.int4), dtype=ir.DataType.INT4))
+        return self._node("Cast", [stored], {"to": int(ir.DataType.INT8)})
+
+    def sum_planes(self, codes: NDArray[np.int8], bits: int) -> ir.Value:
+        offset = 1 << (bits - 1)
+        total = self._constant(f"offset{bits}", np.array(-offset, np.int32))
+        for plane in self._planes(codes, bits, offset):
+            total = self._node("Add", [plane, total])
+        shaped = self._node("Reshape", [total, self._initializer("shape", ir.tensor(np.array(codes.shape, np.int64)))])
+        return self._node("Cast", [shaped], {"to": int(ir.DataType.INT8)})
+
+    def _planes(self, codes: NDArray[np.int8], bits: int, offset: int) -> Iterator[ir.Value]:
+        """Yield each plane as int32 values in their place of the code, one dimension of ``codes.size``."""
+        unsigned = (codes.ravel().astype(np.int32) + offset).astype(np.uint8)
+        shift = 0
+        for width in plane_widths(bits):
+            values = (unsigned >> shift) & ((1 << width) - 1)
+            yield self._unpack(values, width, shift)
+            shift += width
+
+    def _unpack(self, values: NDArray[np.uint8], width: int, shift: int) -> ir.Value:
+        """Write one plane: a column of bytes, shifted by a row of distances, masked and flattened."""
+        per_byte = 8 // width
+        rows = -(-len(values) // per_byte)
+        padded = np.zeros(rows * per_byte, np.uint8)
+        padded[: len(values)] = values
+        distances = (np.arange(per_byte) * width).astype(np.uint8)
+        packed = np.bitwise_or.reduce(padded.reshape(rows, per_byte) << distances, axis=1, dtype=np.uint8)
+        stored = self._initializer(f"plane{shift}", ir.tensor(packed[:, None]))
+        moved = self._node("BitShift", [stored, self._constant(f"shifts{width}", distances)], {"direction": "RIGHT"})
+        mask = self._constant(f"mask{width}", np.array((1 << width) - 1, np.uint8))
+        whole = self._node("Reshape", [self._node("BitwiseAnd", [moved, mask]), self._vector("flat", -1)])
+        if rows * per_byte > len(values):
+            whole = self._node("Slice", [whole, self._vector("zero", 0), self._vector("size", len(values))])
+        wide = self._node("Cast", [whole], {"to": int(ir.DataType.INT32)})
+        if shift == 0:
+            return wide
+        return self._node("Mul", [wide, self._constant(f"weight{shift}", np.array(1 << shift, np.int32))])
+
+    def _vector(self, name: str, value: int) -> ir.Value:
+        return self._constant(f"{name}_{value}", np.array([value], np.int64))
+
+    def _initializer(self, suffix: str, tensor: ir.TensorProtocol) -> ir.Value:
+        return self._named(f"{self.name}.{suffix}", tensor)
+
+    def _named(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        if name not in self.model.graph.initializers:
+            value = ir.Value(
+                name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
+            self.model.graph.initializers[name] = value
+        return self.model.graph.initializers[name]
+
+    def _constant(self, name: str, value: NDArray[np.generic]) -> ir.Value:
+        """Return a constant that all layers share."""
+        return self._named(f"narrow.{name}", ir.tensor(value))
+
+    def _node(
+        self, operator: str, inputs: list[ir.Value], attributes: Mapping[str, int | str] | None = None
+    ) -> ir.Value:
+        node = ir.node(operator, inputs, attributes or {})
+        node.outputs[0].name = f"{self.name}.{len(self.nodes)}"
+        self.nodes.append(node)
+        return node.outputs[0]

@@ -17,10 +17,12 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from kancompile.convolutions import QuantizedConvContraction
 from kancompile.errors import KanCompileError
 from kancompile.modules import QuantizedContraction, TableExpansion
 from kancompile.program import Program
 from kancompile.targets.narrow_weights import store_narrow_weights
+from kancompile.targets.translate_convolutions import CONVOLUTION_TRANSLATIONS
 from kancompile.targets.translation import TRANSLATIONS
 
 OPSET = 21
@@ -34,14 +36,16 @@ def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest
     Args:
         program: integer or float program.
         metadata: key-value pairs for the model's ``metadata_props``.
-        storage: ``"smallest"`` keeps weights of 4 bits and less in int4 tensors, ``"fastest"`` keeps all in int8.
+        storage: ``"smallest"`` stores weights in as few bytes as their bits need, ``"fastest"`` to load keeps int8.
 
     Returns:
         the file's bytes; equal programs and metadata give equal bytes.
 
     Raises:
-        KanCompileError: the exporter cannot translate an operator that stayed as PyTorch computes it.
+        KanCompileError: the exporter cannot translate an operator that stayed as PyTorch computes it, or the output of a
+            convolution has no quantizer.
     """
+    _check_outputs(program)
     graph_module = pad_tables(program).graph_module.eval()
     example = torch.zeros(2, *program.input_shape)
     batch = torch.export.Dim("batch")
@@ -49,7 +53,11 @@ def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest
         try:
             exported = torch.export.export(graph_module, (example,), dynamic_shapes=({0: batch},))
             onnx_program = torch.onnx.export(
-                exported, dynamo=True, opset_version=OPSET, custom_translation_table=TRANSLATIONS, verbose=False
+                exported,
+                dynamo=True,
+                opset_version=OPSET,
+                custom_translation_table=TRANSLATIONS | CONVOLUTION_TRANSLATIONS,
+                verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
             reason = str(error.__cause__ or error).strip().splitlines()[0]
@@ -92,8 +100,11 @@ def pad_tables(program: Program) -> Program:
             producer = _producer(program, target)
             if expansion.input == "index" and producer is not None:
                 contraction = program.module(producer)
-                assert isinstance(contraction, QuantizedContraction)
-                modules[producer] = contraction.with_output(wide)
+                if isinstance(contraction, QuantizedConvContraction):
+                    modules[producer] = contraction.with_output(wide, "index")
+                else:
+                    assert isinstance(contraction, QuantizedContraction)
+                    modules[producer] = contraction.with_output(wide)
     return program.replace_modules(modules) if modules else program
 
 
@@ -105,14 +116,26 @@ def _producer(program: Program, target: str) -> str | None:
     return None
 
 
+def _check_outputs(program: Program) -> None:
+    for layer in program.layers():
+        contraction = program.module(layer.contraction)
+        if isinstance(contraction, QuantizedConvContraction) and contraction.output is None:
+            raise KanCompileError(
+                f"layer {layer.name!r}: convolution has no output quantizer, expected one of at most 256 levels; fuse it "
+                "with the table that reads it, or give it one with with_output"
+            )
+
+
 def _narrow(program: Program) -> dict[str, int]:
     """Map the names of weight initializers to their bits, where narrower than 8."""
     found = {}
     for layer in program.layers():
         contraction = program.module(layer.contraction)
-        if isinstance(contraction, QuantizedContraction) and contraction.weight_bits <= 4:
+        if isinstance(contraction, QuantizedContraction) and contraction.weight_bits < 8:
             for group in range(len(contraction.group_sizes)):
                 found[f"{layer.contraction}.weight_{group}"] = contraction.weight_bits
+        if isinstance(contraction, QuantizedConvContraction) and contraction.weight_bits < 8:
+            found[f"{layer.contraction}.weight"] = contraction.weight_bits
     return found
 
 

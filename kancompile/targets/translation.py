@@ -25,24 +25,26 @@ import kancompile.operators  # noqa: F401  (registers the operators named below)
 Value = Any  # an onnx_ir.Value while the exporter traces
 
 
-def _constant(value: np.ndarray[Any, Any]) -> Value:
+def constant(value: np.ndarray[Any, Any]) -> Value:
+    """Write a constant."""
     return op.Constant(value=ir.tensor(value))
 
 
 def quantize_index(x: Value, scale: float, zero_point: int, levels: int) -> Value:
     """QuantizeLinear saturates at 255 or 65535; fewer levels need a Clip of their own."""
-    step = _constant(np.array(scale, np.float32))
+    step = constant(np.array(scale, np.float32))
     if levels <= 256:
-        return _clip_codes(op.QuantizeLinear(x, step, _constant(np.array(zero_point, np.uint8))), levels)
-    codes = op.QuantizeLinear(x, step, _constant(np.array(zero_point, np.uint16)))
-    last = _constant(np.array(levels - 1, np.int32))
+        return clip_codes(op.QuantizeLinear(x, step, constant(np.array(zero_point, np.uint8))), levels)
+    codes = op.QuantizeLinear(x, step, constant(np.array(zero_point, np.uint16)))
+    last = constant(np.array(levels - 1, np.int32))
     return op.Min(op.Cast(codes, to=ir.DataType.INT32), last)
 
 
-def _clip_codes(codes: Value, levels: int) -> Value:
+def clip_codes(codes: Value, levels: int) -> Value:
+    """Saturate uint8 codes at ``levels - 1``."""
     if levels == 256:
         return codes
-    return op.Clip(codes, _constant(np.array(0, np.uint8)), _constant(np.array(levels - 1, np.uint8)))
+    return op.Clip(codes, constant(np.array(0, np.uint8)), constant(np.array(levels - 1, np.uint8)))
 
 
 def floor_index(x: Value, multiplier: float, offset: float, levels: int) -> Value:
@@ -53,9 +55,9 @@ def floor_index(x: Value, multiplier: float, offset: float, levels: int) -> Valu
     """
     if multiplier == 1.0 and offset == 0.0:
         rows = op.Cast(x, to=ir.DataType.INT32)
-        return op.Clip(rows, _constant(np.array(0, np.int32)), _constant(np.array(levels - 1, np.int32)))
-    x = op.Add(op.Mul(x, _constant(np.array(multiplier, np.float32))), _constant(np.array(offset, np.float32)))
-    clipped = op.Clip(x, _constant(np.array(0, np.float32)), _constant(np.array(levels - 1, np.float32)))
+        return op.Clip(rows, constant(np.array(0, np.int32)), constant(np.array(levels - 1, np.int32)))
+    x = op.Add(op.Mul(x, constant(np.array(multiplier, np.float32))), constant(np.array(offset, np.float32)))
+    clipped = op.Clip(x, constant(np.array(0, np.float32)), constant(np.array(levels - 1, np.float32)))
     return op.Cast(clipped, to=ir.DataType.INT32)
 
 
@@ -101,9 +103,9 @@ def contract_to_index(
     """Gemm with QuantizeLinear behind it: one QGemm with a uint8 output."""
     y = _gemm(_columns(features), weight, bias, scale)
     codes = op.QuantizeLinear(
-        y, _constant(np.array(out_scale, np.float32)), _constant(np.array(out_zero_point, np.uint8))
+        y, constant(np.array(out_scale, np.float32)), constant(np.array(out_zero_point, np.uint8))
     )
-    return _regroup(_clip_codes(codes, out_levels), features[0], weight)
+    return _regroup(clip_codes(codes, out_levels), features[0], weight)
 
 
 def _columns(features: Sequence[Value]) -> Value:
@@ -114,7 +116,7 @@ def _columns(features: Sequence[Value]) -> Value:
 def _flatten(feature: Value) -> Value:
     """View ``[b, *, n_in, k]`` as the matrix ``[b *, n_in k]`` that integer Gemm kernels need."""
     columns = int(feature.shape[-2]) * int(feature.shape[-1])
-    return op.Reshape(feature, _constant(np.array([-1, columns], np.int64)))
+    return op.Reshape(feature, constant(np.array([-1, columns], np.int64)))
 
 
 def _group_columns(features: Sequence[Value], group_sizes: Sequence[int]) -> Sequence[Value]:
@@ -123,25 +125,25 @@ def _group_columns(features: Sequence[Value], group_sizes: Sequence[int]) -> Seq
         return [_flatten(feature) for feature in features]
     columns = _columns(features)
     bounds = [0, *itertools.accumulate(group_sizes)]
-    axis = _constant(np.array([1], np.int64))
+    axis = constant(np.array([1], np.int64))
     return [
-        op.Slice(columns, _constant(np.array([start], np.int64)), _constant(np.array([end], np.int64)), axis)
+        op.Slice(columns, constant(np.array([start], np.int64)), constant(np.array([end], np.int64)), axis)
         for start, end in itertools.pairwise(bounds)
     ]
 
 
 def _activation(columns: Value) -> Value:
-    return op.DequantizeLinear(columns, _constant(np.array(1, np.float32)), _constant(np.array(0, np.uint8)))
+    return op.DequantizeLinear(columns, constant(np.array(1, np.float32)), constant(np.array(0, np.uint8)))
 
 
 def _real_weight(weight: Value, scale: Value) -> Value:
     zero_point = np.zeros(int(weight.shape[1]), np.int8)
-    return op.DequantizeLinear(weight, scale, _constant(zero_point), axis=1)
+    return op.DequantizeLinear(weight, scale, constant(zero_point), axis=1)
 
 
 def _gemm(columns: Value, weight: Value, bias: Value, scale: Value) -> Value:
     zero_point = np.zeros(int(weight.shape[1]), np.int32)
-    real_bias = op.DequantizeLinear(bias, scale, _constant(zero_point), axis=0)
+    real_bias = op.DequantizeLinear(bias, scale, constant(zero_point), axis=0)
     return op.Gemm(_activation(columns), _real_weight(weight, scale), real_bias)
 
 
@@ -149,7 +151,7 @@ def _regroup(y: Value, feature: Value, weight: Value) -> Value:
     lead = [int(size) for size in feature.shape[1:-2]]
     if not lead:
         return y
-    return op.Reshape(y, _constant(np.array([-1, *lead, int(weight.shape[1])], np.int64)))
+    return op.Reshape(y, constant(np.array([-1, *lead, int(weight.shape[1])], np.int64)))
 
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {

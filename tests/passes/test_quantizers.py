@@ -77,7 +77,8 @@ def test_ties_equal_the_onnx_reference_evaluator():
 def test_zero_rows_and_tiny_weights_give_finite_scales_and_exact_codes(search):
     weight = torch.tensor([[0.0, 0.0, 0.0], [1e-38, -1e-38, 0.0], [1.0, -1.0, 0.0]])
     scale = search_scale(weight, 4, (3,), search)
-    assert bool(torch.isfinite(scale).all()) and bool((scale > 0).all())
+    assert bool(torch.isfinite(scale).all())
+    assert bool((scale > 0).all())
     assert round_to_nearest(weight, scale, (3,), 4)[0].tolist() == [0, 0, 0]
 
 

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from kancompile.errors import KanCompileError
-from kancompile.passes.methods import METHODS, Guarded, method_named, with_guard
+from kancompile.passes.adaround import AdaRound
+from kancompile.passes.awq import Awq
+from kancompile.passes.guard import Guarded, with_guard
+from kancompile.passes.methods import METHODS, method_named
 from kancompile.passes.uniform import Uniform
 from kancompile.rounding import (
     FeatureSource,
@@ -18,6 +21,16 @@ from kancompile.rounding import (
 from tests.passes.rounding_problems import generator, problem, table_codes
 
 
+def quick(name):
+    """Return a method of that name that learns for a short time only."""
+    method = method_named(name)
+    if isinstance(method, AdaRound):
+        return dataclasses.replace(method, iterations=30)
+    if isinstance(method, Awq) and isinstance(method.inner, AdaRound):
+        return dataclasses.replace(method, inner=dataclasses.replace(method.inner, iterations=30))
+    return method
+
+
 def test_every_code_is_the_nearest_one():
     task = problem(bits=4)
     rounded = Uniform()(task, generator())
@@ -28,9 +41,10 @@ def test_every_code_is_the_nearest_one():
 def test_bias_correction_removes_the_mean_error():
     task = problem(bits=2)
     corrected, plain = Uniform()(task, generator()), Uniform(correct_bias=False)(task, generator())
-    error = next(iter(FeatureSource.from_tensor(torch.cat(list(task.features)).float(), 10**6))) @ (
-        task.weight - corrected.dequantized()
-    ).T
+    error = (
+        next(iter(FeatureSource.from_tensor(torch.cat(list(task.features)).float(), 10**6)))
+        @ (task.weight - corrected.dequantized()).T
+    )
     torch.testing.assert_close(corrected.offset, error.mean(0), rtol=1e-4, atol=1e-5)
     # features sit around code 128, so the constant part is most of the error
     assert objective(task, corrected) < 0.5 * objective(task, plain)
@@ -52,9 +66,7 @@ def test_objective_counts_a_coarser_table():
     codes, scale = torch.ones(task.n_out, task.c, dtype=torch.int8), torch.full((1, task.n_out), 0.01)
     rounded = Rounded(codes, scale, torch.zeros(task.n_out), (), task.group_sizes, s)
     q = torch.cat(list(task.features)).float()
-    expected = float(
-        (q @ task.weight.T - (q / 16).round() @ (codes * scale.T).T).square().mean()
-    )
+    expected = float((q @ task.weight.T - (q / 16).round() @ (codes * scale.T).T).square().mean())
     assert objective(task, rounded) == pytest.approx(expected, rel=1e-4)
 
 
@@ -72,7 +84,7 @@ def test_moments_do_not_depend_on_chunks_and_find_dead_columns():
 
 def test_dead_columns_keep_their_trained_weights():
     task = problem(bits=4, dead=10)
-    for method in (Uniform(), method_named("gptq"), method_named("adaround", iterations=20)):
+    for method in (Uniform(), method_named("gptq"), AdaRound(iterations=20)):
         rounded = method(task, generator())
         real = (task.weight / rounded.scale[0][:, None])[:, -10:]
         assert torch.equal(rounded.codes[:, -10:].float(), real.round().clamp(-8, 7))
@@ -122,7 +134,7 @@ def test_features_that_are_not_finite_name_the_layer(method):
     task = RoundingProblem(
         "blocks.3.kan", torch.ones(2, 8), FeatureSource.from_tensor(q), 4, tied_columns=torch.arange(8)
     )
-    with pytest.raises(KanCompileError, match="layer 'blocks.3.kan': calibration features have NaN"):
+    with pytest.raises(KanCompileError, match=r"layer 'blocks\.3\.kan': calibration features have NaN"):
         method_named(method)(task, generator())
 
 
@@ -140,35 +152,38 @@ def test_sizes_that_do_not_agree_are_refused():
         column_moments(dataclasses.replace(features, n=65), "l")
 
 
-def test_unknown_methods_and_options_are_refused():
-    with pytest.raises(KanCompileError, match="method 'rtn' is unknown, expected one of .*'gptq'.*'uniform'"):
+def test_unknown_methods_are_refused():
+    with pytest.raises(KanCompileError, match=r"method 'rtn' is unknown, expected one of .*'gptq'.*'uniform'"):
         method_named("rtn")
-    with pytest.raises(KanCompileError, match="method 'gptq': options .*'dampening'"):
-        method_named("gptq", dampening=1)
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 @pytest.mark.parametrize("bits", [2, 5, 8])
 def test_every_method_is_deterministic_in_range_and_leaves_its_input_alone(name, bits):
     task = problem(bits=bits, dead=2, group_sizes=(15, 25), tied_columns=torch.arange(40) % 4)
-    method = method_named(name, iterations=30) if name == "adaround" else method_named(name)
+    method = quick(name)
     before = task.weight.clone()
     torch.manual_seed(1)
     first = method(task, generator(3))
     torch.manual_seed(2)
     second = method(dataclasses.replace(task), generator(3))
     assert torch.equal(task.weight, before)
-    assert torch.equal(first.codes, second.codes) and torch.equal(first.scale, second.scale)
+    assert torch.equal(first.codes, second.codes)
+    assert torch.equal(first.scale, second.scale)
     assert torch.equal(first.offset, second.offset)
-    assert first.codes.dtype == torch.int8 and first.scale.shape == (2, task.n_out)
+    assert first.codes.dtype == torch.int8
+    assert first.scale.shape == (2, task.n_out)
     low, high = (-127, 127) if bits == 8 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    assert int(first.codes.min()) >= low and int(first.codes.max()) <= high
-    assert bool((first.scale > 0).all()) and bool(torch.isfinite(first.offset).all())
+    assert int(first.codes.min()) >= low
+    assert int(first.codes.max()) <= high
+    assert bool((first.scale > 0).all())
+    assert bool(torch.isfinite(first.offset).all())
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_layers_without_any_live_column_round_to_nearest(name):
     features = FeatureSource.from_tensor(torch.full((32, 6), 9, dtype=torch.uint8))
     task = RoundingProblem("l", torch.randn(3, 6, generator=generator()), features, 4, tied_columns=torch.arange(6))
-    rounded = method_named(name)(task, generator())
-    assert bool(torch.isfinite(rounded.scale).all()) and objective(task, rounded) < 1e-6
+    rounded = quick(name)(task, generator())
+    assert bool(torch.isfinite(rounded.scale).all())
+    assert objective(task, rounded) < 1e-6

@@ -145,7 +145,7 @@ def benchmark(
             x = _inputs(data, batch, shape, generator)
             runnable = _candidates(model, float_file, eager, x, count)
             with torch_threads(count), torch.no_grad():
-                timings += _take_turns(runnable, batch, count, repeats, warmup, unavailable)
+                timings += take_turns(runnable, batch, count, repeats, warmup, unavailable)
     return Benchmark(name_of(model), tuple(timings), unavailable, machine)
 
 
@@ -183,7 +183,7 @@ def _candidates(
     return found
 
 
-def _take_turns(
+def take_turns(
     runnable: dict[str, Callable[[], Any]],
     batch: int,
     threads: int,

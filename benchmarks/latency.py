@@ -1,0 +1,181 @@
+"""Time compiled KANs beside everything else that runs the same network, in turns, in one run.
+
+Run from the root of the repository::
+
+    python -m benchmarks.latency --data FOLDER [--checkpoint mnist_efficient_kan.safetensors]
+
+Also shows what each candidate costs in accuracy and bytes, and what the compilation costs in time and memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import kancompile
+from benchmarks.compilation_cost import measure_compilation
+from benchmarks.generic_quantization import dynamic_int8, static_int8
+from benchmarks.measured_models import (
+    MNIST_WIDTHS,
+    WIDE_WIDTHS,
+    MeasuredModel,
+    add_model_arguments,
+    measured_models,
+)
+from benchmarks.results_file import write_results
+from kancompile.benchmarking import (
+    COMPILED,
+    EAGER,
+    FLOAT_EXPORT,
+    Benchmark,
+    Timing,
+    describe_machine,
+    export_float,
+    torch_threads,
+)
+from kancompile.benchmarking import take_turns
+from kancompile.error_measures import ErrorMeasure, TaskMetric, plain_number
+from kancompile.execution import RuntimeModel
+from kancompile.progress import quiet, say
+
+POLYNOMIAL = "compiled to float polynomials"
+STATIC = "quantize_static of the export"
+DYNAMIC = "quantize_dynamic of the export"
+
+
+def build_files(measured: MeasuredModel, unavailable: dict[str, str]) -> dict[str, bytes]:
+    """Make the ONNX file of every candidate; those that cannot be made are listed with the reason."""
+    with quiet():
+        files = {COMPILED: kancompile.compile(measured.model, measured.calibration).model_bytes}
+    samples = measured.calibration.numpy()
+    files[FLOAT_EXPORT] = export_float(measured.model, tuple(samples.shape[1:]))
+    name = RuntimeModel(files[FLOAT_EXPORT]).input_name
+    makers: dict[str, Callable[[], bytes]] = {
+        POLYNOMIAL: lambda: _float_lowering(measured),
+        STATIC: lambda: static_int8(files[FLOAT_EXPORT], samples, name),
+        DYNAMIC: lambda: dynamic_int8(files[FLOAT_EXPORT]),
+    }
+    for candidate, make in makers.items():
+        say(f"{measured.name}: {candidate} ...")
+        try:
+            content = make()
+            RuntimeModel(content)
+            files[candidate] = content
+        except Exception as error:  # foreign tools fail in their own ways
+            unavailable[candidate] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+    return files
+
+
+def _float_lowering(measured: MeasuredModel) -> bytes:
+    with quiet():
+        compiled = kancompile.compile(measured.model, measured.calibration, recipe={"precision": "float"})
+    forms = {part["form"] for layer in compiled.manifest["layers"] for part in layer["expansions"]}
+    if "Expansion" in forms:
+        raise RuntimeError(f"found expansions of the forms {sorted(forms)!r}, expected none that stay as captured")
+    return compiled.model_bytes
+
+
+def measure_quality(measured: MeasuredModel, files: dict[str, bytes], batch: int = 500) -> dict[str, dict[str, Any]]:
+    """Compare the outputs of every file with float PyTorch on all test samples."""
+    parts = measured.test.split(batch)
+    with torch.no_grad():
+        reference = [measured.model(part) for part in parts]
+    found = {EAGER: _quality(measured, reference, reference) | {"bytes": None}}
+    for candidate, content in files.items():
+        runtime = RuntimeModel(content)
+        outputs = [runtime(part) for part in parts]
+        found[candidate] = _quality(measured, reference, outputs) | {"bytes": len(content)}
+    return found
+
+
+def _quality(measured: MeasuredModel, reference: list[Tensor], outputs: list[Tensor]) -> dict[str, Any]:
+    error, task = ErrorMeasure(), TaskMetric()
+    for expected, output in zip(reference, outputs, strict=True):
+        error.add(expected, output, measured.name)
+    quality: dict[str, Any] = {"sqnr_db": plain_number(error.sqnr_db), "argmax_agreement": error.agreement}
+    if measured.labels is not None:
+        task.add(measured.labels, torch.cat(outputs), measured.name)
+        quality |= task.values()
+    return quality
+
+
+def time_candidates(
+    measured: MeasuredModel,
+    files: dict[str, bytes],
+    batch_sizes: list[int],
+    threads: list[int],
+    repeats: int,
+    unavailable: dict[str, str],
+) -> Benchmark:
+    """Time all files and the model in PyTorch, in turns."""
+    machine = describe_machine()
+    timings: list[Timing] = []
+    for count in threads:
+        sessions = {candidate: RuntimeModel(content, count) for candidate, content in files.items()}
+        for batch in batch_sizes:
+            say(f"{measured.name}: timing batch {batch}, {count or 'all'} threads ...")
+            x = measured.test[:batch].contiguous()
+            runnable = {name: _call(session, x.numpy()) for name, session in sessions.items()}
+            runnable[EAGER] = _eager(measured.model, x)
+            with torch_threads(count), torch.no_grad():
+                timings += take_turns(runnable, batch, count, repeats, 3, unavailable)
+    return Benchmark(measured.name, tuple(timings), unavailable, machine)
+
+
+def _call(session: RuntimeModel, x: np.ndarray[Any, Any]) -> Callable[[], Any]:
+    return lambda: session.run(x)
+
+
+def _eager(model: nn.Module, x: Tensor) -> Callable[[], Any]:
+    return lambda: model(x)
+
+
+def quality_table(quality: dict[str, dict[str, Any]]) -> str:
+    """Print accuracy, error and size for people."""
+    width = max(map(len, quality))
+    lines = [f"  {'candidate':<{width}}  {'accuracy':>8}  {'SQNR dB':>8}  {'bytes':>10}"]
+    for candidate, row in quality.items():
+        accuracy = f"{row['accuracy']:.2f}" if "accuracy" in row else ""
+        sqnr = f"{row['sqnr_db']:.2f}" if isinstance(row["sqnr_db"], float) else row["sqnr_db"]
+        size = "" if row["bytes"] is None else f"{row['bytes']:,}"
+        lines.append(f"  {candidate:<{width}}  {accuracy:>8}  {sqnr:>8}  {size:>10}".rstrip())
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_model_arguments(parser)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 0], help="0: one per core (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("benchmarks/results/latency.json"), help="default: %(default)s"
+    )
+    arguments = parser.parse_args()
+
+    results: dict[str, Any] = {}
+    for measured, widths in zip(measured_models(arguments), (MNIST_WIDTHS, WIDE_WIDTHS), strict=True):
+        unavailable: dict[str, str] = {}
+        files = build_files(measured, unavailable)
+        quality = measure_quality(measured, files)
+        cost = measure_compilation(measured, widths)
+        timed = time_candidates(
+            measured, files, arguments.batch_sizes, arguments.threads, arguments.repeats, unavailable
+        )
+        results[measured.name] = timed.to_dict() | {"quality": quality, "compilation": cost}
+        write_results(arguments.out, results)
+        print(timed.table())
+        print(quality_table(quality))
+        print(
+            f"  compiled with {cost['samples']} samples on {cost['cores']} cores in {cost['seconds']:.1f} s, "
+            f"peak memory {cost['peak_mib']:.0f} MiB ({cost['mib_before']:.0f} MiB before)\n",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

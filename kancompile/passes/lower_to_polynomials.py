@@ -1,0 +1,269 @@
+"""Replace float expansions by piecewise polynomials, so that a float file computes KAN layers fast.
+
+    phi = expand(x)        ->        row, t = cell(x); phi = sum_j coefficient_j[row] * t^j
+
+It is decided for each branch. A branch *stays* as PyTorch computes it where that takes ONNX Runtime less time (a SiLU by
+itself), and becomes a polynomial otherwise; a branch that comes near the edge of an operator's domain, such as
+``acos(tanh(x))``, always becomes one, because the runtime's tanh may exceed 1. All polynomials of an expansion share
+one table. Where some branches stay and others do not, the expansion is split and the weight columns follow::
+
+    y = W [phi_1 | phi_2]        ->        y = W_2 phi_2 + W_1 phi_1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from kancompile.breakpoints import Region, Smoothness, TooManyBreakpoints, find_breakpoints
+from kancompile.errors import KanCompileError
+from kancompile.modules import Branch, Contraction, Expansion
+from kancompile.piecewise_fit import Lowered, lower
+from kancompile.polynomials import PolynomialExpansion
+from kancompile.program import Layer, Program
+from kancompile.region_functions import CannotFit, describe_functions
+
+_LEAST_BYTES = 1 << 17
+_MOST_BYTES = 1 << 20
+_CONCATENATE = 0.5  # ns for each column that is copied where a layer reads more than one expansion
+
+
+@dataclass(frozen=True)
+class LowerToPolynomials:
+    """Lower the expansions of every layer; what is a polynomial already stays.
+
+    Attributes:
+        tolerance: error allowed of a function, relative to the larger of its value and the largest value that it takes
+            on the calibration inputs and between its breakpoints. Float32 rounding adds as much again.
+        degrees: degrees to choose from by estimated time; ``(1,)`` gives interpolated tables, which are fastest.
+        most_bytes: how large the coefficients of one expansion may be; ``None``: as large as the weights that read it,
+            at least 128 KiB and at most 1 MiB (a second-level cache), or up to 32 MiB where a branch may not stay.
+    """
+
+    tolerance: float = 1e-6
+    degrees: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)
+    most_bytes: int | None = None
+
+    name = "lower-to-polynomials"
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if not 1e-7 <= self.tolerance < 1:
+            raise KanCompileError(
+                f"pass {self.name!r}: found tolerance {self.tolerance!r}, expected at least 1e-07 (float32) and below 1"
+            )
+        if not self.degrees or not all(1 <= degree <= 7 for degree in self.degrees):
+            raise KanCompileError(f"pass {self.name!r}: found degrees {self.degrees!r}, expected some of 1 ... 7")
+
+    def __call__(self, program: Program, x: Tensor) -> Program:
+        """Return the lowered program, or the same one where nothing changes.
+
+        Args:
+            program: a captured program.
+            x: calibration inputs ``[n, *input_shape]``; they set the scale of errors, the result holds for all inputs.
+
+        Raises:
+            KanCompileError: the program is an integer program, or an expansion can neither be lowered nor stay.
+        """
+        layers = program.layers()
+        for layer in layers:
+            if not isinstance(program.module(layer.contraction), Contraction):
+                raise KanCompileError(
+                    f"layer {layer.name!r}: found integer weights, expected a float contraction; "
+                    f"run {self.name!r} on the captured program, instead of tabulation"
+                )
+        readers = _readers(program, layers)
+        traced = program.trace(x, readers)
+        notes: list[str] = []
+        for target, reading in readers.items():
+            expansion = program.module(target)
+            assert isinstance(expansion, Expansion)
+            inputs = traced[target][0][0]
+            plan, note = self._plan(expansion, inputs, reading[0].name, _weights(program, target, reading))
+            notes += [note] if note not in program.notes else []
+            if plan is not None:
+                program = _apply(program, target, expansion, plan)
+        return replace(program, notes=(*program.notes, *notes)) if notes else program
+
+    def _plan(self, expansion: Expansion, x: Tensor, layer: str, weights: int) -> tuple[_Plan | None, str]:
+        """Decide which branches become polynomials; ``None`` where all stay. The note says what and why."""
+        branches: list[Branch] = list(expansion.branches)  # type: ignore[arg-type]
+        low, high = float(x.min()), float(x.max())
+        who = f"layer {layer!r}: "
+        looks = [_look(expansion, [branch], low, high) for branch in branches]
+        unsafe = [number for number, look in enumerate(looks) if isinstance(look, Smoothness) and look.risky]
+        stay = [look.nanoseconds if isinstance(look, Smoothness) else 0.0 for look in looks]
+        best, best_time = None, sum(stay) if not unsafe else float("inf")
+        reasons: list[str] = []
+        every = list(range(len(branches)))
+        for chosen in _subsets(every, unsafe, stay):
+            rest = sum(stay[number] for number in every if number not in chosen)
+            if len(chosen) < len(every):
+                rest += _CONCATENATE * sum(branches[number].k for number in every)
+            size = self.most_bytes or min(max(weights, _LEAST_BYTES), 1 << 25 if unsafe else _MOST_BYTES)
+            try:
+                lowered = self._lower(expansion, [branches[number] for number in chosen], low, high, size)
+            except (CannotFit, TooManyBreakpoints) as reason:
+                reasons.append(f"{_names(branches, chosen)}: {reason}")
+                continue
+            if lowered.nanoseconds + rest < best_time:
+                best, best_time = _Plan(tuple(chosen), lowered), lowered.nanoseconds + rest
+        why = "; ".join(reasons)
+        if unsafe and best is None:
+            risky = sorted(set().union(*(looks[number].risky for number in unsafe)))  # type: ignore[union-attr]
+            raise KanCompileError(
+                f"{who}branch {_names(branches, unsafe)} runs {', '.join(risky)} at the edge of its domain, where another "
+                f"runtime may return NaN, and has no polynomial form: {why}; keep its input away from the edge, with clamp"
+            )
+        if best is None:
+            cheap = f"cheaper than polynomials ({sum(stay):.0f} ns for each input)"
+            return None, f"{who}{_names(branches, every)} stays as PyTorch computes it: {why or cheap}"
+        kept = [number for number in every if number not in best.chosen]
+        facts = best.lowered.module.describe()
+        note = (
+            f"{who}{_names(branches, best.chosen)} in {facts['rows']} {facts['cells']} cells of degree {facts['degree']}, "
+            f"{facts['tables']} distinct, {facts['table_bytes']} bytes, relative error {best.lowered.error:.2g}"
+        )
+        return best, note + (f"; {_names(branches, kept)} stays as PyTorch computes it" if kept else "")
+
+    def _lower(
+        self, expansion: Expansion, branches: Sequence[Branch], low: float, high: float, most_bytes: int
+    ) -> Lowered:
+        look = _look(expansion, branches, low, high)
+        if isinstance(look, TooManyBreakpoints):
+            raise look
+        region = _region(expansion, branches)
+        functions = describe_functions(region, look.breakpoints, low, high, self.tolerance)
+        return lower(functions, [(branch.name, branch.k) for branch in branches], most_bytes, self.degrees)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which branches become one polynomial expansion."""
+
+    chosen: tuple[int, ...]
+    lowered: Lowered
+
+
+def _subsets(every: list[int], unsafe: list[int], stay: Sequence[float]) -> list[list[int]]:
+    """List which branches to try as polynomials: all, those that are not the cheapest to keep, and those that must."""
+    ordered = sorted(every, key=lambda number: (number not in unsafe, -stay[number]))
+    found = [sorted(ordered[:count]) for count in range(len(every), 0, -1)]
+    return [chosen for chosen in found if set(unsafe) <= set(chosen)]
+
+
+def _names(branches: Sequence[Branch], chosen: Iterable[int]) -> str:
+    return " and ".join(repr(branches[number].name) for number in chosen)
+
+
+def _region(expansion: Expansion, branches: Sequence[Branch]) -> Region:
+    return Region(tuple(branches), expansion.anchor_shape, expansion.in_shape)
+
+
+def _look(expansion: Expansion, branches: Sequence[Branch], low: float, high: float) -> Smoothness | TooManyBreakpoints:
+    try:
+        return find_breakpoints(_region(expansion, branches), _points(low, high))
+    except TooManyBreakpoints as reason:
+        return reason
+
+
+def _points(low: float, high: float) -> Tensor:
+    """Give points dense where inputs are, and ever wider apart out to 10,000."""
+    generator = torch.Generator().manual_seed(0)
+    margin = 0.5 * (high - low) + 1e-2
+    dense = torch.rand(320, generator=generator) * (high - low + 2 * margin) + low - margin
+    far = torch.logspace(-2, 4, 180)
+    return torch.unique(torch.cat([-far, torch.zeros(1), far, dense]))
+
+
+def _readers(program: Program, layers: Iterable[Layer]) -> dict[str, list[Layer]]:
+    """Map every expansion that could be lowered to the layers that read it."""
+    found: dict[str, list[Layer]] = {}
+    for layer in layers:
+        for target in layer.expansions:
+            module = program.module(target)
+            if isinstance(module, Expansion) and not module.is_identity:
+                found.setdefault(target, []).append(layer)
+            elif not isinstance(module, Expansion | PolynomialExpansion):
+                raise KanCompileError(
+                    f"layer {layer.name!r}: found {target!r} of type {type(module).__name__}, expected a float expansion"
+                )
+    return found
+
+
+def _weights(program: Program, target: str, readers: Iterable[Layer]) -> int:
+    """Count the bytes of the weights that read an expansion."""
+    expansion = program.module(target)
+    outputs = [program.module(layer.contraction) for layer in readers]
+    assert isinstance(expansion, Expansion)
+    return sum(4 * expansion.n_in * expansion.k * module.n_out for module in outputs if isinstance(module, Contraction))
+
+
+def _apply(program: Program, target: str, expansion: Expansion, plan: _Plan) -> Program:
+    """Put the polynomials in the place of their branches; the branches that stay follow in an expansion of their own."""
+    kept = [number for number in range(len(expansion.branches)) if number not in plan.chosen]
+    if not kept:
+        return program.replace_modules({target: plan.lowered.module})
+    rest = Expansion(expansion.anchor_shape, [expansion.branches[number] for number in kept])  # type: ignore[misc]
+    order = _column_order(expansion, [*plan.chosen], kept)
+    copy = program.replace_modules({target: plan.lowered.module})
+    root, graph = copy.graph_module, copy.graph_module.graph
+    second = _free_name(root, f"{target}_kept")
+    root.add_module(second, rest)
+    for node in [node for node in graph.nodes if node.op == "call_module" and node.target == target]:
+        with graph.inserting_after(node):
+            other = graph.call_module(second, node.args)
+        for reader in list(node.users):
+            if reader is not other:
+                _read_both(root, reader, node, other, order, expansion.n_in * expansion.k)
+    root.recompile()
+    return replace(copy, graph_module=fx.GraphModule(_targets(root), graph))
+
+
+def _column_order(expansion: Expansion, first: list[int], second: list[int]) -> Tensor:
+    """Give, for the columns of two parts one after the other, where each stood in the whole expansion."""
+    sizes = [int(branch.k) for branch in expansion.branches]  # type: ignore[arg-type]
+    columns = torch.arange(expansion.n_in * expansion.k).reshape(expansion.n_in, -1).split(sizes, dim=1)  # type: ignore[no-untyped-call]
+    parts = [torch.cat([columns[number] for number in part], dim=1).flatten() for part in (first, second)]
+    return torch.cat(parts)
+
+
+def _read_both(root: fx.GraphModule, reader: fx.Node, one: fx.Node, other: fx.Node, order: Tensor, size: int) -> None:
+    """Let a contraction read two expansions where it read one."""
+    contraction = root.get_submodule(str(reader.target))
+    assert isinstance(contraction, Contraction)
+    sources = list(reader.all_input_nodes)
+    start = 0
+    for source in sources[: sources.index(one)]:
+        module: Any = root.get_submodule(str(source.target))
+        start += int(module.n_in) * int(module.k)
+    columns = torch.arange(contraction.weight.shape[1])
+    columns[start : start + size] = start + order
+    weight = contraction.weight[:, columns].contiguous()
+    module = Contraction(contraction.layer, weight, contraction.bias, contraction.out_shape)
+    root.add_module(str(reader.target), module)
+    sources.insert(sources.index(one) + 1, other)
+    reader.args = tuple(sources)
+
+
+def _free_name(root: nn.Module, name: str) -> str:
+    while hasattr(root, name):
+        name += "_"
+    return name
+
+
+def _targets(root: fx.GraphModule) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for node in root.graph.nodes:
+        if node.op == "call_module":
+            found[node.target] = root.get_submodule(node.target)
+        elif node.op == "get_attr":
+            value: Any = root
+            for part in node.target.split("."):
+                value = getattr(value, part)
+            found[node.target] = value
+    return found

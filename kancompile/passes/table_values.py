@@ -1,0 +1,115 @@
+"""What the tables of linear and of convolutional layers share: options, values at their rows, and estimated errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kancompile.modules import Expansion, IndexQuantizer
+from kancompile.passes.choose_index import Range, row_inputs
+
+_PROBES = 769
+_SAME = 1e-6
+_MEASURED_INPUTS = 1 << 17
+STRETCH = (0.0, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """What a recipe says about the tables of one layer.
+
+    Attributes:
+        levels: rows of the table, or ``None`` to choose by measured error.
+        range: which input ranges to try.
+        percentile: share of the inputs inside the range on either side, in percent, for ``range = "percentile"``.
+        weight_bits: bits of the weights that will read the table; their error sets how fine a table need be.
+        column_scaling: exponent with which columns are stretched to the full 8 bits (1: each its own range, 0: all the
+            range of the largest), or ``None`` to choose by measured error.
+    """
+
+    levels: int | None = None
+    range: Range = "mse"
+    percentile: float = 99.99
+    weight_bits: int = 8
+    column_scaling: float | None = None
+
+
+def measured_samples(x: Tensor, samples: int) -> Tensor:
+    """Take samples at even distances, and those that hold the smallest and the largest input of all."""
+    n_in = x[0].numel()
+    wanted = max(32, min(samples, _MEASURED_INPUTS // n_in))
+    flat = x.flatten(1)
+    extremes = torch.stack([flat.amin(1).argmin(), flat.amax(1).argmax()])
+    return torch.cat([x[:: max(1, len(x) // wanted)][:wanted], x[extremes]])
+
+
+def most_levels(row_bytes: int, weight_bytes: int) -> int:
+    """Bound the rows so that the tables of inputs that share none stay below the weights in size (at least 64 KiB)."""
+    return max(16, min(4096, max(1 << 16, weight_bytes) // row_bytes))
+
+
+def rounding_error(phi: Tensor, weight: Tensor, bits: int) -> float:
+    """Estimate what 8-bit table codes and ``bits``-bit weights cost at the output, as mean squared error.
+
+    Codes: uniform rounding noise of each column's range, ``(range / 255)^2 / 12``, through the weights. Weights: round
+    to nearest with one scale per output, on the centred features (the bias absorbs the mean).
+    """
+    columns = phi.flatten(0, -3).flatten(1) if phi.dim() > 3 else phi.flatten(1)
+    spread = (columns.amax(0) - columns.amin(0)) / 255
+    codes = float((weight.square() * (spread.square() / 12)).sum(1).mean())
+    scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-30) / (2 ** (bits - 1) - 1)
+    rounded = torch.round(weight / scale) * scale
+    weights = float(((columns - columns.mean(0)) @ (weight - rounded).T).square().mean())
+    return codes + weights
+
+
+def distinct_inputs(expansion: Expansion, low: float, high: float) -> tuple[list[int], Tensor]:
+    """Find which inputs share all their functions.
+
+    Returns:
+        the first input of each distinct set of functions, and for every input the number of its set, int64 ``[n_in]``.
+    """
+    margin = 0.5 * (high - low) + 1e-3
+    generator = torch.Generator().manual_seed(0)  # irregular probes, so that no lattice of knots hides between them
+    points = torch.rand(_PROBES, generator=generator).sort().values * (high - low + 2 * margin) + low - margin
+    values = _sample_inputs(expansion, points)
+    values = values.transpose(0, 1).flatten(1)
+    values = values / values.abs().amax().clamp(min=1e-30)
+    group = torch.full((len(values),), -1, dtype=torch.int64)
+    first: list[int] = []
+    while bool((group < 0).any()):
+        leader = int((group < 0).nonzero()[0])
+        alike = (group < 0) & ((values - values[leader]).abs().amax(1) <= _SAME)
+        group[alike] = len(first)
+        first.append(leader)
+    return first, group
+
+
+def _sample_inputs(expansion: Expansion, points: Tensor) -> Tensor:
+    """Evaluate every input at the same points, ``[n, n_in, k]``; leading dimensions are treated alike."""
+    if len(expansion.in_shape) > 1:
+        return expansion.sample_inputs(points)
+    return torch.cat([expansion.sample(part) for part in points.split(64)])
+
+
+def values_at_rows(expansion: Expansion, index: IndexQuantizer, x: Tensor, first: list[int]) -> Tensor:
+    """Evaluate the functions at every row of their tables, float32 ``[T, levels, k]``.
+
+    Args:
+        expansion: the float expansion.
+        index: its index quantizer.
+        x: calibration inputs, any shape; with one table for all inputs, a row stands for the mean of those it receives.
+        first: the first input of each distinct set of functions.
+    """
+    if len(first) == 1:
+        return expansion.sample_shared(row_inputs(index, x))[None]
+    return _sample_inputs(expansion, index.rows())[:, first].transpose(0, 1)
+
+
+def code_scale(spread: Tensor, exponent: float) -> Tensor:
+    """Value of one code step, ``spread^exponent * max(spread)^(1 - exponent) / 255``; 1 for constant columns."""
+    largest = spread.amax().clamp(min=1e-30)
+    scale = spread.clamp(min=1e-12).pow(exponent) * largest.pow(1 - exponent) / 255
+    return torch.where(spread > 0, torch.maximum(scale, spread / 255), torch.ones_like(spread))

@@ -1,0 +1,325 @@
+"""Replace the float expansions of a convolution by integer tables.
+
+    y = conv(phi, W) + b        ->        y = conv(q - z, V) + b,      phi ~ s * (q - z),   V = W s for each column
+
+As for a linear layer (``tabulate_expansions``), with one more condition: padding is 0 in all columns, so where there is
+padding one code ``z`` stands for 0 in all columns, exactly, and a column that is never negative still gives up the codes
+below it. ``z`` is chosen together with the column scales. Without padding every column has its own offset, as usual.
+
+Errors are measured at a sample of output pixels, where a convolution is a matrix product (``kancompile.patches``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kancompile.convolutions import ConvContraction
+from kancompile.modules import Expansion, IndexQuantizer, TableExpansion
+from kancompile.passes.choose_index import LEVELS, choose_index, index_over, ranges, row_inputs, row_numbers
+from kancompile.passes.table_values import (
+    STRETCH,
+    TableOptions,
+    code_scale,
+    distinct_inputs,
+    measured_samples,
+    most_levels,
+    rounding_error,
+    values_at_rows,
+)
+from kancompile.passes.trace_readers import reads_one_convolution, single_table_behind
+from kancompile.patches import PatchSampler, columns_of_groups, flat_weight, group_order, split_groups
+from kancompile.program import Layer, Program
+
+_MEASURED_ELEMENTS = 1 << 22
+_MEASURED_ROWS = (256, 4096)
+_MEASURED_OUTPUTS = 1 << 21
+_ZERO_POINTS = 255
+
+
+def tabulate_convolution(
+    program: Program, layer: Layer, inputs: dict[str, Tensor], options: TableOptions, samples: int
+) -> tuple[dict[str, nn.Module], list[str]]:
+    """Build the tables of one convolution, and the convolution that reads them with a quantizer for its output.
+
+    Args:
+        program: a program whose expansions are float.
+        layer: the layer.
+        inputs: what each of its expansions reads, ``[n, n_in, *spatial]``.
+        options: of the layer.
+        samples: calibration samples used to measure errors.
+    """
+    contraction = program.module(layer.contraction)
+    assert isinstance(contraction, ConvContraction)
+    groups = contraction.geometry.groups
+    expansions: list[Expansion] = []
+    for target in layer.expansions:
+        expansion = program.module(target)
+        assert isinstance(expansion, Expansion)
+        expansions.append(expansion)
+    parts = torch.split(contraction.weight, [expansion.n_in // groups * expansion.k for expansion in expansions], dim=1)
+    drafts, notes = [], []
+    for target, expansion, part in zip(layer.expansions, expansions, parts, strict=True):
+        x = measured_samples(inputs[target], samples)
+        draft, note = _draft(program, layer, target, expansion, contraction, part, x, options)
+        drafts.append(draft)
+        notes.append(note)
+    scales, offsets, zero_point = choose_codes(drafts, contraction, options)
+    modules: dict[str, nn.Module] = {}
+    for target, draft, scale, offset in zip(layer.expansions, drafts, scales, offsets, strict=True):
+        modules[target] = draft.table(scale, offset, zero_point)
+    tables = [modules[target] for target in layer.expansions]
+    modules[layer.contraction] = _folded(program, layer, contraction, tables, zero_point, inputs, samples)
+    if contraction.geometry.pads:
+        notes.append(f"layer {layer.name!r}: code {zero_point} stands for 0, which padding needs")
+    return modules, notes
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A table whose values are known and whose codes are not.
+
+    Attributes:
+        expansion: the float expansion.
+        index: its index quantizer.
+        values: float32 ``[T, levels, k]``.
+        group: number of the table of every input, int64 ``[n_in]``.
+        weight: this expansion's columns of the convolution, ``[n_out, n_in / groups * k, *kernel]``.
+    """
+
+    expansion: Expansion
+    index: IndexQuantizer
+    values: Tensor
+    group: Tensor
+    weight: Tensor
+
+    def table(self, scale: Tensor, offset: Tensor, zero_point: int) -> TableExpansion:
+        """Round the values with one code step ``scale`` and code 0 at ``offset``, ``[T, k]`` each."""
+        codes = torch.round((self.values - offset[:, None]) / scale[:, None])
+        if zero_point:  # rounding after adding the zero point could move the code of 0
+            codes = torch.round(self.values / scale[:, None]) + zero_point
+        expansion = self.expansion
+        return TableExpansion(
+            expansion.in_shape,
+            self.index,
+            codes.clamp(0, 255).to(torch.uint8).flatten(0, 1).contiguous(),
+            None if len(self.values) == 1 else (self.group * self.index.levels).to(torch.int32),
+            scale,
+            offset,
+            [branch.k for branch in expansion.branches],  # type: ignore[misc]
+            [branch.name for branch in expansion.branches],  # type: ignore[misc]
+            channels_first=expansion.channels_first,
+        )
+
+
+def _draft(
+    program: Program,
+    layer: Layer,
+    target: str,
+    expansion: Expansion,
+    contraction: ConvContraction,
+    part: Tensor,
+    x: Tensor,
+    options: TableOptions,
+) -> tuple[_Draft, str]:
+    first, group = distinct_inputs(expansion, float(x.min()), float(x.max()))
+    cost = ConvLookupCost(expansion, contraction, part, x, shared=len(first) == 1)
+    other = cost.rounding_error(options.weight_bits)
+    most = most_levels(len(first) * expansion.k, part.numel())
+    levels, capped = options.levels, ""
+    if reads_one_convolution(program, target):
+        # a convolution hands over 8 bits, and more rows than it tells apart would be of no use
+        most = min(most, 256)
+        if levels is not None and levels > 256:
+            levels, capped = 256, f", not the {levels} asked for since a convolution hands over 8 bits"
+    fewest = LEVELS[0] if len(first) > 1 else min(256, most)
+    choice = choose_index(cost, other, levels, options.range, most, fewest)
+    index = choice.index
+    note = (
+        f"layer {layer.name!r}: table of {index.levels} rows over {index.low:.4g} ... {index.high:.4g} "
+        f"({choice.range}{capped}), {len(first)} distinct, look-up error {choice.error:.3g} beside {other:.3g} of 8-bit "
+        f"codes and {options.weight_bits}-bit weights"
+    )
+    return _Draft(expansion, index, values_at_rows(expansion, index, x, first), group, part), note
+
+
+class ConvLookupCost:
+    """Measure what looking basis values up, instead of computing them, costs at the output of a convolution.
+
+    The counterpart of ``choose_index.LookupCost``, at a sample of output pixels.
+
+    Attributes:
+        x: calibration inputs ``[n, n_in, *spatial]``.
+        exact: basis values that the sampled output pixels see, ``[r, t, n_in, k]``; 0 outside the image.
+    """
+
+    def __init__(
+        self, expansion: Expansion, contraction: ConvContraction, weight: Tensor, x: Tensor, shared: bool
+    ) -> None:
+        self.expansion, self.x, self.shared = expansion, x, shared
+        self.groups = contraction.geometry.groups
+        self.weights = flat_weight(weight, self.groups)
+        sampler = PatchSampler(contraction.geometry, contraction.kernel, expansion.in_shape[:-1])
+        elements = sampler.taps * expansion.n_in * expansion.k
+        rows = min(max(_MEASURED_ELEMENTS // elements, _MEASURED_ROWS[0]), _MEASURED_ROWS[1])
+        image, position = sampler.draw(len(x), rows, torch.Generator().manual_seed(0))
+        inside = torch.ones(len(x), *expansion.in_shape[:-1], 1, dtype=torch.bool)
+        self.inside = sampler.take(inside, image, position, 0)[..., None]
+        self.seen = sampler.take(x.movedim(1, -1), image, position, 0.0)
+        self.exact = self._evaluate(self.seen) * self.inside
+
+    def __call__(self, index: IndexQuantizer) -> float:
+        """Return the mean squared error over pixels and output channels with one quantizer."""
+        rows = row_numbers(index, self.seen)
+        if self.shared:
+            looked_up = self.expansion.sample_shared(row_inputs(index, self.x))[rows]
+        else:
+            table = self.expansion.sample_inputs(index.rows())  # [levels, n_in, k]
+            looked_up = table[rows, torch.arange(table.shape[1])]
+        errors = self._columns((looked_up - self.exact) * self.inside)
+        products = [error @ weight.T for error, weight in zip(errors, self.weights, strict=True)]
+        return float(torch.cat(products, dim=1).double().square().mean())
+
+    def rounding_error(self, bits: int) -> float:
+        """Estimate what 8-bit table codes and ``bits``-bit weights cost (see ``table_values.rounding_error``)."""
+        pairs = zip(self._columns(self.exact), self.weights, strict=True)
+        return sum(rounding_error(columns, weight, bits) for columns, weight in pairs) / self.groups
+
+    def _columns(self, values: Tensor) -> list[Tensor]:
+        return split_groups(values.flatten(2), self.groups)
+
+    def _evaluate(self, seen: Tensor) -> Tensor:
+        """Evaluate the functions of ``[r, t, n_in]`` inputs, dealt out over the pixels of as few images as will do."""
+        points = seen.flatten(0, 1)
+        return self.expansion.evaluate_inputs(points).unflatten(0, seen.shape[:2])
+
+
+def choose_codes(
+    drafts: Sequence[_Draft], contraction: ConvContraction, options: TableOptions
+) -> tuple[list[Tensor], list[Tensor], int]:
+    """Choose code steps, the real value of code 0, and the code of 0, by estimated error at the output.
+
+    Returns:
+        for every table scale and offset, float32 ``[T, k]``, and the zero point (0 where nothing is padded).
+    """
+    exponents = STRETCH if options.column_scaling is None else (options.column_scaling,)
+    low = [draft.values.amin(1) for draft in drafts]
+    high = [draft.values.amax(1) for draft in drafts]
+    if not contraction.geometry.pads:
+        least = [(b - a) / 255 for a, b in zip(low, high, strict=True)]
+        candidates = [([code_scale(step * 255, exponent) for step in least], 0) for exponent in exponents]
+    else:
+        candidates = list(_zero_preserving(low, high, exponents))
+    spread = [b - a for a, b in zip(low, high, strict=True)]
+    scales, zero_point = min(
+        candidates, key=lambda candidate: _codes_error(drafts, candidate[0], spread, contraction, options.weight_bits)
+    )
+    offsets = low if not contraction.geometry.pads else [-zero_point * scale for scale in scales]
+    return scales, offsets, zero_point
+
+
+def _zero_preserving(
+    low: Sequence[Tensor], high: Sequence[Tensor], exponents: Sequence[float]
+) -> Iterator[tuple[list[Tensor], int]]:
+    """Yield column scales for every zero point that can represent all values.
+
+    With 0 at code ``z`` a column needs a step of ``max(-low / z, high / (255 - z))`` to reach its ends.
+    """
+    negative = any(bool((a < 0).any()) for a in low)
+    positive = any(bool((b > 0).any()) for b in high)
+    for zero_point in range(1 if negative else 0, (_ZERO_POINTS if positive else _ZERO_POINTS + 1)):
+        least = [
+            torch.maximum(-a / max(zero_point, 1), b / max(255 - zero_point, 1)).clamp(min=0)
+            for a, b in zip(low, high, strict=True)
+        ]
+        largest = torch.cat([step.flatten() for step in least]).max()
+        for exponent in exponents:
+            scaled = [_stretched(step, largest, exponent) for step in least]
+            yield scaled, zero_point
+
+
+def _stretched(least: Tensor, largest: Tensor, exponent: float) -> Tensor:
+    scale = least.clamp(min=1e-15).pow(exponent) * largest.clamp(min=1e-30).pow(1 - exponent)
+    return torch.where(least > 0, torch.maximum(scale, least), torch.ones_like(least))
+
+
+def _codes_error(
+    drafts: Sequence[_Draft],
+    scales: Sequence[Tensor],
+    spread: Sequence[Tensor],
+    contraction: ConvContraction,
+    bits: int,
+) -> float:
+    """Estimate the error of column scales, as ``tabulate_expansions.scaling_error``, for all tables together."""
+    groups = contraction.geometry.groups
+    taps = PatchSampler(contraction.geometry, contraction.kernel, ()).taps
+    codes, steps, variances = 0.0, [], 0.0
+    for draft, scale, reach in zip(drafts, scales, spread, strict=True):
+        columns = scale[draft.group].flatten()
+        energy = draft.weight.flatten(2).square().sum(2).unflatten(0, (groups, -1))  # [groups, n_out / groups, columns]
+        largest = draft.weight.flatten(2).abs().amax(2).unflatten(0, (groups, -1))
+        grouped = columns.unflatten(0, (groups, 1, -1))
+        codes = codes + (energy * grouped.square()).sum(2) / 12
+        steps.append((largest * grouped).amax(2))
+        used = (reach / scale)[draft.group].flatten().unflatten(0, (groups, -1))
+        variances = variances + (used.square() / 12).sum(1, keepdim=True) * taps
+    step = torch.stack(steps).amax(0) / (2 ** (bits - 1) - 1)
+    return float((codes + step.square() / 12 * variances).mean())
+
+
+def _folded(
+    program: Program,
+    layer: Layer,
+    contraction: ConvContraction,
+    tables: Sequence[nn.Module],
+    zero_point: int,
+    inputs: dict[str, Tensor],
+    samples: int,
+) -> ConvContraction:
+    """Fold scales, and offsets where nothing is padded, into weight and bias; choose the quantizer of the output."""
+    groups = contraction.geometry.groups
+    taps = PatchSampler(contraction.geometry, contraction.kernel, ()).taps
+    scales, offsets, sizes = [], [], []
+    for table in tables:
+        assert isinstance(table, TableExpansion)
+        scales.append(table.column_scale().flatten())
+        offsets.append(table.column_offset().flatten())
+        sizes.append((table.n_in, table.k))
+    order = group_order(sizes, groups)
+    weights = flat_weight(contraction.weight, groups)
+    scale = columns_of_groups(torch.cat(scales)[order], groups, taps)
+    offset = columns_of_groups(torch.cat(offsets)[order], groups, taps)
+    bias = contraction.bias
+    if not contraction.geometry.pads:
+        bias = bias + torch.cat([weight @ constant for weight, constant in zip(weights, offset, strict=True)])
+    folded = torch.cat([weight * factor for weight, factor in zip(weights, scale, strict=True)])
+    return ConvContraction(
+        contraction.layer,
+        folded.reshape(contraction.weight.shape),
+        bias,
+        contraction.geometry,
+        contraction.out_shape,
+        zero_point,
+        None
+        if single_table_behind(program, layer.contraction)
+        else _output_quantizer(program, layer, contraction, inputs),
+    )
+
+
+def _output_quantizer(
+    program: Program, layer: Layer, contraction: ConvContraction, inputs: dict[str, Tensor]
+) -> IndexQuantizer:
+    """Choose the 8-bit quantizer of outputs that others than one table read: the one of least squared error."""
+    count = len(next(iter(inputs.values())))
+    size = torch.Size(contraction.out_shape).numel()
+    picked = torch.linspace(0, count - 1, min(count, max(32, _MEASURED_OUTPUTS // size))).long()
+    outputs = []
+    for part in torch.split(picked, 64):
+        features = [program.module(target)(inputs[target][part]) for target in layer.expansions]
+        outputs.append(contraction(*features))
+    y = torch.cat(outputs)
+    candidates = [index_over(low, high, 256) for _, low, high in ranges(y, "mse")]
+    return min(candidates, key=lambda index: float((index.real(index(y)) - y).double().square().mean()))

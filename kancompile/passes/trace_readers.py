@@ -1,0 +1,80 @@
+"""Follow values through operators that move or select elements, between a convolution and the tables that read it.
+
+Max-pooling selects elements, and a quantizer is monotone, so pooling real values and then quantizing gives the same row
+numbers as the reverse; views and transpositions do not change values at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import fx
+
+from kancompile.convolutions import ConvContraction, QuantizedConvContraction
+from kancompile.modules import Expansion, TableExpansion
+from kancompile.program import Program
+
+_SELECTING = frozenset(
+    f"aten.{name}"
+    for name in (
+        "max_pool1d.default",
+        "max_pool2d.default",
+        "max_pool3d.default",
+        "max_pool2d_with_indices.default",
+        "max_pool3d_with_indices.default",
+        "view.default",
+        "reshape.default",
+        "flatten.using_ints",
+        "permute.default",
+        "transpose.int",
+        "squeeze.dim",
+        "squeeze.dims",
+        "unsqueeze.default",
+        "clone.default",
+        "dropout.default",
+    )
+)
+
+
+def _is_selecting(node: fx.Node) -> bool:
+    if node.op != "call_function":
+        return False
+    if str(node.target) in _SELECTING:
+        return True
+    # the first result of a pooling with indices; the second would be numbers, not values
+    return "getitem" in str(node.target) and node.args[1] == 0
+
+
+def readers_behind(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield the nodes that read a value, directly or moved or selected; shapes that are only asked for do not count."""
+    for user in node.users:
+        if _is_selecting(user):
+            yield from readers_behind(user)
+        elif "sym_size" not in str(user.target):
+            yield user
+
+
+def single_table_behind(program: Program, target: str) -> str | None:
+    """Return the one expansion that reads a module's output, or ``None`` where there are other readers."""
+    readers = list(readers_behind(_node(program, target)))
+    if len(readers) != 1 or readers[0].op != "call_module":
+        return None
+    module = program.module(str(readers[0].target))
+    return str(readers[0].target) if isinstance(module, Expansion | TableExpansion) else None
+
+
+def reads_one_convolution(program: Program, target: str) -> bool:
+    """Whether an expansion is the only reader of a convolution."""
+    source = _node(program, target).all_input_nodes[0]
+    while _is_selecting(source):
+        source = source.all_input_nodes[0]
+    if source.op != "call_module":
+        return False
+    if not isinstance(program.module(str(source.target)), ConvContraction | QuantizedConvContraction):
+        return False
+    return single_table_behind(program, str(source.target)) == target
+
+
+def _node(program: Program, target: str) -> fx.Node:
+    nodes = program.graph_module.graph.nodes
+    return next(node for node in nodes if node.op == "call_module" and node.target == target)

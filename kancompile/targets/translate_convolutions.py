@@ -1,0 +1,95 @@
+"""How integer convolutions are written in standard ONNX, in the form that ONNX Runtime fuses.
+
+``Transpose -> DequantizeLinear -> Conv -> QuantizeLinear`` becomes a channels-last QLinearConv, and the transpositions
+cancel: the look-up in front already yields channels last, since its ``k`` values stand side by side. What is left is one
+transposition of bytes for each layer, of row numbers and so ``k`` times fewer than features.
+
+There is no form with more than 8 bits of output that pays: ConvInteger, the other integer convolution of ONNX, took 8
+times (one image) to 34 times (32 images) as long as QLinearConv on the same layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from onnxscript import opset21 as op
+
+import kancompile.operators  # noqa: F401  (registers the operators named below)
+from kancompile.targets.translation import Value, clip_codes, constant
+
+
+def convolve_to_index(
+    features: Sequence[Value],
+    weight: Value,
+    bias: Value,
+    scale: Value,
+    zero_point: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    out_scale: float,
+    out_zero_point: int,
+    out_levels: int,
+    weight_bits: int,
+) -> Value:
+    """Conv between DequantizeLinear and QuantizeLinear: one QLinearConv."""
+    n_out, spatial = int(weight.shape[0]), len(stride)
+    columns = _channels_first(_columns(features, groups), spatial)
+    x = op.DequantizeLinear(columns, constant(np.array(1, np.float32)), constant(np.array(zero_point, np.uint8)))
+    # weight and bias must name their zero points, or nothing is fused
+    real_weight = op.DequantizeLinear(weight, scale, constant(np.zeros(n_out, np.int8)), axis=0)
+    real_bias = op.DequantizeLinear(bias, scale, constant(np.zeros(n_out, np.int32)), axis=0)
+    y = op.Conv(
+        x,
+        real_weight,
+        real_bias,
+        dilations=list(dilation),
+        group=groups,
+        kernel_shape=[int(side) for side in weight.shape[2:]],
+        pads=[*padding, *padding],
+        strides=list(stride),
+    )
+    codes = op.QuantizeLinear(
+        y, constant(np.array(out_scale, np.float32)), constant(np.array(out_zero_point, np.uint8))
+    )
+    return clip_codes(codes, out_levels)
+
+
+def _columns(features: Sequence[Value], groups: int) -> Value:
+    """View features ``[b, *, n_in, k]`` as columns ``[b, *, c]``, concatenated group by group."""
+    if len(features) == 1:
+        return _merged(features[0], ())
+    if groups == 1:
+        return op.Concat(*[_merged(feature, ()) for feature in features], axis=-1)
+    parts = op.Concat(*[_merged(feature, (groups,)) for feature in features], axis=-1)
+    lead = [int(size) for size in features[0].shape[1:-2]]
+    return op.Reshape(parts, constant(np.array([-1, *lead, _size(features)], np.int64)))
+
+
+def _merged(feature: Value, parts: tuple[int, ...]) -> Value:
+    lead = [int(size) for size in feature.shape[1:-2]]
+    columns = _size([feature]) // (parts[0] if parts else 1)
+    return op.Reshape(feature, constant(np.array([-1, *lead, *parts, columns], np.int64)))
+
+
+def _size(features: Sequence[Value]) -> int:
+    return sum(int(feature.shape[-2]) * int(feature.shape[-1]) for feature in features)
+
+
+def _channels_first(columns: Value, spatial: int) -> Value:
+    return op.Transpose(columns, perm=[0, spatial + 1, *range(1, spatial + 1)])
+
+
+def dequantize_index(index: Value, scale: float, zero_point: int) -> Value:
+    """DequantizeLinear."""
+    return op.DequantizeLinear(index, constant(np.array(scale, np.float32)), constant(np.array(zero_point, np.uint8)))
+
+
+CONVOLUTION_TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.kancompile.convolve_to_index.default: convolve_to_index,
+    torch.ops.kancompile.dequantize_index.default: dequantize_index,
+}
