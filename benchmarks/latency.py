@@ -37,9 +37,9 @@ from kancompile.benchmarking import (
     Timing,
     describe_machine,
     export_float,
+    take_turns,
     torch_threads,
 )
-from kancompile.benchmarking import take_turns
 from kancompile.error_measures import ErrorMeasure, TaskMetric, plain_number
 from kancompile.execution import RuntimeModel
 from kancompile.progress import quiet, say

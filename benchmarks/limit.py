@@ -15,6 +15,7 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 import kancompile
 from benchmarks.measured_models import MeasuredModel, add_model_arguments, measured_models
 from benchmarks.results_file import write_results
-from kancompile.benchmarking import COMPILED, describe_machine
-from kancompile.benchmarking import take_turns
+from kancompile.benchmarking import COMPILED, describe_machine, take_turns
 from kancompile.execution import RuntimeModel
 from kancompile.modules import QuantizedContraction
 from kancompile.pipeline import CompiledModel
@@ -144,9 +144,10 @@ def measure_limit(measured: MeasuredModel, batch_sizes: Sequence[int], repeats: 
     for batch in batch_sizes:
         say(f"{measured.name}: timing batch {batch} ...")
         x = measured.test[:batch].contiguous().numpy()
+        columns = random_columns(bare, batch)
         runnable: dict[str, Callable[[], Any]] = {
-            COMPILED: lambda x=x: whole.run(x),  # type: ignore[misc]
-            CONTRACTIONS: lambda columns=random_columns(bare, batch): bare.run(None, columns),  # type: ignore[misc]
+            COMPILED: partial(whole.run, x),
+            CONTRACTIONS: partial(bare.run, None, columns),
         }
         timings = {timing.candidate: timing for timing in take_turns(runnable, batch, 1, repeats, 3, {})}
         tax = timings[COMPILED].median / timings[CONTRACTIONS].median - 1

@@ -60,7 +60,7 @@ def mnist_model(data: Path, checkpoint: Path | None, epochs: int) -> MeasuredMod
 def wide_model() -> MeasuredModel:
     """Build efficient-KAN 512-512-512 with seeded random weights, and uniform random inputs in -1 ... 1."""
     model = efficient_kan.build(WIDE_WIDTHS, seed=0)
-    x = torch.rand(2 * CALIBRATION_SAMPLES, WIDE_WIDTHS[0], generator=torch.Generator().manual_seed(0)) * 2 - 1
+    x = torch.rand(2 * CALIBRATION_SAMPLES, WIDE_WIDTHS[0], generator=torch.Generator().manual_seed(1)) * 2 - 1
     return MeasuredModel("efficient-KAN 512-512-512", model.eval(), *x.split(CALIBRATION_SAMPLES), labels=None)
 
 

@@ -141,6 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     compile_.add_argument("--force", action="store_true", help="replace existing files")
     compile_.add_argument("--target", default="ort-cpu", help="what to compile for (default ort-cpu)")
     compile_.add_argument("--seed", type=int, default=0, help="seed of every random choice (default 0)")
+    compile_.add_argument(
+        "--device", default="cpu", choices=("cpu", "cuda"), help="where rounding computes its matrices (default cpu)"
+    )
     _add_recipe(compile_)
     _add_thresholds(compile_)
 
@@ -209,7 +212,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--recipe", metavar="FILE", help=".toml or .json file of the keys below")
     choices = {
         "precision": PRECISIONS,
-        "method": METHODS,
+        "method": ("auto", *METHODS),
         "range": RANGES,
         "granularity": GRANULARITIES,
         "storage": STORAGES,

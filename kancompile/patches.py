@@ -92,18 +92,18 @@ class PatchSampler:
 
 def split_groups(patches: Tensor, groups: int) -> list[Tensor]:
     """Bring patches ``[r, t, c]`` into the order of the weight: ``[r, c / groups * t]`` for each group."""
-    grouped = patches.unflatten(-1, (groups, -1)).permute(2, 0, 3, 1)
-    return list(grouped.flatten(2))
+    rows, taps, _ = patches.shape
+    return list(patches.reshape(rows, taps, groups, -1).permute(2, 0, 3, 1).flatten(2))
 
 
 def flat_weight(weight: Tensor, groups: int) -> list[Tensor]:
     """View a weight ``[n_out, c / groups, *kernel]`` as ``[n_out / groups, c / groups * t]`` for each group."""
-    return list(weight.flatten(1).unflatten(0, (groups, -1)))
+    return list(weight.reshape(groups, weight.shape[0] // groups, -1))
 
 
 def columns_of_groups(of_column: Tensor, groups: int, taps: int) -> list[Tensor]:
     """Repeat what belongs to a column, ``[c]``, for every tap: ``[c / groups * t]`` for each group."""
-    return list(of_column.unflatten(0, (groups, -1)).repeat_interleave(taps, dim=1))
+    return list(of_column.reshape(groups, -1).repeat_interleave(taps, dim=1))
 
 
 def group_order(sizes: Sequence[tuple[int, int]], groups: int) -> Tensor:

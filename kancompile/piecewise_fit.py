@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from kancompile.breakpoints import count_before
+from kancompile.expansions import to_channels_first
 from kancompile.polynomials import BreakpointCells, PolynomialExpansion, UniformCells, Zone
 from kancompile.region_functions import CannotFit, Functions
 
@@ -31,10 +32,11 @@ MOST_BREAKPOINTS = 64
 
 _ACCEPT = 3.0  # how often the tolerance of the fit may be exceeded once float32 rounding is added
 
-_GATHER, _GATHERED = 4.0, 0.5  # ns of a Gather for each row number, and for each value
-_STEP = 0.9  # ns of one multiplication and addition for each value
-_COPY = 0.4  # ns of copying the place in the cell to a column
-_ELEMENTWISE = 0.45  # ns of an elementwise operator
+# estimated times of ONNX Runtime 1.32, one thread of x86-64, tensors larger than the second-level cache
+_GATHER, _GATHERED = 4.6, 0.5  # ns of a Gather for each row number, and for each value
+_STEP = 1.0  # ns of one multiplication and addition for each value
+_COPY = 0.45  # ns of copying the place in the cell to a column
+_ELEMENTWISE = 0.5  # ns of an elementwise operator
 _COMPARE = 2.0  # ns of comparing with one breakpoint and counting it
 
 _LATTICE = 1e-5  # how far from a lattice, in its steps, breakpoints may lie
@@ -117,7 +119,8 @@ def _module(functions: Functions, fit: Fit, branches: Sequence[tuple[str, int]])
         alike = first_row.reshape(-1, shape[-1])
         first_row = alike[0].contiguous() if bool((alike == alike[0]).all()) else first_row
     sizes, names = [size for _, size in branches], [name for name, _ in branches]
-    return PolynomialExpansion(shape, fit.cells, fit.coefficients, first_row, sizes, names)
+    first = functions.region.channels_first
+    return PolynomialExpansion(shape, fit.cells, fit.coefficients, first_row, sizes, names, first)
 
 
 def measure(functions: Functions, module: PolynomialExpansion) -> float:
@@ -141,7 +144,9 @@ def measure(functions: Functions, module: PolynomialExpansion) -> float:
             x[third : 2 * third, members] = chosen + 1e-3 * span * (uniform[:third, members] - 0.5)
     x = x.float()
     with torch.no_grad():
-        value = torch.cat([module(part.reshape(-1, *region.in_shape)) for part in torch.split(x, 64)]).double()
+        shaped = x.reshape(-1, *region.in_shape)
+        shaped = to_channels_first(shaped) if region.channels_first else shaped
+        value = torch.cat([module(part) for part in torch.split(shaped, 64)]).double()
     exact = region(x, functions.double)
     group = functions.group.expand(rows, -1).flatten()
     error = functions.error(exact.flatten(0, 1), value.reshape(len(group), -1), group)

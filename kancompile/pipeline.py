@@ -96,6 +96,7 @@ def compile(
     target: str = "ort-cpu",
     recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str] | None = None,
     seed: int = 0,
+    device: str = "cpu",
 ) -> CompiledModel:
     """Compile a trained KAN to a file for ONNX Runtime.
 
@@ -106,6 +107,7 @@ def compile(
         target: name of a target.
         recipe: ``Recipe``, mapping, or path of a TOML or JSON file; ``None`` for 8-bit integers.
         seed: of every random choice.
+        device: ``"cpu"`` or ``"cuda"``, where rounding methods keep their matrices.
 
     Raises:
         KanCompileError: bad input of any kind; nothing is written.
@@ -127,7 +129,7 @@ def compile(
         budget, front = None, {}
 
     def build() -> tuple[Program, dict[str, Any], bytes]:
-        lowered = lower(captured, x, chosen, seed, timings)
+        lowered = lower(captured, x, chosen, seed, device, timings)
         facts = _facts(lowered, samples, chosen, target, seed) | {"bit_allocation": front}
         return lowered, facts, timings.measure("emit", lambda: emit(lowered, _metadata(facts), chosen.storage))
 
@@ -155,7 +157,14 @@ def one_sample_seconds(model: bytes, x: Tensor, runs: int = 200) -> float:
     return statistics.median(seconds)
 
 
-def lower(program: Program, x: Tensor, recipe: Recipe, seed: int = 0, timings: _Timings | None = None) -> Program:
+def lower(
+    program: Program,
+    x: Tensor,
+    recipe: Recipe,
+    seed: int = 0,
+    device: str = "cpu",
+    timings: _Timings | None = None,
+) -> Program:
     """Run the passes of a recipe over a captured program.
 
     Args:
@@ -163,6 +172,8 @@ def lower(program: Program, x: Tensor, recipe: Recipe, seed: int = 0, timings: _
         x: calibration inputs ``[n, *input_shape]``.
         recipe: the choices.
         seed: of every random choice.
+        device: where rounding methods keep their matrices.
+        timings: collects the seconds of every pass.
     """
     timings = timings or _Timings()
 
@@ -171,13 +182,13 @@ def lower(program: Program, x: Tensor, recipe: Recipe, seed: int = 0, timings: _
         if layer.lowering == "keep":
             return None
         # methods that compensate their errors leave about as much as nearest rounding with two bits more
-        bits = layer.weight_bits if layer.method == "uniform" else min(8, layer.weight_bits + 2)
+        bits = layer.weight_bits if layer.rounding_method == "uniform" else min(8, layer.weight_bits + 2)
         return TableOptions(layer.levels, layer.range, layer.percentile, bits, layer.column_scaling)  # type: ignore[arg-type]
 
     def rounding_options(name: str) -> RoundingOptions:
         layer: LayerRecipe = recipe.for_layer(name)
-        method = method_named(layer.method)
-        return RoundingOptions(method, layer.method, layer.weight_bits, layer.granularity, layer.group_size)
+        method = method_named(layer.rounding_method, device)
+        return RoundingOptions(method, layer.rounding_method, layer.weight_bits, layer.granularity, layer.group_size)
 
     if recipe.precision == "float":
         stages: list[tuple[str, Callable[[Program], Program]]] = [

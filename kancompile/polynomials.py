@@ -7,7 +7,7 @@ core (efficient-KAN 784-64-10, batch 256), which decided the layout:
 
 * one Gather for each power costs less than a Gather of whole rows and a Split behind it;
 * multiplying ``[b, n, k]`` by ``[b, n, 1]`` takes 23 ns for every ``(b, n)``, more than all else. A product with a
-  matrix of zeros and ones copies ``t`` to all ``k`` columns in a seventh of that, exactly;
+  matrix of zeros and ones copies ``t`` to all ``k`` columns in a sixth of that, exactly;
 * therefore degree 1 with thousands of cells (an interpolated table) is faster than degree 3 with few.
 
 Shapes: ``b`` batch, ``*`` leading dimensions, ``n_in`` inputs, ``k`` functions of one input, ``T`` distinct tables,
@@ -23,6 +23,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from kancompile.expansions import regroup, to_channels_last
 
 _GROUP = 16
 
@@ -183,6 +185,7 @@ class PolynomialExpansion(nn.Module):
         in_shape: ``(*, n_in)``.
         cells: how the cell is found.
         degree: of the polynomials; 1 is an interpolated table.
+        channels_first: whether the input is ``[b, n_in, *]``, as in front of a convolution.
         coefficient_0 ...: float32 ``[T * rows, k]``, one for each power of the place in the cell.
         first_row: int32, broadcasts to ``in_shape``: where the table of an input begins; ``None`` for one table.
         branch_sizes, branch_names: how the ``k`` columns divide into the captured branches.
@@ -198,10 +201,12 @@ class PolynomialExpansion(nn.Module):
         first_row: Tensor | None,
         branch_sizes: Sequence[int],
         branch_names: Sequence[str],
+        channels_first: bool = False,
     ) -> None:
         """Take coefficients ``[T * rows, degree + 1, k]``, lowest power first."""
         super().__init__()
         self.in_shape = tuple(in_shape)
+        self.channels_first = channels_first
         self.cells = cells
         self.degree = int(coefficients.shape[1]) - 1
         self.branch_sizes = tuple(branch_sizes)
@@ -233,8 +238,7 @@ class PolynomialExpansion(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[b, ...]`` to basis values ``[b, *, n_in, k]``."""
-        if tuple(x.shape[1:]) != self.in_shape:
-            x = x.reshape(-1, *self.in_shape)
+        x = to_channels_last(x) if self.channels_first else regroup(x, self.in_shape)
         rows, place = self.cells(x, self.first_row)
         value = self._gather(self.degree, rows)
         if self.degree > 0:

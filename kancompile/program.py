@@ -17,11 +17,13 @@ from torch import Tensor, fx, nn
 from kancompile.convolutions import ConvContraction, QuantizedConvContraction
 from kancompile.errors import KanCompileError
 from kancompile.modules import Contraction, Expansion, QuantizedContraction, TableExpansion
+from kancompile.polynomials import PolynomialExpansion
 
 KAN_MODULES = (
     Contraction,
     ConvContraction,
     Expansion,
+    PolynomialExpansion,
     QuantizedContraction,
     QuantizedConvContraction,
     TableExpansion,
@@ -173,12 +175,12 @@ def check(program: Program) -> None:
         columns = 0
         for target in layer.expansions:
             expansion = program.module(target)
-            if not isinstance(expansion, Expansion | TableExpansion) and not hasattr(expansion, "in_shape"):
+            if not isinstance(expansion, Expansion | PolynomialExpansion | TableExpansion):
                 raise KanCompileError(
                     f"layer {layer.name!r}: contraction reads {target!r} of type {type(expansion).__name__}, "
                     "expected an expansion"
                 )
-            columns += int(expansion.n_in) * int(expansion.k)  # type: ignore[arg-type]
+            columns += expansion.n_in * expansion.k
             if isinstance(contraction, INTEGER_CONTRACTIONS) and not isinstance(expansion, TableExpansion):
                 raise KanCompileError(
                     f"layer {layer.name!r}: integer contraction reads float expansion {target!r}; "
@@ -214,7 +216,7 @@ def _check_convolution(
     _expect(name, "bias length", contraction.bias.numel(), contraction.n_out)
     for target in layer.expansions:
         expansion = program.module(target)
-        assert isinstance(expansion, Expansion | TableExpansion)
+        assert isinstance(expansion, Expansion | PolynomialExpansion | TableExpansion)
         _expect(name, "input channels left over by the groups", expansion.n_in % geometry.groups, 0)
         _expect(name, "spatial dimensions", len(expansion.in_shape) - 1, len(contraction.kernel))
         out_shape = (contraction.n_out, *geometry.out_size(expansion.in_shape[:-1], contraction.kernel))
@@ -272,6 +274,12 @@ def _describe(module: nn.Module) -> str:
         return (
             f"expand[{'x'.join(map(str, module.in_shape))} -> {module.k}: {module.n_tables} table(s) of "
             f"{index.levels} rows, {index.low:.6g} ... {index.high:.6g}, reads {module.input}]"
+        )
+    if isinstance(module, PolynomialExpansion):
+        parts = " | ".join(f"{name}:{k}" for name, k in zip(module.branch_names, module.branch_sizes, strict=True))
+        return (
+            f"expand[{'x'.join(map(str, module.in_shape))} -> {module.k}: {parts}, degree {module.degree}, "
+            f"{module.n_tables} table(s) of {module.cells.rows} cells]"
         )
     if isinstance(module, Contraction):
         return f"contract[{module.weight.shape[1]} -> {module.n_out}: float]"

@@ -38,7 +38,9 @@ class LayerRecipe:
         KanCompileError: a value has the wrong type or lies outside its range.
     """
 
-    method: str = _option("uniform", "how weights are rounded", choices=METHODS)
+    method: str = _option(
+        "auto", "how weights are rounded, auto: uniform with 8 bits, awq+gptq with fewer", choices=("auto", *METHODS)
+    )
     weight_bits: int = _option(8, "bits of a stored weight", kind=int, low=2, high=8)
     levels: int | None = _option(
         None, "rows of a table, unset: chosen by measured error", kind=int, low=16, high=4096, optional=True
@@ -57,6 +59,13 @@ class LayerRecipe:
         optional=True,
     )
     lowering: str = _option("table", "whether a layer becomes an integer table or is kept in float", choices=LOWERINGS)
+
+    @property
+    def rounding_method(self) -> str:
+        """Name of the method that rounds, with ``"auto"`` resolved."""
+        if self.method != "auto":
+            return self.method
+        return "uniform" if self.weight_bits == 8 else "awq+gptq"
 
     def __post_init__(self) -> None:
         for option in fields(self):

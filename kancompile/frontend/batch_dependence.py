@@ -38,15 +38,16 @@ def refuse_batch_dependence(flow: Flow) -> None:
         (rows[:2], 0),  # fewer samples
     )
     for variant, place in variants:
-        values = run(flow, variant)
-        expected, found = (_row(flow, flow.output, v, at) for v, at in ((flow.values, 0), (values, place)))
+        output = run(flow, variant)
+        expected, found = (_row(flow, flow.output, v, at) for v, at in ((flow.values, 0), (output, place)))
         if expected is None or found is None or _differs(expected, found):
-            _report(flow, values, place)
+            _report(flow, run(flow, variant, keep=True), place)
 
 
-def run(flow: Flow, rows: Tensor) -> dict[fx.Node, Any]:
-    """Run the analysed nodes on another batch and keep all values."""
+def run(flow: Flow, rows: Tensor, keep: bool = False) -> dict[fx.Node, Any]:
+    """Run the analysed nodes on another batch; give the output's value, or with ``keep`` all values."""
     values: dict[fx.Node, Any] = {}
+    readers = {node: sum(user in flow.values for user in node.users) for node in flow.values}
     lookup: Callable[[fx.Node], Any] = values.__getitem__
     for node in flow.graph.nodes:
         if node is flow.input:
@@ -57,6 +58,10 @@ def run(flow: Flow, rows: Tensor) -> dict[fx.Node, Any]:
             args, kwargs = fx.map_arg((node.args, node.kwargs), lookup)
             with torch.no_grad():
                 values[node] = node.target(*args, **kwargs)
+            for source in node.all_input_nodes:
+                readers[source] -= 1
+                if not keep and readers[source] == 0 and source is not flow.output:
+                    del values[source]
     return values
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from kancompile.frontend.activations import is_plain_activation
 from kancompile.frontend.affine_map import affine_map
 from kancompile.frontend.batch_layout import BatchLayout, NotLowerableError, layout_of
-from kancompile.frontend.columns import Columns, merge_columns, sample_points
+from kancompile.frontend.columns import Columns, merge_columns, sample_points, sample_tokens, tokens_are_alike
 from kancompile.frontend.flow import Flow, operator_name
 from kancompile.frontend.origins import Cut, locate
 from kancompile.frontend.regions import Region
@@ -70,8 +70,8 @@ def canonicalize(flow: Flow, region: Region, name: str, per_token: bool) -> Cano
     kept, kan = [], False
     for part, weight in zip(inputs, weights, strict=True):
         columns = Columns(part.expansion, weight)
-        values = columns.expansion.sample(sample_points())
-        if not _alike_in_tokens(values):
+        values = sample_tokens(columns.expansion, sample_points())
+        if lead and not tokens_are_alike(columns.expansion):
             raise NotLowerableError("functions differ between tokens")
         merged, shift, values = merge_columns(columns, values)
         bias = bias + shift
@@ -135,7 +135,8 @@ def _weights(
     lead: tuple[int, ...],
 ) -> tuple[list[Tensor], Tensor]:
     """Read the affine map off the graph: weights ``[n_out, n_in, k]`` of each expansion, and the bias with all constants."""
-    places: dict[int, Tensor] = {}
+    tokens = math.prod(lead)
+    places: dict[int, Tensor] = {}  # cut -> [tokens, n_in, k]
     for part in inputs:
         for number, branch in zip(part.cuts, part.expansion.branches, strict=True):
             assert isinstance(branch, Branch)
@@ -143,33 +144,22 @@ def _weights(
             if cuts[number].node is part.anchor and part.selection is not None:
                 whole = torch.arange(cuts[number].origin.numel()).reshape(*lead, -1, 1)
                 position = whole[..., part.selection.used, :]
-            places[number] = position.reshape(-1, *position.shape[-2:])[0]
-    columns = []
-    for number, cut in enumerate(cuts):
-        here = places.get(number, torch.empty(0, dtype=torch.int64)).flatten()
-        columns.append(torch.cat([here[here >= 0], torch.nonzero(cut.origin < 0).flatten()]))
-    n_out = math.prod(target.shape) // math.prod(lead)
-    n_columns = sum(len(part) for part in columns)
+            places[number] = position.reshape(tokens, *position.shape[-2:])
+    nothing = torch.empty(tokens, 0, dtype=torch.int64)
+    columns = [places[n].clamp(min=0).flatten(1) if n in places else nothing for n in range(len(cuts))]
+    n_out = math.prod(target.shape) // tokens
+    n_columns = sum(part.shape[1] for part in columns)
     if n_out * n_columns > _LARGEST_WEIGHT:
         raise NotLowerableError(f"a dense matrix of {n_out} x {n_columns} weights would be too large")
-    matrices, bias = affine_map(
-        cut_out(flow, region.cuts, region.target),
-        [cut.layout.shape for cut in cuts],
-        columns,
-        n_out,
-        largest_row(flow, [*region.affine, *region.cuts]),
-    )
-    for cut, matrix in zip(cuts, matrices, strict=True):
-        bias = bias + matrix[:, matrix.shape[1] - len(cut.constants) :] @ cut.constants
+    base = [torch.zeros(cut.layout.shape) for cut in cuts]
+    for value, cut in zip(base, cuts, strict=True):
+        value.view(-1)[cut.origin < 0] = cut.constants
+    row_elements = largest_row(flow, [*region.affine, *region.cuts])
+    matrices, bias = affine_map(cut_out(flow, region.cuts, region.target), base, columns, n_out, row_elements)
     weights = []
     for part in inputs:
-        parts = []
-        for number in part.cuts:
-            place = places[number]
-            weight = torch.zeros(n_out, *place.shape)
-            weight[:, place >= 0] = matrices[number][:, : int((place >= 0).sum())]
-            parts.append(weight)
-        weights.append(torch.cat(parts, dim=-1))
+        first = [(matrices[number], places[number][0]) for number in part.cuts]
+        weights.append(torch.cat([(m.reshape(n_out, *p.shape)) * (p >= 0) for m, p in first], dim=-1))
     return weights, bias
 
 
@@ -180,7 +170,7 @@ def shipped_bytes(layer: CanonicalLayer, levels: int = 256) -> int:
     """
     total = layer.contraction.weight.numel()
     for expansion in layer.expansions:
-        values = expansion.sample(sample_points()).reshape(len(sample_points()), -1, expansion.n_in, expansion.k)[:, 0]
+        values = sample_tokens(expansion, sample_points())
         size = values[torch.isfinite(values)].abs().max().clamp(min=1e-12)
         rows = (values / size * 1e4).round().permute(1, 0, 2).flatten(1)
         total += len(torch.unique(rows, dim=0)) * expansion.k * levels
@@ -234,12 +224,6 @@ def _positions(origin: Tensor, n_elements: int) -> Tensor:
     return position
 
 
-def _alike_in_tokens(values: Tensor) -> bool:
-    """Whether samples ``[points, *tokens, n_in, k]`` are the same for all tokens."""
-    tokens = values.reshape(len(values), -1, *values.shape[-2:])
-    return torch.allclose(tokens, tokens[:, :1], rtol=1e-5, atol=1e-6, equal_nan=True)
-
-
 def _is_kan(expansion: Expansion, values: Tensor) -> bool:
     """Tell a learnable or manifold expansion from the activation of an ordinary network.
 
@@ -261,7 +245,9 @@ def layer_name(flow: Flow, region: Region) -> str:
     paths = [path for node in (*nodes, *region.cuts) if (path := _module_path(node)) is not None]
     common = paths[0] if paths else []
     for path in paths:
-        common = [part for part, other in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(common, path, strict=False))]
+        common = [
+            part for part, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(common, path, strict=False))
+        ]
     return ".".join(common)
 
 

@@ -55,6 +55,8 @@ def capture(model: nn.Module | ExportedProgram | str | os.PathLike[str], example
             unrecognized.append(_unrecognized(candidates[0].target, str(refusal)))
         else:
             names.add(name)
+    order = {node.name: place for place, node in enumerate(flow.graph.nodes)}
+    unrecognized.sort(key=lambda entry: order[entry.node])
     if not layers:
         raise KanCompileError(_nothing_found(unrecognized))
     program = Program(rewrite(flow, layers), tuple(rows.shape[1:]), tuple(unrecognized))
@@ -64,8 +66,17 @@ def capture(model: nn.Module | ExportedProgram | str | os.PathLike[str], example
 
 
 def _best_layer(flow: Flow, candidates: Sequence[Region], name: str) -> CanonicalLayer:
-    """Canonicalise every candidate and take the smallest."""
-    return min((_canonical_layer(flow, region, name) for region in candidates), key=shipped_bytes)
+    """Canonicalise every candidate and take the smallest; the refusal of the first one counts if there is none."""
+    layers: list[CanonicalLayer] = []
+    refusals: list[NotLowerableError] = []
+    for region in candidates:
+        try:
+            layers.append(_canonical_layer(flow, region, name))
+        except NotLowerableError as refusal:
+            refusals.append(refusal)
+    if not layers:
+        raise refusals[0]
+    return min(layers, key=shipped_bytes)
 
 
 def _canonical_layer(flow: Flow, region: Region, name: str) -> CanonicalLayer:

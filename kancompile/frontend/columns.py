@@ -7,6 +7,7 @@ so that a table can still be shared.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,30 +38,61 @@ def sample_points() -> Tensor:
     )
 
 
+def sample_tokens(expansion: Expansion, points: Tensor, shift: int = 0) -> Tensor:
+    """Evaluate an expansion that treats its tokens alike at the same points for all inputs.
+
+    Points are dealt out over the tokens, so that many tokens cost no more than one.
+
+    Args:
+        expansion: of ``in_shape`` ``(*tokens, n_in)``.
+        points: ``[n]`` input values.
+        shift: deal them out from another token on.
+
+    Returns:
+        float32 ``[n, n_in, k]``.
+    """
+    lead = expansion.in_shape[:-1]
+    tokens = math.prod(lead)
+    places = torch.arange(len(points) + (-len(points)) % tokens) % len(points)
+    dealt = points[places.roll(shift)].reshape(-1, *lead, 1).expand(-1, *expansion.in_shape)
+    with torch.no_grad():
+        values: Tensor = expansion(dealt.reshape(-1, *expansion.anchor_shape))
+    return values.reshape(-1, expansion.n_in, expansion.k).roll(-shift, 0)[: len(points)]
+
+
+def tokens_are_alike(expansion: Expansion) -> bool:
+    """Whether all tokens have the same functions: every point is tried at several tokens, every token with some point."""
+    points = sample_points()
+    tokens = math.prod(expansion.in_shape[:-1])
+    points = points[torch.arange(max(tokens, len(points))) % len(points)]
+    first = sample_tokens(expansion, points)
+    others = (sample_tokens(expansion, points, shift) for shift in (1, tokens // 2))
+    return all(torch.allclose(first, other, rtol=1e-5, atol=1e-6, equal_nan=True) for other in others)
+
+
 def merge_columns(columns: Columns, values: Tensor) -> tuple[Columns | None, Tensor, Tensor]:
     """Remove columns without effect.
 
     Args:
         columns: expansion and weights.
-        values: samples of the expansion, ``[points, *, n_in, k]``.
+        values: samples of the expansion at ``sample_points()``, ``[points, n_in, k]``.
 
     Returns:
         the reduced columns (``None`` where nothing is left), what the constant functions add to the bias ``[n_out]``, and
         the samples that remain.
     """
     expansion, weight = columns.expansion, columns.weight.clone()
-    table = values.reshape(len(values), -1, *values.shape[-2:])[:, 0]  # leading dimensions are alike
     shift = torch.zeros(len(weight))
     keep: list[int] = []
-    flat = _constant(table)
-    twins = _twins(table)
+    flat = _constant(values)
+    twins = _twins(values)
     if bool(flat.any()) or twins:
         dense = _dense_samples(expansion)
         flat &= False if dense is None else _constant(dense)
         twins = {} if dense is None else {k: j for k, j in twins.items() if _equal(dense[..., k], dense[..., j])}
     for k in range(expansion.k):
         if bool(flat[k]):
-            shift = shift + weight[..., k] @ table[0, :, k]
+            shift = shift + weight[..., k] @ values[0, :, k]
         elif k in twins:
             weight[..., twins[k]] += weight[..., k]
         else:
@@ -116,8 +148,7 @@ def _dense_samples(expansion: Expansion) -> Tensor | None:
         return None
     between = (special[1:] + special[:-1]) / 2
     points = torch.cat([torch.linspace(-10, 10, 1001), special, between])
-    values = torch.cat([expansion.sample(part) for part in torch.split(points, 256)])
-    return values.reshape(len(values), -1, *values.shape[-2:])[:, 0]
+    return torch.cat([sample_tokens(expansion, part) for part in torch.split(points, 256)])
 
 
 def _select(expansion: Expansion, keep: Sequence[int]) -> Expansion:

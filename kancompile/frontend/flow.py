@@ -20,8 +20,9 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from kancompile.errors import KanCompileError
-from kancompile.frontend.flow_rules import Call, Follows, Mixes, Stops, Track, judge
+from kancompile.frontend.flow_rules import judge
 from kancompile.frontend.source_lines import node_source
+from kancompile.frontend.verdicts import Call, Follows, Mixes, Stops, Track
 
 _SHAPE_ONLY = frozenset(
     {
@@ -54,7 +55,8 @@ class Flow:
         tracks: ids of data-dependent tensors (a tuple where an operator returns several).
         linear: data-dependent nodes that are affine in their data-dependent inputs together.
         anchors: in order of evaluation, True where the anchor is affine in what precedes it.
-        contractions: calls that contract (and do not only join).
+        mixing: calls that are affine in several elements: contractions and joins.
+        contractions: those of them that contract.
         used: anchors whose elements enter a nonlinear function or leave the network.
         barriers: nodes that stop the analysis, and why.
     """
@@ -70,6 +72,7 @@ class Flow:
     tracks: dict[fx.Node, Track | tuple[Track | None, ...]] = field(default_factory=dict)
     linear: set[fx.Node] = field(default_factory=set)
     anchors: dict[fx.Node, bool] = field(default_factory=dict)
+    mixing: set[fx.Node] = field(default_factory=set)
     contractions: set[fx.Node] = field(default_factory=set)
     used: set[fx.Node] = field(default_factory=set)
     barriers: dict[fx.Node, str] = field(default_factory=dict)
@@ -196,6 +199,7 @@ class _Step:
                     flow.tracks[node] = tuple(None if part is None else Track(anchor, part) for part in ids)
             case Mixes(contraction):
                 flow.linear.add(node)
+                flow.mixing.add(node)
                 if contraction:
                     flow.contractions.add(node)
                 _start_anchor(flow, node, defined=True)
@@ -244,11 +248,8 @@ class _Step:
         """
         flow, node = self.flow, self.node
         track = flow.track(node)
-        anchor = track.anchor
-        ids = track.ids.flatten()
+        anchor, size = track.anchor, track.ids.numel()
         if operator_name(node) == "unsqueeze":  # the extra dimension belongs to the basis functions that follow
-            return
-        if node not in flow.linear or not torch.equal(ids.sort().values, torch.arange(flow.values[anchor].numel())):
             return
         chain = [node]
         while chain[-1] is not anchor:
@@ -256,6 +257,12 @@ class _Step:
             if len(sources) != 1 or chain[-1] not in flow.linear or self._readers(sources[0]) != 1:
                 return
             chain.append(sources[0])
+        reached = torch.zeros(size, dtype=torch.bool)
+        if size != flow.values[anchor].numel() or bool((track.ids < 0).any()):
+            return
+        reached[track.ids.flatten()] = True
+        if not bool(reached.all()):
+            return
         if not flow.anchors[anchor] and all(self._is_uniform(step) for step in chain[:-1]):
             return
         _start_anchor(flow, node, defined=flow.anchors[anchor])

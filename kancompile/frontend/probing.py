@@ -12,19 +12,23 @@ from kancompile.frontend.subgraph import cut_out
 from kancompile.modules import Expansion
 
 TOLERANCE = 1e-5
+_PROBED_ELEMENTS = 1 << 18
+"""Elements of the random part of a probe; large layers are probed with fewer rows, at least two."""
 _EDGES = (0.0, 1.0, -1.0, 0.5, -0.5, 2.2, -2.2, 5.0, -5.0, 20.0, -20.0)
 
 
 def confirm(flow: Flow, layer: CanonicalLayer, rows: int = 16) -> None:
     """Compare a canonical layer with the part of the graph that it replaces, and check that its expansions are univariate.
 
-    Inputs: what the anchors hold on the example, random rows, and rows filled with one edge value each.
+    Inputs: what the anchors hold on the example, random rows, and rows of edge values.
 
     Raises:
         NotLowerableError: an output differs by more than 1e-5 of the size of its terms, an input moves functions of
             another one, or a function depends on where its input stands in the tensor.
     """
     generator = torch.Generator().manual_seed(1)
+    elements = max(flow.values[anchor].numel() // len(flow.values[flow.input]) for anchor in layer.anchors)
+    rows = max(2, min(rows, _PROBED_ELEMENTS // elements))
     inputs = [_inputs(flow, layer, position, rows, generator) for position in range(len(layer.anchors))]
     original = cut_out(flow, layer.anchors, layer.region.target)
     with torch.no_grad():
@@ -54,8 +58,9 @@ def _inputs(flow: Flow, layer: CanonicalLayer, position: int, rows: int, generat
     layout = layout_of(anchor, flow.batch)
     seen = layout.to_samples(flow.values[anchor])
     drawn = 2 * torch.randn(rows, *layout.shape, generator=generator)
-    edges = torch.tensor(_EDGES).reshape(-1, *[1] * len(layout.shape)).expand(-1, *layout.shape)
-    return torch.cat([seen, drawn, edges])
+    edges = torch.tensor(_EDGES)
+    picked = torch.randint(len(_EDGES), drawn.shape, generator=generator)
+    return torch.cat([seen, drawn, edges[picked]])
 
 
 def _confirm_univariate(expansion: Expansion, x: Tensor, feature: Tensor, generator: torch.Generator) -> None:

@@ -17,9 +17,9 @@ from torch import Tensor, fx
 
 from kancompile.frontend.batch_layout import NotLowerableError
 from kancompile.frontend.flow import Flow, operator_name
-from kancompile.frontend.flow_rules import Track
 from kancompile.frontend.minimum_cut import minimum_cut
 from kancompile.frontend.origins import locate
+from kancompile.frontend.verdicts import Track
 
 _LEAST_DENSITY = 2 / 3
 """Share of a dense matrix that concatenated contractions must fill to become one."""
@@ -67,10 +67,10 @@ def find_regions(flow: Flow) -> Regions:
     search = _Search(flow)
     search.settle_joins()
     targets = [node for node in flow.anchors if search.is_target(node)]
-    if flow.output in flow.tracks and flow.output in flow.linear and flow.output not in flow.anchors:
+    if search.is_univariate_output(flow.output):
         targets.append(flow.output)
     layers = [search.cut(target) for target in sorted(targets, key=search.order)]
-    return Regions(tuple(layer for layer in layers if layer), search.joins)
+    return Regions(tuple(layer for layer in layers if layer and search.is_layer(layer[0])), search.joins)
 
 
 class _Search:
@@ -86,9 +86,21 @@ class _Search:
         """Whether an anchor is the output of a layer."""
         return node in self.required and self.flow.anchors[node] and node not in self.joins
 
+    def is_layer(self, region: Region) -> bool:
+        """Whether a region adds anything up: not a move or scale behind a barrier or a join that stays."""
+        flow = self.flow
+        return region.target not in flow.anchors or any(node in flow.mixing for node in region.affine)
+
     def is_end(self, node: fx.Node) -> bool:
         """Whether a node is an anchor that bounds a layer: a barrier, the input, or another layer's target."""
         return node in self.flow.anchors and (not self.flow.anchors[node] or node in self.required)
+
+    def is_univariate_output(self, node: fx.Node) -> bool:
+        """Whether the network ends in an affine map of functions of a single number (a hidden width of 1)."""
+        flow = self.flow
+        if node not in flow.tracks or node not in flow.linear or node in flow.anchors:
+            return False
+        return bool(flow.values[flow.track(node).anchor].numel() == len(flow.values[flow.input]))
 
     def settle_joins(self) -> None:
         """Find the joins that stay, until what they make a target leads to no further one."""
@@ -138,12 +150,12 @@ class _Search:
     def _density(self, inputs: Sequence[fx.Node]) -> float:
         """Share of nonzero blocks in the matrix that maps all elements the inputs depend on to the inputs."""
         reaches = [self._reach(node) for node in inputs]
-        sizes = [self.flow.values[node].numel() for node in inputs]
+        sizes: list[int] = [self.flow.values[node].numel() for node in inputs]
         union = _count(
             {a: torch.stack([r[a] for r in reaches if a in r]).any(0) for a in {a for r in reaches for a in r}}
         )
-        filled = sum(size * _count(reach) for size, reach in zip(sizes, reaches, strict=True))
-        return float(filled) / max(1, sum(sizes) * union)
+        filled: int = sum(size * _count(reach) for size, reach in zip(sizes, reaches, strict=True))
+        return filled / max(1, sum(sizes) * union)
 
     def _reach(self, node: fx.Node) -> dict[fx.Node, Tensor]:
         """Which elements of bounding anchors a value depends on, across the contractions a layer would swallow."""

@@ -23,6 +23,7 @@ def rewrite(flow: Flow, layers: list[CanonicalLayer]) -> fx.GraphModule:
     copier.placed[flow.input] = graph.placeholder("x")
     copier.batch = graph.call_function(torch.ops.aten.sym_size.int, (copier.placed[flow.input], 0))
     modules: dict[str, nn.Module] = {}
+    in_samples: dict[fx.Node, fx.Node] = {}  # targets as their contraction returns them
     live = live_nodes(flow.output)
     for node in flow.graph.nodes:
         if node not in live or node is flow.input:
@@ -36,12 +37,15 @@ def rewrite(flow: Flow, layers: list[CanonicalLayer]) -> fx.GraphModule:
                 name = f"layer{number}_expand{position}"
                 modules[name] = expansion
                 layout, selection = layout_of(anchor, flow.batch), layer.selections[position]
-                source = layout.emit_to_samples(graph, copier.placed[anchor], copier.batch)
+                source = in_samples.get(anchor)
+                if source is None:
+                    source = layout.emit_to_samples(graph, copier.placed[anchor], copier.batch)
                 if selection is not None:
                     source = selection.emit(copier, source, layout.shape, f"layer{number}_inputs{position}")
                 features.append(graph.call_module(name, (source,)))
             modules[f"layer{number}_contract"] = layer.contraction
             result = graph.call_module(f"layer{number}_contract", tuple(features))
+            in_samples[node] = result
             copier.placed[node] = layout_of(node, flow.batch).emit_from_samples(graph, result, copier.batch)
         else:
             copier.copy(node)

@@ -64,6 +64,7 @@ class AdaRound:
     sweeps: int = 10
     keep_better: bool = True
 
+    @torch.enable_grad()  # whatever the caller's mode is
     def __call__(self, problem: RoundingProblem, generator: torch.Generator) -> Rounded:
         """Round ``problem.weight``; ``generator`` draws the mini-batches."""
         start = self.scales(problem, generator)
@@ -88,7 +89,7 @@ class AdaRound:
             beta = schedule.exponent(iteration)
             if beta is not None:
                 loss = loss + self.regularisation * rounding.regulariser(beta)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
         codes = start.codes.clone()
         codes[:, live] = rounding.hard().to(torch.int8).cpu()

@@ -72,7 +72,8 @@ def measure_sensitivities(
             for layer, weight, shape in zip(layers, given, shapes, strict=True)
         }
         y = torch.func.functional_call(program.graph_module, values, (few,))
-        return (y - target).square().mean() / power
+        deviation: Tensor = (y - target).square().mean() / power
+        return deviation
 
     parts = [part_of_column(program, layer) for layer in layers]
     flat = [weight.flatten(1) for weight in weights]

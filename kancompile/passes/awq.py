@@ -95,7 +95,7 @@ def search_column_scales(problem: RoundingProblem, options: Awq | None = None) -
             "say which columns are tied, or choose method 'gptq'"
         )
     options = options or Awq()
-    if not len(problem.second_moments(options.device).live):
+    if not float(problem.column_moments[1].max()):
         return torch.ones(problem.c)
     search = _Search(problem, options)
     ties, n_ties = search.ties, search.n_ties

@@ -141,7 +141,7 @@ class Brecq:
                 if beta is not None:
                     for layer in layers:
                         loss = loss + self.regularisation * layer.rounding.regulariser(beta)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
         after = _loss(block, importance, [layer.hard() for layer in layers])
         names = ", ".join(repr(problem.layer) for problem in block.problems)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -132,6 +132,20 @@ def row_inputs(index: IndexQuantizer, x: Tensor) -> Tensor:
     return torch.where(count > 0, total / count.clamp(min=1), index.rows())
 
 
+class MeasuresLookup(Protocol):
+    """What measures the error of an index quantizer at a layer's output.
+
+    Attributes:
+        x: calibration inputs, any shape.
+    """
+
+    x: Tensor
+
+    def __call__(self, index: IndexQuantizer) -> float:
+        """Return the mean squared error over samples and outputs with one quantizer."""
+        ...
+
+
 class LookupCost:
     """Measure what looking basis values up, instead of computing them, costs at a layer's output.
 
@@ -161,7 +175,7 @@ class LookupCost:
 
 
 def choose_index(
-    error_of: LookupCost,
+    error_of: MeasuresLookup,
     other_error: float,
     levels: int | None = None,
     range: Range = "mse",

@@ -3,7 +3,9 @@
     y = contract(...); r = index(y)            ->   r = contract_to_index(...)          at most 256 rows
     y = contract(...); r = floor(y * m + d)    ->   u = contract(... * m, + d); r = floor(u)    more rows
 
-Both save the work between two layers. The first becomes one integer kernel with a uint8 output; in the second the
+    y = conv(...); r = index(y)                ->   r = convolve_to_index(...)          always 256 rows at most
+
+The first two save the work between two layers. The first becomes one integer kernel with a uint8 output; in the second the
 factor and the offset disappear into the scales and the bias of the integer product. It applies only where the table is
 the contraction's single reader. Where a contraction has other readers too, a table of more than 256 rows is indexed in
 float, because a 16-bit QuantizeLinear behind the product would undo the integer kernel.
@@ -16,7 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
+from kancompile.convolutions import QuantizedConvContraction
 from kancompile.modules import QuantizedContraction, TableExpansion
+from kancompile.passes.trace_readers import single_table_behind
 from kancompile.program import Program
 
 _INT32_MAX = (1 << 31) - 1
@@ -32,7 +36,11 @@ class FuseIndex:
         """Return the program with fused indices."""
         replaced: dict[str, nn.Module] = {}
         for node in program.graph_module.graph.nodes:
-            if node.op != "call_module" or not isinstance(program.module(node.target), QuantizedContraction):
+            if node.op != "call_module":
+                continue
+            if isinstance(program.module(node.target), QuantizedConvContraction):
+                replaced |= _fuse_convolution(program, node)
+            if not isinstance(program.module(node.target), QuantizedContraction):
                 continue
             contraction = program.module(node.target)
             assert isinstance(contraction, QuantizedContraction)
@@ -48,6 +56,35 @@ class FuseIndex:
                     if not table.index.is_8_bit:
                         replaced[reader.target] = table.with_index(table.index, "float")
         return program.replace_modules(replaced) if replaced else program
+
+
+def _fuse_convolution(program: Program, node: fx.Node) -> dict[str, nn.Module]:
+    """Give a convolution the quantizer of the tables that read it.
+
+    Tables directly behind then read row numbers. Behind a max-pooling, or beside other readers, they read the real values
+    that the row numbers stand for, and quantizing those gives the row numbers again.
+    """
+    producer = str(node.target)
+    contraction = program.module(producer)
+    assert isinstance(contraction, QuantizedConvContraction)
+    output = contraction.output
+    if output is None:
+        reader = single_table_behind(program, producer)
+        table = program.module(reader) if reader is not None else None
+        if not isinstance(table, TableExpansion) or not table.index.is_8_bit:
+            return {}
+        output = table.index
+    tables = {
+        str(user.target): program.module(str(user.target)) for user in node.users if _is_real_table(program, user)
+    }
+    direct = len(tables) == len(node.users)
+    if direct and all(isinstance(table, TableExpansion) and table.index == output for table in tables.values()):
+        fused: dict[str, nn.Module] = {producer: contraction.with_output(output, "index")}
+        for target, table in tables.items():
+            assert isinstance(table, TableExpansion)
+            fused[target] = table.with_index(output, "index")
+        return fused
+    return {} if contraction.output is not None else {producer: contraction.with_output(output, "real")}
 
 
 def _is_real_table(program: Program, node: fx.Node) -> bool:

@@ -37,6 +37,7 @@ class Traces:
     converged: bool
 
 
+@torch.enable_grad()  # whatever the caller's mode is
 def hessian_traces(
     loss: Loss,
     weights: Sequence[Tensor],
@@ -62,13 +63,12 @@ def hessian_traces(
         KanCompileError: the loss or a product with its Hessian is not finite.
     """
     variables = [weight.detach().clone().requires_grad_(True) for weight in weights]
-    with torch.enable_grad():
-        value = loss(variables)
-        if not bool(torch.isfinite(value)):
-            raise KanCompileError(
-                f"sensitivity: loss is {float(value.detach())!r}, expected a finite number; check the data"
-            )
-        gradients = torch.autograd.grad(value, variables, create_graph=True, materialize_grads=True)
+    value = loss(variables)
+    if not bool(torch.isfinite(value)):
+        raise KanCompileError(
+            f"sensitivity: loss is {float(value.detach())!r}, expected a finite number; check the data"
+        )
+    gradients = torch.autograd.grad(value, variables, create_graph=True, materialize_grads=True)
     sizes = [torch.bincount(part).double() * weight.shape[0] for part, weight in zip(parts, weights, strict=True)]
     sums = [torch.zeros_like(size) for size in sizes]
     squares = [torch.zeros_like(size) for size in sizes]

@@ -12,6 +12,7 @@ one table. Where some branches stay and others do not, the expansion is split an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from kancompile.breakpoints import Region, Smoothness, TooManyBreakpoints, find_breakpoints
+from kancompile.breakpoints import Region, find_breakpoints, merge
+from kancompile.convolutions import ConvContraction
 from kancompile.errors import KanCompileError
 from kancompile.modules import Branch, Contraction, Expansion
 from kancompile.piecewise_fit import Lowered, lower
@@ -27,9 +29,11 @@ from kancompile.polynomials import PolynomialExpansion
 from kancompile.program import Layer, Program
 from kancompile.region_functions import CannotFit, describe_functions
 
-_LEAST_BYTES = 1 << 17
-_MOST_BYTES = 1 << 20
-_CONCATENATE = 0.5  # ns for each column that is copied where a layer reads more than one expansion
+_LEAST_BYTES = 1 << 19
+_SHARED_BYTES = 1 << 20  # a table that all inputs use should stay in a second-level cache
+_CONCATENATE = 0.3  # ns for each column that is copied where a layer reads more than one expansion
+_CHUNK = 128
+_GAIN = 0.8  # share of the time below which a polynomial is worth its error
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ class LowerToPolynomials:
         tolerance: error allowed of a function, relative to the larger of its value and the largest value that it takes
             on the calibration inputs and between its breakpoints. Float32 rounding adds as much again.
         degrees: degrees to choose from by estimated time; ``(1,)`` gives interpolated tables, which are fastest.
-        most_bytes: how large the coefficients of one expansion may be; ``None``: as large as the weights that read it,
-            at least 128 KiB and at most 1 MiB (a second-level cache), or up to 32 MiB where a branch may not stay.
+        most_bytes: how large the coefficients of one expansion may be; ``None``: as large as the weights that read it
+            and at least 512 KiB, and for a table that all inputs share at most 1 MiB.
     """
 
     tolerance: float = 1e-6
@@ -71,74 +75,75 @@ class LowerToPolynomials:
         """
         layers = program.layers()
         for layer in layers:
-            if not isinstance(program.module(layer.contraction), Contraction):
+            if not isinstance(program.module(layer.contraction), Contraction | ConvContraction):
                 raise KanCompileError(
                     f"layer {layer.name!r}: found integer weights, expected a float contraction; "
                     f"run {self.name!r} on the captured program, instead of tabulation"
                 )
         readers = _readers(program, layers)
-        traced = program.trace(x, readers)
+        ranges = _ranges(program, x, readers)
         notes: list[str] = []
         for target, reading in readers.items():
             expansion = program.module(target)
             assert isinstance(expansion, Expansion)
-            inputs = traced[target][0][0]
-            plan, note = self._plan(expansion, inputs, reading[0].name, _weights(program, target, reading))
+            plan, note = self._plan(expansion, *ranges[target], reading[0].name, _weights(program, target, reading))
             notes += [note] if note not in program.notes else []
             if plan is not None:
                 program = _apply(program, target, expansion, plan)
         return replace(program, notes=(*program.notes, *notes)) if notes else program
 
-    def _plan(self, expansion: Expansion, x: Tensor, layer: str, weights: int) -> tuple[_Plan | None, str]:
+    def _plan(
+        self, expansion: Expansion, low: float, high: float, layer: str, weights: int
+    ) -> tuple[_Plan | None, str]:
         """Decide which branches become polynomials; ``None`` where all stay. The note says what and why."""
         branches: list[Branch] = list(expansion.branches)  # type: ignore[arg-type]
-        low, high = float(x.min()), float(x.max())
         who = f"layer {layer!r}: "
-        looks = [_look(expansion, [branch], low, high) for branch in branches]
-        unsafe = [number for number, look in enumerate(looks) if isinstance(look, Smoothness) and look.risky]
-        stay = [look.nanoseconds if isinstance(look, Smoothness) else 0.0 for look in looks]
-        best, best_time = None, sum(stay) if not unsafe else float("inf")
+        points = _points(low, high)
+        looks = [find_breakpoints(_region(expansion, [branch]), points) for branch in branches]
+        unsafe = [number for number, look in enumerate(looks) if look.risky]
+        stay = [look.nanoseconds for look in looks]
+        best, best_time = None, _GAIN * sum(stay) if not unsafe else float("inf")
         reasons: list[str] = []
         every = list(range(len(branches)))
         for chosen in _subsets(every, unsafe, stay):
             rest = sum(stay[number] for number in every if number not in chosen)
             if len(chosen) < len(every):
                 rest += _CONCATENATE * sum(branches[number].k for number in every)
-            size = self.most_bytes or min(max(weights, _LEAST_BYTES), 1 << 25 if unsafe else _MOST_BYTES)
             try:
-                lowered = self._lower(expansion, [branches[number] for number in chosen], low, high, size)
-            except (CannotFit, TooManyBreakpoints) as reason:
+                region = _region(expansion, [branches[number] for number in chosen])
+                breakpoints = _together([looks[number].breakpoints for number in chosen])
+                functions = describe_functions(region, breakpoints, low, high, self.tolerance)
+                size = self._most_bytes(functions.count, weights)
+                names = [(branches[number].name, branches[number].k) for number in chosen]
+                lowered = lower(functions, names, size, self.degrees)
+            except CannotFit as reason:
                 reasons.append(f"{_names(branches, chosen)}: {reason}")
                 continue
             if lowered.nanoseconds + rest < best_time:
                 best, best_time = _Plan(tuple(chosen), lowered), lowered.nanoseconds + rest
         why = "; ".join(reasons)
         if unsafe and best is None:
-            risky = sorted(set().union(*(looks[number].risky for number in unsafe)))  # type: ignore[union-attr]
+            risky = sorted(set().union(*(looks[number].risky for number in unsafe)))
             raise KanCompileError(
                 f"{who}branch {_names(branches, unsafe)} runs {', '.join(risky)} at the edge of its domain, where another "
                 f"runtime may return NaN, and has no polynomial form: {why}; keep its input away from the edge, with clamp"
             )
         if best is None:
             cheap = f"cheaper than polynomials ({sum(stay):.0f} ns for each input)"
-            return None, f"{who}{_names(branches, every)} stays as PyTorch computes it: {why or cheap}"
+            return None, f"{who}{_names(branches, every)} left as PyTorch computes it: {why or cheap}"
         kept = [number for number in every if number not in best.chosen]
         facts = best.lowered.module.describe()
         note = (
             f"{who}{_names(branches, best.chosen)} in {facts['rows']} {facts['cells']} cells of degree {facts['degree']}, "
             f"{facts['tables']} distinct, {facts['table_bytes']} bytes, relative error {best.lowered.error:.2g}"
         )
-        return best, note + (f"; {_names(branches, kept)} stays as PyTorch computes it" if kept else "")
+        return best, note + (f"; {_names(branches, kept)} left as PyTorch computes it" if kept else "")
 
-    def _lower(
-        self, expansion: Expansion, branches: Sequence[Branch], low: float, high: float, most_bytes: int
-    ) -> Lowered:
-        look = _look(expansion, branches, low, high)
-        if isinstance(look, TooManyBreakpoints):
-            raise look
-        region = _region(expansion, branches)
-        functions = describe_functions(region, look.breakpoints, low, high, self.tolerance)
-        return lower(functions, [(branch.name, branch.k) for branch in branches], most_bytes, self.degrees)
+    def _most_bytes(self, tables: int, weights: int) -> int:
+        if self.most_bytes is not None:
+            return self.most_bytes
+        size = max(weights, _LEAST_BYTES)
+        return min(size, _SHARED_BYTES) if tables == 1 else size
 
 
 @dataclass(frozen=True)
@@ -161,14 +166,19 @@ def _names(branches: Sequence[Branch], chosen: Iterable[int]) -> str:
 
 
 def _region(expansion: Expansion, branches: Sequence[Branch]) -> Region:
-    return Region(tuple(branches), expansion.anchor_shape, expansion.in_shape)
+    return Region(tuple(branches), expansion.anchor_shape, expansion.in_shape, expansion.channels_first)
 
 
-def _look(expansion: Expansion, branches: Sequence[Branch], low: float, high: float) -> Smoothness | TooManyBreakpoints:
-    try:
-        return find_breakpoints(_region(expansion, branches), _points(low, high))
-    except TooManyBreakpoints as reason:
-        return reason
+def _together(found: Sequence[list[Tensor] | None]) -> list[Tensor]:
+    """Unite the breakpoints of several branches, for each input.
+
+    Raises:
+        CannotFit: a branch has too many.
+    """
+    known = [breakpoints for breakpoints in found if breakpoints is not None]
+    if len(known) < len(found):
+        raise CannotFit("it steps too often for a table")
+    return [merge(torch.cat(parts)) for parts in zip(*known, strict=True)]
 
 
 def _points(low: float, high: float) -> Tensor:
@@ -195,12 +205,37 @@ def _readers(program: Program, layers: Iterable[Layer]) -> dict[str, list[Layer]
     return found
 
 
+def _ranges(program: Program, x: Tensor, targets: Iterable[str]) -> dict[str, tuple[float, float]]:
+    """Find the smallest and the largest input of every expansion, in chunks of bounded memory."""
+    wanted = list(targets)
+    found = {target: (float("inf"), float("-inf")) for target in wanted}
+    for part in torch.split(x, _CHUNK) if wanted else ():
+        for target, (arguments, _) in program.trace(part, wanted).items():
+            low, high = (float(value) for value in torch.aminmax(arguments[0]))
+            if not math.isfinite(high - low):
+                raise KanCompileError(
+                    f"expansion {target!r}: found inputs {low!r} ... {high!r} on the calibration data, expected finite ones; "
+                    "check the scaling of the data"
+                )
+            found[target] = min(low, found[target][0]), max(high, found[target][1])
+    return found
+
+
 def _weights(program: Program, target: str, readers: Iterable[Layer]) -> int:
     """Count the bytes of the weights that read an expansion."""
     expansion = program.module(target)
-    outputs = [program.module(layer.contraction) for layer in readers]
     assert isinstance(expansion, Expansion)
-    return sum(4 * expansion.n_in * expansion.k * module.n_out for module in outputs if isinstance(module, Contraction))
+    total = 0
+    for layer in readers:
+        contraction = program.module(layer.contraction)
+        assert isinstance(contraction, Contraction | ConvContraction)
+        taps = contraction.weight[0, 0].numel()
+        total += 4 * expansion.n_in * expansion.k * contraction.n_out * taps // _groups(contraction)
+    return total
+
+
+def _groups(contraction: Contraction | ConvContraction) -> int:
+    return contraction.geometry.groups if isinstance(contraction, ConvContraction) else 1
 
 
 def _apply(program: Program, target: str, expansion: Expansion, plan: _Plan) -> Program:
@@ -208,8 +243,9 @@ def _apply(program: Program, target: str, expansion: Expansion, plan: _Plan) -> 
     kept = [number for number in range(len(expansion.branches)) if number not in plan.chosen]
     if not kept:
         return program.replace_modules({target: plan.lowered.module})
-    rest = Expansion(expansion.anchor_shape, [expansion.branches[number] for number in kept])  # type: ignore[misc]
-    order = _column_order(expansion, [*plan.chosen], kept)
+    stay = [expansion.branches[number] for number in kept]
+    rest = Expansion(expansion.anchor_shape, stay, expansion.channels_first)  # type: ignore[arg-type]
+    sizes = [int(branch.k) for branch in expansion.branches]  # type: ignore[arg-type]
     copy = program.replace_modules({target: plan.lowered.module})
     root, graph = copy.graph_module, copy.graph_module.graph
     second = _free_name(root, f"{target}_kept")
@@ -219,35 +255,53 @@ def _apply(program: Program, target: str, expansion: Expansion, plan: _Plan) -> 
             other = graph.call_module(second, node.args)
         for reader in list(node.users):
             if reader is not other:
-                _read_both(root, reader, node, other, order, expansion.n_in * expansion.k)
+                _read_both(root, reader, node, other, sizes, [plan.chosen, kept])
     root.recompile()
     return replace(copy, graph_module=fx.GraphModule(_targets(root), graph))
 
 
-def _column_order(expansion: Expansion, first: list[int], second: list[int]) -> Tensor:
-    """Give, for the columns of two parts one after the other, where each stood in the whole expansion."""
-    sizes = [int(branch.k) for branch in expansion.branches]  # type: ignore[arg-type]
-    columns = torch.arange(expansion.n_in * expansion.k).reshape(expansion.n_in, -1).split(sizes, dim=1)  # type: ignore[no-untyped-call]
-    parts = [torch.cat([columns[number] for number in part], dim=1).flatten() for part in (first, second)]
-    return torch.cat(parts)
+def _read_both(
+    root: fx.GraphModule,
+    reader: fx.Node,
+    one: fx.Node,
+    other: fx.Node,
+    sizes: Sequence[int],
+    parts: Sequence[Sequence[int]],
+) -> None:
+    """Let a contraction read two expansions where it read one, its weight columns in their order.
 
-
-def _read_both(root: fx.GraphModule, reader: fx.Node, one: fx.Node, other: fx.Node, order: Tensor, size: int) -> None:
-    """Let a contraction read two expansions where it read one."""
+    Args:
+        root: holds the modules.
+        reader: the contraction.
+        one, other: the expansions; so far it read ``one`` only.
+        sizes: number of functions of every branch.
+        parts: which branches belong to ``one``, and which to ``other``.
+    """
     contraction = root.get_submodule(str(reader.target))
-    assert isinstance(contraction, Contraction)
+    assert isinstance(contraction, Contraction | ConvContraction)
+    groups = _groups(contraction)
     sources = list(reader.all_input_nodes)
-    start = 0
-    for source in sources[: sources.index(one)]:
-        module: Any = root.get_submodule(str(source.target))
-        start += int(module.n_in) * int(module.k)
+    place = sources.index(one)
+    inputs = [int(root.get_submodule(str(source.target)).n_in) for source in sources]  # type: ignore[arg-type]
+    functions = [int(root.get_submodule(str(source.target)).k) for source in sources]  # type: ignore[arg-type]
+    start = sum(count * k for count, k in zip(inputs[:place], functions, strict=False)) // groups
+    size = inputs[place] * sum(sizes) // groups
+    old = torch.arange(start, start + size).reshape(inputs[place] // groups, -1)
+    branch = torch.split(old, list(sizes), dim=1)
     columns = torch.arange(contraction.weight.shape[1])
-    columns[start : start + size] = start + order
+    columns[start : start + size] = torch.cat([torch.cat([branch[n] for n in part], 1).flatten() for part in parts])
     weight = contraction.weight[:, columns].contiguous()
-    module = Contraction(contraction.layer, weight, contraction.bias, contraction.out_shape)
-    root.add_module(str(reader.target), module)
-    sources.insert(sources.index(one) + 1, other)
+    root.add_module(str(reader.target), _with_weight(contraction, weight))
+    sources.insert(place + 1, other)
     reader.args = tuple(sources)
+
+
+def _with_weight(contraction: Contraction | ConvContraction, weight: Tensor) -> nn.Module:
+    layer, bias, shape = contraction.layer, contraction.bias, contraction.out_shape
+    if isinstance(contraction, ConvContraction):
+        geometry = contraction.geometry
+        return ConvContraction(layer, weight, bias, geometry, shape, contraction.zero_point, contraction.output)
+    return Contraction(layer, weight, bias, shape)
 
 
 def _free_name(root: nn.Module, name: str) -> str:

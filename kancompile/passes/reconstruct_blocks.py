@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from kancompile.convolutions import ConvContraction
 from kancompile.differentiable import differentiable
 from kancompile.modules import Contraction
 from kancompile.passes.brecq import Block, Brecq
@@ -62,7 +63,7 @@ def reconstruct_block(
     biases = []
     for layer in layers:
         contraction = reference.module(layer.contraction)
-        assert isinstance(contraction, Contraction)
+        assert isinstance(contraction, Contraction | ConvContraction)
         biases.append(contraction.bias)
 
     def forward(weights: Sequence[Tensor], offsets: Sequence[Tensor], samples: Tensor) -> Tensor:
@@ -154,7 +155,8 @@ def _evaluate(program: Program, nodes: Sequence[fx.Node], x: Tensor) -> list[Ten
 class _NodeRecorder(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, wanted: set[str]) -> None:
         super().__init__(module)
-        self.wanted, self.kept = wanted, {}
+        self.wanted = wanted
+        self.kept: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kancompile.convolutions import ConvContraction
 from kancompile.errors import KanCompileError
 from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
 from kancompile.passes.brecq import Brecq
 from kancompile.passes.guard import with_guard
 from kancompile.passes.reconstruct_blocks import blocks_of, reconstruct_block
+from kancompile.passes.round_convolutions import convolution_problems, integer_convolution, merge_groups, tied_columns
 from kancompile.passes.uniform import Uniform
 from kancompile.program import Layer, Program
 from kancompile.progress import track
@@ -78,11 +80,16 @@ class RoundWeights:
         rounded: dict[str, Rounded] = {}
         for number, layer in enumerate(track(layers, "rounding weights")):
             options = self.options(layer.name)
-            problems[layer.name] = layer_problem(program, layer, x, options)
-            rounded[layer.name], notes = round_layer(problems[layer.name], options, self._generator(number))
+            stated = layer_problems(program, layer, x, options, self._generator(number))
+            rounded[layer.name], notes = round_layer(stated, options, self._generator(number))
+            if len(stated) == 1:
+                problems[layer.name] = stated[0]
             modules = integer_modules(reference, layer, rounded[layer.name], options.bits)
             program = program.replace_modules(modules, notes)
-        learned = [layer for layer in layers if isinstance(self.options(layer.name).method, Brecq)]
+        # channel groups of a convolution are several problems; those layers keep what their own reconstruction gave
+        learned = [
+            layer for layer in layers if layer.name in problems and isinstance(self.options(layer.name).method, Brecq)
+        ]
         for number, block in enumerate(track(blocks_of(learned, self.block_size), "reconstructing blocks")):
             method = self.options(block[0].name).method
             assert isinstance(method, Brecq)
@@ -100,9 +107,18 @@ class RoundWeights:
 
 
 def _reads_tables(program: Program, layer: Layer) -> bool:
-    return isinstance(program.module(layer.contraction), Contraction) and all(
+    return isinstance(program.module(layer.contraction), Contraction | ConvContraction) and all(
         isinstance(program.module(target), TableExpansion) for target in layer.expansions
     )
+
+
+def layer_problems(
+    program: Program, layer: Layer, x: Tensor, options: RoundingOptions, generator: torch.Generator
+) -> tuple[RoundingProblem, ...]:
+    """State the rounding problems of one layer: one, or one for each channel group of a convolution."""
+    if isinstance(program.module(layer.contraction), ConvContraction):
+        return convolution_problems(program, layer, x, options.bits, generator)
+    return (layer_problem(program, layer, x, options),)
 
 
 def layer_problem(program: Program, layer: Layer, x: Tensor, options: RoundingOptions) -> RoundingProblem:
@@ -122,16 +138,18 @@ def layer_problem(program: Program, layer: Layer, x: Tensor, options: RoundingOp
 
 
 def round_layer(
-    problem: RoundingProblem, options: RoundingOptions, generator: torch.Generator
+    problems: Sequence[RoundingProblem], options: RoundingOptions, generator: torch.Generator
 ) -> tuple[Rounded, list[str]]:
     """Round one layer with one method, and say how it compares with rounding to nearest.
 
     The better of the two on the calibration data is returned, and a note says so where that is not the method asked for.
     """
-    rounded = with_guard(options.method)(problem, generator)
-    what = f"layer {problem.layer!r}: {options.bits}-bit weights by {options.method_name}"
+    parts = [with_guard(options.method)(problem, generator) for problem in problems]
+    rounded = merge_groups(parts)
+    what = f"layer {problems[0].layer!r}: {options.bits}-bit weights by {options.method_name}"
     if isinstance(options.method, Uniform):
-        return rounded, [f"{what}, mean squared output error {objective(problem, rounded):.4g}"]
+        errors = [objective(problem, part) for problem, part in zip(problems, parts, strict=True)]
+        return rounded, [f"{what}, mean squared output error {sum(errors) / len(errors):.4g}"]
     return rounded, [f"{what}, {line}" for line in rounded.notes]
 
 
@@ -145,24 +163,14 @@ def integer_modules(program: Program, layer: Layer, rounded: Rounded, bits: int)
         bits: of its weights.
     """
     contraction = program.module(layer.contraction)
+    if isinstance(contraction, ConvContraction):
+        return integer_convolution(program, layer, rounded, bits)
     assert isinstance(contraction, Contraction)
     modules: dict[str, nn.Module] = {layer.contraction: to_integers(contraction, rounded, bits)}
     if rounded.column_scale is not None:
         tables = [_table(program, layer, target) for target in layer.expansions]
         modules |= dict(zip(layer.expansions, rescale_tables(tables, rounded.column_scale), strict=True))
     return modules
-
-
-def tied_columns(tables: Sequence[TableExpansion]) -> Tensor:
-    """Number the columns by the table column they are looked up in, int64 ``[c]``: those can only be rescaled together."""
-    found, count = [], 0
-    for table in tables:
-        owner = torch.zeros(table.n_in, dtype=torch.int64)
-        if table.first_row is not None:
-            owner = table.first_row.long() // table.index.levels
-        found.append((owner[:, None] * table.k + torch.arange(table.k)).flatten() + count)
-        count += table.n_tables * table.k
-    return torch.cat(found)
 
 
 def rescale_tables(tables: Sequence[TableExpansion], column_scale: Tensor) -> list[TableExpansion]:

@@ -109,7 +109,16 @@ def values_at_rows(expansion: Expansion, index: IndexQuantizer, x: Tensor, first
 
 
 def code_scale(spread: Tensor, exponent: float) -> Tensor:
-    """Value of one code step, ``spread^exponent * max(spread)^(1 - exponent) / 255``; 1 for constant columns."""
-    largest = spread.amax().clamp(min=1e-30)
-    scale = spread.clamp(min=1e-12).pow(exponent) * largest.pow(1 - exponent) / 255
-    return torch.where(spread > 0, torch.maximum(scale, spread / 255), torch.ones_like(spread))
+    """Value of one code step, ``spread^exponent * max(spread)^(1 - exponent) / 255``; for constant columns next to 0."""
+    return stretched(spread / 255, spread.amax() / 255, exponent)
+
+
+def stretched(least: Tensor, largest: Tensor, exponent: float) -> Tensor:
+    """Give code steps between those that each column needs and the largest of them, ``least^exponent * largest^(1 - exponent)``.
+
+    Columns that need none have one code only, which means their weights are multiplied by 0. A step next to 0 makes those
+    weights small in units of codes, so that they have no part in the choice of a weight scale.
+    """
+    scale = least.clamp(min=1e-15).pow(exponent) * largest.clamp(min=1e-30).pow(1 - exponent)
+    unused = 1e-6 * largest if float(largest) > 1e-12 else torch.ones_like(largest)
+    return torch.where(least > 0, torch.maximum(scale, least), unused)

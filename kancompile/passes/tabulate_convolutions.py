@@ -19,7 +19,15 @@ from torch import Tensor, nn
 
 from kancompile.convolutions import ConvContraction
 from kancompile.modules import Expansion, IndexQuantizer, TableExpansion
-from kancompile.passes.choose_index import LEVELS, choose_index, index_over, ranges, row_inputs, row_numbers
+from kancompile.passes.choose_index import (
+    LEVELS,
+    IndexChoice,
+    choose_index,
+    index_over,
+    ranges,
+    row_inputs,
+    row_numbers,
+)
 from kancompile.passes.table_values import (
     STRETCH,
     TableOptions,
@@ -28,13 +36,14 @@ from kancompile.passes.table_values import (
     measured_samples,
     most_levels,
     rounding_error,
+    stretched,
     values_at_rows,
 )
-from kancompile.passes.trace_readers import reads_one_convolution, single_table_behind
+from kancompile.passes.trace_readers import quantizer_in_front, reads_one_convolution, single_table_behind
 from kancompile.patches import PatchSampler, columns_of_groups, flat_weight, group_order, split_groups
 from kancompile.program import Layer, Program
 
-_MEASURED_ELEMENTS = 1 << 22
+_MEASURED_ELEMENTS = 1 << 20
 _MEASURED_ROWS = (256, 4096)
 _MEASURED_OUTPUTS = 1 << 21
 _ZERO_POINTS = 255
@@ -136,7 +145,12 @@ def _draft(
         if levels is not None and levels > 256:
             levels, capped = 256, f", not the {levels} asked for since a convolution hands over 8 bits"
     fewest = LEVELS[0] if len(first) > 1 else min(256, most)
-    choice = choose_index(cost, other, levels, options.range, most, fewest)
+    given = quantizer_in_front(program, target) if levels is None else None
+    if given is not None:
+        # the convolution in front rounds to 8 bits for several readers, so that these are all the values there are
+        choice = IndexChoice(given, cost(given), "as the convolution in front has it")
+    else:
+        choice = choose_index(cost, other, levels, options.range, most, fewest, options.percentile)
     index = choice.index
     note = (
         f"layer {layer.name!r}: table of {index.levels} rows over {index.low:.4g} ... {index.high:.4g} "
@@ -185,7 +199,7 @@ class ConvLookupCost:
 
     def rounding_error(self, bits: int) -> float:
         """Estimate what 8-bit table codes and ``bits``-bit weights cost (see ``table_values.rounding_error``)."""
-        pairs = zip(self._columns(self.exact), self.weights, strict=True)
+        pairs = list(zip(self._columns(self.exact), self.weights, strict=True))
         return sum(rounding_error(columns, weight, bits) for columns, weight in pairs) / self.groups
 
     def _columns(self, values: Tensor) -> list[Tensor]:
@@ -194,7 +208,7 @@ class ConvLookupCost:
     def _evaluate(self, seen: Tensor) -> Tensor:
         """Evaluate the functions of ``[r, t, n_in]`` inputs, dealt out over the pixels of as few images as will do."""
         points = seen.flatten(0, 1)
-        return self.expansion.evaluate_inputs(points).unflatten(0, seen.shape[:2])
+        return self.expansion.evaluate_inputs(points).reshape(*seen.shape, -1)
 
 
 def choose_codes(
@@ -214,8 +228,9 @@ def choose_codes(
     else:
         candidates = list(_zero_preserving(low, high, exponents))
     spread = [b - a for a, b in zip(low, high, strict=True)]
+    sizes = [_column_sizes(draft, contraction) for draft in drafts]
     scales, zero_point = min(
-        candidates, key=lambda candidate: _codes_error(drafts, candidate[0], spread, contraction, options.weight_bits)
+        candidates, key=lambda candidate: _codes_error(drafts, sizes, candidate[0], spread, options.weight_bits)
     )
     offsets = low if not contraction.geometry.pads else [-zero_point * scale for scale in scales]
     return scales, offsets, zero_point
@@ -237,34 +252,31 @@ def _zero_preserving(
         ]
         largest = torch.cat([step.flatten() for step in least]).max()
         for exponent in exponents:
-            scaled = [_stretched(step, largest, exponent) for step in least]
+            scaled = [stretched(step, largest, exponent) for step in least]
             yield scaled, zero_point
 
 
-def _stretched(least: Tensor, largest: Tensor, exponent: float) -> Tensor:
-    scale = least.clamp(min=1e-15).pow(exponent) * largest.clamp(min=1e-30).pow(1 - exponent)
-    return torch.where(least > 0, torch.maximum(scale, least), torch.ones_like(least))
+def _column_sizes(draft: _Draft, contraction: ConvContraction) -> tuple[Tensor, Tensor, int]:
+    """Give energy and largest weight of every column over its taps, ``[groups, n_out / groups, columns]``, and the taps."""
+    weight = draft.weight.flatten(2).reshape(contraction.geometry.groups, -1, *draft.weight.flatten(2).shape[1:])
+    return weight.square().sum(3), weight.abs().amax(3), int(weight.shape[3])
 
 
 def _codes_error(
     drafts: Sequence[_Draft],
+    sizes: Sequence[tuple[Tensor, Tensor, int]],
     scales: Sequence[Tensor],
     spread: Sequence[Tensor],
-    contraction: ConvContraction,
     bits: int,
 ) -> float:
     """Estimate the error of column scales, as ``tabulate_expansions.scaling_error``, for all tables together."""
-    groups = contraction.geometry.groups
-    taps = PatchSampler(contraction.geometry, contraction.kernel, ()).taps
-    codes, steps, variances = 0.0, [], 0.0
-    for draft, scale, reach in zip(drafts, scales, spread, strict=True):
-        columns = scale[draft.group].flatten()
-        energy = draft.weight.flatten(2).square().sum(2).unflatten(0, (groups, -1))  # [groups, n_out / groups, columns]
-        largest = draft.weight.flatten(2).abs().amax(2).unflatten(0, (groups, -1))
-        grouped = columns.unflatten(0, (groups, 1, -1))
-        codes = codes + (energy * grouped.square()).sum(2) / 12
-        steps.append((largest * grouped).amax(2))
-        used = (reach / scale)[draft.group].flatten().unflatten(0, (groups, -1))
+    codes, variances = torch.zeros(()), torch.zeros(())
+    steps = []
+    for draft, (energy, largest, taps), scale, reach in zip(drafts, sizes, scales, spread, strict=True):
+        columns = scale[draft.group].reshape(len(energy), 1, -1)
+        codes = codes + (energy * columns.square()).sum(2) / 12
+        steps.append((largest * columns).amax(2))
+        used = (reach / scale)[draft.group].reshape(len(energy), -1)
         variances = variances + (used.square() / 12).sum(1, keepdim=True) * taps
     step = torch.stack(steps).amax(0) / (2 ** (bits - 1) - 1)
     return float((codes + step.square() / 12 * variances).mean())

@@ -31,6 +31,8 @@ from kancompile.passes.table_values import (
 from kancompile.passes.tabulate_convolutions import tabulate_convolution
 from kancompile.program import Layer, Program
 
+__all__ = ["TableOptions", "TabulateExpansions", "distinct_inputs", "tabulate", "tabulate_layer"]
+
 
 @dataclass(frozen=True)
 class TabulateExpansions:
@@ -57,20 +59,20 @@ class TabulateExpansions:
         wanted = [target for layer in layers for target in layer.expansions]
         if not any(isinstance(program.module(target), Expansion) for target in wanted):
             return program
-        traced = program.trace(x, wanted)
-        replaced: dict[str, nn.Module] = {}
-        notes: list[str] = []
+        read = program.inputs(x, wanted)
         for layer in layers:
-            inputs = {target: traced[target][0][0] for target in layer.expansions}
+            inputs = {target: read[target] for target in layer.expansions}
             options = self.options(layer.name)
             assert options is not None
-            modules, said = tabulate_layer(program, layer, inputs, options, self.samples)
-            replaced |= modules
-            notes += said
-        return program.replace_modules(replaced, notes)
+            is_linear = isinstance(program.module(layer.contraction), Contraction)
+            run = tabulate_layer if is_linear else tabulate_convolution
+            modules, said = run(program, layer, inputs, options, self.samples)
+            program = program.replace_modules(modules, said)
+        return program
 
     def _applies(self, program: Program, layer: Layer) -> bool:
-        return isinstance(program.module(layer.contraction), Contraction) and self.options(layer.name) is not None
+        is_float = isinstance(program.module(layer.contraction), Contraction | ConvContraction)
+        return is_float and self.options(layer.name) is not None
 
 
 def tabulate_layer(

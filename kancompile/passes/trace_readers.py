@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from torch import fx
 
 from kancompile.convolutions import ConvContraction, QuantizedConvContraction
-from kancompile.modules import Expansion, TableExpansion
+from kancompile.modules import Expansion, IndexQuantizer, TableExpansion
 from kancompile.program import Program
 
 _SELECTING = frozenset(
@@ -42,7 +42,7 @@ def _is_selecting(node: fx.Node) -> bool:
     if str(node.target) in _SELECTING:
         return True
     # the first result of a pooling with indices; the second would be numbers, not values
-    return "getitem" in str(node.target) and node.args[1] == 0
+    return "getitem" in str(node.target) and bool(node.args[1] == 0)
 
 
 def readers_behind(node: fx.Node) -> Iterator[fx.Node]:
@@ -75,6 +75,15 @@ def reads_one_convolution(program: Program, target: str) -> bool:
     return single_table_behind(program, str(source.target)) == target
 
 
+def quantizer_in_front(program: Program, target: str) -> IndexQuantizer | None:
+    """Return the quantizer that the convolution in front of an expansion is to have, ``None`` where it has none."""
+    source = _node(program, target).all_input_nodes[0]
+    while _is_selecting(source):
+        source = source.all_input_nodes[0]
+    module = program.module(str(source.target)) if source.op == "call_module" else None
+    return module.output if isinstance(module, ConvContraction | QuantizedConvContraction) else None
+
+
 def _node(program: Program, target: str) -> fx.Node:
-    nodes = program.graph_module.graph.nodes
+    nodes: list[fx.Node] = list(program.graph_module.graph.nodes)
     return next(node for node in nodes if node.op == "call_module" and node.target == target)

@@ -80,7 +80,7 @@ class _Writer:
         unsigned = (codes.ravel().astype(np.int32) + offset).astype(np.uint8)
         shift = 0
         for width in plane_widths(bits):
-            values = (unsigned >> shift) & ((1 << width) - 1)
+            values = ((unsigned >> shift) & ((1 << width) - 1)).astype(np.uint8)
             yield self._unpack(values, width, shift)
             shift += width
 
@@ -112,7 +112,7 @@ class _Writer:
     def _named(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         if name not in self.model.graph.initializers:
             value = ir.Value(
-                name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+                name=name, shape=ir.Shape(tensor.numpy().shape), type=ir.TensorType(tensor.dtype), const_value=tensor
             )
             self.model.graph.initializers[name] = value
         return self.model.graph.initializers[name]

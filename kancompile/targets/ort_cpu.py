@@ -77,7 +77,8 @@ def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest
     model.metadata_props.update(metadata)
     proto = ir.serde.serialize_model(model)
     onnx.checker.check_model(proto, full_check=True)
-    return proto.SerializeToString(deterministic=True)
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
 
 
 def pad_tables(program: Program) -> Program:

@@ -27,7 +27,8 @@ Value = Any  # an onnx_ir.Value while the exporter traces
 
 def constant(value: np.ndarray[Any, Any]) -> Value:
     """Write a constant."""
-    return op.Constant(value=ir.tensor(value))
+    tensor: Any = ir.tensor(value)
+    return op.Constant(value=tensor)
 
 
 def quantize_index(x: Value, scale: float, zero_point: int, levels: int) -> Value:
@@ -66,7 +67,8 @@ def expand(index: Value, table: Value, first_row: Value | None) -> Value:
     rows = index if index.dtype == ir.DataType.INT32 else op.Cast(index, to=ir.DataType.INT32)
     if first_row is not None:
         rows = op.Add(rows, first_row)
-    return op.Gather(table, rows, axis=0)
+    gathered: Value = op.Gather(table, rows, axis=0)  # type: ignore[type-var]
+    return gathered
 
 
 def contract(

@@ -245,3 +245,80 @@ class Grouped(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.top(torch.cat([self.left(x[:, :3]), self.right(x[:, 3:])], dim=1))
+
+
+class GroupedRational(nn.Module):
+    """A rational function for each group of channels, tokens first, then a linear layer."""
+
+    def __init__(self, channels: int = 8, groups: int = 4, n_out: int = 3) -> None:
+        super().__init__()
+        self.numerator = nn.Parameter(draw(6, seed=21))
+        self.denominator = nn.Parameter(draw(groups, 4, seed=22))
+        self.linear = nn.Linear(channels, n_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, channels = x.shape
+        grouped = x.reshape(batch, tokens, len(self.denominator), -1)
+        top = sum(self.numerator[power] * grouped**power for power in range(6))
+        bottom = 1 + sum(self.denominator[:, p, None].abs() * grouped.abs() ** (p + 1) for p in range(4))
+        return self.linear((top / bottom).reshape(batch, tokens, channels))
+
+
+class TransformerBlock(nn.Module):
+    """Class token, positions, attention, a KAN for every token with a skip connection, a KAN on the class token."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.token = nn.Parameter(draw(1, 1, width, seed=23))
+        self.position = nn.Parameter(draw(1, 6, width, seed=24))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.qkv = nn.Linear(width, 3 * width)
+        self.mlp, self.head = TokenKAN(width, width), DegreeMajor(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], dim=1) + self.position
+        query, key, value = self.qkv(self.norms[0](x)).chunk(3, dim=-1)
+        x = x + torch.softmax(query @ key.transpose(1, 2) / 3, dim=-1) @ value
+        x = x + self.mlp(self.norms[1](x))
+        return self.head(x[:, 0])
+
+
+class TokenKAN(nn.Module):
+    """Sines of three frequencies, the last dimension contracted."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(draw(n_out, n_in, 3, seed=25))
+
+    def forward(self, x: Tensor) -> Tensor:
+        basis = torch.sin(x.unsqueeze(-1) * torch.tensor([1.0, 2.0, 3.0]))
+        return torch.einsum("...ik,oik->...o", basis, self.weight)
+
+
+class LocalSpline(nn.Module):
+    """Finds the interval of each input, gathers the weights of three local functions and adds up edge by edge."""
+
+    def __init__(self, n_in: int = 4, n_out: int = 3, knots: int = 6) -> None:
+        super().__init__()
+        self.register_buffer("knots", torch.linspace(-2, 2, knots))
+        self.weight = nn.Parameter(draw(knots + 2, n_in, n_out, seed=26))
+
+    def forward(self, x: Tensor) -> Tensor:
+        interval = torch.searchsorted(self.knots, x.clamp(-1.99, 1.99).contiguous()) - 1
+        u = x - self.knots[interval]
+        rows = interval.unsqueeze(-1) + torch.arange(3)
+        weight = self.weight[rows, torch.arange(x.shape[1])[None, :, None]]  # [b, n, 3, o]
+        basis = torch.stack([1 - u, u, u * u], dim=-1)
+        return (weight * basis.unsqueeze(-1)).sum((1, 2))
+
+
+class SoftmaxBasis(nn.Module):
+    """Basis functions that compete: a softmax over the functions of one input."""
+
+    def __init__(self, n_in: int = 4, n_out: int = 3) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3 * n_in, n_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = torch.stack([torch.sin(x), torch.cos(2 * x), x], dim=-1)
+        return self.linear(torch.softmax(scores, dim=-1).flatten(1))

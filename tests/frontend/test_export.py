@@ -147,8 +147,8 @@ def test_example_is_checked() -> None:
             export(model, example)
     with pytest.raises(KanCompileError, match="example input: found NaN"):
         export(model, torch.full((3, 4), float("nan")))
+    program = torch.export.export(model, (draw(3, 4),), dynamic_shapes=({0: torch.export.Dim("b")},))
     with pytest.raises(KanCompileError, match=r"input shape.*expected \[batch, 5\]"):
-        program = torch.export.export(model, (draw(3, 4),), dynamic_shapes=({0: torch.export.Dim("b")},))
         export(program, (5,))
 
 

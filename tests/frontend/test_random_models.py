@@ -108,7 +108,9 @@ def check(writing: Writing, seed: int) -> None:
     assert contraction(program).n_out == writing.n_out or writing.n_out == 1
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, phases=(Phase.generate,), suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=5, deadline=None, derandomize=True, phases=(Phase.generate,), suppress_health_check=list(HealthCheck)
+)
 @given(writing=writings, seed=st.integers(0, 1000))
 def test_random_layers(writing: Writing, seed: int) -> None:
     check(writing, seed)

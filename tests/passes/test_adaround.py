@@ -43,6 +43,13 @@ def test_result_is_at_or_below_gptq_for_every_output(bits):
     assert "learned rounding is better than its start in" in learned.notes[-1]
 
 
+def test_result_does_not_depend_on_the_gradient_mode_outside():
+    task, method = calibrated(3), AdaRound(iterations=50)
+    expected = method(task, generator())
+    with torch.no_grad():
+        assert torch.equal(method(task, generator()).codes, expected.codes)
+
+
 def test_soft_weights_start_at_the_real_weights_and_end_hard():
     weight = torch.tensor([[0.32, -0.7, 5.0, -5.0]])
     step = torch.full_like(weight, 0.5)
@@ -72,5 +79,5 @@ def test_schedule_warms_up_then_falls_from_20_to_2():
     values = [schedule.exponent(i) for i in range(100)]
     assert values[:20] == [None] * 20
     assert values[20] == 20
-    assert all(a > b for a, b in itertools.pairwise(values))
+    assert all(a > b for a, b in itertools.pairwise(values[20:]))
     assert 2 < values[-1] < 2.5

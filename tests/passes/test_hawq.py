@@ -42,6 +42,15 @@ def test_estimates_lie_within_their_errors_of_exact_traces():
         assert bool((spread <= 0.15 * exact.abs().max()).all())  # the check above must be able to fail
 
 
+def test_result_does_not_depend_on_the_gradient_mode_outside():
+    loss, weights, parts = small_net()
+    expected = hessian_traces(loss, weights, parts, generator(), max_probes=3)
+    with torch.no_grad():
+        found = hessian_traces(loss, weights, parts, generator(), max_probes=3)
+    assert all(torch.equal(a, b) for a, b in zip(found.average, expected.average, strict=True))
+    assert all(bool((average != 0).any()) for average in found.average)
+
+
 def test_one_probe_is_exact_for_a_diagonal_hessian():
     curvature = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
     traces = hessian_traces(
