@@ -52,7 +52,8 @@ class BitBudget:
             "probes": self.traces.probes,
             "layers": {
                 layer.layer: {
-                    str(bits): dict(zip(layer.parts, cost.tolist(), strict=True)) for bits, cost in layer.by_bits.items()
+                    str(bits): dict(zip(layer.parts, cost.tolist(), strict=True))
+                    for bits, cost in layer.by_bits.items()
                 }
                 for layer in self.sensitivities
             },

@@ -49,7 +49,9 @@ def run_compile(options: argparse.Namespace) -> int:
             )
         model = _model(options)
         fitting, judging, judged_on = _split(samples, options)
-        compiled = compile_model(model, fitting, target=options.target, recipe=recipe, seed=options.seed, device=options.device)
+        compiled = compile_model(
+            model, fitting, target=options.target, recipe=recipe, seed=options.seed, device=options.device
+        )
         result = validate(
             compiled.model_bytes,
             compiled.reference,

@@ -86,6 +86,25 @@ def _(index: Tensor, table: Tensor, first_row: Tensor | None) -> Tensor:
     return table.new_empty((*index.shape, table.shape[-1]))
 
 
+@torch.library.custom_op("kancompile::expand_pairs", mutates_args=())
+def expand_pairs(index: Tensor, table: Tensor) -> Tensor:
+    """Look up basis values as :func:`expand` does, in a form that lets a target look up two inputs at a time.
+
+    Args:
+        index: row numbers below ``L``, uint8 ``[b, *, n_in]``, ``n_in`` even.
+        table: uint8 ``[L, k]``, at most 255 rows.
+
+    Returns:
+        uint8 ``[b, *, n_in, k]``.
+    """
+    return table[index.long()]
+
+
+@expand_pairs.register_fake
+def _(index: Tensor, table: Tensor) -> Tensor:
+    return table.new_empty((*index.shape, table.shape[-1]))
+
+
 def _columns(features: Sequence[Tensor]) -> Tensor:
     """Concatenate features ``[b, *, n_in, k]`` to columns ``[b, *, c]``, in the order of the weight's rows."""
     flat = [feature.flatten(-2) for feature in features]

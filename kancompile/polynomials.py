@@ -16,7 +16,6 @@ Shapes: ``b`` batch, ``*`` leading dimensions, ``n_in`` inputs, ``k`` functions 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -69,9 +68,18 @@ class SumLast(nn.Module):
 
 
 def group_size(shape: Sequence[int]) -> int:
-    """Give the largest divisor, up to 16, of the number of elements: larger ones only multiply more zeros."""
-    size = math.prod(shape)
-    return max(divisor for divisor in range(1, _GROUP + 1) if size % divisor == 0)
+    """Give the largest group of neighbouring elements, up to 16, into which a shape divides.
+
+    More would only multiply more zeros. Groups are whole trailing dimensions, and a divisor of the next: torch.export
+    cannot tell for every batch that a view across them is possible.
+    """
+    size = 1
+    for dimension in reversed(shape):
+        step = max(divisor for divisor in range(1, _GROUP // size + 1) if dimension % divisor == 0)
+        size *= step
+        if step != dimension:
+            break
+    return size
 
 
 @dataclass(frozen=True)
@@ -238,7 +246,8 @@ class PolynomialExpansion(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[b, ...]`` to basis values ``[b, *, n_in, k]``."""
-        x = to_channels_last(x) if self.channels_first else regroup(x, self.in_shape)
+        # contiguous: the strides of a mere view would decide how torch.export sees a reshape of a dynamic batch
+        x = to_channels_last(x).contiguous() if self.channels_first else regroup(x, self.in_shape)
         rows, place = self.cells(x, self.first_row)
         value = self._gather(self.degree, rows)
         if self.degree > 0:

@@ -173,7 +173,7 @@ def kinked(draw: st.DrawFn) -> tuple[list[float], list[float], list[bool]]:
     return places, heights, jumps
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(kinked())
 def test_random_piecewise_functions(drawn: tuple[list[float], list[float], list[bool]]) -> None:
     """Sums of steps and kinks at arbitrary places: comparisons and relu, each at its own breakpoint."""
@@ -262,4 +262,4 @@ def test_repeat_and_sum_are_exact() -> None:
         assert torch.equal(Repeat(shape, 9)(t), t.unsqueeze(-1).expand(5, *shape, 9))
         counts = torch.randint(0, 2, (5, *shape, 13), generator=generator).float()
         assert torch.equal(SumLast(shape, 13)(counts), counts.sum(-1))
-    assert [group_size(shape) for shape in ((784,), (17,), (3, 10), (64,))] == [16, 1, 15, 16]
+    assert [group_size(shape) for shape in ((784,), (17,), (3, 10), (64,))] == [16, 1, 10, 16]

@@ -22,7 +22,7 @@ METHODS: dict[str, Method] = {
     "awq+gptq": Awq(inner=Gptq()),
     "adaround": AdaRound(),
     "awq+adaround": Awq(inner=AdaRound()),
-    "brecq": Brecq(),
+    "brecq": Brecq(start=Awq(inner=Gptq())),
 }
 
 

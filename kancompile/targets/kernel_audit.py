@@ -17,6 +17,8 @@ import onnxruntime
 INTEGER_KERNELS = frozenset(
     {"QGemm", "QLinearMatMul", "QLinearConv", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger"}
 )
+# a product that joins row numbers in pairs is no layer
+PAIR_INDEX = "pair-index"
 FLOAT_KERNELS = frozenset({"Gemm", "MatMul", "Conv", "FusedGemm", "FusedMatMul", "FusedConv", "MatMulNBits"})
 
 
@@ -86,6 +88,8 @@ def audit_kernels(model: bytes) -> KernelAudit:
     operators: dict[str, int] = {}
     for node in graph.node:
         operators[node.op_type] = operators.get(node.op_type, 0) + 1
+        if node.name.startswith(PAIR_INDEX):
+            continue
         if node.op_type in INTEGER_KERNELS | FLOAT_KERNELS:
             rows.append(KernelRow(node.name, node.op_type, node.op_type in INTEGER_KERNELS))
         elif node.op_type == "DequantizeLinear" and node.input[0] in constants:

@@ -21,13 +21,14 @@ from kancompile.convolutions import QuantizedConvContraction
 from kancompile.errors import KanCompileError
 from kancompile.modules import QuantizedContraction, TableExpansion
 from kancompile.program import Program
+from kancompile.targets.arrange_tables import arrange_tables
 from kancompile.targets.narrow_weights import store_narrow_weights
+from kancompile.targets.kernel_audit import PAIR_INDEX
 from kancompile.targets.translate_convolutions import CONVOLUTION_TRANSLATIONS
 from kancompile.targets.translation import TRANSLATIONS
 
 OPSET = 21
 IR_VERSION = 10
-_PADDING_LIMIT = 1 << 14
 
 
 def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest") -> bytes:
@@ -46,7 +47,7 @@ def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest
             convolution has no quantizer.
     """
     _check_outputs(program)
-    graph_module = pad_tables(program).graph_module.eval()
+    graph_module = arrange_tables(program).graph_module.eval()
     example = torch.zeros(2, *program.input_shape)
     batch = torch.export.Dim("batch")
     with quiet():
@@ -79,42 +80,6 @@ def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest
     onnx.checker.check_model(proto, full_check=True)
     data: bytes = proto.SerializeToString(deterministic=True)
     return data
-
-
-def pad_tables(program: Program) -> Program:
-    """Repeat the last row of small tables up to 256 rows, so that no Clip is needed in front of the look-up.
-
-    QuantizeLinear saturates at 255; rows beyond the last level then hold what the last level holds. Outputs stay equal.
-    """
-    modules: dict[str, nn.Module] = {}
-    for layer in program.layers():
-        for target in layer.expansions:
-            expansion = program.module(target)
-            if not isinstance(expansion, TableExpansion) or expansion.index.levels >= 256 or expansion.n_tables > 1:
-                continue
-            missing = 256 - expansion.index.levels
-            if missing * expansion.k > _PADDING_LIMIT:
-                continue
-            table = torch.cat([expansion.table, expansion.table[-1:].expand(missing, -1)])
-            wide = type(expansion.index)(expansion.index.scale, expansion.index.zero_point, 256)
-            modules[target] = expansion.with_index(wide, expansion.input, table)
-            producer = _producer(program, target)
-            if expansion.input == "index" and producer is not None:
-                contraction = program.module(producer)
-                if isinstance(contraction, QuantizedConvContraction):
-                    modules[producer] = contraction.with_output(wide, "index")
-                else:
-                    assert isinstance(contraction, QuantizedContraction)
-                    modules[producer] = contraction.with_output(wide)
-    return program.replace_modules(modules) if modules else program
-
-
-def _producer(program: Program, target: str) -> str | None:
-    for node in program.graph_module.graph.nodes:
-        if node.op == "call_module" and node.target == target:
-            source = node.all_input_nodes[0]
-            return str(source.target) if source.op == "call_module" else None
-    return None
 
 
 def _check_outputs(program: Program) -> None:
@@ -161,7 +126,7 @@ def _name(model: ir.Model, program: Program) -> None:
     for node in model.graph:
         node.metadata_props.clear()
         node.doc_string = None
-        layer = _layer_of(node, layer_of)
+        layer = PAIR_INDEX if node.op_type == "MatMulInteger" else _layer_of(node, layer_of)
         name = f"{layer}/{node.op_type}" if layer else node.op_type
         counts[name] = counts.get(name, -1) + 1
         node.name = name if counts[name] == 0 else f"{name}_{counts[name]}"

@@ -1,0 +1,167 @@
+"""Bring tables into the form that ONNX Runtime reads fastest; every value that a program computes stays the same.
+
+Three rewrites, each for its own reason:
+
+* columns of zeros so that a convolution reads a multiple of 4 channels: others cost it a copy of every patch;
+* two inputs at a time in large layers: a Gather costs the same for each row number whatever the length of the row;
+* rows up to 256 for the tables that are left: QuantizeLinear saturates there, so no Clip is needed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from kancompile.convolutions import QuantizedConvContraction
+from kancompile.modules import IndexQuantizer, QuantizedContraction, TableExpansion
+from kancompile.program import Layer, Program
+
+_ROW_PADDING_BYTES = 1 << 14
+_PAIR_BYTES = 1 << 21
+_PAIRED_FROM = 512
+_CHANNEL_MULTIPLE = 4
+
+
+def arrange_tables(program: Program) -> Program:
+    """Apply all three rewrites."""
+    return pad_rows(pair_inputs(pad_columns(program)))
+
+
+def pad_columns(program: Program) -> Program:
+    """Give tables in front of convolutions columns of zeros, with weights 0, up to a multiple of 4 channels."""
+    modules: dict[str, nn.Module] = {}
+    for layer in program.layers():
+        contraction = program.module(layer.contraction)
+        if not isinstance(contraction, QuantizedConvContraction) or len(layer.expansions) != 1:
+            continue
+        table = program.module(layer.expansions[0])
+        assert isinstance(table, TableExpansion)
+        channels = table.n_in // contraction.geometry.groups
+        widths = [k for k in range(table.k, 2 * table.k + 1) if channels * k % _CHANNEL_MULTIPLE == 0]
+        if not widths or widths[0] == table.k or math.prod(contraction.kernel) == 1:
+            continue
+        more = widths[0] - table.k
+        modules[layer.expansions[0]] = _with_columns(table, more)
+        weight = contraction.weight.reshape(len(contraction.weight), channels, table.k, -1)
+        padded = nn.functional.pad(weight, (0, 0, 0, more)).reshape(
+            len(weight), channels * widths[0], *contraction.kernel
+        )
+        modules[layer.contraction] = contraction.with_weight(padded)
+    return program.replace_modules(modules) if modules else program
+
+
+def _with_columns(table: TableExpansion, more: int) -> TableExpansion:
+    return TableExpansion(
+        table.in_shape,
+        table.index,
+        nn.functional.pad(table.table, (0, more)),
+        table.first_row,
+        nn.functional.pad(table.scale, (0, more), value=1.0),
+        nn.functional.pad(table.offset, (0, more)),
+        (*table.branch_sizes, more),
+        (*table.branch_names, "zeros"),
+        table.input,
+        table.channels_first,
+    )
+
+
+class PairedTable(TableExpansion):
+    """A table that two neighbouring inputs read together."""
+
+    @staticmethod
+    def of(table: TableExpansion) -> PairedTable:
+        """Wrap a table that all inputs share."""
+        return PairedTable(
+            table.in_shape,
+            table.index,
+            table.table,
+            None,
+            table.scale,
+            table.offset,
+            table.branch_sizes,
+            table.branch_names,
+            table.input,
+            table.channels_first,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[b, ...]`` to table codes, uint8 ``[b, *, n_in, k]``."""
+        codes: Tensor = torch.ops.kancompile.expand_pairs(self.to_index(x), self.table)
+        return codes
+
+
+def pair_inputs(program: Program) -> Program:
+    """Let layers of many inputs look up two at a time, where the tables of pairs stay in the cache."""
+    modules: dict[str, nn.Module] = {}
+    for layer in program.layers():
+        for target in layer.expansions:
+            table = program.module(target)
+            if isinstance(table, TableExpansion) and _can_pair(table):
+                modules[target] = PairedTable.of(table)
+    return program.replace_modules(modules) if modules else program
+
+
+def _can_pair(table: TableExpansion) -> bool:
+    rows = table.index.levels
+    return (
+        table.n_tables == 1
+        and rows <= 255
+        and table.input in ("real", "index")
+        and table.n_in % 2 == 0
+        and math.prod(table.in_shape) >= _PAIRED_FROM
+        and rows * rows * 2 * table.k <= _PAIR_BYTES
+    )
+
+
+def pad_rows(program: Program) -> Program:
+    """Repeat the last row of small tables up to 256 rows, so that no Clip is needed in front of the look-up.
+
+    QuantizeLinear saturates at 255; rows beyond the last level then hold what the last level holds. A contraction that
+    hands over row numbers saturates there too, which takes that all tables that read it can be padded.
+    """
+    modules: dict[str, nn.Module] = {}
+    for layer in program.layers():
+        contraction = program.module(layer.contraction)
+        readers = _readers(program, layer)
+        tables = {target: program.module(target) for target in readers}
+        padded = {target: _with_256_rows(table) for target, table in tables.items()}
+        if not isinstance(contraction, QuantizedContraction | QuantizedConvContraction) or contraction.output is None:
+            continue
+        if not padded or any(table is None for table in padded.values()) or not _hands_over_rows(contraction):
+            continue
+        wide = IndexQuantizer(contraction.output.scale, contraction.output.zero_point, 256)
+        modules |= {target: table for target, table in padded.items() if table is not None}
+        if isinstance(contraction, QuantizedConvContraction):
+            modules[layer.contraction] = contraction.with_output(wide, "index")
+        else:
+            modules[layer.contraction] = contraction.with_output(wide)
+    for layer in program.layers():
+        for target in layer.expansions:
+            table = program.module(target)
+            if isinstance(table, TableExpansion) and table.input != "index":
+                padded_table = _with_256_rows(table)
+                if padded_table is not None:
+                    modules[target] = padded_table
+    return program.replace_modules(modules) if modules else program
+
+
+def _hands_over_rows(contraction: QuantizedContraction | QuantizedConvContraction) -> bool:
+    return not isinstance(contraction, QuantizedConvContraction) or contraction.hands_over == "index"
+
+
+def _with_256_rows(table: nn.Module) -> TableExpansion | None:
+    if not isinstance(table, TableExpansion) or isinstance(table, PairedTable) or table.n_tables > 1:
+        return None
+    missing = 256 - table.index.levels
+    if missing <= 0 or missing * table.k > _ROW_PADDING_BYTES:
+        return None
+    rows = torch.cat([table.table, table.table[-1:].expand(missing, -1)])
+    return table.with_index(IndexQuantizer(table.index.scale, table.index.zero_point, 256), table.input, rows)
+
+
+def _readers(program: Program, layer: Layer) -> list[str]:
+    nodes = program.graph_module.graph.nodes
+    node = next(node for node in nodes if node.op == "call_module" and node.target == layer.contraction)
+    return [str(user.target) for user in node.users if user.op == "call_module"]
