@@ -181,16 +181,9 @@ class QuantizedConvContraction(nn.Module):
 
     def with_output(self, output: IndexQuantizer | None, hands_over: str) -> QuantizedConvContraction:
         """Return the same convolution with another kind of output."""
-        return self._with(self.weight, output, hands_over)
-
-    def with_weight(self, weight: Tensor) -> QuantizedConvContraction:
-        """Return the same convolution of other columns, codes int8 ``[n_out, c / groups, *kernel]``."""
-        return self._with(weight, self.output, self.hands_over)
-
-    def _with(self, weight: Tensor, output: IndexQuantizer | None, hands_over: str) -> QuantizedConvContraction:
         return QuantizedConvContraction(
             self.layer,
-            weight,
+            self.weight,
             self.bias,
             self.scale,
             self.geometry,

@@ -98,6 +98,7 @@ class Branch(nn.Module):
         self.name = name
         self.region = region
         self.register_buffer("position", position)
+        self._window = _window(position)
 
     @property
     def k(self) -> int:
@@ -107,8 +108,24 @@ class Branch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map the anchor ``[b, *anchor_shape]`` to basis values ``[b, *, n_in, k]``."""
         values = (x if self.region is None else self.region(x)).flatten(1)
+        if self._window is not None and values.shape[1] == self._window[0] * self.position[..., 0].numel():
+            width, first = self._window
+            return values.reshape(-1, *self.position.shape[:-1], width)[..., first : first + self.k]
         picked = values[:, self.position.clamp(min=0).flatten()]
         return picked.reshape(-1, *self.position.shape) * (self.position >= 0)
+
+
+def _window(position: Tensor) -> tuple[int, int] | None:
+    """Recognise positions that are a slice of rows of equal length: ``(row length, first)``, or ``None``.
+
+    A file then needs a reshape and a slice, where picking single elements takes a gather of each.
+    """
+    flat = position.reshape(-1, position.shape[-1])
+    first = int(flat[0, 0])
+    width = int(flat[1, 0]) - first if len(flat) > 1 else 0
+    regular = torch.arange(len(flat))[:, None] * width + first + torch.arange(flat.shape[1])
+    fits = first >= 0 and first + flat.shape[1] <= width and torch.equal(flat, regular)
+    return (width, first) if fits else None
 
 
 class Expansion(nn.Module):

@@ -8,6 +8,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 
+from kancompile.convolutions import ConvContraction
 from kancompile.errors import KanCompileError
 from kancompile.execution import ModelFile, name_of, read_model
 from kancompile.modules import Contraction, Expansion
@@ -85,7 +86,7 @@ def describe_program(program: Program) -> dict[str, Any]:
     layers = []
     for layer in program.layers():
         contraction = program.module(layer.contraction)
-        assert isinstance(contraction, Contraction)
+        assert isinstance(contraction, Contraction | ConvContraction)
         expansions = [program.module(target) for target in layer.expansions]
         layers.append(
             {

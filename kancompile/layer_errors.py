@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from kancompile.convolutions import QuantizedConvContraction
 from kancompile.error_measures import ErrorMeasure, plain_number
 from kancompile.errors import KanCompileError
 from kancompile.modules import QuantizedContraction, TableExpansion
@@ -73,7 +74,10 @@ class LayerErrors:
 
 def _real_values(program: Program, target: str, output: Tensor, readers: list[fx.Node]) -> Tensor:
     contraction = program.module(target)
-    if isinstance(contraction, QuantizedContraction) and contraction.output is not None:
+    hands_over_rows = isinstance(contraction, QuantizedContraction) or (
+        isinstance(contraction, QuantizedConvContraction) and contraction.hands_over == "index"
+    )
+    if hands_over_rows and contraction.output is not None:
         index = contraction.output
         return (output.double() - index.zero_point) * index.scale
     for reader in readers:

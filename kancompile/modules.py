@@ -56,8 +56,12 @@ class Contraction(nn.Module):
     def forward(self, *features: Tensor) -> Tensor:
         """Map features ``[b, *, n_in, k]`` to ``[b, *out_shape]``."""
         flat = [feature.flatten(-2).to(self.weight.dtype) for feature in features]
-        columns = flat[0] if len(flat) == 1 else torch.cat(flat, dim=-1)
-        return regroup(nn.functional.linear(columns, self.weight, self.bias), self.out_shape)
+        # one product for each expansion: adding results costs less than copying features side by side
+        parts = torch.split(self.weight, [feature.shape[-1] for feature in flat], 1)
+        y = nn.functional.linear(flat[0], parts[0], self.bias)
+        for feature, part in zip(flat[1:], parts[1:], strict=True):
+            y = y + nn.functional.linear(feature, part)
+        return regroup(y, self.out_shape)
 
 
 class QuantizedContraction(nn.Module):

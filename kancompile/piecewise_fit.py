@@ -262,7 +262,8 @@ def fit_uniform(functions: Functions, degree: int, most_bytes: int) -> Fit | Non
     times = _subdivide(functions, core + spans, degree, most)
     if times is None:
         return None
-    slope = times / width
+    # a few cells more may put a boundary on 0, which saves the shift
+    slope = next((n / width for n in range(times, times + 4) if _align(first * n / width)[0] == 0.0), times / width)
     shift, number = _align(first * slope)
     start = number - _ceil((first - functions.low) * slope)
     end = number + _ceil((functions.high - first) * slope)

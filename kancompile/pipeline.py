@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from kancompile.atomic_write import check_destinations, write_atomically
 from kancompile.bit_budget import BitBudget, check_latency
 from kancompile.calibration import Calibration, load_calibration
+from kancompile.convolutions import ConvContraction, QuantizedConvContraction
 from kancompile.errors import KanCompileError
 from kancompile.execution import RuntimeModel
 from kancompile.frontend.capture import capture
@@ -289,10 +290,20 @@ def describe_layer(program: Program, layer: Layer) -> dict[str, Any]:
             "weight_bytes": -(-weights * contraction.weight_bits // 8),
             "hands_over": "real values" if contraction.output is None else "row numbers",
         }
-    elif isinstance(contraction, Contraction):
+    elif isinstance(contraction, QuantizedConvContraction):
         described |= {
             "n_out": contraction.n_out,
-            "columns": contraction.weight.shape[1],
+            "columns": contraction.weight[0].numel(),
+            "kernel": list(contraction.kernel),
+            "weight_bits": contraction.weight_bits,
+            "scale_groups": 1,
+            "weight_bytes": -(-contraction.weight.numel() * contraction.weight_bits // 8),
+            "hands_over": "row numbers" if contraction.hands_over == "index" else "real values",
+        }
+    elif isinstance(contraction, Contraction | ConvContraction):
+        described |= {
+            "n_out": contraction.n_out,
+            "columns": contraction.weight[0].numel(),
             "weight_bits": 32,
             "weight_bytes": contraction.weight.numel() * 4,
             "hands_over": "real values",

@@ -16,11 +16,11 @@ from kancompile.benchmarking import (
     FLOAT_EXPORT,
     Benchmark,
     Timing,
-    take_turns,
     available_cores,
     benchmark,
     describe_machine,
     export_float,
+    take_turns,
 )
 from kancompile.errors import KanCompileError
 from kancompile.execution import RuntimeModel

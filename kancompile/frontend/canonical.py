@@ -15,11 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from kancompile.convolutions import ConvContraction
 from kancompile.frontend.activations import is_plain_activation
 from kancompile.frontend.affine_map import affine_map
 from kancompile.frontend.batch_layout import BatchLayout, NotLowerableError, layout_of
 from kancompile.frontend.columns import Columns, merge_columns, sample_points, sample_tokens, tokens_are_alike
-from kancompile.frontend.flow import Flow, operator_name
+from kancompile.frontend.flow import Flow
 from kancompile.frontend.origins import Cut, locate
 from kancompile.frontend.regions import Region
 from kancompile.frontend.subgraph import Selection, cut_out, largest_row
@@ -44,7 +45,7 @@ class CanonicalLayer:
     anchors: tuple[fx.Node, ...]
     selections: tuple[Selection | None, ...]
     expansions: tuple[Expansion, ...]
-    contraction: Contraction
+    contraction: Contraction | ConvContraction
 
 
 def canonicalize(flow: Flow, region: Region, name: str, per_token: bool) -> CanonicalLayer:
@@ -74,9 +75,9 @@ def canonicalize(flow: Flow, region: Region, name: str, per_token: bool) -> Cano
         if lead and not tokens_are_alike(columns.expansion):
             raise NotLowerableError("functions differ between tokens")
         merged, shift, values = merge_columns(columns, values)
-        bias = bias + shift
+        bias = bias + shift.sum(1)
         if merged is not None:
-            kan = kan or _is_kan(merged.expansion, values)
+            kan = kan or is_kan(merged.expansion, values)
             kept.append((part, merged))
     if not kept or all(columns.expansion.is_identity for _, columns in kept):
         raise NotLowerableError("plain linear layer")
@@ -106,7 +107,7 @@ def _arrange(flow: Flow, anchor: fx.Node, cuts: Sequence[Cut], lead: tuple[int, 
     shape = layout_of(anchor, flow.batch).shape
     size = math.prod(shape) // math.prod(lead)
     own = [number for number, cut in enumerate(cuts) if cut.anchor is anchor]
-    positions = [_positions(cuts[number].origin, math.prod(shape)).reshape(*lead, size, -1) for number in own]
+    positions = [positions_of(cuts[number].origin, math.prod(shape)).reshape(*lead, size, -1) for number in own]
     used = torch.cat([position >= 0 for position in positions], dim=-1).any(-1).reshape(-1, size)
     if not bool(used.any()):
         return None
@@ -122,7 +123,7 @@ def _arrange(flow: Flow, anchor: fx.Node, cuts: Sequence[Cut], lead: tuple[int, 
             position = torch.arange(position.numel()).reshape(position.shape)
         inner = None if node is anchor else cut_out(flow, [anchor], node, selection)
         branches.append(Branch(node.name, inner, position))
-    read = shape if selection is None else (*lead, len(selection.used))
+    read = shape if selection is None else selection.shape
     return _Inputs(anchor, selection, Expansion(read, branches), tuple(own))
 
 
@@ -190,14 +191,10 @@ def refuse_other_layers(flow: Flow, region: Region) -> None:
     """Leave out what this form cannot hold.
 
     Raises:
-        NotLowerableError: a plain linear layer, a convolution over positions, other number types.
+        NotLowerableError: a plain linear layer, other number types.
     """
     if all(node in flow.anchors for node in region.cuts):
         raise NotLowerableError("plain linear layer")
-    for node in region.affine:
-        value = flow.values[node]
-        if operator_name(node) == "convolution" and math.prod(value.shape[2:]) > 1:
-            raise NotLowerableError("convolution: not lowered yet")
     for node in (*region.cuts, region.target, *(flow.track(cut).anchor for cut in region.cuts)):
         if flow.values[node].dtype != torch.float32:
             raise NotLowerableError(f"computes in {flow.values[node].dtype}, not in float32")
@@ -212,7 +209,7 @@ def _lead(target: BatchLayout, anchors: Sequence[BatchLayout]) -> tuple[int, ...
     return tuple(lead)
 
 
-def _positions(origin: Tensor, n_elements: int) -> Tensor:
+def positions_of(origin: Tensor, n_elements: int) -> Tensor:
     """Invert ``origin``: int64 ``[n_elements, k]``, places of each element's functions in order, filled up with -1."""
     places = torch.nonzero(origin >= 0).flatten()
     places = places[torch.argsort(origin[places], stable=True)]
@@ -224,7 +221,7 @@ def _positions(origin: Tensor, n_elements: int) -> Tensor:
     return position
 
 
-def _is_kan(expansion: Expansion, values: Tensor) -> bool:
+def is_kan(expansion: Expansion, values: Tensor) -> bool:
     """Tell a learnable or manifold expansion from the activation of an ordinary network.
 
     Several functions of one input, functions that differ between inputs, or one function that is no standard activation.

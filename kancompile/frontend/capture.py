@@ -13,6 +13,8 @@ from kancompile.errors import KanCompileError
 from kancompile.frontend.batch_dependence import refuse_batch_dependence, run
 from kancompile.frontend.batch_layout import NotLowerableError
 from kancompile.frontend.canonical import CanonicalLayer, can_be_per_token, canonicalize, layer_name, shipped_bytes
+from kancompile.frontend.convolution_layer import canonicalize_convolution
+from kancompile.frontend.convolution_map import is_over_positions
 from kancompile.frontend.export import example_rows, export
 from kancompile.frontend.flow import Flow, analyse
 from kancompile.frontend.probing import TOLERANCE, confirm
@@ -81,6 +83,10 @@ def _best_layer(flow: Flow, candidates: Sequence[Region], name: str) -> Canonica
 
 def _canonical_layer(flow: Flow, region: Region, name: str) -> CanonicalLayer:
     """Canonicalise token by token where that holds, else with every element as an input of its own."""
+    if any(is_over_positions(flow, node) for node in region.affine):
+        layer = canonicalize_convolution(flow, region, name)
+        confirm(flow, layer)
+        return layer
     if can_be_per_token(flow, region):
         try:
             layer = canonicalize(flow, region, name, per_token=True)

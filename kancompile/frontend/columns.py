@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kancompile.expansions import to_channels_first
 from kancompile.modules import Branch, Expansion
 
 _FLAT = 1e-6
@@ -55,8 +56,9 @@ def sample_tokens(expansion: Expansion, points: Tensor, shift: int = 0) -> Tenso
     tokens = math.prod(lead)
     places = torch.arange(len(points) + (-len(points)) % tokens) % len(points)
     dealt = points[places.roll(shift)].reshape(-1, *lead, 1).expand(-1, *expansion.in_shape)
+    anchor = to_channels_first(dealt) if expansion.channels_first else dealt.reshape(-1, *expansion.anchor_shape)
     with torch.no_grad():
-        values: Tensor = expansion(dealt.reshape(-1, *expansion.anchor_shape))
+        values: Tensor = expansion(anchor.contiguous())
     return values.reshape(-1, expansion.n_in, expansion.k).roll(-shift, 0)[: len(points)]
 
 
@@ -78,11 +80,11 @@ def merge_columns(columns: Columns, values: Tensor) -> tuple[Columns | None, Ten
         values: samples of the expansion at ``sample_points()``, ``[points, n_in, k]``.
 
     Returns:
-        the reduced columns (``None`` where nothing is left), what the constant functions add to the bias ``[n_out]``, and
-        the samples that remain.
+        the reduced columns (``None`` where nothing is left), what the constant functions of each input add to the bias
+        ``[n_out, n_in]``, and the samples that remain.
     """
     expansion, weight = columns.expansion, columns.weight.clone()
-    shift = torch.zeros(len(weight))
+    shift = torch.zeros(weight.shape[:2])
     keep: list[int] = []
     flat = _constant(values)
     twins = _twins(values)
@@ -92,7 +94,7 @@ def merge_columns(columns: Columns, values: Tensor) -> tuple[Columns | None, Ten
         twins = {} if dense is None else {k: j for k, j in twins.items() if _equal(dense[..., k], dense[..., j])}
     for k in range(expansion.k):
         if bool(flat[k]):
-            shift = shift + weight[..., k] @ values[0, :, k]
+            shift = shift + weight[..., k] * values[0, :, k]
         elif k in twins:
             weight[..., twins[k]] += weight[..., k]
         else:
@@ -139,7 +141,7 @@ def _dense_samples(expansion: Expansion) -> Tensor | None:
         buffer.detach().flatten().float()
         for branch in expansion.branches
         if branch.region is not None
-        for buffer in branch.region.buffers()  # type: ignore[union-attr,operator]
+        for buffer in branch.region.buffers()  # type: ignore[union-attr]
         if buffer.is_floating_point()
     ]
     special = torch.cat(numbers) if numbers else torch.empty(0)
@@ -159,4 +161,4 @@ def _select(expansion: Expansion, keep: Sequence[int]) -> Expansion:
         start += branch.k
         if own:
             branches.append(Branch(branch.name, branch.region, branch.position[..., own]))
-    return Expansion(expansion.anchor_shape, branches)
+    return Expansion(expansion.anchor_shape, branches, expansion.channels_first)

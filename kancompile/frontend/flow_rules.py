@@ -204,8 +204,16 @@ def convolution(call: Call) -> Verdict:
         ids = ids.unsqueeze(2)
         stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
     window = (1, weight.shape[2]) if weight.dim() == 3 else tuple(weight.shape[2:])
-    patches = torch.nn.functional.unfold((ids + 1).double(), window, tuple(dilation), tuple(padding), tuple(stride))
-    merged = merge_along(patches.view(len(ids), groups, -1, patches.shape[-1]).long() - 1, (2,))
+
+    def merge(part: Tensor) -> Tensor | None:
+        patches = torch.nn.functional.unfold(
+            (part + 1).double(), window, tuple(dilation), tuple(padding), tuple(stride)
+        )
+        return merge_along(patches.view(len(part), groups, -1, patches.shape[-1]).long() - 1, (2,))
+
+    # all windows of a large image take much memory, and mostly the first one tells: two ids that meet in it meet anyway
+    height, width = (reach * (side - 1) + 1 for reach, side in zip(dilation, window, strict=True))
+    merged = None if merge(ids[:1, :, :height, :width]) is None else merge(ids)
     if merged is None:
         return Mixes(contraction=True)
     spread = merged.unsqueeze(2).expand(-1, -1, weight.shape[0] // groups, -1)

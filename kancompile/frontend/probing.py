@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kancompile.convolutions import ConvContraction
 from kancompile.frontend.batch_layout import NotLowerableError, layout_of
 from kancompile.frontend.canonical import CanonicalLayer
 from kancompile.frontend.flow import Flow
 from kancompile.frontend.subgraph import cut_out
-from kancompile.modules import Expansion
+from kancompile.modules import Contraction, Expansion
 
 TOLERANCE = 1e-5
 _PROBED_ELEMENTS = 1 << 18
@@ -38,9 +39,10 @@ def confirm(flow: Flow, layer: CanonicalLayer, rows: int = 16) -> None:
         ]
         features = [expansion(x) for expansion, x in zip(layer.expansions, inputs, strict=True)]
         found = layer.contraction(*features).flatten(1)
-        columns = torch.cat([feature.flatten(-2) for feature in features], dim=-1)
-        sizes = columns.abs() @ layer.contraction.weight.abs().T + layer.contraction.bias.abs()
-    finite = torch.isfinite(expected).all(1) & torch.isfinite(columns).flatten(1).all(1)
+        sizes = _sizes(layer.contraction, features)
+    finite = torch.isfinite(expected).all(1)
+    for feature in features:
+        finite &= torch.isfinite(feature).flatten(1).all(1)
     if not bool(finite.any()):
         raise NotLowerableError("probing: the layer gives no finite output")
     scale = sizes.reshape(expected.shape)[finite].amax(1, keepdim=True)
@@ -51,6 +53,18 @@ def confirm(flow: Flow, layer: CanonicalLayer, rows: int = 16) -> None:
         )
     for expansion, x, feature in zip(layer.expansions, inputs, features, strict=True):
         _confirm_univariate(expansion, x[finite], feature[finite], generator)
+
+
+def _sizes(contraction: Contraction | ConvContraction, features: list[Tensor]) -> Tensor:
+    """Give the sum of the magnitudes of the terms of every output."""
+    weight, bias = contraction.weight.abs(), contraction.bias.abs()
+    sizes: Contraction | ConvContraction
+    if isinstance(contraction, ConvContraction):
+        sizes = ConvContraction(contraction.layer, weight, bias, contraction.geometry, contraction.out_shape)
+    else:
+        sizes = Contraction(contraction.layer, weight, bias, contraction.out_shape)
+    total: Tensor = sizes(*(feature.abs() for feature in features))
+    return total
 
 
 def _inputs(flow: Flow, layer: CanonicalLayer, position: int, rows: int, generator: torch.Generator) -> Tensor:
@@ -69,11 +83,13 @@ def _confirm_univariate(expansion: Expansion, x: Tensor, feature: Tensor, genera
     rows, n_inputs = elements.shape[:2]
     moved = torch.randint(n_inputs, (rows,), generator=generator)
     every = torch.arange(rows)
+    numbers = torch.arange(n_inputs).reshape(x.shape[1:])  # the anchor's elements
+    element = (numbers.movedim(0, -1) if expansion.channels_first else numbers).flatten()[moved]
     changed = x.flatten(1).clone()
-    changed[every, moved] += 0.37
+    changed[every, element] += 0.37
     with torch.no_grad():
         other = expansion(changed.reshape(x.shape)).flatten(1, -2)
-        filled = expansion.sample(x.flatten(1)[every, moved]).flatten(1, -2)
+        filled = expansion.sample(x.flatten(1)[every, element]).flatten(1, -2)
     differs = ~torch.isclose(other, elements, rtol=TOLERANCE, atol=1e-7).all(-1)
     differs[every, moved] = False
     if bool(differs.any()):

@@ -9,6 +9,7 @@ fewer than the basis functions), the best set in front of all weights is a secon
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.frontend.batch_layout import NotLowerableError
+from kancompile.frontend.convolution_map import can_be_added, is_over_positions
 from kancompile.frontend.flow import Flow, operator_name
 from kancompile.frontend.minimum_cut import minimum_cut
 from kancompile.frontend.origins import locate
@@ -60,11 +62,12 @@ class Regions:
 def find_regions(flow: Flow) -> Regions:
     """List the layers of a network.
 
-    A target is an anchor that is affine in what precedes it and is used nonlinearly or returned. Two joins are no layers
-    but stay as they are, and the tensors they join become targets: a skip connection (a sum with an anchor itself) and a
-    concatenation for which one dense matrix would mostly hold zeros.
+    A target is an anchor that is affine in what precedes it and is used nonlinearly or returned. Some joins are no layers
+    but stay as they are, and the tensors they join become targets: a skip connection (a sum with an anchor itself), a
+    concatenation for which one dense matrix would mostly hold zeros, and convolutions that move differently.
     """
     search = _Search(flow)
+    search.keep_convolutions()
     search.settle_joins()
     targets = [node for node in flow.anchors if search.is_target(node)]
     if search.is_univariate_output(flow.output):
@@ -102,6 +105,44 @@ class _Search:
             return False
         return bool(flow.values[flow.track(node).anchor].numel() == len(flow.values[flow.input]))
 
+    def keep_convolutions(self) -> None:
+        """Make the output of a convolution a target where another contraction reads it, such as average pooling.
+
+        One that mixes no pixels again, a convolution of kernel 1, becomes part of the layer instead.
+        """
+        flow = self.flow
+        for node in flow.contractions:
+            if _is_convolution_of_pixels(flow, node):
+                continue
+            for source in flow.data_inputs(node):
+                anchor = flow.track(source).anchor
+                if flow.anchors[anchor] and self._convolutions(anchor):
+                    self.required.add(anchor)
+
+    def _convolutions(self, node: fx.Node) -> list[fx.Node]:
+        """List the convolutions over positions that a value is, up to sums, shifts and scales."""
+        flow = self.flow
+        found = []
+        stack, seen = [node], {node}
+        while stack:
+            node = stack.pop()
+            if is_over_positions(flow, node):
+                found.append(node)
+            elif node in flow.linear and node not in flow.contractions:
+                new = [source for source in flow.data_inputs(node) if source not in seen and not self.is_end(source)]
+                seen.update(new)
+                stack.extend(new)
+        return found
+
+    def _fall_apart(self, join: fx.Node) -> bool:
+        """Whether a sum or concatenation of convolutions is no convolution, or only one that mostly holds zeros."""
+        flow = self.flow
+        nodes = [node for source in flow.data_inputs(join) for node in self._convolutions(source)]
+        if len(nodes) < 2:
+            return False
+        kernels = {tuple(flow.values[node.all_input_nodes[1]].shape[2:]) for node in nodes}
+        return (_is_concatenation(join) and len(kernels) > 1) or not can_be_added(flow, nodes)
+
     def settle_joins(self) -> None:
         """Find the joins that stay, until what they make a target leads to no further one."""
         flow = self.flow
@@ -127,6 +168,9 @@ class _Search:
             if flow.anchors.get(node, False) and len(inputs) > 1:
                 if any(self._is_plain(source) for source in inputs):
                     keep.append((node, "skip connection"))
+                    continue
+                if self._fall_apart(node):
+                    keep.append((node, "join of different convolutions"))
                     continue
                 if _is_concatenation(node) and self._density(inputs) < _LEAST_DENSITY:
                     keep.append((node, "concatenation of layers"))
@@ -243,6 +287,17 @@ class _Search:
 
 def _count(reach: dict[fx.Node, Tensor]) -> int:
     return sum(int(mask.sum()) for mask in reach.values())
+
+
+def _is_convolution_of_pixels(flow: Flow, node: fx.Node) -> bool:
+    """Whether a node is a convolution of kernel 1 at every pixel."""
+    if operator_name(node) != "convolution":
+        return False
+    kernel, _, stride, padding = node.args[1:5]
+    assert isinstance(kernel, fx.Node)
+    assert isinstance(stride, list | tuple)
+    assert isinstance(padding, list | tuple)
+    return math.prod(flow.values[kernel].shape[2:]) == 1 and all(step == 1 for step in stride) and not any(padding)
 
 
 def _is_concatenation(node: fx.Node) -> bool:

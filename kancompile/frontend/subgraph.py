@@ -154,6 +154,11 @@ class Selection:
     used: Tensor
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of what is selected, without the batch."""
+        return (*self.lead, len(self.used))
+
+    @property
     def is_range(self) -> bool:
         """Whether the inputs kept stand side by side."""
         return int(self.used[-1]) - int(self.used[0]) + 1 == len(self.used)
@@ -164,9 +169,12 @@ class Selection:
 
     def emit(self, copier: GraphCopier, node: fx.Node, shape: Sequence[int], name: str) -> fx.Node:
         """Append nodes that select from ``node``, ``[b, *shape]``."""
-        graph, dim = copier.graph, 1 + len(self.lead)
         if tuple(shape) != (*self.lead, self.size):
-            node = graph.call_function(_ATEN.reshape.default, (node, [copier.batch, *self.lead, self.size]))
+            node = copier.graph.call_function(_ATEN.reshape.default, (node, [copier.batch, *self.lead, self.size]))
+        return self._emit_pick(copier, node, name)
+
+    def _emit_pick(self, copier: GraphCopier, node: fx.Node, name: str) -> fx.Node:
+        graph, dim = copier.graph, 1 + len(self.lead)
         if self.is_range:
             start, end = int(self.used[0]), int(self.used[-1]) + 1
             return graph.call_function(_ATEN.slice.Tensor, (node, dim, start, end))
@@ -182,6 +190,35 @@ class Selection:
         arguments = (node, 1 + len(self.lead), graph.get_attr("places"))
         spread = graph.call_function(_ATEN.index_select.default, arguments)
         return graph.call_function(_ATEN.reshape.default, (spread, [copier.batch, *shape]))
+
+
+@dataclass(frozen=True)
+class ChannelSelection(Selection):
+    """Some of the channels, or all, of an image whose elements stand in the order ``(n, *spatial)``; ``lead`` is empty.
+
+    Attributes:
+        spatial: pixels.
+    """
+
+    spatial: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of what is selected, without the batch."""
+        return (len(self.used), *self.spatial)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Select from ``[b, ...]``: ``[b, len(used), *spatial]``."""
+        return x.reshape(-1, self.size, *self.spatial)[:, self.used]
+
+    def emit(self, copier: GraphCopier, node: fx.Node, shape: Sequence[int], name: str) -> fx.Node:
+        """Append nodes that select from ``node``, ``[b, *shape]``."""
+        graph = copier.graph
+        if tuple(shape) != (self.size, *self.spatial):
+            node = graph.call_function(_ATEN.reshape.default, (node, [copier.batch, self.size, *self.spatial]))
+        if len(self.used) == self.size:
+            return node
+        return self._emit_pick(copier, node, name)
 
 
 def is_fixed(flow: Flow, node: fx.Node) -> bool:

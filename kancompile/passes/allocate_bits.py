@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kancompile.convolutions import ConvContraction
 from kancompile.modules import Contraction
 from kancompile.passes.allocation import Allocation, Choice, allocate, pareto_front
 from kancompile.passes.hawq import Traces, hessian_traces, sensitivity
@@ -20,6 +21,7 @@ from kancompile.program import Layer, Program
 from kancompile.quantizers import round_to_nearest, search_scale
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
+_FLOAT = (Contraction, ConvContraction)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ def measure_sensitivities(
         bits: widths to judge.
         samples: calibration samples for the traces.
     """
-    layers = [layer for layer in program.layers() if isinstance(program.module(layer.contraction), Contraction)]
+    layers = [layer for layer in program.layers() if isinstance(program.module(layer.contraction), _FLOAT)]
     few = x[:: max(1, len(x) // samples)][:samples]
     with torch.no_grad():
         target = program(few)
@@ -101,9 +103,10 @@ def part_of_column(program: Program, layer: Layer) -> tuple[Tensor, tuple[str, .
         parts.append(numbers.repeat(int(expansion.n_in)))  # type: ignore[arg-type]
         names += [branch.name for branch in branches] or [target]
     part = torch.cat(parts)
-    columns = program.module(layer.contraction).get_buffer("weight").flatten(1).shape[1]
-    # a kernel of a convolution repeats the columns at every tap
-    return part.repeat_interleave(columns // len(part)), tuple(names)
+    weight = program.module(layer.contraction).get_buffer("weight")
+    # a kernel of a convolution repeats the columns at every tap, and its groups have a part of them each
+    taps = weight[0, 0].numel()
+    return part[: weight.shape[1]].repeat_interleave(taps), tuple(names)
 
 
 def allocate_bits(sensitivities: Sequence[LayerSensitivity], max_bytes: int) -> tuple[Allocation, list[Allocation]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from kancompile.errors import KanCompileError
 from kancompile.modules import Expansion, IndexQuantizer
 
-LEVELS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+LEVELS = (16, 32, 64, 128, 255, 512, 1024, 2048, 4096)  # 255 rows fit a byte and leave one number free for pairs
 Range = Literal["minmax", "percentile", "mse"]
 _LATTICE_LEVELS = 4096
 _KEPT_RANGES = 3

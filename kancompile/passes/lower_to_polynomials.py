@@ -33,6 +33,7 @@ _LEAST_BYTES = 1 << 19
 _SHARED_BYTES = 1 << 20  # a table that all inputs use should stay in a second-level cache
 _CONCATENATE = 0.3  # ns for each column that is copied where a layer reads more than one expansion
 _CHUNK = 128
+_LEFT = " left as PyTorch computes it"
 _GAIN = 0.8  # share of the time below which a polynomial is worth its error
 
 
@@ -87,9 +88,10 @@ class LowerToPolynomials:
             expansion = program.module(target)
             assert isinstance(expansion, Expansion)
             plan, note = self._plan(expansion, *ranges[target], reading[0].name, _weights(program, target, reading))
-            notes += [note] if note not in program.notes else []
             if plan is not None:
                 program = _apply(program, target, expansion, plan)
+            if plan is not None or not _said(program.notes, note):
+                notes.append(note)
         return replace(program, notes=(*program.notes, *notes)) if notes else program
 
     def _plan(
@@ -130,20 +132,27 @@ class LowerToPolynomials:
             )
         if best is None:
             cheap = f"cheaper than polynomials ({sum(stay):.0f} ns for each input)"
-            return None, f"{who}{_names(branches, every)} left as PyTorch computes it: {why or cheap}"
+            return None, f"{who}{_names(branches, every)}{_LEFT}: {why or cheap}"
         kept = [number for number in every if number not in best.chosen]
         facts = best.lowered.module.describe()
         note = (
             f"{who}{_names(branches, best.chosen)} in {facts['rows']} {facts['cells']} cells of degree {facts['degree']}, "
             f"{facts['tables']} distinct, {facts['table_bytes']} bytes, relative error {best.lowered.error:.2g}"
         )
-        return best, note + (f"; {_names(branches, kept)} left as PyTorch computes it" if kept else "")
+        return best, note + (f"; {_names(branches, kept)}{_LEFT}" if kept else "")
 
     def _most_bytes(self, tables: int, weights: int) -> int:
         if self.most_bytes is not None:
             return self.most_bytes
         size = max(weights, _LEAST_BYTES)
         return min(size, _SHARED_BYTES) if tables == 1 else size
+
+
+def _said(notes: Iterable[str], note: str) -> bool:
+    """Tell whether an earlier run already reported that these branches of this layer stay."""
+    start, _, _ = note.partition(_LEFT)
+    layer, _, names = start.partition(": ")
+    return any(old.startswith(f"{layer}: ") and f"{names}{_LEFT}" in old for old in notes)
 
 
 @dataclass(frozen=True)
@@ -187,7 +196,8 @@ def _points(low: float, high: float) -> Tensor:
     margin = 0.5 * (high - low) + 1e-2
     dense = torch.rand(320, generator=generator) * (high - low + 2 * margin) + low - margin
     far = torch.logspace(-2, 4, 180)
-    return torch.unique(torch.cat([-far, torch.zeros(1), far, dense]))
+    points: Tensor = torch.unique(torch.cat([-far, torch.zeros(1), far, dense]))
+    return points
 
 
 def _readers(program: Program, layers: Iterable[Layer]) -> dict[str, list[Layer]]:

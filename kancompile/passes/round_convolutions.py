@@ -149,15 +149,16 @@ def merge_groups(parts: Sequence[Rounded]) -> Rounded:
     """Put the rounded channel groups of a convolution below each other: ``codes [n_out, c / groups * t]``."""
     if len(parts) == 1:
         return parts[0]
-    scales = [part.column_scale for part in parts if part.column_scale is not None]
-    assert not scales or len(scales) == len(parts)
+    scaled = any(part.column_scale is not None for part in parts)
+    whole = [torch.ones(part.codes.shape[1]) for part in parts]
+    scales = [one if part.column_scale is None else part.column_scale for part, one in zip(parts, whole, strict=True)]
     return Rounded(
         torch.cat([part.codes for part in parts]),
         torch.cat([part.scale for part in parts], dim=1),
         torch.cat([part.offset for part in parts]),
         tuple(dict.fromkeys(note for part in parts for note in part.notes)),
         parts[0].group_sizes,
-        torch.cat(scales) if scales else None,
+        torch.cat(scales) if scaled else None,
     )
 
 

@@ -82,6 +82,11 @@ class RoundWeights:
             options = self.options(layer.name)
             stated = layer_problems(program, layer, x, options, self._generator(number))
             rounded[layer.name], notes = round_layer(stated, options, self._generator(number))
+            if options.granularity != "channel" and isinstance(program.module(layer.contraction), ConvContraction):
+                notes.append(
+                    f"layer {layer.name!r}: one weight scale for each output channel, not for each {options.granularity}, "
+                    "since an integer convolution has no more"
+                )
             if len(stated) == 1:
                 problems[layer.name] = stated[0]
             modules = integer_modules(reference, layer, rounded[layer.name], options.bits)

@@ -21,7 +21,9 @@ from kancompile.program import Layer, Program
 
 @dataclass(frozen=True)
 class SplitBranches:
-    """Split the expansions of the chosen layers; expansions of one branch stay.
+    """Split the expansions of the chosen layers; expansions of one branch stay, and those of convolutions.
+
+    A convolution has one weight scale for each output channel, whatever its expansions.
 
     Attributes:
         applies: whether to split a layer, by its name.
@@ -34,7 +36,12 @@ class SplitBranches:
     def __call__(self, program: Program) -> Program:
         """Return the program with one expansion for every branch."""
         for layer in program.layers():
-            if self.applies(layer.name) and any(_branches(program, target) > 1 for target in layer.expansions):
+            is_linear = isinstance(program.module(layer.contraction), Contraction)
+            if (
+                is_linear
+                and self.applies(layer.name)
+                and any(_branches(program, target) > 1 for target in layer.expansions)
+            ):
                 program = _split(program, layer)
         return program
 

@@ -13,7 +13,7 @@ from kancompile.passes.choose_index import Range, row_inputs
 _PROBES = 769
 _SAME = 1e-6
 _MEASURED_INPUTS = 1 << 17
-STRETCH = (0.0, 0.5, 1.0)
+STRETCH = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,12 @@ from kancompile.passes.table_values import (
     stretched,
     values_at_rows,
 )
-from kancompile.passes.trace_readers import quantizer_in_front, reads_one_convolution, single_table_behind, tables_behind
+from kancompile.passes.trace_readers import (
+    quantizer_in_front,
+    reads_one_convolution,
+    single_table_behind,
+    tables_behind,
+)
 from kancompile.patches import PatchSampler, columns_of_groups, flat_weight, group_order, split_groups
 from kancompile.program import Layer, Program
 
@@ -47,7 +52,7 @@ _MEASURED_ELEMENTS = 1 << 20
 _MEASURED_ROWS = (256, 4096)
 _MEASURED_OUTPUTS = 1 << 21
 _ZERO_POINTS = 255
-# one row less than 8 bits can number lets a target join two row numbers in one product of bytes
+# one row less than 8 bits can number lets a target look two inputs up at a time
 _PAIRABLE_LEVELS = 255
 
 
@@ -148,7 +153,7 @@ def _draft(
             levels, capped = 256, f", not the {levels} asked for since a convolution hands over 8 bits"
         if levels is None and len(first) == 1 and most == 256:
             levels = _PAIRABLE_LEVELS
-    fewest = LEVELS[0] if len(first) > 1 else min(256, most)
+    fewest = LEVELS[0] if len(first) > 1 else min(255, most)
     given = quantizer_in_front(program, target) if options.levels is None else None
     if given is not None:
         # the convolution in front rounds to 8 bits for several readers, so that these are all the values there are
@@ -337,7 +342,6 @@ def _output_quantizer(
         features = [program.module(target)(inputs[target][part]) for target in layer.expansions]
         outputs.append(contraction(*features))
     y = torch.cat(outputs)
-    read_by_tables = any(True for _ in tables_behind(program, layer.contraction))
-    levels = _PAIRABLE_LEVELS if read_by_tables else 256
+    levels = _PAIRABLE_LEVELS if tables_behind(program, layer.contraction) else 256
     candidates = [index_over(low, high, levels) for _, low, high in ranges(y, "mse")]
     return min(candidates, key=lambda index: float((index.real(index(y)) - y).double().square().mean()))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kancompile.convolutions import ConvContraction
 from kancompile.modules import Contraction, Expansion, IndexQuantizer, TableExpansion
-from kancompile.passes.choose_index import LEVELS, LookupCost, choose_index
+from kancompile.passes.choose_index import LEVELS, LookupCost, choose_index, row_numbers
 from kancompile.passes.table_values import (
     STRETCH,
     TableOptions,
@@ -30,8 +30,12 @@ from kancompile.passes.table_values import (
 )
 from kancompile.passes.tabulate_convolutions import tabulate_convolution
 from kancompile.program import Layer, Program
+from kancompile.quantizers import round_to_nearest, search_scale
 
 __all__ = ["TableOptions", "TabulateExpansions", "distinct_inputs", "tabulate", "tabulate_layer"]
+
+
+_SCALING_SAMPLES = 256
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,8 @@ def tabulate_layer(
         cost = LookupCost(expansion, measured_samples(x, samples), part, shared=len(first) == 1)
         other = rounding_error(cost.exact, part, options.weight_bits)
         most = most_levels(len(first) * expansion.k, part.numel())
-        # rows of one table that all inputs share cost nothing up to 256; tables of many inputs take room
-        fewest = LEVELS[0] if len(first) > 1 else min(256, most)
+        # rows of one table that all inputs share cost nothing up to 255; tables of many inputs take room
+        fewest = LEVELS[0] if len(first) > 1 else min(255, most)
         choice = choose_index(cost, other, options.levels, options.range, most, fewest, options.percentile)
         table = tabulate(expansion, choice.index, x, first, group, part, options)
         notes.append(
@@ -135,9 +139,11 @@ def tabulate(
     values = values_at_rows(expansion, index, x, first)
     low, high = values.amin(1), values.amax(1)  # [T, k]
     exponents = STRETCH if options.column_scaling is None else (options.column_scaling,)
+    few = measured_samples(x, _SCALING_SAMPLES).reshape(-1, expansion.n_in)[:_SCALING_SAMPLES]
+    rows = row_numbers(index, few)
     best = min(
         (code_scale(high - low, exponent) for exponent in exponents),
-        key=lambda scale: scaling_error(scale, high - low, group, weight, options.weight_bits),
+        key=lambda scale: scaling_error(values, low, scale, rows, group, weight, options.weight_bits),
     )
     codes = torch.round((values - low[:, None]) / best[:, None]).clamp(0, 255).to(torch.uint8)
     return TableExpansion(
@@ -152,15 +158,30 @@ def tabulate(
     )
 
 
-def scaling_error(scale: Tensor, spread: Tensor, group: Tensor, weight: Tensor, bits: int) -> float:
-    """Estimate the error of column scales: coarse small columns against weights of unequal size.
+def scaling_error(
+    values: Tensor, low: Tensor, scale: Tensor, rows: Tensor, group: Tensor, weight: Tensor, bits: int
+) -> float:
+    """Measure what column scales cost: coarse codes of small columns against weights of unequal size.
 
-    Codes cost ``scale^2 / 12`` through the weights; weights, rounded with one step per output, cost ``step^2 / 12``
-    through the variance of a code, taken as that of a column that uses its range evenly.
+    Args:
+        values: the functions at the rows, ``[T, levels, k]``.
+        low, scale: value of code 0 and of one code step, ``[T, k]``.
+        rows: row numbers of some calibration inputs, int64 ``[n, n_in]``.
+        group: which table an input uses, int64 ``[n_in]``.
+        weight: this expansion's columns ``[n_out, n_in * k]``.
+        bits: of the weights, rounded to nearest here.
+
+    Returns:
+        mean squared error at the output.
     """
-    columns = scale[group].flatten()
-    code_spread = (spread / scale)[group].flatten()
-    codes = (weight.square() * columns.square() / 12).sum(1)
-    step = (weight * columns).abs().amax(1) / (2 ** (bits - 1) - 1)
-    weights = step.square() / 12 * (code_spread.square() / 12).sum()
-    return float((codes + weights).mean())
+    codes = torch.round((values - low[:, None]) / scale[:, None]).clamp(0, 255)
+    at = group * values.shape[1] + rows
+    noise = (codes * scale[:, None] + low[:, None] - values).flatten(0, 1)[at].flatten(1) @ weight.T
+    columns = codes.flatten(0, 1)[at].flatten(1)
+    columns = columns - columns.mean(0)
+    scaled = weight * scale[group].flatten()
+    importance = columns.square().mean(0)
+    sizes = (scaled.shape[1],)
+    step = search_scale(scaled, bits, sizes, "hessian", importance + 0.01 * importance.mean())
+    rounded = round_to_nearest(scaled, step, sizes, bits).float() * step.T
+    return float((columns @ (scaled - rounded).T).square().mean() + noise.square().mean())

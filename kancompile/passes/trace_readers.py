@@ -57,16 +57,15 @@ def readers_behind(node: fx.Node) -> Iterator[fx.Node]:
 def single_table_behind(program: Program, target: str) -> str | None:
     """Return the one expansion that reads a module's output, or ``None`` where there are other readers."""
     readers = list(readers_behind(_node(program, target)))
-    tables = list(tables_behind(program, target))
+    tables = tables_behind(program, target)
     return tables[0] if len(readers) == 1 and tables else None
 
 
-def tables_behind(program: Program, target: str) -> Iterator[str]:
-    """Yield the expansions that read a module's output."""
-    for reader in readers_behind(_node(program, target)):
-        if reader.op == "call_module":
-            if isinstance(program.module(str(reader.target)), Expansion | TableExpansion):
-                yield str(reader.target)
+def tables_behind(program: Program, target: str) -> list[str]:
+    """List the expansions that read a module's output."""
+    readers = [reader for reader in readers_behind(_node(program, target)) if reader.op == "call_module"]
+    modules = {str(reader.target): program.module(str(reader.target)) for reader in readers}
+    return [name for name, module in modules.items() if isinstance(module, Expansion | TableExpansion)]
 
 
 def reads_one_convolution(program: Program, target: str) -> bool:

@@ -17,7 +17,7 @@ import onnxruntime
 INTEGER_KERNELS = frozenset(
     {"QGemm", "QLinearMatMul", "QLinearConv", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger"}
 )
-# a product that joins row numbers in pairs is no layer
+# the product that joins row numbers in pairs is no layer
 PAIR_INDEX = "pair-index"
 FLOAT_KERNELS = frozenset({"Gemm", "MatMul", "Conv", "FusedGemm", "FusedMatMul", "FusedConv", "MatMulNBits"})
 

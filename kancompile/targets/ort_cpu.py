@@ -15,15 +15,15 @@ from collections.abc import Iterator, Mapping
 import onnx
 import onnx_ir as ir
 import torch
-from torch import nn
 
 from kancompile.convolutions import QuantizedConvContraction
 from kancompile.errors import KanCompileError
-from kancompile.modules import QuantizedContraction, TableExpansion
+from kancompile.modules import QuantizedContraction
 from kancompile.program import Program
 from kancompile.targets.arrange_tables import arrange_tables
-from kancompile.targets.narrow_weights import store_narrow_weights
 from kancompile.targets.kernel_audit import PAIR_INDEX
+from kancompile.targets.narrow_weights import store_narrow_weights
+from kancompile.targets.pair_tables import build_pair_tables
 from kancompile.targets.translate_convolutions import CONVOLUTION_TRANSLATIONS
 from kancompile.targets.translation import TRANSLATIONS
 
@@ -69,6 +69,7 @@ def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest
     assert onnx_program is not None
     model = onnx_program.model
     model.ir_version = IR_VERSION
+    build_pair_tables(model)
     _name(model, program)
     if storage == "smallest":
         store_narrow_weights(model, _narrow(program))

@@ -76,8 +76,8 @@ def expand_pairs(index: Value, table: Value) -> Value:
     """Join neighbouring row numbers to one, ``L * even + odd``, and gather from a table of all pairs of rows.
 
     Gather takes as long for a row of 10 bytes as for one of 5, about 4 ns, and the product that joins the numbers, done by
-    the integer matrix kernel, a tenth of that. The table of pairs is not stored: these nodes are constants, which ONNX
-    Runtime folds when it loads the file.
+    the integer matrix kernel, a tenth of that. What stands here gathers from the table itself;
+    ``pair_tables.build_pair_tables`` puts the table of pairs in its place, out of reach of the exporter's constant folding.
     """
     rows, k = (int(size) for size in table.shape)
     lead, n_in = [int(size) for size in index.shape[1:-1]], int(index.shape[-1])
@@ -87,11 +87,7 @@ def expand_pairs(index: Value, table: Value) -> Value:
     join[np.arange(1, block, 2), np.arange(block // 2)] = 1
     flat = op.Reshape(index, constant(np.array([-1, block], np.int64)))
     pairs = op.MatMulInteger(flat, constant(join))
-    shape = constant(np.array([rows, rows, k], np.int64))
-    even = op.Expand(op.Reshape(table, constant(np.array([rows, 1, k], np.int64))), shape)
-    odd = op.Expand(op.Reshape(table, constant(np.array([1, rows, k], np.int64))), shape)
-    both = op.Reshape(op.Concat(even, odd, axis=2), constant(np.array([rows * rows, 2 * k], np.int64)))
-    return op.Reshape(op.Gather(both, pairs, axis=0), constant(np.array([-1, *lead, n_in, k], np.int64)))
+    return op.Reshape(op.Gather(table, pairs, axis=0), constant(np.array([-1, *lead, n_in, k], np.int64)))
 
 
 def contract(

@@ -153,13 +153,6 @@ def test_choice_by_data_is_refused_with_its_line(capfd: pytest.CaptureFixture[st
     assert capfd.readouterr() == ("", "")
 
 
-def test_convolution_is_named_as_not_lowered() -> None:
-    from examples.zoo import kagn_conv
-
-    with pytest.raises(KanCompileError, match="convolution: not lowered yet"):
-        capture(kagn_conv.build(channels=(3, 4), strides=(1,)), (3, 6, 6))
-
-
 @pytest.mark.parametrize("widths", [(1, 4, 1), (3, 1, 2)])
 def test_width_one(widths: tuple[int, ...]) -> None:
     from examples.zoo import efficient_kan

@@ -10,7 +10,7 @@ from torch import fx, nn
 from kancompile.convolutions import ConvContraction, Geometry, QuantizedConvContraction
 from kancompile.differentiable import differentiable
 from kancompile.errors import KanCompileError
-from kancompile.modules import TableExpansion
+from kancompile.modules import Expansion, TableExpansion
 from kancompile.passes.adaround import AdaRound
 from kancompile.passes.awq import Awq
 from kancompile.passes.brecq import Brecq
@@ -18,6 +18,7 @@ from kancompile.passes.fuse_index import FuseIndex
 from kancompile.passes.gptq import Gptq
 from kancompile.passes.round_convolutions import convolution_problems, integer_convolution
 from kancompile.passes.round_weights import RoundingOptions, RoundWeights
+from kancompile.passes.split_branches import SplitBranches
 from kancompile.passes.tabulate_expansions import TableOptions, TabulateExpansions
 from kancompile.passes.uniform import Uniform
 from kancompile.patches import PatchSampler, flat_weight, split_groups
@@ -60,7 +61,8 @@ def test_float_contraction_is_conv2d_of_concatenated_features(geometry: Geometry
     found = ConvContraction("layer", weight, bias, geometry, out_shape)(*features)
     # the columns of a group are its channels of the first feature, then those of the second
     images = [feature.permute(0, 3, 4, 1, 2).flatten(1, 2) for feature in features]
-    order = [part for group in range(geometry.groups) for part in (image.chunk(geometry.groups, 1)[group] for image in images)]  # fmt: skip
+    chunks = [image.chunk(geometry.groups, 1) for image in images]
+    order = [parts[group] for group in range(geometry.groups) for parts in chunks]
     expected = nn.functional.conv2d(
         torch.cat(order, 1), weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups
     )
@@ -202,6 +204,22 @@ def test_rounding_error_is_that_of_the_convolution() -> None:
     assert found == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_awq_rounds_channel_groups(same: bool) -> None:
+    layers = [square(4, 3, padding=1, groups=2)]
+    program = tabulate(float_convolutions((4, 8, 8), layers, same_functions=same))
+    x = calibration_inputs(program, 24, seed=7)
+    assert signal_to_noise(program(x), rounded_by(program, Awq(), 4)(x)) > 15
+
+
+def test_granularity_that_convolutions_cannot_have_is_said() -> None:
+    program = SplitBranches(lambda name: True)(float_convolutions((3, 8, 8), [square(4, 3)]))
+    assert len(program.layers()[0].expansions) == 1
+    options = RoundingOptions(Uniform(), "uniform", 8, "branch")
+    rounded = RoundWeights(lambda name: options)(tabulate(program), calibration_inputs(program, 8))
+    assert any("one weight scale for each output channel, not for each branch" in note for note in rounded.notes)
+
+
 def test_memory_bounds_the_rows() -> None:
     program = tabulate(float_convolutions((4, 8, 8), [square(6, 3, padding=1)]))
     layer, x = program.layers()[0], calibration_inputs(program, 20)
@@ -219,10 +237,14 @@ def test_memory_bounds_the_rows() -> None:
 def test_rescaled_tables_keep_the_code_of_zero() -> None:
     program = tabulate(float_convolutions((3, 8, 8), [square(4, 3, padding=1)]))
     layer = program.layers()[0]
-    problem = convolution_problems(program, layer, calibration_inputs(program, 8), 8, torch.Generator().manual_seed(0))[0]
+    problem = convolution_problems(program, layer, calibration_inputs(program, 8), 8, torch.Generator().manual_seed(0))[
+        0
+    ]
     assert problem.tied_columns is not None
     shrink = torch.tensor([0.5, 1.0, 0.8, 0.6])[problem.tied_columns]
-    exact = Rounded(torch.zeros(4, problem.c, dtype=torch.int8), torch.ones(1, 4), torch.zeros(4), (), (problem.c,), shrink)
+    exact = Rounded(
+        torch.zeros(4, problem.c, dtype=torch.int8), torch.ones(1, 4), torch.zeros(4), (), (problem.c,), shrink
+    )
     modules = integer_convolution(program, layer, exact, 8)
     before, after = program.module("layer0_expand0"), modules["layer0_expand0"]
     real = [table.table.float() * table.scale + table.offset for table in (before, after)]
@@ -258,8 +280,6 @@ def pooled_program() -> Program:
 
     def layer(name: str, value: fx.Node, shape: tuple[int, ...], n_out: int) -> fx.Node:
         branches = [polynomial_branch(shape, 2, None), base_branch(shape)]
-        from kancompile.modules import Expansion
-
         root[f"{name}_expand"] = Expansion(shape, branches, channels_first=True)
         weight = torch.randn(n_out, shape[0] * 4, 3, 3, generator=generator) / (shape[0] * 36) ** 0.5
         geometry = Geometry((1, 1), (1, 1), (1, 1))
@@ -281,25 +301,26 @@ def test_levels_above_256_between_convolutions_are_capped_and_said() -> None:
     assert any("not the 1024 asked for" in note for note in program.notes)
 
 
+@pytest.mark.parametrize(("layers", "cosine"), [(1, 0.99), (2, 0.93)])
 @pytest.mark.parametrize("fused", [True, False])
-def test_twin_has_equal_values_and_gradients(fused: bool) -> None:
-    rounded = rounded_by(tabulate(float_convolutions((3, 8, 8), [square(4, 3, padding=1), square(4, 3, padding=1)])))
+def test_twin_has_equal_values_and_gradients(fused: bool, layers: int, cosine: float) -> None:
+    original = float_convolutions((3, 8, 8), [square(4, 3, padding=1)] * layers)
+    rounded = rounded_by(tabulate(original, range="minmax"))  # beyond a clipped range there would be no gradient
     program = FuseIndex()(rounded) if fused else rounded
-    x = calibration_inputs(program, 8, seed=3)
+    x = 0.7 * calibration_inputs(program, 8, seed=3)
     twin = differentiable(program)
     expected, found = program(x), twin(x)
-    step = program.module("layer1_convolve").output.scale
+    step = program.module(program.layers()[-1].contraction).output.scale
     # float32 sums may fall on the other side of a rounding, here and there
     assert ((expected - found).abs() > 1e-4).float().mean() < 0.01
     assert (expected - found).abs().max() < 8 * step
     exact, through = x.clone().requires_grad_(), x.clone().requires_grad_()
-    original = float_convolutions((3, 8, 8), [square(4, 3, padding=1), square(4, 3, padding=1)])
     original.graph_module(exact).square().sum().backward()
     twin.graph_module(through).square().sum().backward()
     assert exact.grad is not None
     assert through.grad is not None
-    inside = x.abs() < 2.5
-    assert (exact.grad - through.grad)[inside].norm() / exact.grad[inside].norm() < 0.15
+    # slopes between rows of 8-bit codes are noisy, 7 % for one layer; a wrong layout would have no correlation at all
+    assert (exact.grad * through.grad).sum() / (exact.grad.norm() * through.grad.norm()) > cosine
 
 
 def test_wrong_shapes_are_refused() -> None:
@@ -307,12 +328,16 @@ def test_wrong_shapes_are_refused() -> None:
     contraction = program.module("layer0_convolve")
     assert isinstance(contraction, ConvContraction)
     wrong = ConvContraction("layers.0", contraction.weight, contraction.bias, contraction.geometry, (4, 8, 8))
-    with pytest.raises(KanCompileError, match=r"layer 'layers.0': found output shape \(4, 8, 8\), expected \(4, 6, 6\)"):
+    with pytest.raises(
+        KanCompileError, match=r"layer 'layers.0': found output shape \(4, 8, 8\), expected \(4, 6, 6\)"
+    ):
         check(program.replace_modules({"layer0_convolve": wrong}))
 
 
 def test_one_dimension() -> None:
-    program = float_convolutions((4, 20), [Convolution(6, (5,), (2,), (2,), (1,)), Convolution(3, (3,), (1,), (1,), (1,))])
+    program = float_convolutions(
+        (4, 20), [Convolution(6, (5,), (2,), (2,), (1,)), Convolution(3, (3,), (1,), (1,), (1,))]
+    )
     fused = FuseIndex()(rounded_by(tabulate(program)))
     x = calibration_inputs(program, 16, seed=2)
     assert signal_to_noise(program(x), fused(x)) > 33

@@ -32,6 +32,8 @@ CASES = {
     "many products": ((64, 6, 6), [square(9, 3, padding=1, features=(9,))], {"zero_point": 128}),
     "4 bit": ((5, 6, 6), [square(6, 3, padding=1)], {"weight_bits": 4}),
     "3 bit": ((5, 6, 6), [square(6, 3, padding=1)], {"weight_bits": 3, "zero_point": 40}),
+    "pairs": ((8, 9, 9), [square(6, 3, padding=1)], {"levels": 255, "zero_point": 5}),
+    "pairs, 1x1 and chain": ((16, 6, 6), [square(70, 1), square(4, 3)], {"levels": 60}),
     "1d": ((4, 17), [Convolution(6, (5,), (2,), (2,), (1,))], {"zero_point": 20}),
     "3d": ((2, 5, 6, 4), [Convolution(3, (3, 3, 1), (1, 2, 1), (1, 1, 0), (1, 1, 1))], {"zero_point": 20}),
 }
@@ -62,6 +64,18 @@ def test_transpositions_cancel() -> None:
     assert "Clip" not in operators
 
 
+def test_pairs_of_rows_are_looked_up_together_and_built_at_load() -> None:
+    program = integer_convolutions((8, 9, 9), [square(6, 3, padding=1)], levels=255)
+    model = emit(program, {})
+    assert len(model) < 40_000, "a table of all pairs alone takes 390 kB"
+    graph = optimized_graph(model)
+    operators = {node.op_type: node for node in graph.node}
+    assert "MatMulInteger" in operators
+    assert not {"Expand", "Concat"} & set(operators)
+    sizes = {initializer.name: list(initializer.dims) for initializer in graph.initializer}
+    assert sizes[operators["Gather"].input[0]] == [255 * 255, 6]
+
+
 def test_unfused_graph_and_reference_evaluator_stay_within_one_step() -> None:
     program = integer_convolutions((3, 8, 8), [square(8, 3, padding=1)], zero_point=30)
     model = emit(program, {})
@@ -90,7 +104,7 @@ def test_output_without_quantizer_is_refused() -> None:
     program = integer_convolutions((3, 8, 8), [square(8, 3)])
     bare = program.replace_modules({"layer0_convolve": program.module("layer0_convolve").with_output(None, "real")})
     check(bare)
-    with pytest.raises(KanCompileError, match="layer 'layers.0': convolution has no output quantizer"):
+    with pytest.raises(KanCompileError, match=r"layer 'layers\.0': convolution has no output quantizer"):
         emit(bare, {})
 
 

@@ -46,6 +46,7 @@ CASES = [
     {"weight_bits": 2, "groups": 2},
     {"weight_bits": 3},
     {"widths": (40, 33, 17, 5), "levels": (256, 1024, 128), "k": 9},
+    {"widths": (512, 5, 4), "levels": (200, 256)},
 ]
 
 
