@@ -28,7 +28,7 @@ from kancompile.validation import evaluating
 COMPILED = "compiled, ONNX Runtime"
 FLOAT_EXPORT = "float export, ONNX Runtime"
 EAGER = "PyTorch eager"
-_BLOCK_SECONDS = 5e-3  # long against the clock's resolution and a cold cache after the change of candidate
+_BLOCK_SECONDS = 5e-2  # long against the clock, and against filling the caches that another candidate left cold
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def benchmark(
 ) -> Benchmark:
     """Time a compiled file, the float export of its model in the same runtime, and the model in PyTorch.
 
-    Candidates take turns in blocks of about 5 ms, in an order that rotates, so that a change of the machine's speed
+    Candidates take turns in blocks of about 50 ms, in an order that rotates, so that a change of the machine's speed
     meets all of them. A float model that cannot be exported is listed as unavailable, with the reason.
 
     Args:
@@ -191,6 +191,15 @@ def take_turns(
     warmup: int,
     unavailable: dict[str, str],
 ) -> list[Timing]:
+    """Time candidates in blocks that alternate, in an order that rotates.
+
+    Args:
+        runnable: what to call, by the name of the candidate; those that fail are taken out.
+        batch, threads: what to note in the timings.
+        repeats: blocks measured of each candidate.
+        warmup: blocks run before.
+        unavailable: collects why a candidate failed.
+    """
     calls: dict[str, int] = {}
     for name, run in list(runnable.items()):
         try:

@@ -74,11 +74,12 @@ class LayerErrors:
 
 def _real_values(program: Program, target: str, output: Tensor, readers: list[fx.Node]) -> Tensor:
     contraction = program.module(target)
-    hands_over_rows = isinstance(contraction, QuantizedContraction) or (
-        isinstance(contraction, QuantizedConvContraction) and contraction.hands_over == "index"
-    )
-    if hands_over_rows and contraction.output is not None:
+    index = None
+    if isinstance(contraction, QuantizedContraction):
         index = contraction.output
+    if isinstance(contraction, QuantizedConvContraction) and contraction.hands_over == "index":
+        index = contraction.output
+    if index is not None:
         return (output.double() - index.zero_point) * index.scale
     for reader in readers:
         table = program.module(str(reader.target)) if reader.op == "call_module" else None

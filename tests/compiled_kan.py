@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from examples.zoo.efficient_kan import KAN
-from kancompile.pipeline import CompiledModel, compile  # noqa: A004
+from kancompile.pipeline import CompiledModel, compile
 
 N_IN, N_HIDDEN, N_OUT = 6, 5, 3
 FACTORY = "examples.zoo.efficient_kan:KAN"

@@ -126,9 +126,9 @@ class _Search:
         stack, seen = [node], {node}
         while stack:
             node = stack.pop()
-            if is_over_positions(flow, node):
-                found.append(node)
-            elif node in flow.linear and node not in flow.contractions:
+            if node in flow.contractions:
+                found += [node] if is_over_positions(flow, node) else []
+            elif node in flow.linear:
                 new = [source for source in flow.data_inputs(node) if source not in seen and not self.is_end(source)]
                 seen.update(new)
                 stack.extend(new)
