@@ -64,7 +64,7 @@ class RuntimeModel:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        # idle threads that spin would take the cores from whatever is measured beside this session
+        # idle threads that spin would take the cores from whatever is measured beside it
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if not fused:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
