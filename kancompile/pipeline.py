@@ -24,7 +24,7 @@ from kancompile.convolutions import ConvContraction, QuantizedConvContraction
 from kancompile.errors import KanCompileError
 from kancompile.execution import RuntimeModel
 from kancompile.frontend.capture import capture
-from kancompile.modules import Contraction, Expansion, QuantizedContraction, TableExpansion
+from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
 from kancompile.passes.fuse_index import FuseIndex
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials
 from kancompile.passes.methods import method_named
@@ -332,4 +332,4 @@ def _version(name: str) -> str:
         return "unknown"
 
 
-__all__ = ["CompiledModel", "Expansion", "compile", "describe_layer", "lower", "manifest_path"]
+__all__ = ["CompiledModel", "compile", "describe_layer", "lower", "manifest_path"]

@@ -50,7 +50,7 @@ def convolution_problems(
     """
     contraction = program.module(layer.contraction)
     assert isinstance(contraction, ConvContraction)
-    tables = _tables(program, layer)
+    tables = layer_tables(program, layer)
     groups = contraction.geometry.groups
     sampler = PatchSampler(contraction.geometry, contraction.kernel, tables[0].in_shape[:-1])
     order = group_order([(table.n_in, table.k) for table in tables], groups)
@@ -58,7 +58,7 @@ def convolution_problems(
     wanted = max(1, min(rows, max_bytes // (len(order) * sampler.taps * element)))
     image, position = sampler.draw(len(x), wanted, generator)
     features = _features(program, layer, x, contraction, sampler, image, position)
-    branches = columns_of_groups(_branches(tables)[order], groups, sampler.taps)
+    branches = columns_of_groups(branch_of_column(tables)[order], groups, sampler.taps)
     ties = columns_of_groups(tied_columns(tables)[order], groups, sampler.taps)
     weights = flat_weight(contraction.weight, groups)
     # a table that several groups share cannot be rescaled for one of them
@@ -113,7 +113,12 @@ def _elements(program: Program, target: str) -> int:
     return torch.Size(table.in_shape).numel() * table.k
 
 
-def _tables(program: Program, layer: Layer) -> list[TableExpansion]:
+def layer_tables(program: Program, layer: Layer) -> list[TableExpansion]:
+    """Return the tables that a layer reads, in order.
+
+    Raises:
+        KanCompileError: an expansion has not been tabulated.
+    """
     tables = []
     for target in layer.expansions:
         module = program.module(target)
@@ -125,7 +130,8 @@ def _tables(program: Program, layer: Layer) -> list[TableExpansion]:
     return tables
 
 
-def _branches(tables: Sequence[TableExpansion]) -> Tensor:
+def branch_of_column(tables: Sequence[TableExpansion]) -> Tensor:
+    """Number the branch of every column within its table, int64 ``[c]``."""
     found = []
     for table in tables:
         sizes = torch.tensor(table.branch_sizes)
@@ -201,7 +207,7 @@ def integer_convolution(program: Program, layer: Layer, rounded: Rounded, bits: 
         )
     }
     if rounded.column_scale is not None:
-        tables = _tables(program, layer)
+        tables = layer_tables(program, layer)
         modules |= dict(zip(layer.expansions, _rescaled(tables, contraction, rounded.column_scale), strict=True))
     return modules
 

@@ -20,7 +20,7 @@ from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
 from kancompile.passes.brecq import Brecq
 from kancompile.passes.guard import with_guard
 from kancompile.passes.reconstruct_blocks import blocks_of, reconstruct_block
-from kancompile.passes.round_convolutions import convolution_problems, integer_convolution, merge_groups, tied_columns
+from kancompile.passes.round_convolutions import convolution_problems, integer_convolution, merge_groups, tied_columns, branch_of_column, layer_tables
 from kancompile.passes.uniform import Uniform
 from kancompile.program import Layer, Program
 from kancompile.progress import track
@@ -130,14 +130,14 @@ def layer_problem(program: Program, layer: Layer, x: Tensor, options: RoundingOp
     """State the rounding problem of one layer of a program whose earlier layers are rounded."""
     contraction = program.module(layer.contraction)
     assert isinstance(contraction, Contraction)
-    tables = [_table(program, layer, target) for target in layer.expansions]
+    tables = layer_tables(program, layer)
     return RoundingProblem(
         layer.name,
         contraction.weight,
         layer_features(program, layer, x),
         options.bits,
         group_sizes(tables, options),
-        torch.cat([_branches(table) for table in tables]),
+        branch_of_column(tables),
         tied_columns(tables),
     )
 
@@ -173,7 +173,7 @@ def integer_modules(program: Program, layer: Layer, rounded: Rounded, bits: int)
     assert isinstance(contraction, Contraction)
     modules: dict[str, nn.Module] = {layer.contraction: to_integers(contraction, rounded, bits)}
     if rounded.column_scale is not None:
-        tables = [_table(program, layer, target) for target in layer.expansions]
+        tables = layer_tables(program, layer)
         modules |= dict(zip(layer.expansions, rescale_tables(tables, rounded.column_scale), strict=True))
     return modules
 
@@ -192,20 +192,6 @@ def rescale_tables(tables: Sequence[TableExpansion], column_scale: Tensor) -> li
         narrowed = torch.round(codes * fraction[:, None]).to(torch.uint8)
         rescaled.append(table.with_codes(narrowed.flatten(0, 1), table.scale / fraction))
     return rescaled
-
-
-def _table(program: Program, layer: Layer, target: str) -> TableExpansion:
-    module = program.module(target)
-    if not isinstance(module, TableExpansion):
-        raise KanCompileError(
-            f"layer {layer.name!r}: {target!r} is no table; tabulate expansions before rounding weights"
-        )
-    return module
-
-
-def _branches(table: TableExpansion) -> Tensor:
-    sizes = torch.tensor(table.branch_sizes)
-    return torch.repeat_interleave(torch.arange(len(sizes)), sizes).repeat(table.n_in)
 
 
 def layer_features(program: Program, layer: Layer, x: Tensor) -> FeatureSource:
