@@ -123,7 +123,7 @@ def compile(
     chosen.check_layers(layer.name for layer in captured.layers())
     x = samples.samples
     _check_activations(captured, x)
-    if chosen.max_bytes is not None or chosen.bits_average is not None:
+    if chosen.max_bytes is not None or chosen.allocated_bits is not None:
         budget = timings.measure("sensitivities", lambda: BitBudget(captured, x, chosen, seed))
         chosen, front = budget.allocated()
     else:

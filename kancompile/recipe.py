@@ -16,10 +16,10 @@ from typing import Any
 from kancompile.errors import KanCompileError
 
 PRECISIONS = ("int8", "float")
-METHODS = ("uniform", "gptq", "awq", "awq+gptq", "adaround", "awq+adaround", "brecq")
+METHODS = ("uniform", "gptq", "awq", "awq+gptq", "adaround", "awq+adaround", "brecq", "hawq-v2")
 RANGES = ("minmax", "percentile", "mse")
 GRANULARITIES = ("channel", "branch", "group")
-STORAGES = ("smallest", "fastest")
+STORAGES = ("smallest", "native", "fastest")
 LOWERINGS = ("table", "keep")
 
 Rows = tuple[tuple[str, Any], ...]
@@ -39,11 +39,14 @@ class LayerRecipe:
     """
 
     method: str = _option(
-        "auto", "how weights are rounded, auto: uniform with 8 bits, awq+gptq with fewer", choices=("auto", *METHODS)
+        "auto",
+        "how weights are rounded, auto: uniform with 8 bits, awq+gptq with fewer; hawq-v2: auto, with weight_bits allocated "
+        "to layers on average",
+        choices=("auto", *METHODS),
     )
     weight_bits: int = _option(8, "bits of a stored weight", kind=int, low=2, high=8)
     levels: int | None = _option(
-        None, "rows of a table, unset: chosen by measured error", kind=int, low=16, high=4096, optional=True
+        None, "rows of a table, unset: chosen by measured error", kind=int, low=4, high=4096, optional=True
     )
     range: str = _option("mse", "how the input range of a table is chosen", choices=RANGES)
     percentile: float = _option(99.99, "share of inputs inside the range, for range = percentile", low=50.0, high=100.0)
@@ -62,8 +65,8 @@ class LayerRecipe:
 
     @property
     def rounding_method(self) -> str:
-        """Name of the method that rounds, with ``"auto"`` resolved."""
-        if self.method != "auto":
+        """Name of the method that rounds, with ``"auto"`` and ``"hawq-v2"`` (which says how bits are chosen) resolved."""
+        if self.method not in ("auto", "hawq-v2"):
             return self.method
         return "uniform" if self.weight_bits == 8 else "awq+gptq"
 
@@ -85,7 +88,8 @@ class Recipe(LayerRecipe):
 
     Attributes:
         precision: ``"int8"`` compiles to integer kernels, ``"float"`` to an exact float lowering.
-        storage: ``"smallest"`` keeps weights in the narrowest ONNX type, ``"fastest"`` in int8.
+        storage: ``"smallest"`` keeps as many bits as a weight has, ``"native"`` the narrowest ONNX type that holds them,
+            ``"fastest"`` int8.
         bits_average, max_bytes, max_latency_us: budgets; the first two have bits allocated by sensitivity.
         calibration_samples: how many samples are used at most.
         layers: ``(pattern, overrides)`` in order; ``fnmatch`` patterns, the last match of a key wins. Given as a
@@ -94,7 +98,9 @@ class Recipe(LayerRecipe):
 
     precision: str = _option("int8", "integer kernels, or an exact float lowering", choices=PRECISIONS)
     storage: str = _option(
-        "smallest", "weight type in the file: the narrowest, or the fastest to load", choices=STORAGES
+        "smallest",
+        "weights in the file, smallest: int4 or bit planes; native: tensors of int2, int4 or int8; fastest to load: int8",
+        choices=STORAGES,
     )
     bits_average: float | None = _option(
         None,
@@ -119,6 +125,13 @@ class Recipe(LayerRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "layers", _checked_layers(self.layers))
+
+    @property
+    def allocated_bits(self) -> float | None:
+        """Average bits to be allocated to layers, ``None`` where only ``max_bytes`` or nothing asks for an allocation."""
+        if self.bits_average is None and self.max_bytes is None and self.method == "hawq-v2":
+            return float(self.weight_bits)
+        return self.bits_average
 
     def _defaults(self) -> dict[str, Any]:
         return {option.name: getattr(self, option.name) for option in fields(LayerRecipe)}
@@ -263,6 +276,11 @@ def _checked_layers(layers: Any) -> tuple[tuple[str, Rows], ...]:
                 'in TOML quote patterns with dots, [layers."layers.0"]'
             )
         _check_keys(overrides, LayerRecipe, f"recipe layers {pattern!r}")
+        if overrides.get("method") == "hawq-v2":
+            raise KanCompileError(
+                f"recipe layers {pattern!r}: method 'hawq-v2' divides bits between layers, so it holds for the whole model; "
+                "set it outside layers, or give this layer weight_bits"
+            )
         rules = {option.name: option.metadata for option in fields(LayerRecipe)}
         try:
             values = {key: _checked(key, value, rules[key]) for key, value in overrides.items()}

@@ -89,6 +89,11 @@ class RoundWeights:
                 )
             if len(stated) == 1:
                 problems[layer.name] = stated[0]
+            elif isinstance(options.method, Brecq):
+                notes.append(
+                    f"layer {layer.name!r}: rounded by the first stage of brecq alone, since its {len(stated)} channel groups "
+                    "are rounded apart; no block reconstruction"
+                )
             modules = integer_modules(reference, layer, rounded[layer.name], options.bits)
             program = program.replace_modules(modules, notes)
         # channel groups of a convolution are several problems; those layers keep what their own reconstruction gave

@@ -9,6 +9,9 @@ these constant nodes when it loads the file; the product then is the same intege
                          -> BitShift, BitwiseAnd, Cast; planes times their weights are summed -> minus the offset
 
 Both forms are opset 21 and load in every ONNX Runtime from 1.20 on; planes also where a format has no int4 at all.
+
+Tools that read ONNX tensors know types, not planes. ``storage="native"`` is for them: the narrowest type that holds the
+codes, int2 (opset 25, ONNX Runtime from 1.24 on), int4 or int8, with the same Cast.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 PLANE_BITS = (4, 2, 1)
+INT2_OPSET, INT2_IR_VERSION = 25, 13
 
 
 def stored_bytes(codes: int, bits: int) -> int:
@@ -35,25 +39,38 @@ def plane_widths(bits: int) -> list[int]:
     return [width for width in PLANE_BITS if bits & width]
 
 
-def store_narrow_weights(model: ir.Model, bits_of: Mapping[str, int]) -> None:
+def native_type(bits: int) -> ir.DataType:
+    """Return the narrowest ONNX type that holds codes of 2 to 8 bits."""
+    return ir.DataType.INT2 if bits == 2 else ir.DataType.INT4 if bits <= 4 else ir.DataType.INT8
+
+
+def store_narrow_weights(model: ir.Model, bits_of: Mapping[str, int], native: bool = False) -> None:
     """Exchange int8 initializers for narrow ones and the nodes that widen them, in place.
 
     Args:
-        model: the model.
+        model: the model; its opset is raised to 25 where it gets an int2 tensor.
         bits_of: name of an initializer to the bits of its codes, 2 to 7.
+        native: use tensors of the narrowest type that holds the codes, never planes.
     """
     for name, bits in bits_of.items():
         value = model.graph.initializers[name]
         assert value.const_value is not None
+        stored = native_type(bits)
+        if native and stored == ir.DataType.INT8:
+            continue
         codes = value.const_value.numpy()
         writer = _Writer(model, name)
-        widened = writer.cast_int4(codes) if bits == 4 else writer.sum_planes(codes, bits)
+        widened = writer.cast(codes, stored) if native or bits == 4 else writer.sum_planes(codes, bits)
         uses = list(value.uses())
         first = next(node for node in model.graph if any(use.node is node for use in uses))
         model.graph.insert_before(first, writer.nodes)
         for use in uses:
             use.node.replace_input_with(use.idx, widened)
         del model.graph.initializers[name]
+        if native and stored == ir.DataType.INT2:
+            # every operator of the file means the same in opset 25, which adds types
+            model.graph.opset_imports[""] = INT2_OPSET
+            model.ir_version = INT2_IR_VERSION
 
 
 class _Writer:
@@ -63,9 +80,10 @@ class _Writer:
         self.model, self.name = model, name
         self.nodes: list[ir.Node] = []
 
-    def cast_int4(self, codes: NDArray[np.int8]) -> ir.Value:
-        stored = self._initializer("int4", ir.tensor(codes.astype(ml_dtypes.int4), dtype=ir.DataType.INT4))
-        return self._node("Cast", [stored], {"to": int(ir.DataType.INT8)})
+    def cast(self, codes: NDArray[np.int8], stored: ir.DataType) -> ir.Value:
+        narrow = codes.astype(ml_dtypes.int2 if stored == ir.DataType.INT2 else ml_dtypes.int4)
+        value = self._initializer(stored.name.lower(), ir.tensor(narrow, dtype=stored))
+        return self._node("Cast", [value], {"to": int(ir.DataType.INT8)})
 
     def sum_planes(self, codes: NDArray[np.int8], bits: int) -> ir.Value:
         offset = 1 << (bits - 1)

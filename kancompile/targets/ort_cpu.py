@@ -37,7 +37,8 @@ def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest
     Args:
         program: integer or float program.
         metadata: key-value pairs for the model's ``metadata_props``.
-        storage: ``"smallest"`` stores weights in as few bytes as their bits need, ``"fastest"`` to load keeps int8.
+        storage: ``"smallest"`` stores weights in as few bytes as their bits need, ``"native"`` in the narrowest ONNX type
+            (opset 25 where that is int2), ``"fastest"`` to load keeps int8.
 
     Returns:
         the file's bytes; equal programs and metadata give equal bytes.
@@ -71,8 +72,8 @@ def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest
     model.ir_version = IR_VERSION
     build_pair_tables(model)
     _name(model, program)
-    if storage == "smallest":
-        store_narrow_weights(model, _narrow(program))
+    if storage != "fastest":
+        store_narrow_weights(model, _narrow(program), native=storage == "native")
     model.producer_name = "kancompile"
     model.producer_version = metadata.get("kancompile.version", "")
     model.metadata_props.clear()
