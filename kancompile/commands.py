@@ -33,12 +33,12 @@ def run_compile(options: argparse.Namespace) -> int:
 
     from kancompile.calibration import load_calibration
     from kancompile.pipeline import compile as compile_model
-    from kancompile.pipeline import output_paths, target_named
+    from kancompile.pipeline import manifest_path, target_named
     from kancompile.validation import validate
 
     target = target_named(options.target)
     path = (Path(options.out) / "model").with_suffix(target.suffix)
-    check_destinations(output_paths(path, target), options.force)
+    check_destinations([path, manifest_path(path)], options.force)
     with _working(options):
         # all of the file is read here: what is held out must not be among the samples a compilation picks
         samples = load_calibration(
@@ -57,7 +57,7 @@ def run_compile(options: argparse.Namespace) -> int:
             model, fitting, target=options.target, recipe=recipe, seed=options.seed, device=options.device
         )
         result = validate(
-            compiled.onnx_bytes,
+            compiled.session_bytes,
             compiled.reference,
             judging,
             program=compiled.program,
@@ -207,7 +207,9 @@ def _summary(compiled: CompiledModel, result: Validation, judged_on: str, path: 
     lines += [compiled.audit.table(), f"measured on {judged_on}:", result.table()]
     lines += [f"note: {note}" for note in manifest["notes"]]
     lines += [
-        f"{key.replace('_', ' ')}: {value:,}" for key, value in compiled.target.facts(compiled.model_bytes).items()
+        f"{key.replace('_', ' ')}: {manifest[key]:,}"
+        for key in ("stored_bytes", "ram_bytes", "products")
+        if key in manifest
     ]
     size = f"{manifest['model_bytes']:,} bytes"
     lines.append(f"wrote {path} ({size})" if result.passed else f"not written ({size})")

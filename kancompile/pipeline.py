@@ -54,8 +54,8 @@ class CompiledModel:
         audit: which kernels ONNX Runtime uses.
         calibration: the samples that were used.
         recipe: the effective recipe.
-        target: what it was compiled for.
-        onnx_bytes: the same program as an ONNX file, which is what validation runs; for ONNX targets the file itself.
+        session_bytes: a file of the same program that ONNX Runtime loads: the file itself where it does.
+        companions: further files of the target, by suffix.
     """
 
     model_bytes: bytes
@@ -66,8 +66,8 @@ class CompiledModel:
     audit: KernelAudit
     calibration: Calibration
     recipe: Recipe
-    target: Target
-    onnx_bytes: bytes
+    session_bytes: bytes
+    companions: Mapping[str, bytes] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -82,17 +82,16 @@ class CompiledModel:
             KanCompileError: a file exists and ``force`` is not set, or the folder cannot be written.
         """
         model = Path(path)
-        check_destinations(output_paths(model, self.target), force)
-        text = json.dumps(self.manifest, indent=2, sort_keys=True) + "\n"
-        files = {model: self.model_bytes}
-        files |= {model.with_suffix(suffix): make(self.model_bytes) for suffix, make in self.target.companions.items()}
-        write_atomically(files | {manifest_path(model): text.encode()}, force)
+        contents = self.files(model)
+        check_destinations(contents, force)
+        write_atomically(contents, force)
         return model
 
-
-def output_paths(model: Path, target: Target) -> list[Path]:
-    """List the files that :meth:`CompiledModel.save` writes for a target."""
-    return [model, *(model.with_suffix(suffix) for suffix in target.companions), manifest_path(model)]
+    def files(self, model: Path) -> dict[Path, bytes]:
+        """Give the content of every file that :meth:`save` writes for a model file."""
+        text = json.dumps(self.manifest, indent=2, sort_keys=True) + "\n"
+        companions = {model.with_suffix(suffix): content for suffix, content in self.companions.items()}
+        return {model: self.model_bytes, **companions, manifest_path(model): text.encode()}
 
 
 def manifest_path(model: Path) -> Path:
@@ -126,7 +125,7 @@ def compile(
     timings = _Timings()
     chosen_target = target_named(target)
     chosen = read_recipe(recipe)
-    if chosen.max_latency_us is not None and chosen_target.suffix != ".onnx":
+    if chosen.max_latency_us is not None and not chosen_target.loads_in_ort:
         raise KanCompileError(
             f"recipe: found max_latency_us with target {target!r}, expected an ONNX target, whose time this machine can "
             "measure; leave it out, and measure on the device"
@@ -162,16 +161,26 @@ def compile(
         # tables, biases and the graph take room too; how much is known once a file exists
         chosen, front = budget.allocated(others=stored_bytes() - budget.weight_bytes())
         lowered, facts, data = build()
-    onnx = data
-    if chosen_target.suffix != ".onnx":
-        onnx = TARGETS["ort-cpu"].emit(lowered, _metadata(facts), chosen.storage)
-    audit = timings.measure("kernel audit", lambda: audit_kernels(onnx))
-    check_latency(lambda: one_sample_seconds(onnx, x[:1]), chosen)
+    session = data
+    if not chosen_target.loads_in_ort:
+        session = TARGETS["ort-cpu"].emit(lowered, _metadata(facts), chosen.storage)
+    audit = timings.measure("kernel audit", lambda: audit_kernels(session))
+    check_latency(lambda: one_sample_seconds(session, x[:1]), chosen)
     manifest = facts | {"model_sha256": hashlib.sha256(data).hexdigest(), "model_bytes": len(data)}
     manifest |= chosen_target.facts(data)
     reference = model.eval() if isinstance(model, nn.Module) else captured.graph_module
     return CompiledModel(
-        data, lowered, captured, reference, manifest, audit, samples, chosen, chosen_target, onnx, timings.seconds
+        data,
+        lowered,
+        captured,
+        reference,
+        manifest,
+        audit,
+        samples,
+        chosen,
+        session,
+        chosen_target.companions(data) if chosen_target.companions is not None else {},
+        timings.seconds,
     )
 
 
@@ -366,4 +375,4 @@ def _version(name: str) -> str:
         return "unknown"
 
 
-__all__ = ["CompiledModel", "compile", "describe_layer", "lower", "manifest_path", "output_paths", "target_named"]
+__all__ = ["CompiledModel", "compile", "describe_layer", "lower", "manifest_path", "target_named"]

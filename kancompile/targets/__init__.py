@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from kancompile.program import Program
 from kancompile.targets import c99, ort_cpu
@@ -18,20 +18,30 @@ class Target:
         suffix: of the file it writes.
         weight_bits: widths of weights it stores.
         emit: writes a program with metadata and a choice of storage as the bytes of a file.
-        companions: files that stand beside it, by their suffix, each made of the bytes of the file.
-        facts: what the manifest says about the file, such as memory on a device; bytes of ``stored_bytes`` among them are what
-            counts against a budget, where that is not the size of the file.
+        companions: gives further files by suffix, from the bytes of the first.
+        loads_in_ort: whether ONNX Runtime loads its files.
+        facts: what the manifest says about a file, such as memory on a device; ``stored_bytes`` among them is what counts
+            against a budget, where that is not the size of the file.
     """
 
     name: str
     suffix: str
     weight_bits: tuple[int, ...]
     emit: Callable[[Program, Mapping[str, str], str], bytes]
-    companions: Mapping[str, Callable[[bytes], bytes]] = field(default_factory=dict)
+    companions: Callable[[bytes], Mapping[str, bytes]] | None = None
+    loads_in_ort: bool = True
     facts: Callable[[bytes], dict[str, int]] = lambda data: {}
 
 
 TARGETS: dict[str, Target] = {
     "ort-cpu": Target("ort-cpu", ".onnx", (2, 3, 4, 5, 6, 7, 8), ort_cpu.emit),
-    "c99": Target("c99", ".c", (2, 3, 4, 5, 6, 7, 8), c99.emit, {".h": c99.header}, c99.facts),
+    "c99": Target(
+        "c99",
+        ".c",
+        (2, 3, 4, 5, 6, 7, 8),
+        c99.emit,
+        companions=c99.companions,
+        loads_in_ort=False,
+        facts=c99.facts,
+    ),
 }

@@ -10,12 +10,13 @@ import re
 from collections.abc import Mapping
 
 from kancompile.program import Program
+from kancompile.targets.c99.interface import INTERFACE_BEGINS, INTERFACE_ENDS
 from kancompile.targets.c99.plan import make_plan
-from kancompile.targets.c99.render import INTERFACE_BEGINS, INTERFACE_ENDS, render
+from kancompile.targets.c99.render import render
 
 
 def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest") -> bytes:
-    """Write a program as the text of a ``.c`` file, which compiles alone; :func:`header` gives the ``.h`` to it.
+    """Write a program as the text of a ``.c`` file, which compiles alone; :func:`companions` gives the ``.h`` to it.
 
     Args:
         program: integer program.
@@ -28,14 +29,15 @@ def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest
     Raises:
         KanCompileError: a part of the program stays in float, or needs an operator that the target does not have.
     """
-    return render(make_plan(program), metadata)[0].encode("ascii", "backslashreplace")
+    return render(make_plan(program), metadata).encode("ascii")
 
 
-def header(source: bytes) -> bytes:
-    """Return the header of a ``.c`` file: its interface, word for word."""
+def companions(source: bytes) -> dict[str, bytes]:
+    """Return the header that belongs to a ``.c`` file: its interface, word for word."""
     text = source.decode("ascii")
     begin, end = text.index(INTERFACE_BEGINS) + len(INTERFACE_BEGINS), text.index(INTERFACE_ENDS)
-    return (text[: text.index("*/\n") + 3] + "\n" + text[begin:end]).encode("ascii")
+    title = text[: text.index("*/\n") + 3]
+    return {".h": (title + "\n" + text[begin:end]).encode("ascii")}
 
 
 def facts(source: bytes) -> dict[str, int]:

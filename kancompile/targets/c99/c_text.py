@@ -63,3 +63,15 @@ def for_loop(variable: str, count: int | str, body: Sequence[str]) -> list[str]:
     if count == 1:
         return ["{", *indented([f"const uint32_t {variable} = 0;", *body]), "}"]
     return [f"for (uint32_t {variable} = 0; {variable} < {count}; {variable}++) {{", *indented(body), "}"]
+
+
+def comment(text: str) -> str:
+    """Make any text fit for the inside of a comment."""
+    for pair in ("*/", "/*", "??"):
+        text = text.replace(pair, f"{pair[0]} {pair[1]}")
+    return text.encode("ascii", "backslashreplace").decode("ascii").replace("\n", " ")
+
+
+def is_range(order: Array) -> bool:
+    """Whether elements stand in their own order."""
+    return bool(np.array_equal(order, np.arange(len(order))))

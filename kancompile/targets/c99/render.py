@@ -1,22 +1,19 @@
-"""The C text of a whole model: interface, arithmetic, layers, and the three functions that a program calls."""
+"""The C text of a whole model: interface, arithmetic, layers, and the functions that a program calls."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from kancompile.targets.c99 import arithmetic
 from kancompile.targets.c99.arena import Arena
-from kancompile.targets.c99.c_text import array, bytes_of, float_array, for_loop, indented, unsigned_type
+from kancompile.targets.c99.c_text import array, bytes_of, float_array, for_loop, indented, is_range, unsigned_type
+from kancompile.targets.c99.interface import Sizes, interface, state_of, title
 from kancompile.targets.c99.render_layer import LayerText, render_layer
 from kancompile.targets.c99.steps import Array, Contract, Gather, Input, MaxPool, Plan
 from kancompile.targets.c99.windows import over_positions, over_taps
-
-INTERFACE_BEGINS = "/* ---- interface ---- */\n"
-INTERFACE_ENDS = "/* ---- end of the interface ---- */\n"
 
 _WORDS = r"""
 /* Weights are multiplied in 16-bit lanes of words: by vector registers where a compiler has them (words of 16 bits, of which it
@@ -81,18 +78,8 @@ static int kan_below(kan_real a, kan_real b)
 """
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What a model takes: bytes of constants and of state, of stack for partial sums, and products for one sample."""
-
-    flash_bytes: int
-    ram_bytes: int
-    stack_bytes: int
-    products: int
-
-
-def render(plan: Plan, metadata: Mapping[str, str]) -> tuple[str, Sizes]:
-    """Write the file, interface included, and say what it takes."""
+def render(plan: Plan, metadata: Mapping[str, str]) -> str:
+    """Write the file, interface included."""
     return _File(plan, metadata).render()
 
 
@@ -105,7 +92,7 @@ class _File:
         self.last = next((step for step in plan.contractions() if step.keeps_sums), None)
         self.keeps_reals = self.last is not None and len(self.last.scale_groups) > 1
 
-    def render(self) -> tuple[str, Sizes]:
+    def render(self) -> str:
         steps, calls = self._steps()
         body = [
             *(self._input(number, input) for number, input in enumerate(self.plan.inputs)),
@@ -116,125 +103,19 @@ class _File:
         used = "\n".join(body)
         sizes = Sizes(
             self.flash,
-            self._ram(),
             max((layer.lane_bytes for layer in self.layers), default=0),
             sum(layer.products for layer in self.layers),
         )
-        text = "".join([self._title(sizes), self._interface(sizes), self._arithmetic(used), "\n", used])
-        return text, sizes
-
-    # interface
-
-    def _title(self, sizes: Sizes) -> str:
-        lines = [
-            "A Kolmogorov-Arnold Network in integer C99, written by kancompile "
-            + self.metadata.get("kancompile.version", "")
-            + "; do not edit.",
-            "",
-            f"constants {sizes.flash_bytes:,} bytes, state {sizes.ram_bytes:,} bytes, partial sums on the stack {sizes.stack_bytes:,} bytes,",
-            f"{sizes.products:,} multiplications with a weight for one sample, whatever the input",
-            "",
-            *(f"{key}: {value}" for key, value in self.metadata.items()),
-        ]
-        return "/*\n" + "".join(f" * {line.replace('*/', '* /')}\n".replace(" \n", "\n") for line in lines) + " */\n\n"
-
-    def _interface(self, sizes: Sizes) -> str:
-        output = self.plan.output
-        fields = [
-            f"    {input.target.c_type} {input.target.name}[{input.target.size}];" for input in self.plan.inputs
-        ]
-        outputs = len(output.order) if self.last is None else self.last.window.positions * self.last.n_out
-        if self.last is not None:
-            fields.append(f"    {'kan_real' if self.keeps_reals else 'int32_t'} output[{outputs}];")
-        fields.append(f"    uint32_t sums[{self._sums()}];")
-        if self._reals():
-            fields.append(f"    kan_real reals[{self._reals()}];")
-        fields += [f"    {c_type} {name}[{size}];" for name, c_type, size in self.arena.arrays()]
-        lines = [
-            INTERFACE_BEGINS.rstrip(),
-            "#ifndef KAN_MODEL_H",
-            "#define KAN_MODEL_H",
-            "",
-            "#include <stdint.h>",
-            "",
-            "#ifdef __cplusplus",
-            'extern "C" {',
-            "#endif",
-            "",
-            f"#define KAN_MODEL_INPUTS {self.plan.input_size}",
-            f"#define KAN_MODEL_OUTPUTS {len(output.order)}",
-            f"#define KAN_MODEL_OUTPUT_SHAPE {{{', '.join(map(str, output.shape))}}}",
-            f"#define KAN_MODEL_FLASH_BYTES {sizes.flash_bytes} /* of constants; code comes to it */",
-            f"#define KAN_MODEL_RAM_BYTES {sizes.ram_bytes} /* sizeof(kan_model_state) */",
-            f"#define KAN_MODEL_PRODUCTS {sizes.products} /* multiplications with a weight for one sample */",
-            "",
-            "/* A real number m * 2^e: float32 without a floating-point unit. 2^23 <= |m| < 2^24, or m = 0. */",
-            "typedef struct {",
-            "    int32_t m;",
-            "    int32_t e;",
-            "} kan_real;",
-            "",
-            "/* All memory that the model needs. The inputs are row numbers of tables:",
-            *self._input_meaning(),
-            f"   {self._output_meaning()} The rest is working memory. */",
-            "typedef struct {",
-            *fields,
-            "} kan_model_state;",
-            "",
-            "/* Round real inputs to row numbers; the only float arithmetic besides kan_model_output. */",
-            "void kan_model_quantize(kan_model_state *state, const float x[KAN_MODEL_INPUTS]);",
-            "",
-            "/* Compute, in integers, the output from the inputs in the state. The inputs stay as they are. */",
-            "void kan_model_run(kan_model_state *state);",
-            "",
-            "/* Give the output as real numbers. */",
-            "void kan_model_output(const kan_model_state *state, float y[KAN_MODEL_OUTPUTS]);",
-            "",
-            "/* Give the number of the largest output, the first of equal ones, in integer arithmetic. */",
-            "uint32_t kan_model_largest(const kan_model_state *state);",
-            "",
-            "#ifdef __cplusplus",
-            "}",
-            "#endif",
-            "",
-            "#endif",
-            INTERFACE_ENDS,
-        ]
-        return "\n".join(lines)
-
-    def _input_meaning(self) -> list[str]:
-        lines = []
-        for input in self.plan.inputs:
-            index = input.index
-            order = "" if _is_range(input.order) else ", channels last"
-            lines.append(
-                f"   {input.target.name}[i]: clip(rint(x / {index.scale!r}) + {index.zero_point}, 0, {index.levels - 1}){order}."
-            )
-        return lines
-
-    def _output_meaning(self) -> str:
-        if self.last is None:
-            output = self.plan.output
-            return f"Codes of the output stand for (code - {output.zero_point}) * {output.scale!r}."
-        if self.keeps_reals:
-            return "The output is real."
-        return "The output is in units that differ from channel to channel: kan_model_output and kan_model_largest know them."
-
-    def _sums(self) -> int:
-        return max((layer.sums for layer in self.layers), default=1)
-
-    def _reals(self) -> int:
-        return max((step.weight.shape[3] for step in self.plan.contractions() if len(step.scale_groups) > 1), default=0)
-
-    def _ram(self) -> int:
-        total = sum(input.target.size * bytes_of(input.target.c_type) for input in self.plan.inputs)
-        total = -(-total // 4) * 4
-        if self.last is not None:
-            total += self.last.window.positions * self.last.n_out * (8 if self.keeps_reals else 4)
-        total += 4 * self._sums() + 8 * self._reals()
-        for _, c_type, size in self.arena.arrays():
-            total += size * bytes_of(c_type)
-        return -(-total // 4) * 4
+        state = state_of(self.plan, self.arena, max((layer.sums for layer in self.layers), default=1))
+        return "".join(
+            [
+                title(self.metadata, sizes, state),
+                interface(self.plan, sizes, state),
+                self._arithmetic(used),
+                "\n",
+                used,
+            ]
+        )
 
     # functions
 
@@ -378,7 +259,7 @@ class _File:
 
     def _ordered(self, name: str, order: Array) -> tuple[str, list[str]]:
         """Say where element ``i`` is found: at ``i``, by a formula for channels last or first, or by a table."""
-        if _is_range(order):
+        if is_range(order):
             return "i", []
         columns = _transposed(order)
         if columns is not None:
@@ -386,10 +267,6 @@ class _File:
         c_type = unsigned_type(int(order.max()))
         self.flash += order.size * bytes_of(c_type)
         return f"{name}[i]", [array(c_type, name, order)]
-
-
-def _is_range(order: Array) -> bool:
-    return bool(np.array_equal(order, np.arange(len(order))))
 
 
 def _transposed(order: Array) -> int | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kancompile.targets.c99.arithmetic import mantissas, split_float
-from kancompile.targets.c99.c_text import array, bytes_of, for_loop, indented, unsigned_type, word_array
+from kancompile.targets.c99.c_text import array, bytes_of, comment, for_loop, indented, unsigned_type, word_array
 from kancompile.targets.c99.planes import Plane, RowTable, pack, row_table
 from kancompile.targets.c99.steps import Buffer, Contract, Read, Store
 from kancompile.targets.c99.windows import over_positions, over_taps
@@ -77,8 +77,7 @@ class _Layer:
         reads = " + ".join(f"{read.n_in} inputs x {read.k} functions" for read in step.reads)
         form = "wide" if self.wide else "narrow"
         window = f", {'x'.join(map(str, step.window.kernel))} taps" if step.window.taps > 1 else ""
-        layer = step.layer.replace("*/", "* /")
-        return f"{layer}: {reads}{window} -> {step.n_out} outputs, {step.bits}-bit weights ({form})"
+        return f"{comment(step.layer)}: {reads}{window} -> {step.n_out} outputs, {step.bits}-bit weights ({form})"
 
     def _define_array(self, c_type: str, suffix: str, values: object) -> None:
         found = np.asarray(values)
@@ -164,8 +163,8 @@ class _Layer:
             ]
         parts = []
         for begin in range(0, len(slots), terms):
-            part = [*declared, *self._statements(number, slots[begin : begin + terms]), *collected]
-            parts += ["{", *indented(part), "}"]
+            round_ = [*declared, *self._statements(number, slots[begin : begin + terms]), *collected]
+            parts += ["{", *indented(round_), "}"]
         return [*head, *for_loop("i", "count", [*find, count_up, *parts]), "return total;"]
 
     def _statements(self, number: int, slots: Sequence[int]) -> list[str]:
