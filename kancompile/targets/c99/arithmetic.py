@@ -63,10 +63,12 @@ static kan_real kan_rounded(int negative, uint64_t m, int32_t e)
 #ifdef __GNUC__
     excess = 40 - __builtin_clzll(m);
 #else
-    while (excess < 40 && (m >> excess) >= 1u << 24)
+    while (m >> excess >= 1u << 24)
         excess++;
-    while (excess > -24 && ((m << -excess) & 0xFF800000u) == 0)
-        excess--;
+    if (excess == 0) {
+        while (m << -excess < 1u << 23)
+            excess--;
+    }
 #endif
     if (excess > 0) {
         const uint64_t rest = m & (((uint64_t)1 << excess) - 1);

@@ -68,8 +68,8 @@ def pack(weight: Array, bits: int) -> list[Plane]:
     """Pack the codes of one layer, int8 ``[groups, columns, n]``, in whichever layout suits its size."""
     unsigned = (weight.astype(np.int16) + (1 << (bits - 1))).astype(np.uint8)
     n = weight.shape[2]
-    # a code of 3 bits in a plane of 4 may take no more room than planes of 2 and 1, and half the work
-    choices = [plane_widths(bits), *([[4]] if bits == 3 else [])]
+    # where few outputs leave room anyway, one plane of more bits than needed takes less of it than several, and less work
+    choices = [plane_widths(bits), [4 if bits <= 4 else 8]]
     widths = min(choices, key=lambda planes: (sum(2 * _elements(n, width) for width in planes), len(planes)))
     wide = sum(2 * _elements(n, width) for width in widths)
     if wide * 8 > _WASTE * n * bits:
