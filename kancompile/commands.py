@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from kancompile.validation import Validation
 
 _LEAST_TO_SPLIT = 16
+_DEVICE_FACTS = {
+    "stored_bytes": "flash bytes of constants",
+    "ram_bytes": "ram bytes",
+    "products": "multiplications with a weight for one sample, which is at least half as many cycles on a Cortex-M",
+}
 
 
 def run_compile(options: argparse.Namespace) -> int:
@@ -206,11 +211,7 @@ def _summary(compiled: CompiledModel, result: Validation, judged_on: str, path: 
     ]
     lines += [compiled.audit.table(), f"measured on {judged_on}:", result.table()]
     lines += [f"note: {note}" for note in manifest["notes"]]
-    lines += [
-        f"{key.replace('_', ' ')}: {manifest[key]:,}"
-        for key in ("stored_bytes", "ram_bytes", "products")
-        if key in manifest
-    ]
+    lines += [f"{meaning}: {manifest[key]:,}" for key, meaning in _DEVICE_FACTS.items() if key in manifest]
     size = f"{manifest['model_bytes']:,} bytes"
     lines.append(f"wrote {path} ({size})" if result.passed else f"not written ({size})")
     return "\n".join(lines)

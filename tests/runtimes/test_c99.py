@@ -7,10 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
+from kancompile.command_line import main
 from kancompile.errors import KanCompileError
+from kancompile.execution import RuntimeModel
 from kancompile.runtimes import c99
 from kancompile.targets.c99 import emit
+from tests.compiled_kan import FACTORY, FACTORY_ARGS, make_inputs, make_model
 from tests.convolution_programs import integer_convolutions, square
 from tests.programs import integer_program
 from tests.targets.test_ort_cpu import inputs
@@ -30,6 +34,24 @@ def test_outputs_have_the_shape_and_the_bits_of_the_simulation(convolutional: bo
     model.write_bytes(emit(program, {}))
     np.testing.assert_array_equal(c99.RUNTIME.run(model, x.numpy()), program(x).numpy())
     assert c99.RUNTIME.tolerance_steps == 0
+
+
+def test_from_the_command_line_to_outputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, x = make_model(), make_inputs(100)
+    save_file(model.state_dict(), tmp_path / "kan.safetensors")
+    np.savez(tmp_path / "train.npz", x=x.numpy(), y=model(x).argmax(1).numpy())
+    out = tmp_path / "built"
+    arguments = ["compile", FACTORY, "--factory-arg", FACTORY_ARGS, "--checkpoint", str(tmp_path / "kan.safetensors")]
+    arguments += ["--calibration", str(tmp_path / "train.npz"), "--out", str(out), "--weight-bits", "4"]
+    assert main([*arguments, "--target", "c99", "--method", "uniform"]) == 0
+    assert {path.suffix for path in out.iterdir()} == {".c", ".h", ".json"}
+    printed = capsys.readouterr().out
+    assert "flash bytes of constants" in printed
+    assert "ram bytes" in printed
+    assert main([*arguments, "--target", "ort-cpu", "--method", "uniform", "--force"]) == 0
+    test = make_inputs(200, seed=3) * 3
+    expected = RuntimeModel(out / "model.onnx")(test).numpy()
+    np.testing.assert_array_equal(c99.RUNTIME.run(out / "model.c", test.numpy()), expected)
 
 
 def test_bad_input_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
