@@ -34,7 +34,7 @@ from kancompile.passes.tabulate_expansions import TableOptions, TabulateExpansio
 from kancompile.program import Layer, Program, check
 from kancompile.progress import say
 from kancompile.recipe import LayerRecipe, Recipe, read_recipe
-from kancompile.targets import TARGETS
+from kancompile.targets import TARGETS, Target
 from kancompile.targets.kernel_audit import KernelAudit, audit_kernels
 from kancompile.validation import check_fits
 
@@ -46,7 +46,7 @@ class CompiledModel:
     """A compiled model and how it came about.
 
     Attributes:
-        model_bytes: the ONNX file.
+        model_bytes: the file of the target.
         program: the lowered program, whose evaluation in PyTorch is what the file computes.
         captured: the float program it was lowered from.
         reference: the user's model (an ``nn.Module`` in eval mode), for validation.
@@ -54,6 +54,8 @@ class CompiledModel:
         audit: which kernels ONNX Runtime uses.
         calibration: the samples that were used.
         recipe: the effective recipe.
+        session_bytes: a file of the same program that ONNX Runtime loads: the file itself where it does.
+        companions: further files of the target, by suffix.
     """
 
     model_bytes: bytes
@@ -64,6 +66,8 @@ class CompiledModel:
     audit: KernelAudit
     calibration: Calibration
     recipe: Recipe
+    session_bytes: bytes
+    companions: Mapping[str, bytes] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -72,17 +76,22 @@ class CompiledModel:
         return self.manifest | {"kernels": self.audit.to_dict(), "seconds": self.timings}
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> Path:
-        """Write the model to ``path`` and its manifest beside it, both or none.
+        """Write the model to ``path``, and beside it what belongs to it and its manifest: all or none.
 
         Raises:
             KanCompileError: a file exists and ``force`` is not set, or the folder cannot be written.
         """
         model = Path(path)
-        manifest = manifest_path(model)
-        check_destinations([model, manifest], force)
-        text = json.dumps(self.manifest, indent=2, sort_keys=True) + "\n"
-        write_atomically({model: self.model_bytes, manifest: text.encode()}, force)
+        contents = self.files(model)
+        check_destinations(contents, force)
+        write_atomically(contents, force)
         return model
+
+    def files(self, model: Path) -> dict[Path, bytes]:
+        """Give the content of every file that :meth:`save` writes for a model file."""
+        text = json.dumps(self.manifest, indent=2, sort_keys=True) + "\n"
+        companions = {model.with_suffix(suffix): content for suffix, content in self.companions.items()}
+        return {model: self.model_bytes, **companions, manifest_path(model): text.encode()}
 
 
 def manifest_path(model: Path) -> Path:
@@ -99,7 +108,7 @@ def compile(
     seed: int = 0,
     device: str = "cpu",
 ) -> CompiledModel:
-    """Compile a trained KAN to a file for ONNX Runtime.
+    """Compile a trained KAN to the file of a target, ONNX for ONNX Runtime unless another is named.
 
     Args:
         model: ``nn.Module``, ``ExportedProgram`` or path of a ``.pt2`` file.
@@ -114,8 +123,13 @@ def compile(
         KanCompileError: bad input of any kind; nothing is written.
     """
     timings = _Timings()
-    emit = _target(target)
+    chosen_target = target_named(target)
     chosen = read_recipe(recipe)
+    if chosen.max_latency_us is not None and not chosen_target.loads_in_ort:
+        raise KanCompileError(
+            f"recipe: found max_latency_us with target {target!r}, expected an ONNX target, whose time this machine can "
+            "measure; leave it out, and measure on the device"
+        )
     samples = load_calibration(calibration, max_samples=chosen.calibration_samples, seed=seed)
     if isinstance(model, nn.Module):
         check_fits(model, samples)
@@ -132,18 +146,42 @@ def compile(
     def build() -> tuple[Program, dict[str, Any], bytes]:
         lowered = lower(captured, x, chosen, seed, device, timings)
         facts = _facts(lowered, samples, chosen, target, seed) | {"bit_allocation": front}
-        return lowered, facts, timings.measure("emit", lambda: emit(lowered, _metadata(facts), chosen.storage))
+        return (
+            lowered,
+            facts,
+            timings.measure("emit", lambda: chosen_target.emit(lowered, _metadata(facts), chosen.storage)),
+        )
 
     lowered, facts, data = build()
-    while budget is not None and chosen.max_bytes is not None and len(data) > chosen.max_bytes:
+
+    def stored_bytes() -> int:
+        return chosen_target.facts(data).get("stored_bytes", len(data))
+
+    while budget is not None and chosen.max_bytes is not None and stored_bytes() > chosen.max_bytes:
         # tables, biases and the graph take room too; how much is known once a file exists
-        chosen, front = budget.allocated(others=len(data) - budget.weight_bytes())
+        chosen, front = budget.allocated(others=stored_bytes() - budget.weight_bytes())
         lowered, facts, data = build()
-    audit = timings.measure("kernel audit", lambda: audit_kernels(data))
-    check_latency(lambda: one_sample_seconds(data, x[:1]), chosen)
+    session = data
+    if not chosen_target.loads_in_ort:
+        session = TARGETS["ort-cpu"].emit(lowered, _metadata(facts), chosen.storage)
+    audit = timings.measure("kernel audit", lambda: audit_kernels(session))
+    check_latency(lambda: one_sample_seconds(session, x[:1]), chosen)
     manifest = facts | {"model_sha256": hashlib.sha256(data).hexdigest(), "model_bytes": len(data)}
+    manifest |= chosen_target.facts(data)
     reference = model.eval() if isinstance(model, nn.Module) else captured.graph_module
-    return CompiledModel(data, lowered, captured, reference, manifest, audit, samples, chosen, timings.seconds)
+    return CompiledModel(
+        data,
+        lowered,
+        captured,
+        reference,
+        manifest,
+        audit,
+        samples,
+        chosen,
+        session,
+        chosen_target.companions(data) if chosen_target.companions is not None else {},
+        timings.seconds,
+    )
 
 
 def one_sample_seconds(model: bytes, x: Tensor, runs: int = 200) -> float:
@@ -223,10 +261,15 @@ class _Timings:
         return result
 
 
-def _target(name: str) -> Callable[[Program, Mapping[str, str], str], bytes]:
+def target_named(name: str) -> Target:
+    """Return the target of that name.
+
+    Raises:
+        KanCompileError: there is none.
+    """
     if name not in TARGETS:
         raise KanCompileError(f"target {name!r} is unknown, expected one of {sorted(TARGETS)!r}")
-    return TARGETS[name].emit
+    return TARGETS[name]
 
 
 def _check_activations(program: Program, x: Tensor) -> None:
@@ -332,4 +375,4 @@ def _version(name: str) -> str:
         return "unknown"
 
 
-__all__ = ["CompiledModel", "compile", "describe_layer", "lower", "manifest_path"]
+__all__ = ["CompiledModel", "compile", "describe_layer", "lower", "manifest_path", "target_named"]
