@@ -325,12 +325,15 @@ def describe_layer(program: Program, layer: Layer) -> dict[str, Any]:
         described["expansions"].append(entry)
     if isinstance(contraction, QuantizedContraction):
         weights = sum(codes.numel() for codes in contraction.weights)
+        factors = contraction.multiplier
+        groups = contraction.group_sizes if factors is None else factors.group_sizes
         described |= {
             "n_out": contraction.n_out,
             "columns": sum(contraction.group_sizes),
             "weight_bits": contraction.weight_bits,
-            "scale_groups": len(contraction.group_sizes),
-            "weight_bytes": -(-weights * contraction.weight_bits // 8),
+            "scale_groups": len(groups),
+            "weight_bytes": -(-weights * contraction.weight_bits // 8)
+            + (0 if factors is None else factors.factors.numel()),
             "hands_over": "real values" if contraction.output is None else "row numbers",
         }
     elif isinstance(contraction, QuantizedConvContraction):

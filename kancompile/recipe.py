@@ -50,7 +50,11 @@ class LayerRecipe:
     )
     range: str = _option("mse", "how the input range of a table is chosen", choices=RANGES)
     percentile: float = _option(99.99, "share of inputs inside the range, for range = percentile", low=50.0, high=100.0)
-    granularity: str = _option("channel", "which weights share a scale", choices=GRANULARITIES)
+    granularity: str = _option(
+        "channel",
+        "which weights share a scale; groups cost no time with 2 and 3 bits, a product each with more",
+        choices=GRANULARITIES,
+    )
     group_size: int | None = _option(
         None, "inputs that share a scale, for granularity = group", kind=int, low=1, high=1 << 20, optional=True
     )

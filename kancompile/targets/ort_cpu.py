@@ -22,7 +22,7 @@ from kancompile.modules import QuantizedContraction
 from kancompile.program import Program
 from kancompile.targets.arrange_tables import arrange_tables
 from kancompile.targets.kernel_audit import PAIR_INDEX
-from kancompile.targets.narrow_weights import store_narrow_weights
+from kancompile.targets.narrow_weights import NarrowWeights, store_narrow_weights
 from kancompile.targets.pair_tables import build_pair_tables
 from kancompile.targets.translate_convolutions import CONVOLUTION_TRANSLATIONS
 from kancompile.targets.translation import TRANSLATIONS
@@ -94,16 +94,17 @@ def _check_outputs(program: Program) -> None:
             )
 
 
-def _narrow(program: Program) -> dict[str, int]:
-    """Map the names of weight initializers to their bits, where narrower than 8."""
-    found = {}
+def _narrow(program: Program) -> dict[str, NarrowWeights]:
+    """Map the names of weight initializers to what is stored in their place, where codes are narrower than 8 bits."""
+    found: dict[str, NarrowWeights] = {}
     for layer in program.layers():
         contraction = program.module(layer.contraction)
         if isinstance(contraction, QuantizedContraction) and contraction.weight_bits < 8:
             for group in range(len(contraction.group_sizes)):
-                found[f"{layer.contraction}.weight_{group}"] = contraction.weight_bits
+                stored = NarrowWeights(contraction.weight_bits, contraction.multiplier)
+                found[f"{layer.contraction}.weight_{group}"] = stored
         if isinstance(contraction, QuantizedConvContraction) and contraction.weight_bits < 8:
-            found[f"{layer.contraction}.weight"] = contraction.weight_bits
+            found[f"{layer.contraction}.weight"] = NarrowWeights(contraction.weight_bits)
     return found
 
 

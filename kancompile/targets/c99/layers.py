@@ -47,7 +47,7 @@ def plan_linear(number: int, module: QuantizedContraction, reads: Sequence[Read]
         tuple(_sorted(read) for read in reads),
         Window(size, size, once, once, none, once),
         weight[None, None],
-        module.weight_bits,
+        module.product_bits,
         module.bias.numpy().astype(np.int64),
         None,
         tuple(groups),
