@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from kancompile.cpu_presets import CPU_PRESETS
 from kancompile.errors import KanCompileError
 from kancompile.recipe import (
     GRANULARITIES,
@@ -51,14 +52,20 @@ examples:
 
 The calibration file is an .npz with an array 'x' [n, ...] of inputs scaled as in training (and, if you like, labels
 'y'), or an .npy. A part of it is held out to measure the result. Writes OUT/model.onnx and OUT/model.manifest.json
-(for --target c99 model.c, model.h and the manifest), all or none; where a threshold is missed nothing is written."""
+(other targets: model.ort, model.c and model.h and so on, beside each other), all or none; where a threshold is missed
+nothing is written."""
 
 _VALIDATE = """\
 example:
   kancompile validate build/model.onnx --against models.py:make_kan --checkpoint kan.pt --data test.npz --max-drop 0.5
 
 Runs the float model in PyTorch and the file in ONNX Runtime on the same data. With labels 'y' in the .npz it also
-compares accuracy (integer labels) or R2 (float targets)."""
+compares accuracy (integer labels) or R2 (float targets).
+
+  kancompile validate build/model.onnx --data test.npz --runtime all
+
+With --runtime it runs the file, and those of other targets beside it, in every runtime named, and compares their outputs with
+those of ONNX Runtime; --against may then be left out. Runtimes that are not installed are listed with what installs them."""
 
 _BENCHMARK = """\
 example:
@@ -139,7 +146,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     compile_.add_argument("--out", required=True, metavar="DIR", help="folder for the model and its manifest")
     compile_.add_argument("--force", action="store_true", help="replace existing files")
-    compile_.add_argument("--target", default="ort-cpu", help="what to compile for (default ort-cpu)")
+    compile_.add_argument(
+        "--target",
+        action="append",
+        metavar="NAME",
+        help="what to compile for: ort-cpu (default), ort-mobile ..., or all; may be repeated, for several files in DIR",
+    )
     compile_.add_argument("--seed", type=int, default=0, help="seed of every random choice (default 0)")
     compile_.add_argument(
         "--device", default="cpu", choices=("cpu", "cuda"), help="where rounding computes its matrices (default cpu)"
@@ -149,7 +161,13 @@ def _parser() -> argparse.ArgumentParser:
 
     validate = _add(commands, "validate", "compare a compiled file with its float model", _VALIDATE)
     validate.add_argument("file", metavar="MODEL.onnx", help="compiled file")
-    _add_model(validate, "--against")
+    _add_model(validate, "--against", required=False)
+    validate.add_argument(
+        "--runtime",
+        action="append",
+        metavar="NAME",
+        help="compare outputs of ONNX Runtime and of NAME, such as ort-mobile, ort-arm64 or all; may be repeated",
+    )
     validate.add_argument("--data", required=True, metavar="FILE", help="test inputs, .npz (x, and labels y) or .npy")
     validate.add_argument("--data-key", metavar="NAME", help="array in the .npz that holds the inputs (default x)")
     validate.add_argument("--min-agreement", type=float, metavar="PERCENT", help="least share of equal argmax")
@@ -217,6 +235,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         "granularity": GRANULARITIES,
         "storage": STORAGES,
         "lowering": LOWERINGS,
+        "cpu": tuple(CPU_PRESETS),
     }
     for key, default, allowed, meaning in describe_keys():
         option = f"--{key.replace('_', '-')}"

@@ -6,11 +6,11 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kancompile.atomic_write import check_destinations
+from kancompile.atomic_write import check_destinations, write_atomically
 from kancompile.command_line import OK, THRESHOLD_MISSED, recipe_overrides
 from kancompile.errors import KanCompileError
 from kancompile.progress import quiet, say
@@ -20,6 +20,7 @@ from kancompile.recipe import read_recipe
 if TYPE_CHECKING:
     from kancompile.calibration import Calibration
     from kancompile.pipeline import CompiledModel
+    from kancompile.runtimes.comparison import RuntimeComparison
     from kancompile.validation import Validation
 
 _LEAST_TO_SPLIT = 16
@@ -28,22 +29,25 @@ _DEVICE_FACTS = {
     "ram_bytes": "ram bytes",
     "products": "multiplications with a weight for one sample, which is at least half as many cycles on a Cortex-M",
 }
+_COMPARED_SAMPLES = 4096
 
 
 def run_compile(options: argparse.Namespace) -> int:
     """Compile, measure on held-out data, and write the files unless a threshold is missed."""
-    # before PyTorch is loaded: an unusable folder, a wrong recipe
-    check_destinations([Path(options.out) / "model.manifest.json"], options.force)
     recipe = read_recipe(options.recipe, **recipe_overrides(options))
 
     from kancompile.calibration import load_calibration
+    from kancompile.emission import check_target, targets_named
     from kancompile.pipeline import compile as compile_model
-    from kancompile.pipeline import manifest_path, target_named
+    from kancompile.pipeline import manifest_path
     from kancompile.validation import validate
 
-    target = target_named(options.target)
-    path = (Path(options.out) / "model").with_suffix(target.suffix)
-    check_destinations([path, manifest_path(path)], options.force)
+    targets = targets_named(options.target or ["ort-cpu"])
+    for target in targets:
+        check_target(target, recipe)
+    paths = [Path(options.out) / f"model{target.suffix}" for target in targets]
+    check_destinations([*paths, *map(manifest_path, paths)], options.force)
+
     with _working(options):
         # all of the file is read here: what is held out must not be among the samples a compilation picks
         samples = load_calibration(
@@ -59,7 +63,7 @@ def run_compile(options: argparse.Namespace) -> int:
         model = _model(options)
         fitting, judging, judged_on = _split(samples, options)
         compiled = compile_model(
-            model, fitting, target=options.target, recipe=recipe, seed=options.seed, device=options.device
+            model, fitting, target=targets[0].name, recipe=recipe, seed=options.seed, device=options.device
         )
         result = validate(
             compiled.session_bytes,
@@ -70,39 +74,71 @@ def run_compile(options: argparse.Namespace) -> int:
             min_sqnr=options.min_sqnr,
             max_drop=options.max_drop,
         )
+        everything = [compiled, *(compiled.for_target(target.name) for target in targets[1:])]
+    contents: dict[Path, bytes] = {}
+    for one, path in zip(everything, paths, strict=True):
+        contents |= one.files(path)
     if result.passed:
-        compiled.save(path, options.force)
+        write_atomically(contents, options.force)
     report = {
-        "path": str(path) if result.passed else None,
+        "path": str(paths[0]) if result.passed else None,
+        "files": {str(path): len(content) for path, content in contents.items()} if result.passed else {},
         "passed": result.passed,
         "report": compiled.report,
         "validation": result.to_dict() | {"data": judged_on},
     }
-    _show(options, report, _summary(compiled, result, judged_on, path))
+    _show(options, report, _summary(compiled, result, judged_on) + "\n" + _written(everything, paths, result.passed))
     if not result.passed:
         print(f"kancompile: threshold missed, nothing written: {'; '.join(result.reasons)}", file=sys.stderr)
     return OK if result.passed else THRESHOLD_MISSED
 
 
 def run_validate(options: argparse.Namespace) -> int:
-    """Compare a file with its float model."""
+    """Compare a file with its float model, and with itself in other runtimes."""
+    if options.model is None and not options.runtime:
+        raise KanCompileError("validate: found neither --against nor --runtime, expected one of them or both")
+    data: dict[str, Any] = {}
+    texts: list[str] = []
+    reasons: list[str] = []
+    with _working(options):
+        if options.model is not None:
+            result = _validated(options)
+            data |= result.to_dict()
+            texts.append(result.table())
+            reasons += result.reasons
+        if options.runtime:
+            compared = _compared(options)
+            data["runtimes"] = compared.to_dict()
+            texts.append(compared.table())
+            reasons += compared.reasons
+    _show(options, data, "\n".join(texts))
+    if reasons:
+        print(f"kancompile: threshold missed: {'; '.join(reasons)}", file=sys.stderr)
+    return THRESHOLD_MISSED if reasons else OK
+
+
+def _validated(options: argparse.Namespace) -> Validation:
     from kancompile.validation import validate
 
-    with _working(options):
-        result = validate(
-            options.file,
-            _model(options),
-            options.data,
-            key=options.data_key,
-            min_sqnr=options.min_sqnr,
-            max_drop=options.max_drop,
-            min_agreement=options.min_agreement,
-            threads=options.threads,
-        )
-    _show(options, result.to_dict(), result.table())
-    if not result.passed:
-        print(f"kancompile: threshold missed: {'; '.join(result.reasons)}", file=sys.stderr)
-    return OK if result.passed else THRESHOLD_MISSED
+    return validate(
+        options.file,
+        _model(options),
+        options.data,
+        key=options.data_key,
+        min_sqnr=options.min_sqnr,
+        max_drop=options.max_drop,
+        min_agreement=options.min_agreement,
+        threads=options.threads,
+    )
+
+
+def _compared(options: argparse.Namespace) -> RuntimeComparison:
+    from kancompile.calibration import load_calibration
+    from kancompile.runtimes.comparison import compare_runtimes, runtimes_named
+
+    runtimes = runtimes_named(options.runtime)
+    samples = load_calibration(options.data, key=options.data_key, max_samples=_COMPARED_SAMPLES)
+    return compare_runtimes(Path(options.file), samples.samples.numpy(), runtimes)
 
 
 def run_benchmark(options: argparse.Namespace) -> int:
@@ -199,7 +235,15 @@ def _split(samples: Calibration, options: argparse.Namespace) -> tuple[Calibrati
     return fitting, judging, f"{len(judging)} held-out calibration samples"
 
 
-def _summary(compiled: CompiledModel, result: Validation, judged_on: str, path: Path) -> str:
+def _written(everything: Sequence[CompiledModel], paths: Sequence[Path], passed: bool) -> str:
+    lines = []
+    for compiled, path in zip(everything, paths, strict=True):
+        size = f"{compiled.manifest['model_bytes']:,} bytes, {compiled.manifest['deflated_bytes']:,} deflated"
+        lines.append(f"wrote {path} ({size})" if passed else f"not written ({size})")
+    return "\n".join(lines)
+
+
+def _summary(compiled: CompiledModel, result: Validation, judged_on: str) -> str:
     manifest = compiled.manifest
     lines = [f"{len(manifest['layers'])} KAN layers"]
     for layer in manifest["layers"]:
@@ -212,8 +256,6 @@ def _summary(compiled: CompiledModel, result: Validation, judged_on: str, path: 
     lines += [compiled.audit.table(), f"measured on {judged_on}:", result.table()]
     lines += [f"note: {note}" for note in manifest["notes"]]
     lines += [f"{meaning}: {manifest[key]:,}" for key, meaning in _DEVICE_FACTS.items() if key in manifest]
-    size = f"{manifest['model_bytes']:,} bytes"
-    lines.append(f"wrote {path} ({size})" if result.passed else f"not written ({size})")
     return "\n".join(lines)
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from importlib import metadata as package_metadata
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +17,23 @@ from torch import Tensor, nn
 from kancompile.atomic_write import check_destinations, write_atomically
 from kancompile.bit_budget import BitBudget, check_latency
 from kancompile.calibration import Calibration, load_calibration
-from kancompile.convolutions import ConvContraction, QuantizedConvContraction
+from kancompile.cpu_presets import CPU_PRESETS
+from kancompile.emission import check_target, target_named, write
 from kancompile.errors import KanCompileError
 from kancompile.execution import RuntimeModel
 from kancompile.frontend.capture import capture
-from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
+from kancompile.manifest import ABOUT_THE_FILE, describe, describe_file_bytes, describe_layer
+from kancompile.pair_products import prove_layer
 from kancompile.passes.fuse_index import FuseIndex
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials
 from kancompile.passes.methods import method_named
 from kancompile.passes.round_weights import RoundingOptions, RoundWeights
 from kancompile.passes.split_branches import SplitBranches
 from kancompile.passes.tabulate_expansions import TableOptions, TabulateExpansions
-from kancompile.program import Layer, Program, check
+from kancompile.program import Program, check
 from kancompile.progress import say
 from kancompile.recipe import LayerRecipe, Recipe, read_recipe
-from kancompile.targets import TARGETS, Target
+from kancompile.targets import TARGETS
 from kancompile.targets.kernel_audit import KernelAudit, audit_kernels
 from kancompile.validation import check_fits
 
@@ -46,7 +45,9 @@ class CompiledModel:
     """A compiled model and how it came about.
 
     Attributes:
-        model_bytes: the file of the target.
+        model_bytes: the file.
+        companions: further files of the target, by suffix.
+        session_bytes: a file of the same program that ONNX Runtime loads: the file itself where it does.
         program: the lowered program, whose evaluation in PyTorch is what the file computes.
         captured: the float program it was lowered from.
         reference: the user's model (an ``nn.Module`` in eval mode), for validation.
@@ -54,8 +55,6 @@ class CompiledModel:
         audit: which kernels ONNX Runtime uses.
         calibration: the samples that were used.
         recipe: the effective recipe.
-        session_bytes: a file of the same program that ONNX Runtime loads: the file itself where it does.
-        companions: further files of the target, by suffix.
     """
 
     model_bytes: bytes
@@ -76,7 +75,7 @@ class CompiledModel:
         return self.manifest | {"kernels": self.audit.to_dict(), "seconds": self.timings}
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> Path:
-        """Write the model to ``path``, and beside it what belongs to it and its manifest: all or none.
+        """Write the model to ``path``, and beside it its manifest and what else its target needs: all of them or none.
 
         Raises:
             KanCompileError: a file exists and ``force`` is not set, or the folder cannot be written.
@@ -90,13 +89,39 @@ class CompiledModel:
     def files(self, model: Path) -> dict[Path, bytes]:
         """Give the content of every file that :meth:`save` writes for a model file."""
         text = json.dumps(self.manifest, indent=2, sort_keys=True) + "\n"
-        companions = {model.with_suffix(suffix): content for suffix, content in self.companions.items()}
+        companions = {model.with_name(model.stem + suffix): content for suffix, content in self.companions.items()}
         return {model: self.model_bytes, **companions, manifest_path(model): text.encode()}
+
+    def for_target(self, name: str) -> CompiledModel:
+        """Write the same program for another target; nothing is rounded again.
+
+        Raises:
+            KanCompileError: no such target, or it cannot express the program.
+        """
+        target = target_named(name)
+        about = (*ABOUT_THE_FILE, *target_named(self.manifest["target"]).facts(self.model_bytes))
+        facts = {key: value for key, value in self.manifest.items() if key not in about} | {"target": name}
+        timings = _Timings()
+        data = timings.measure("emit", lambda: write(target, self.program, facts, self.recipe))
+        session = data if target.loads_in_ort else self.session_bytes
+        audit = audit_kernels(data) if target.loads_in_ort else self.audit
+        return replace(
+            self,
+            model_bytes=data,
+            companions=target.companions(data) if target.companions is not None else {},
+            session_bytes=session,
+            manifest=facts | describe_file_bytes(data) | target.facts(data),
+            audit=audit,
+            timings=timings.seconds,
+        )
 
 
 def manifest_path(model: Path) -> Path:
-    """Return where the manifest of a model file stands: ``model.onnx`` -> ``model.manifest.json``."""
-    return model.with_name(model.stem + MANIFEST_SUFFIX)
+    """Return where the manifest of a model file stands.
+
+    ``model.onnx`` -> ``model.manifest.json``; ``model.ort`` -> ``model.ort.manifest.json``, so that targets can share a folder.
+    """
+    return model.with_name((model.stem if model.suffix == ".onnx" else model.name) + MANIFEST_SUFFIX)
 
 
 def compile(
@@ -130,6 +155,7 @@ def compile(
             f"recipe: found max_latency_us with target {target!r}, expected an ONNX target, whose time this machine can "
             "measure; leave it out, and measure on the device"
         )
+    check_target(chosen_target, chosen)
     samples = load_calibration(calibration, max_samples=chosen.calibration_samples, seed=seed)
     if isinstance(model, nn.Module):
         check_fits(model, samples)
@@ -145,12 +171,8 @@ def compile(
 
     def build() -> tuple[Program, dict[str, Any], bytes]:
         lowered = lower(captured, x, chosen, seed, device, timings)
-        facts = _facts(lowered, samples, chosen, target, seed) | {"bit_allocation": front}
-        return (
-            lowered,
-            facts,
-            timings.measure("emit", lambda: chosen_target.emit(lowered, _metadata(facts), chosen.storage)),
-        )
+        facts = describe(lowered, samples, chosen, target, seed) | {"bit_allocation": front}
+        return lowered, facts, timings.measure("emit", lambda: write(chosen_target, lowered, facts, chosen))
 
     lowered, facts, data = build()
 
@@ -161,20 +183,15 @@ def compile(
         # tables, biases and the graph take room too; how much is known once a file exists
         chosen, front = budget.allocated(others=stored_bytes() - budget.weight_bytes())
         lowered, facts, data = build()
-    session = data
-    if not chosen_target.loads_in_ort:
-        session = TARGETS["ort-cpu"].emit(lowered, _metadata(facts), chosen.storage)
+    session = data if chosen_target.loads_in_ort else write(TARGETS["ort-cpu"], lowered, facts, chosen)
     audit = timings.measure("kernel audit", lambda: audit_kernels(session))
     check_latency(lambda: one_sample_seconds(session, x[:1]), chosen)
-    manifest = facts | {"model_sha256": hashlib.sha256(data).hexdigest(), "model_bytes": len(data)}
-    manifest |= chosen_target.facts(data)
-    reference = model.eval() if isinstance(model, nn.Module) else captured.graph_module
     return CompiledModel(
         data,
         lowered,
         captured,
-        reference,
-        manifest,
+        model.eval() if isinstance(model, nn.Module) else captured.graph_module,
+        facts | describe_file_bytes(data) | chosen_target.facts(data),
         audit,
         samples,
         chosen,
@@ -215,6 +232,7 @@ def lower(
         timings: collects the seconds of every pass.
     """
     timings = timings or _Timings()
+    preset = CPU_PRESETS[recipe.cpu]
 
     def table_options(name: str) -> TableOptions | None:
         layer = recipe.for_layer(name)
@@ -227,7 +245,9 @@ def lower(
     def rounding_options(name: str) -> RoundingOptions:
         layer: LayerRecipe = recipe.for_layer(name)
         method = method_named(layer.rounding_method, device)
-        return RoundingOptions(method, layer.rounding_method, layer.weight_bits, layer.granularity, layer.group_size)
+        return RoundingOptions(
+            method, layer.rounding_method, layer.weight_bits, layer.granularity, layer.group_size, preset.int16_pairs
+        )
 
     if recipe.precision == "float":
         stages: list[tuple[str, Callable[[Program], Program]]] = [
@@ -245,7 +265,25 @@ def lower(
         with torch.no_grad():
             program = timings.measure(name, lambda: run(program))  # noqa: B023 (called at once)
         check(program)
+    if preset.int16_pairs:
+        check_pairs(program)
     return program
+
+
+def check_pairs(program: Program) -> None:
+    """Refuse a program that processors without VNNI would compute otherwise.
+
+    Raises:
+        KanCompileError: sums of two neighbouring products of a layer can leave int16.
+    """
+    for layer in program.layers():
+        proof = prove_layer(program, layer)
+        if proof is not None and not proof.holds:
+            raise KanCompileError(
+                f"layer {layer.name!r}: {proof.overflowing} sums of two neighbouring products can leave int16 (up to "
+                f"{proof.largest}), expected none for processors without VNNI; use 7 weight bits for this layer, or a recipe "
+                'with cpu = "x86-vnni" or "arm64"'
+            )
 
 
 class _Timings:
@@ -261,17 +299,6 @@ class _Timings:
         return result
 
 
-def target_named(name: str) -> Target:
-    """Return the target of that name.
-
-    Raises:
-        KanCompileError: there is none.
-    """
-    if name not in TARGETS:
-        raise KanCompileError(f"target {name!r} is unknown, expected one of {sorted(TARGETS)!r}")
-    return TARGETS[name]
-
-
 def _check_activations(program: Program, x: Tensor) -> None:
     """Refuse calibration data that drives an activation to NaN or infinity, naming the layer."""
     layers = program.layers()
@@ -284,98 +311,4 @@ def _check_activations(program: Program, x: Tensor) -> None:
                 )
 
 
-def _facts(program: Program, samples: Calibration, recipe: Recipe, target: str, seed: int) -> dict[str, Any]:
-    """Collect what the manifest says, in plain data; no paths and no times, so that equal runs give equal bytes."""
-    return {
-        "kancompile": {"version": _version("kancompile")},
-        "target": target,
-        "seed": seed,
-        "recipe": recipe.to_dict(),
-        "recipe_sha256": recipe.sha256(),
-        "calibration": {"samples": len(samples), "sha256": samples.sha256(), "notes": list(samples.notes)},
-        "input_shape": list(program.input_shape),
-        "versions": {name: _version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")}
-        | {"python": platform.python_version()},
-        "layers": [describe_layer(program, layer) for layer in program.layers()],
-        "unrecognized": [
-            {"node": part.node, "operator": part.operator, "reason": part.reason, "source": Path(part.source).name}
-            for part in program.unrecognized
-        ],
-        "notes": list(program.notes),
-    }
-
-
-def describe_layer(program: Program, layer: Layer) -> dict[str, Any]:
-    """Describe one layer of a lowered program as plain data."""
-    contraction = program.module(layer.contraction)
-    described: dict[str, Any] = {"name": layer.name, "expansions": []}
-    for target in layer.expansions:
-        module = program.module(target)
-        entry: dict[str, Any] = {"form": type(module).__name__, "n_in": int(module.n_in), "k": int(module.k)}  # type: ignore[arg-type]
-        if isinstance(module, TableExpansion):
-            entry |= {
-                "levels": module.index.levels,
-                "low": module.index.low,
-                "high": module.index.high,
-                "tables": module.n_tables,
-                "table_bytes": module.table.numel(),
-                "branches": dict(zip(module.branch_names, module.branch_sizes, strict=True)),
-                "reads": module.input,
-            }
-        described["expansions"].append(entry)
-    if isinstance(contraction, QuantizedContraction):
-        weights = sum(codes.numel() for codes in contraction.weights)
-        factors = contraction.multiplier
-        groups = contraction.group_sizes if factors is None else factors.group_sizes
-        described |= {
-            "n_out": contraction.n_out,
-            "columns": sum(contraction.group_sizes),
-            "weight_bits": contraction.weight_bits,
-            "scale_groups": len(groups),
-            "weight_bytes": -(-weights * contraction.weight_bits // 8)
-            + (0 if factors is None else factors.factors.numel()),
-            "hands_over": "real values" if contraction.output is None else "row numbers",
-        }
-    elif isinstance(contraction, QuantizedConvContraction):
-        described |= {
-            "n_out": contraction.n_out,
-            "columns": contraction.weight[0].numel(),
-            "kernel": list(contraction.kernel),
-            "weight_bits": contraction.weight_bits,
-            "scale_groups": 1,
-            "weight_bytes": -(-contraction.weight.numel() * contraction.weight_bits // 8),
-            "hands_over": "row numbers" if contraction.hands_over == "index" else "real values",
-        }
-    elif isinstance(contraction, Contraction | ConvContraction):
-        described |= {
-            "n_out": contraction.n_out,
-            "columns": contraction.weight[0].numel(),
-            "weight_bits": 32,
-            "weight_bytes": contraction.weight.numel() * 4,
-            "hands_over": "real values",
-        }
-    return described
-
-
-def _metadata(facts: Mapping[str, Any]) -> dict[str, str]:
-    flat = {
-        "kancompile.version": facts["kancompile"]["version"],
-        "kancompile.target": facts["target"],
-        "kancompile.seed": str(facts["seed"]),
-        "kancompile.recipe": json.dumps(facts["recipe"], sort_keys=True),
-        "kancompile.recipe_sha256": facts["recipe_sha256"],
-        "kancompile.calibration_sha256": facts["calibration"]["sha256"],
-        "kancompile.versions": json.dumps(facts["versions"], sort_keys=True),
-        "kancompile.layers": json.dumps(facts["layers"], sort_keys=True),
-    }
-    return dict(sorted(flat.items()))
-
-
-def _version(name: str) -> str:
-    try:
-        return package_metadata.version(name)
-    except package_metadata.PackageNotFoundError:
-        return "unknown"
-
-
-__all__ = ["CompiledModel", "compile", "describe_layer", "lower", "manifest_path", "target_named"]
+__all__ = ["CompiledModel", "compile", "describe_layer", "lower", "manifest_path"]

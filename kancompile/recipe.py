@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from kancompile.cpu_presets import CPU_PRESETS
 from kancompile.errors import KanCompileError
 
 PRECISIONS = ("int8", "float")
@@ -94,7 +95,9 @@ class Recipe(LayerRecipe):
         precision: ``"int8"`` compiles to integer kernels, ``"float"`` to an exact float lowering.
         storage: ``"smallest"`` keeps as many bits as a weight has, ``"native"`` the narrowest ONNX type that holds them,
             ``"fastest"`` int8.
+        cpu: name of a preset in ``kancompile.cpu_presets``.
         bits_average, max_bytes, max_latency_us: budgets; the first two have bits allocated by sensitivity.
+        batch: the only batch size of the file, ``None`` for any.
         calibration_samples: how many samples are used at most.
         layers: ``(pattern, overrides)`` in order; ``fnmatch`` patterns, the last match of a key wins. Given as a
             mapping, kept as tuples so that a recipe is immutable and hashable.
@@ -105,6 +108,11 @@ class Recipe(LayerRecipe):
         "smallest",
         "weights in the file, smallest: int4 or bit planes; native: tensors of int2, int4 or int8; fastest to load: int8",
         choices=STORAGES,
+    )
+    cpu: str = _option(
+        "portable",
+        "processors that must compute the same as the simulation; portable: all",
+        choices=tuple(CPU_PRESETS),
     )
     bits_average: float | None = _option(
         None,
@@ -122,6 +130,9 @@ class Recipe(LayerRecipe):
         low=0.001,
         high=1e9,
         optional=True,
+    )
+    batch: int | None = _option(
+        None, "the only batch size that the file takes, unset: any", kind=int, low=1, high=1 << 20, optional=True
     )
     calibration_samples: int = _option(4096, "calibration samples used at most", kind=int, low=2, high=1 << 24)
     layers: Any = ()

@@ -9,7 +9,7 @@ that its rounding can make up for their errors. The bias joins the integer sum i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from kancompile.convolutions import ConvContraction
 from kancompile.errors import KanCompileError
 from kancompile.modules import Contraction, GroupMultiplier, QuantizedContraction, TableExpansion
+from kancompile.pair_products import AdjacentPairs, IntegerContraction, layer_pairs
 from kancompile.passes.brecq import Brecq
 from kancompile.passes.group_scales import WIDEST_BITS, common_scale, settle_group_scales, snap_scales
 from kancompile.passes.guard import with_guard
+from kancompile.passes.limit_pairs import limit_layer
 from kancompile.passes.reconstruct_blocks import blocks_of, reconstruct_block
 from kancompile.passes.round_convolutions import convolution_problems, integer_convolution, merge_groups, tied_columns, branch_of_column, layer_tables
 from kancompile.passes.uniform import Uniform
@@ -43,6 +45,7 @@ class RoundingOptions:
         granularity: ``"channel"``: one scale for each output; ``"branch"``: and for each expansion the layer reads;
             ``"group"``: and for each ``group_size`` inputs.
         group_size: inputs in a group.
+        int16_pairs: whether sums of two neighbouring products must fit int16 (see ``passes.limit_pairs``).
     """
 
     method: Method
@@ -50,6 +53,7 @@ class RoundingOptions:
     bits: int = 8
     granularity: str = "channel"
     group_size: int | None = None
+    int16_pairs: bool = False
 
     @property
     def shares_scale(self) -> bool:
@@ -87,7 +91,9 @@ class RoundWeights:
         for number, layer in enumerate(track(layers, "rounding weights")):
             options = self.options(layer.name)
             stated = layer_problems(program, layer, x, options, self._generator(number))
-            rounded[layer.name], notes = round_layer(stated, options, self._generator(number))
+            solved = round_layer(stated, options, self._generator(number))
+            solved = fit_pairs(reference, layer, stated, solved, options, self._generator(number))
+            rounded[layer.name], notes = merge_groups(solved.parts), list(solved.notes)
             if options.granularity != "channel" and isinstance(program.module(layer.contraction), ConvContraction):
                 notes.append(
                     f"layer {layer.name!r}: one weight scale for each output channel, not for each {options.granularity}, "
@@ -100,7 +106,7 @@ class RoundWeights:
                     f"layer {layer.name!r}: rounded by the first stage of brecq alone, since its {len(stated)} channel groups "
                     "are rounded apart; no block reconstruction"
                 )
-            modules = integer_modules(reference, layer, rounded[layer.name], options.bits, options.shares_scale)
+            modules = integer_modules(reference, layer, rounded[layer.name], solved.bits, options.shares_scale)
             program = program.replace_modules(modules, notes)
         # channel groups of a convolution are several problems; those layers keep what their own reconstruction gave
         learned = [
@@ -111,13 +117,16 @@ class RoundWeights:
             assert isinstance(method, Brecq)
             generator = self._generator(len(layers) + number)
             improved = reconstruct_block(program, reference, block, problems, rounded, x, method, generator)
-            modules, notes = {}, []
+            modules, notes = {}, [improved[block[-1].name].notes[-1]]
             for layer in block:
-                options, final = self.options(layer.name), improved[layer.name]
+                options, stated = self.options(layer.name), (problems[layer.name],)
+                final = improved[layer.name]
                 if options.shares_scale:
                     final = snap_scales(problems[layer.name], final)
-                modules |= integer_modules(reference, layer, final, options.bits, options.shares_scale)
-            notes = [improved[block[-1].name].notes[-1]]
+                solved = SolvedLayer([final], options.bits, ())
+                solved = fit_pairs(reference, layer, stated, solved, options, generator)
+                modules |= integer_modules(reference, layer, solved.parts[0], solved.bits, options.shares_scale)
+                notes += solved.notes
             program = program.replace_modules(modules, notes)
         return program
 
@@ -156,9 +165,24 @@ def layer_problem(program: Program, layer: Layer, x: Tensor, options: RoundingOp
     )
 
 
+@dataclass(frozen=True)
+class SolvedLayer:
+    """The rounding problems of one layer, solved.
+
+    Attributes:
+        parts: one rounding for each.
+        bits: of the weights.
+        notes: lines for the report.
+    """
+
+    parts: list[Rounded]
+    bits: int
+    notes: tuple[str, ...]
+
+
 def round_layer(
     problems: Sequence[RoundingProblem], options: RoundingOptions, generator: torch.Generator
-) -> tuple[Rounded, list[str]]:
+) -> SolvedLayer:
     """Round one layer with one method, and say how it compares with rounding to nearest.
 
     The better of the two on the calibration data is returned, and a note says so where that is not the method asked for.
@@ -169,12 +193,48 @@ def round_layer(
             settle_group_scales(problem, part, options.method) if len(part.group_sizes) > 1 else part
             for problem, part in zip(problems, parts, strict=True)
         ]
-    rounded = merge_groups(parts)
     what = f"layer {problems[0].layer!r}: {options.bits}-bit weights by {options.method_name}"
     if isinstance(options.method, Uniform):
         errors = [objective(problem, part) for problem, part in zip(problems, parts, strict=True)]
-        return rounded, [f"{what}, mean squared output error {sum(errors) / len(errors):.4g}"]
-    return rounded, [f"{what}, {line}" for line in rounded.notes]
+        notes = [f"{what}, mean squared output error {sum(errors) / len(errors):.4g}"]
+    else:
+        notes = [f"{what}, {line}" for line in dict.fromkeys(line for part in parts for line in part.notes)]
+    return SolvedLayer(parts, options.bits, tuple(notes))
+
+
+def fit_pairs(
+    program: Program,
+    layer: Layer,
+    problems: Sequence[RoundingProblem],
+    solved: SolvedLayer,
+    options: RoundingOptions,
+    generator: torch.Generator,
+) -> SolvedLayer:
+    """Make sums of two neighbouring products fit int16 where that is asked for; they always do below 8 bits.
+
+    Args:
+        program: the tabulated program, with the layer's float contraction and original tables.
+        layer: the layer.
+        problems, solved: its rounding problems and their solution.
+        options: of the layer.
+        generator: for another rounding, where that is needed.
+    """
+    if not options.int16_pairs or solved.bits < 8:
+        return solved
+
+    def pairs_of(parts: Sequence[Rounded]) -> Sequence[AdjacentPairs]:
+        modules = integer_modules(program, layer, merge_groups(parts), solved.bits)
+        contraction = modules[layer.contraction]
+        assert isinstance(contraction, IntegerContraction)
+        return layer_pairs(contraction, layer_tables(program.replace_modules(modules), layer))
+
+    def again(bits: int) -> list[Rounded]:
+        return round_layer([replace(problem, bits=bits) for problem in problems], options, generator).parts
+
+    limited = limit_layer(problems, solved.parts, pairs_of, again)
+    if limited is None:
+        return solved
+    return SolvedLayer(limited.parts, limited.bits, (*solved.notes, f"layer {layer.name!r}: {limited.note()}"))
 
 
 def integer_modules(

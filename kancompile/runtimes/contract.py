@@ -19,7 +19,8 @@ class Runtime:
         artifact: name of the target whose file it runs.
         missing: ``None`` where it can be used, else what is missing and the command that installs it.
         run: maps the path of a file and inputs float32 ``[n, ...]`` to outputs float32 ``[n, ...]``.
-        tolerance_steps: quantization steps that an output may lie off.
+        tolerance_steps: quantization steps that an output may lie off ONNX Runtime's; 0 asks for equal bits.
+        emulated: whether its speed says nothing.
     """
 
     name: str
@@ -27,3 +28,9 @@ class Runtime:
     missing: Callable[[], str | None]
     run: Callable[[Path, NDArray[np.float32]], NDArray[np.float32]]
     tolerance_steps: int
+    emulated: bool = False
+
+
+def available() -> str | None:
+    """Say that a runtime of kancompile's own requirements is never missing."""
+    return None

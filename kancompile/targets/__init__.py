@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from kancompile.cpu_presets import CPU_PRESETS
 from kancompile.program import Program
-from kancompile.targets import c99, ort_cpu
+from kancompile.targets import c99, ort_cpu, ort_mobile
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class Target:
         suffix: of the file it writes.
         weight_bits: widths of weights it stores.
         emit: writes a program with metadata and a choice of storage as the bytes of a file.
+        cpus: names of the CPU presets that it serves.
+        emit_batch: the same for one batch size, ``None`` where files take any or all the same.
         companions: gives further files by suffix, from the bytes of the first.
         loads_in_ort: whether ONNX Runtime loads its files.
         facts: what the manifest says about a file, such as memory on a device; ``stored_bytes`` among them is what counts
@@ -28,13 +31,26 @@ class Target:
     suffix: str
     weight_bits: tuple[int, ...]
     emit: Callable[[Program, Mapping[str, str], str], bytes]
+    cpus: tuple[str, ...] = tuple(CPU_PRESETS)
+    emit_batch: Callable[[Program, Mapping[str, str], str, int], bytes] | None = None
     companions: Callable[[bytes], Mapping[str, bytes]] | None = None
     loads_in_ort: bool = True
     facts: Callable[[bytes], dict[str, int]] = lambda data: {}
 
 
 TARGETS: dict[str, Target] = {
-    "ort-cpu": Target("ort-cpu", ".onnx", (2, 3, 4, 5, 6, 7, 8), ort_cpu.emit),
+    "ort-cpu": Target(
+        "ort-cpu", ".onnx", (2, 3, 4, 5, 6, 7, 8), ort_cpu.emit, emit_batch=ort_cpu.emit_batch
+    ),
+    "ort-mobile": Target(
+        "ort-mobile",
+        ".ort",
+        (2, 3, 4, 5, 6, 7, 8),
+        ort_mobile.emit,
+        cpus=("portable", "arm64"),
+        emit_batch=ort_mobile.emit_batch,
+        companions=ort_mobile.companions,
+    ),
     "c99": Target(
         "c99",
         ".c",

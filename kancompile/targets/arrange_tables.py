@@ -23,9 +23,9 @@ _PAIR_BYTES = 1 << 21
 _PAIRED_FROM = 512
 
 
-def arrange_tables(program: Program) -> Program:
-    """Apply both rewrites."""
-    return pad_rows(pair_inputs(program))
+def arrange_tables(program: Program, pairs: bool = True) -> Program:
+    """Apply both rewrites, the first only with ``pairs``."""
+    return pad_rows(pair_inputs(program) if pairs else program)
 
 
 class PairedTable(TableExpansion):

@@ -78,6 +78,7 @@ def optimized_graph(model: bytes) -> onnx.GraphProto:
         path = Path(folder) / "optimized.onnx"
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = str(path)
+        options.add_session_config_entry("session.save_model_format", "ONNX")
         options.log_severity_level = 3
         try:
             onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -95,7 +96,7 @@ def _why_not_loaded(model: bytes, error: Exception) -> str:
 
 
 def audit_kernels(model: bytes) -> KernelAudit:
-    """Audit a serialized ONNX model in the installed ONNX Runtime."""
+    """Audit a serialized ONNX or ORT-format model in the installed ONNX Runtime."""
     graph = optimized_graph(model)
     constants = {initializer.name for initializer in graph.initializer}
     rows, dequantized = [], []

@@ -1,19 +1,19 @@
 """Store weight codes in as few bytes as their bits need, while they compute as int8.
 
-ONNX has tensors of 8 and 4 bits (and, from opset 25 on, 2), and a DequantizeLinear straight on int4 has no fused kernel. So
-narrow codes are stored apart from how they compute, and the file says how the one becomes the other. ONNX Runtime folds
-these constant nodes when it loads the file; the product then is the same integer kernel at the same speed::
+A DequantizeLinear straight on a narrow tensor has no fused kernel. So narrow codes are stored apart from how they compute, and
+the file says how the one becomes the other. ONNX Runtime folds these constant nodes when it loads the file; the product then
+is the same integer kernel at the same speed::
 
-    4 bits:              int4 initializer -> Cast to int8
-    2, 3, 5, 6, 7 bits:  uint8 planes of 4, 2 and 1 bits, each holding 2, 4 or 8 codes in a byte
-                         -> BitShift, BitwiseAnd, Cast; planes times their weights are summed -> minus the offset
+    2 to 7 bits:  uint8 planes of 4, 2 and 1 bits, each holding 2, 4 or 8 codes in a byte
+                  -> BitShift, BitwiseAnd, Cast; planes times their weights are summed -> minus the offset
 
 Where groups of rows differ in scale by whole factors, the factors are stored beside the codes and multiplied in likewise.
 
-Both forms are opset 21 and load in every ONNX Runtime from 1.20 on; planes also where a format has no int4 at all.
+That is opset 21 and loads in every ONNX Runtime from 1.20 on. ONNX has tensors of 4 bits, and from opset 25 on of 2, but ONNX
+Runtime 1.20 has no Cast from int4, and nothing stores 3 bits in 3.
 
 Tools that read ONNX tensors know types, not planes. ``storage="native"`` is for them: the narrowest type that holds the
-codes, int2 (opset 25, ONNX Runtime from 1.24 on), int4 or int8, with the same Cast.
+codes, int2 (opset 25, ONNX Runtime from 1.24 on), int4 (ONNX Runtime from 1.22 on) or int8, with a Cast to int8.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def store_narrow_weights(model: ir.Model, narrow: Mapping[str, NarrowWeights], n
         if factors is not None:
             codes = codes // factors.of_column().numpy()
         writer = _Writer(model, name)
-        widened = writer.cast(codes, stored) if native or bits == 4 else writer.sum_planes(codes, bits)
+        widened = writer.cast(codes, stored) if native else writer.sum_planes(codes, bits)
         if factors is not None:
             widened = writer.multiply_groups(widened, factors.factors.numpy(), factors.group_sizes)
         uses = list(value.uses())

@@ -31,7 +31,18 @@ OPSET = 21
 IR_VERSION = 10
 
 
-def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest") -> bytes:
+def emit_batch(program: Program, metadata: Mapping[str, str], storage: str, batch: int) -> bytes:
+    """Write a program as :func:`emit` does, for one batch size."""
+    return emit(program, metadata, storage, batch)
+
+
+def emit(
+    program: Program,
+    metadata: Mapping[str, str],
+    storage: str = "smallest",
+    batch: int | None = None,
+    pairs: bool = True,
+) -> bytes:
     """Write a program as a serialized ONNX model.
 
     Args:
@@ -39,6 +50,8 @@ def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest
         metadata: key-value pairs for the model's ``metadata_props``.
         storage: ``"smallest"`` stores weights in as few bytes as their bits need, ``"native"`` in the narrowest ONNX type
             (opset 25 where that is int2), ``"fastest"`` to load keeps int8.
+        batch: the only batch size, ``None`` for any.
+        pairs: whether large layers look up two inputs at a time.
 
     Returns:
         the file's bytes; equal programs and metadata give equal bytes.
@@ -48,12 +61,12 @@ def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest
             convolution has no quantizer.
     """
     _check_outputs(program)
-    graph_module = arrange_tables(program).graph_module.eval()
-    example = torch.zeros(2, *program.input_shape)
-    batch = torch.export.Dim("batch")
+    graph_module = arrange_tables(program, pairs).graph_module.eval()
+    example = torch.zeros(batch or 2, *program.input_shape)
+    open_batch = ({0: torch.export.Dim("batch")},) if batch is None else None
     with quiet():
         try:
-            exported = torch.export.export(graph_module, (example,), dynamic_shapes=({0: batch},))
+            exported = torch.export.export(graph_module, (example,), dynamic_shapes=open_batch)
             onnx_program = torch.onnx.export(
                 exported,
                 dynamo=True,

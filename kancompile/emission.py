@@ -1,0 +1,70 @@
+"""Choose a target by name, check that it can do what a recipe asks for, and write a lowered program as its file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kancompile.errors import KanCompileError
+from kancompile.manifest import metadata_of
+from kancompile.program import Program
+from kancompile.recipe import Recipe
+from kancompile.targets import TARGETS, Target
+
+
+def target_named(name: str) -> Target:
+    """Return a target by its name.
+
+    Raises:
+        KanCompileError: there is none of that name.
+    """
+    if name not in TARGETS:
+        raise KanCompileError(f"target {name!r} is unknown, expected one of {sorted(TARGETS)!r}")
+    return TARGETS[name]
+
+
+def targets_named(names: Sequence[str]) -> list[Target]:
+    """Return targets by their names, ``"all"`` for all of them, each once.
+
+    Raises:
+        KanCompileError: there is none of that name.
+    """
+    wanted = [name for given in names for name in (TARGETS if given == "all" else (given,))]
+    return [target_named(name) for name in dict.fromkeys(wanted)]
+
+
+def check_target(target: Target, recipe: Recipe) -> None:
+    """Refuse, before any work starts, a recipe that a target cannot fulfil.
+
+    Raises:
+        KanCompileError: it does not serve the processors, or its files take no fixed batch size.
+    """
+    if recipe.cpu not in target.cpus:
+        raise KanCompileError(
+            f"target {target.name!r}: cpu is {recipe.cpu!r}, expected one of {list(target.cpus)!r}; "
+            f"the nearest recipe that works has cpu = {target.cpus[0]!r}"
+        )
+    if recipe.batch is not None and target.emit_batch is None:
+        raise KanCompileError(
+            f"target {target.name!r}: batch is {recipe.batch}, but its files take any; leave it unset"
+        )
+
+
+def write(target: Target, program: Program, facts: Mapping[str, Any], recipe: Recipe) -> bytes:
+    """Write a lowered program as the bytes of a target's file.
+
+    Raises:
+        KanCompileError: the target cannot express a layer; its name, the reason and the nearest recipe are given.
+    """
+    check_target(target, recipe)
+    for layer in facts["layers"]:
+        if layer["weight_bits"] not in (*target.weight_bits, 32):
+            nearest = min((bits for bits in target.weight_bits if bits > layer["weight_bits"]), default=8)
+            raise KanCompileError(
+                f"target {target.name!r}, layer {layer['name']!r}: weights of {layer['weight_bits']} bits cannot be stored, "
+                f"expected one of {list(target.weight_bits)!r}; use weight_bits = {nearest} for this layer"
+            )
+    metadata = metadata_of(facts)
+    if recipe.batch is not None and target.emit_batch is not None:
+        return target.emit_batch(program, metadata, recipe.storage, recipe.batch)
+    return target.emit(program, metadata, recipe.storage)

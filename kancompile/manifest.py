@@ -1,0 +1,126 @@
+"""What is known about a compiled file, as plain data: for its manifest and for the metadata inside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib import metadata as package_metadata
+from pathlib import Path
+from typing import Any
+
+from kancompile.calibration import Calibration
+from kancompile.convolutions import ConvContraction, QuantizedConvContraction
+from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
+from kancompile.pair_products import prove_layer
+from kancompile.program import Layer, Program
+from kancompile.recipe import Recipe
+
+ABOUT_THE_FILE = ("model_sha256", "model_bytes", "deflated_bytes")
+
+
+def describe_file_bytes(data: bytes) -> dict[str, Any]:
+    """Give hash and size of a file, and its size in a compressed package or download."""
+    sizes = (hashlib.sha256(data).hexdigest(), len(data), len(zlib.compress(data, 9)))
+    return dict(zip(ABOUT_THE_FILE, sizes, strict=True))
+
+
+def describe(program: Program, samples: Calibration, recipe: Recipe, target: str, seed: int) -> dict[str, Any]:
+    """Collect what the manifest says, in plain data; no paths and no times, so that equal runs give equal bytes."""
+    return {
+        "kancompile": {"version": _version("kancompile")},
+        "target": target,
+        "seed": seed,
+        "recipe": recipe.to_dict(),
+        "recipe_sha256": recipe.sha256(),
+        "calibration": {"samples": len(samples), "sha256": samples.sha256(), "notes": list(samples.notes)},
+        "input_shape": list(program.input_shape),
+        "versions": {name: _version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")}
+        | {"python": platform.python_version()},
+        "layers": [describe_layer(program, layer) for layer in program.layers()],
+        "unrecognized": [
+            {"node": part.node, "operator": part.operator, "reason": part.reason, "source": Path(part.source).name}
+            for part in program.unrecognized
+        ],
+        "notes": list(program.notes),
+    }
+
+
+def describe_layer(program: Program, layer: Layer) -> dict[str, Any]:
+    """Describe one layer of a lowered program as plain data."""
+    contraction = program.module(layer.contraction)
+    described: dict[str, Any] = {"name": layer.name, "expansions": []}
+    for target in layer.expansions:
+        module = program.module(target)
+        entry: dict[str, Any] = {"form": type(module).__name__, "n_in": int(module.n_in), "k": int(module.k)}  # type: ignore[arg-type]
+        if isinstance(module, TableExpansion):
+            entry |= {
+                "levels": module.index.levels,
+                "low": module.index.low,
+                "high": module.index.high,
+                "tables": module.n_tables,
+                "table_bytes": module.table.numel(),
+                "branches": dict(zip(module.branch_names, module.branch_sizes, strict=True)),
+                "reads": module.input,
+            }
+        described["expansions"].append(entry)
+    if isinstance(contraction, QuantizedContraction):
+        weights = sum(codes.numel() for codes in contraction.weights)
+        factors = contraction.multiplier
+        groups = contraction.group_sizes if factors is None else factors.group_sizes
+        described |= {
+            "n_out": contraction.n_out,
+            "columns": sum(contraction.group_sizes),
+            "weight_bits": contraction.weight_bits,
+            "scale_groups": len(groups),
+            "weight_bytes": -(-weights * contraction.weight_bits // 8)
+            + (0 if factors is None else factors.factors.numel()),
+            "hands_over": "real values" if contraction.output is None else "row numbers",
+        }
+    elif isinstance(contraction, QuantizedConvContraction):
+        described |= {
+            "n_out": contraction.n_out,
+            "columns": contraction.weight[0].numel(),
+            "kernel": list(contraction.kernel),
+            "weight_bits": contraction.weight_bits,
+            "scale_groups": 1,
+            "weight_bytes": -(-contraction.weight.numel() * contraction.weight_bits // 8),
+            "hands_over": "row numbers" if contraction.hands_over == "index" else "real values",
+        }
+    elif isinstance(contraction, Contraction | ConvContraction):
+        described |= {
+            "n_out": contraction.n_out,
+            "columns": contraction.weight[0].numel(),
+            "weight_bits": 32,
+            "weight_bytes": contraction.weight.numel() * 4,
+            "hands_over": "real values",
+        }
+    proof = prove_layer(program, layer)
+    if proof is not None:
+        described["int16_pairs"] = {"exact": proof.holds} | asdict(proof)
+    return described
+
+
+def metadata_of(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Flatten the facts to what formats store as metadata: text by name."""
+    flat = {
+        "kancompile.version": facts["kancompile"]["version"],
+        "kancompile.target": facts["target"],
+        "kancompile.seed": str(facts["seed"]),
+        "kancompile.recipe": json.dumps(facts["recipe"], sort_keys=True),
+        "kancompile.recipe_sha256": facts["recipe_sha256"],
+        "kancompile.calibration_sha256": facts["calibration"]["sha256"],
+        "kancompile.versions": json.dumps(facts["versions"], sort_keys=True),
+        "kancompile.layers": json.dumps(facts["layers"], sort_keys=True),
+    }
+    return dict(sorted(flat.items()))
+
+
+def _version(name: str) -> str:
+    try:
+        return package_metadata.version(name)
+    except package_metadata.PackageNotFoundError:
+        return "unknown"

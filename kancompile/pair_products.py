@@ -1,0 +1,290 @@
+"""Prove that kernels which add two products in 16 bits compute a layer exactly, or say where they would not.
+
+On x86 processors with AVX2 and no VNNI, ONNX Runtime multiplies uint8 by int8 with ``vpmaddubsw``: products of columns ``2j`` and
+``2j + 1`` are added in a *saturating* int16 before anything is widened. The sum is exact where
+
+    -32768 <= q0 * w0 + q1 * w1 <= 32767        for all codes (q0, q1) that can meet in the two columns.
+
+Codes are never negative and a single product fits (255 * 127 = 32385), so weights of opposite signs cannot overflow, and
+for equal signs ``q0 * |w0| + q1 * |w1| <= 32767`` decides. Two columns of one input are looked up in one row of its table, so
+only codes that stand in one row meet; columns of different inputs take their largest codes independently. Codes of 7 bits
+on either side always pass: 2 * 255 * 64 = 32640.
+
+Order of the columns: ONNX Runtime packs four neighbouring rows of the weight matrix together, from the first one on, blocks
+of rows being multiples of four; an odd one is filled up with zeros. A convolution is that product with taps major, channels
+minor, pixels outside the image having the code of 0 in all columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kancompile.convolutions import QuantizedConvContraction
+from kancompile.expansions import TableExpansion
+from kancompile.modules import QuantizedContraction
+from kancompile.patches import group_order
+from kancompile.program import Layer, Program
+
+INT16_MAX = (1 << 15) - 1
+_ELEMENTS = 1 << 24
+
+
+@dataclass(frozen=True)
+class AdjacentPairs:
+    """The pairs of columns of one integer product, and the codes that can meet in them.
+
+    Attributes:
+        columns: int64 ``[p, 2]``: the two columns of every pair, by their place in the weight ``[n_out, c]``.
+        largest: int64 ``[p, 2]``: the largest code of each.
+        start: int64 ``[p]``: first row of the table in which both columns are looked up, -1 where they belong to
+            different inputs.
+        code_columns: int64 ``[p, 2]``: their columns in ``codes``; only read where ``start`` is not -1.
+        codes: int32 ``[rows, k]``, all tables of the layer one below the other, filled up with 0 to the widest.
+        levels: int64 ``[p]``: rows of that table.
+        outside: the code of both columns outside of an image, or ``None`` where nothing is padded.
+    """
+
+    columns: Tensor
+    largest: Tensor
+    start: Tensor
+    code_columns: Tensor
+    codes: Tensor
+    levels: Tensor
+    outside: int | None = None
+
+    def overflows(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Find the pairs that a weight makes overflow.
+
+        Args:
+            weight: int8 codes ``[n_out, c]``.
+
+        Returns:
+            output and pair of each, int64 ``[e]``, and the largest sum, int64 ``[e]``.
+        """
+        outputs, pairs, sums = [], [], []
+        step = max(1, _ELEMENTS // max(1, weight.shape[0]))
+        for first in range(0, len(self.columns), step):
+            part = slice(first, first + step)
+            w = weight[:, self.columns[part]].to(torch.int64)  # [n_out, p, 2]
+            bound = (w.abs() * self.largest[part]).sum(2)
+            output, pair = ((w.prod(2) > 0) & (bound > INT16_MAX)).nonzero(as_tuple=True)
+            pair = pair + first
+            reach = self.reach(pair, self.weights(weight, output, pair).abs())
+            found = reach > INT16_MAX
+            outputs.append(output[found])
+            pairs.append(pair[found])
+            sums.append(reach[found])
+        return torch.cat(outputs), torch.cat(pairs), torch.cat(sums)
+
+    def weights(self, weight: Tensor, output: Tensor, pair: Tensor) -> Tensor:
+        """Return the two weights of some pairs, int64 ``[e, 2]``."""
+        return weight[output[:, None], self.columns[pair]].to(torch.int64)
+
+    def reach(self, pair: Tensor, size: Tensor) -> Tensor:
+        """Return the largest ``q0 * size0 + q1 * size1`` of some pairs, int64 ``[e]``, for sizes ``[e, 2]``."""
+        sums = (self.largest[pair] * size).sum(1)
+        for part, codes in self._joint(pair):
+            sums[part] = (codes * size[part, None]).sum(2).amax(1)
+        return sums
+
+    def room(self, pair: Tensor, size: Tensor, which: int) -> Tensor:
+        """Return the largest size that one of the weights may have beside the other as it is, int64 ``[e]``.
+
+        Args:
+            pair: some pairs.
+            size: of their weights, ``[e, 2]``, each at most 127.
+            which: 0 or 1.
+        """
+        other = 1 - which
+        largest = self.largest[pair]
+        free = INT16_MAX - largest[:, other] * size[:, other]
+        result = free // largest[:, which].clamp(min=1)
+        for part, codes in self._joint(pair):
+            left = INT16_MAX - codes[:, :, other] * size[part, other, None]
+            result[part] = torch.where(codes[:, :, which] > 0, left // codes[:, :, which].clamp(min=1), 127).amin(1)
+        return result.clamp(max=127)
+
+    def _joint(self, pair: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
+        """Yield, for pairs within one table, their places in ``pair`` and codes ``[e', rows, 2]``, in chunks."""
+        joint = (self.start[pair] >= 0).nonzero().flatten()
+        parts = []
+        for levels in self.levels[pair[joint]].unique().tolist():
+            alike = joint[self.levels[pair[joint]] == levels]
+            for part in alike.split(max(1, _ELEMENTS // (2 * levels))):
+                at = pair[part]
+                rows = self.start[at, None] + torch.arange(levels)
+                codes = self.codes[rows[:, :, None], self.code_columns[at][:, None]].to(torch.int64)
+                if self.outside is not None:
+                    codes = torch.cat([codes, torch.full_like(codes[:, :1], self.outside)], dim=1)
+                parts.append((part, codes))
+        return parts
+
+
+def linear_pairs(tables: Sequence[TableExpansion], group_sizes: Sequence[int]) -> AdjacentPairs:
+    """Pair the columns of a linear layer; every scale group is a product of its own.
+
+    Args:
+        tables: what the layer reads, in order.
+        group_sizes: columns of each scale group, in order.
+    """
+    starts, first = [], 0
+    for size in group_sizes:
+        starts.append(first + torch.arange(0, size - 1, 2))
+        first += size
+    order = torch.cat(starts)
+    return _pairs(tables, torch.stack([order, order + 1], 1), torch.arange(first), 1, None)
+
+
+def convolution_pairs(
+    tables: Sequence[TableExpansion], groups: int, taps: int, outside: int | None
+) -> list[AdjacentPairs]:
+    """Pair the columns of every channel group of a convolution.
+
+    Args:
+        tables: what the layer reads, in order.
+        groups: channel groups.
+        taps: of the kernel.
+        outside: the code outside of the image, ``None`` without padding.
+
+    Returns:
+        for each group the pairs of its weight ``[n_out / groups, c / groups * taps]``, columns major.
+    """
+    order = group_order([(table.n_in, table.k) for table in tables], groups).reshape(groups, -1)
+    c = order.shape[1]
+    # the kernel reads taps major: its column number t * c + j is column j * taps + t of the weight
+    place = (torch.arange(c) * taps + torch.arange(taps)[:, None]).flatten()
+    first = torch.arange(0, len(place) - 1, 2)
+    columns = torch.stack([place[first], place[first + 1]], 1)
+    return [_pairs(tables, columns, source, taps, outside) for source in order]
+
+
+def _pairs(
+    tables: Sequence[TableExpansion], columns: Tensor, source: Tensor, taps: int, outside: int | None
+) -> AdjacentPairs:
+    """Look the codes of pairs up.
+
+    Args:
+        tables: what the layer reads.
+        columns: ``[p, 2]``, places in the weight.
+        source: number of each column of the weight, before it is repeated for the taps, among those of the tables.
+        taps: how often a column is repeated.
+        outside: see :class:`AdjacentPairs`.
+    """
+    widest = max(table.k for table in tables)
+    starts, minor, inputs, levels, largest, codes = [], [], [], [], [], []
+    rows = n_inputs = 0
+    for table in tables:
+        begin = torch.zeros(table.n_in, dtype=torch.int64) if table.first_row is None else table.first_row.long()
+        per_table = table.table.reshape(table.n_tables, table.index.levels, table.k).amax(1).to(torch.int64)
+        largest.append(per_table[begin // table.index.levels].flatten())
+        starts.append((begin + rows).repeat_interleave(table.k))
+        minor.append(torch.arange(table.k).repeat(table.n_in))
+        inputs.append(torch.arange(n_inputs, n_inputs + table.n_in).repeat_interleave(table.k))
+        levels.append(torch.full((table.n_in * table.k,), table.index.levels))
+        codes.append(torch.nn.functional.pad(table.table.to(torch.int32), (0, widest - table.k)))
+        rows += len(table.table)
+        n_inputs += table.n_in
+    number = source[columns // taps]
+    of_input = torch.cat(inputs)[number]
+    tap = columns % taps
+    same = (of_input[:, 0] == of_input[:, 1]) & (tap[:, 0] == tap[:, 1])
+    start = torch.where(same, torch.cat(starts)[number[:, 0]], -1)
+    most = torch.cat(largest)[number]
+    return AdjacentPairs(
+        columns,
+        most if outside is None else most.clamp(min=outside),
+        start,
+        torch.cat(minor)[number],
+        torch.cat(codes),
+        torch.cat(levels)[number[:, 0]],
+        outside,
+    )
+
+
+@dataclass(frozen=True)
+class Int16Proof:
+    """Whether kernels that add pairs of products in 16 bits are exact for a layer.
+
+    Attributes:
+        pairs: neighbouring columns, all outputs together.
+        overflowing: how many of them can leave int16.
+        largest: the largest sum that any of them reaches, by magnitude.
+    """
+
+    pairs: int
+    overflowing: int
+    largest: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether no pair overflows."""
+        return self.overflowing == 0
+
+
+IntegerContraction = QuantizedContraction | QuantizedConvContraction
+
+
+def layer_pairs(contraction: IntegerContraction, tables: Sequence[TableExpansion]) -> list[AdjacentPairs]:
+    """Pair the columns of a layer: of all of it, or of every channel group of a convolution."""
+    if isinstance(contraction, QuantizedContraction):
+        return [linear_pairs(tables, contraction.group_sizes)]
+    outside = contraction.zero_point if contraction.geometry.pads else None
+    return convolution_pairs(tables, contraction.geometry.groups, contraction.weight[0, 0].numel(), outside)
+
+
+def prove(contraction: IntegerContraction, tables: Sequence[TableExpansion]) -> Int16Proof:
+    """Prove an integer layer with its tables as they ship, from nothing but those."""
+    if isinstance(contraction, QuantizedContraction):
+        weights = [torch.cat(contraction.weights).T.contiguous()]
+    else:
+        weights = list(contraction.weight.flatten(1).chunk(contraction.geometry.groups))
+    count = overflowing = largest = 0
+    for weight, part in zip(weights, layer_pairs(contraction, tables), strict=True):
+        count += len(part.columns) * len(weight)
+        overflowing += len(part.overflows(weight)[0])
+        largest = max(largest, _largest_sum(part, weight))
+    return Int16Proof(count, overflowing, largest)
+
+
+def prove_layer(program: Program, layer: Layer) -> Int16Proof | None:
+    """Prove a layer of a lowered program; ``None`` where it does not compute in integers."""
+    contraction = program.module(layer.contraction)
+    if not isinstance(contraction, IntegerContraction):
+        return None
+    tables = [program.module(target) for target in layer.expansions]
+    return prove(contraction, [table for table in tables if isinstance(table, TableExpansion)])
+
+
+def _largest_sum(pairs: AdjacentPairs, weight: Tensor) -> int:
+    """Return the largest magnitude of a sum over all pairs, outputs and codes.
+
+    Pairs are taken by falling bound until the next bound is no larger than what was found.
+    """
+    if not len(pairs.columns):
+        return 0
+    best = 0
+    bounds, outputs, numbers = [], [], []
+    step = max(1, _ELEMENTS // len(weight))
+    for first in range(0, len(pairs.columns), step):
+        part = slice(first, first + step)
+        w = weight[:, pairs.columns[part]].to(torch.int64)
+        alone = w.abs() * pairs.largest[part]
+        best = max(best, int(alone.max()))
+        together = alone.sum(2) * (w.prod(2) > 0)
+        output, pair = (together > best).nonzero(as_tuple=True)
+        bounds.append(together[output, pair])
+        outputs.append(output)
+        numbers.append(pair + first)
+    bound, order = torch.cat(bounds).sort(descending=True)
+    output, pair = torch.cat(outputs)[order], torch.cat(numbers)[order]
+    for first in range(0, len(order), 1024):
+        if int(bound[first]) <= best:
+            break
+        at = slice(first, first + 1024)
+        size = pairs.weights(weight, output[at], pair[at]).abs()
+        best = max(best, int(pairs.reach(pair[at], size).max()))
+    return best

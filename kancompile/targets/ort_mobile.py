@@ -1,0 +1,99 @@
+"""Target ``ort-mobile``: an ORT-format file for ONNX Runtime on Android and iOS, optimised in advance ("Fixed" style).
+
+A minimal build of ONNX Runtime has no graph optimiser, so whatever ``ort-cpu`` leaves to the loading of a file must be in the
+file: fused integer kernels, and constants that are folded already. That decides how weights are stored. The format has no
+4-bit and 2-bit tensors, and nodes that widen bit planes are folded by the conversion (left in, they would run at every
+call, and the product would find no constant weight to fuse with). So all widths are int8 in the file, and narrow ones are
+saved where phones save them: an APK or IPA is deflated, which brings 4-bit codes to little more than half a byte.
+
+Tables of pairs of rows, which ``ort-cpu`` leaves to the loading as well, would be stored in full (650 KB for 255 rows of 5
+bytes). They are only made with ``storage = "fastest"``.
+
+ONNX Runtime writes some lists of the file in the order of a hash that changes from call to call, so equal programs give files of
+equal size and content, and not of equal bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import logging
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from kancompile.errors import KanCompileError
+from kancompile.program import Program
+from kancompile.targets import ort_cpu
+
+CONFIG_SUFFIX = ".required_operators_and_types.config"
+
+
+def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest") -> bytes:
+    """Write a program as an ORT-format model of any batch size.
+
+    Args:
+        program: integer or float program.
+        metadata: key-value pairs for the model's ``metadata_props``.
+        storage: ``"smallest"`` stores one table for all its readers, ``"fastest"`` tables of pairs of rows.
+
+    Raises:
+        KanCompileError: as ``ort_cpu.emit``, or ONNX Runtime cannot convert the model.
+    """
+    return _converted(ort_cpu.emit(program, metadata, "fastest", pairs=storage == "fastest"))
+
+
+def emit_batch(program: Program, metadata: Mapping[str, str], storage: str, batch: int) -> bytes:
+    """Write a program as :func:`emit` does, for one batch size; memory is then planned when a session is created."""
+    return _converted(ort_cpu.emit(program, metadata, "fastest", batch, pairs=storage == "fastest"))
+
+
+def companions(model: bytes) -> dict[str, bytes]:
+    """Give the list of operators and types that a minimal build needs for a model, by the suffix of its file."""
+    from onnxruntime.tools.ort_format_model import create_config_from_models
+
+    with tempfile.TemporaryDirectory() as folder:
+        path, config = Path(folder) / "model.ort", Path(folder) / "model.config"
+        path.write_bytes(model)
+        with _silent():
+            create_config_from_models([path], config, True)
+        text = config.read_text(encoding="utf-8")
+    # its first lines name a folder that no longer exists
+    listed = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+    return {CONFIG_SUFFIX: f"# operators and types for --include_ops_by_config\n{listed}\n".encode()}
+
+
+def _converted(model: bytes) -> bytes:
+    from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(model)
+        try:
+            with _silent():
+                convert_onnx_models_to_ort(
+                    path, optimization_styles=[OptimizationStyle.Fixed], target_platform="arm", enable_type_reduction=True
+                )
+        except Exception as error:  # its exceptions share no base class
+            reason = re.sub(re.escape(folder) + r"/?", "", str(error).strip().splitlines()[0])
+            raise KanCompileError(
+                f"target 'ort-mobile': ONNX Runtime cannot convert the model ({reason}); compile it for target 'ort-cpu'"
+            ) from error
+        return path.with_suffix(".ort").read_bytes()
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what the converter prints, logs and leaves open away from the user's terminal."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            yield
+            gc.collect()
+    finally:
+        logging.disable(previous)

@@ -1,0 +1,163 @@
+"""The proof of int16 pairs against a saturating sum written out in loops, and against a processor that saturates."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kancompile.convolutions import QuantizedConvContraction
+from kancompile.execution import RuntimeModel
+from kancompile.modules import QuantizedContraction, TableExpansion
+from kancompile.pair_products import layer_pairs, prove, prove_layer
+from kancompile.program import Program
+from kancompile.runtimes.emulation import X86, missing, run_emulated
+from kancompile.targets.ort_cpu import emit
+from tests.convolution_programs import Convolution, integer_convolutions, square
+from tests.programs import integer_program
+
+
+def column_sources(tables: list[TableExpansion]) -> list[tuple[int, int, np.ndarray]]:
+    """List ``(input, column, table)`` for every column of a linear layer, ``table`` being the rows an input can meet."""
+    found = []
+    for number, table in enumerate(tables):
+        for i in range(table.n_in):
+            begin = 0 if table.first_row is None else int(table.first_row[i])
+            rows = table.table[begin : begin + table.index.levels].numpy().astype(int)
+            found += [((number, i), k, rows) for k in range(table.k)]
+    return found
+
+
+def slow_sum(first: tuple, second: tuple, w0: int, w1: int, outside: int | None, same_tap: bool) -> int:
+    """Return the extreme of ``q0 w0 + q1 w1`` over all codes that can meet, by magnitude."""
+    if first[0] == second[0] and same_tap:
+        pairs = list(zip(first[2][:, first[1]], second[2][:, second[1]], strict=True))
+        pairs += [] if outside is None else [(outside, outside)]
+    else:
+        extra = [] if outside is None else [outside]
+        ends = [[*(f(s[2][:, s[1]]) for f in (min, max)), *extra] for s in (first, second)]
+        pairs = list(itertools.product(*ends))
+    return max((int(a) * w0 + int(b) * w1 for a, b in pairs), key=abs)
+
+
+def linear_case(program: Program, number: int = 0) -> tuple[QuantizedContraction, list[TableExpansion]]:
+    layer = program.layers()[number]
+    contraction = program.module(layer.contraction)
+    assert isinstance(contraction, QuantizedContraction)
+    return contraction, [program.module(target) for target in layer.expansions]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "case", [{}, {"k": 4}, {"tables": 3}, {"groups": 2}, {"groups": 3, "k": 5}, {"widths": (5, 3)}]
+)
+def test_linear_proof_equals_enumeration(case: dict) -> None:
+    contraction, tables = linear_case(integer_program(**{"widths": (6, 5), "levels": (32,)} | case))
+    sources = column_sources(tables)
+    sums, start = [], 0
+    for weight in contraction.weights:
+        for column in range(0, len(weight) - 1, 2):
+            for w0, w1 in weight[column : column + 2].T.tolist():
+                sums.append(slow_sum(sources[start + column], sources[start + column + 1], w0, w1, None, True))
+        start += len(weight)
+    proof = prove(contraction, tables)
+    assert proof.pairs == len(sums)
+    assert proof.overflowing == sum(abs(value) > 32767 for value in sums)
+    assert proof.overflowing > 0
+    # opposite signs never reach int16, so they are not looked at any closer than their single products
+    assert proof.largest == max(abs(value) for value in sums)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        square(4, 3, padding=1),
+        square(4, 2),
+        square(4, 3, padding=1, groups=2),
+        square(3, 1),
+        Convolution(4, (3,), (1,), (1,), (1,), features=(2, 3)),
+        Convolution(4, (3, 2), (1, 1), (1, 0), (1, 1), groups=2, features=(2, 3)),
+    ],
+)
+def test_convolution_proof_equals_enumeration(layer: Convolution) -> None:
+    shape = (4, *[6] * len(layer.kernel))
+    program = integer_convolutions(shape, [layer], levels=16, tables=2, zero_point=40)
+    found = program.layers()[0]
+    contraction = program.module(found.contraction)
+    assert isinstance(contraction, QuantizedConvContraction)
+    tables = [program.module(target) for target in found.expansions]
+    columns = column_sources(tables)  # type: ignore[arg-type]
+    by_table = [[s for s in columns if s[0][0] == number] for number in range(len(tables))]
+    outside = 40 if layer.geometry.pads else None
+    sums = []
+    for group in range(layer.groups):
+        own = [s for part in by_table for s in part[group * len(part) // layer.groups :][: len(part) // layer.groups]]
+        weight = contraction.weight.chunk(layer.groups)[group].flatten(2)  # [n_out, c, taps]
+        order = [(tap, c) for tap in range(weight.shape[2]) for c in range(weight.shape[1])]
+        for (tap0, c0), (tap1, c1) in zip(order[::2], order[1::2], strict=False):
+            for w0, w1 in zip(weight[:, c0, tap0].tolist(), weight[:, c1, tap1].tolist(), strict=True):
+                sums.append(slow_sum(own[c0], own[c1], w0, w1, outside, tap0 == tap1))
+    proof = prove(contraction, tables)  # type: ignore[arg-type]
+    assert proof.pairs == len(sums)
+    assert proof.overflowing == sum(abs(value) > 32767 for value in sums) > 0
+
+
+@pytest.mark.parametrize("bits", [2, 4, 7])
+def test_seven_bits_always_fit(bits: int) -> None:
+    program = integer_program(weight_bits=bits, widths=(20, 30, 10))
+    for layer in program.layers():
+        proof = prove_layer(program, layer)
+        assert proof is not None
+        assert proof.holds
+        assert proof.largest <= 255 * 64 * 2
+
+
+def single_pairs() -> Program:
+    """Build a layer of 16 columns whose output ``o`` reads columns ``o`` and ``o + 1`` only, all codes being 255."""
+    program = integer_program(widths=(4, 8), levels=(16,), k=4)
+    layer = program.layers()[0]
+    contraction, tables = linear_case(program)
+    weight = torch.zeros(16, 8, dtype=torch.int8)
+    weight[torch.arange(8), torch.arange(8)] = 127
+    weight[torch.arange(8) + 1, torch.arange(8)] = 127
+    full = tables[0].with_codes(torch.full_like(tables[0].table, 255), tables[0].scale)
+    return program.replace_modules(
+        {
+            layer.expansions[0]: full,
+            layer.contraction: QuantizedContraction(
+                contraction.layer, weight, contraction.bias, torch.stack(contraction.scales), contraction.out_shape
+            ),
+        }
+    )
+
+
+def test_room_is_exact() -> None:
+    contraction, tables = linear_case(integer_program(widths=(6, 40), levels=(64,), k=5))
+    pairs = layer_pairs(contraction, tables)[0]
+    weight = torch.cat(contraction.weights).T
+    output, pair, _ = pairs.overflows(weight)
+    size = pairs.weights(weight, output, pair).abs()
+    for which in (0, 1):
+        room = pairs.room(pair, size, which)
+        changed = size.clone()
+        changed[:, which] = room
+        assert bool((pairs.reach(pair, changed) <= 32767).all())
+        changed[:, which] = room + 1
+        assert bool((pairs.reach(pair, changed) > 32767)[room < 127].all())
+
+
+@pytest.mark.skipif(missing(X86["haswell"]) is not None, reason=str(missing(X86["haswell"])))
+def test_pairs_are_those_that_a_processor_without_vnni_joins(tmp_path: Path) -> None:
+    program = single_pairs()
+    x = np.linspace(-3, 3, 32, dtype=np.float32).reshape(8, 4)
+    expected = program(torch.from_numpy(x)).numpy()
+    model = tmp_path / "model.onnx"
+    model.write_bytes(emit(program, {}))
+    np.testing.assert_array_equal(RuntimeModel(model).run(x)[0], expected)
+    wrong = (run_emulated(X86["haswell"], model, x) != expected).any(0)
+    assert wrong.tolist() == [True, False] * 4
+    contraction, tables = linear_case(program)
+    output, _, _ = layer_pairs(contraction, tables)[0].overflows(contraction.weights[0].T)
+    assert output.tolist() == [0, 2, 4, 6]
