@@ -4,7 +4,7 @@
         --build "gcc -O3" "gcc -O3 -march=native" "clang -O3"
 
 Each build is compared with ONNX Runtime alone, so that both meet the same caches. Both are called from Python and include
-that: about 1 us for the three C functions, about 5 us for ``InferenceSession.run``.
+that: for a model of two numbers, which hardly computes, the three C functions took 1.1 us and ``InferenceSession.run`` 7.5 us.
 """
 
 from __future__ import annotations
