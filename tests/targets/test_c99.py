@@ -24,7 +24,7 @@ from kancompile.targets.ort_cpu import emit as emit_onnx
 from tests.compiled_kan import make_inputs, make_model
 from tests.convolution_programs import integer_convolutions, square
 from tests.programs import float_program, integer_program
-from tests.targets.c_programs import STRICT, UNDEFINED, WORDS, build, evaluate, macro, write
+from tests.targets.c_programs import STRICT, UNDEFINED, WORDS, build, compiler, evaluate, macro, write
 from tests.targets.test_convolutions import CASES as CONVOLUTIONS
 from tests.targets.test_ort_cpu import CASES as LINEAR
 from tests.targets.test_ort_cpu import inputs, run
@@ -153,7 +153,7 @@ def test_header_and_source_agree_and_are_cpp_too(tmp_path: Path) -> None:
     cpp = folder / "user.cpp"
     cpp.write_text('#include "model.h"\nvoid f(kan_model_state *s) { kan_model_run(s); }\n')
     build(folder, STRICT)
-    compilers = {"gcc": both, **({"g++": cpp} if shutil.which("g++") else {})}
+    compilers = {compiler(): both, **({"g++": cpp} if shutil.which("g++") else {})}
     for name, file in compilers.items():
         subprocess.run([name, "-Wall", "-Wextra", "-Werror", "-c", str(file), "-o", str(folder / "o")], check=True)
 
@@ -306,10 +306,18 @@ def test_equal_programs_give_equal_bytes() -> None:
     assert emit(integer_program(seed=4), {"a": "b"}) != first
 
 
+def test_fast_math_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.c").write_bytes(emit(integer_program(), {}))
+    command = [compiler(), "-std=c99", "-ffast-math", "-c", "model.c"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "without -ffast-math" in done.stderr
+
+
 def test_metadata_cannot_leave_its_comment(tmp_path: Path) -> None:
     source = emit(integer_program(), {"kancompile.layers": "*/ #error /* caf\u00e9 ??/"})
     (tmp_path / "model.c").write_bytes(source)
-    subprocess.run(["gcc", *STRICT, "-c", "model.c"], cwd=tmp_path, check=True)
+    subprocess.run([compiler(), *STRICT, "-c", "model.c"], cwd=tmp_path, check=True)
 
 
 def test_what_stays_in_float_is_refused_with_layer_reason_and_way_out() -> None:

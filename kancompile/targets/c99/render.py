@@ -51,6 +51,12 @@ typedef uint32_t kan_word;
 #define KAN_WORDS(elements) ((elements) / (KAN_WORD_BITS / 16))
 """
 
+_EXACT = r"""
+#ifdef __FAST_MATH__
+#error "inputs are rounded by exact float arithmetic: compile this file without -ffast-math"
+#endif
+"""
+
 _COLLECT = r"""
 /* Add 16-bit lanes to 32-bit sums. */
 static void kan_collect(uint32_t *restrict sums, const kan_word *restrict lanes, uint32_t outputs, uint32_t shift)
@@ -140,6 +146,7 @@ class _File:
             [
                 title(self.metadata, sizes, state),
                 interface(self.plan, sizes, state),
+                _EXACT,
                 self._arithmetic(used),
                 "\n",
                 used,
