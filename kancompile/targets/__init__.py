@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kancompile.program import Program
-from kancompile.targets import c99, ort_cpu
+from kancompile.targets import c99, litert, ort_cpu
 
 
 @dataclass(frozen=True)
@@ -44,4 +44,5 @@ TARGETS: dict[str, Target] = {
         loads_in_ort=False,
         facts=c99.facts,
     ),
+    "litert": Target("litert", ".tflite", (2, 3, 4, 5, 6, 7, 8), litert.emit, loads_in_ort=False),
 }
