@@ -6,6 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
 import torch
 
@@ -109,7 +111,13 @@ def test_inputs_of_another_shape_are_refused(runtime: Runtime, tmp_path: Path) -
 @pytest.mark.skipif(tract.missing() is not None, reason=str(tract.missing()))
 def test_tract_says_what_it_cannot_read(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
-    path.write_bytes(emit(integer_program((6, 5), (256,), weight_bits=4), {}))
+    graph = onnx.parser.parse_graph(
+        "g (float[b, 6] input) => (float[b, 6] output) { w = Cast <to=1> (codes) output = Add (input, w) }"
+    )
+    graph.initializer.append(onnx.helper.make_tensor("codes", onnx.TensorProto.INT4, [6], [1, 2, 3, -4, 5, 6]))
+    path.write_bytes(
+        onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)]).SerializeToString()
+    )
     with pytest.raises(KanCompileError, match='4-bit tensors: compile with storage = "fastest"'):
         tract.run(path, np.zeros((1, 6), np.float32))
     path.write_bytes(emit(integer_program((6, 5), (1024,)), {}))
