@@ -7,7 +7,7 @@ DATA ?=
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope
 
-.PHONY: demo test slow lint format bench clean
+.PHONY: demo web test slow lint format bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -16,6 +16,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 demo: $(VENV)/installed
 	$(BIN)/python -m examples.demo
+
+web: $(VENV)/installed
+	$(BIN)/python -m examples.web.build --serve
 
 test: $(VENV)/installed
 	$(PYTEST)

@@ -46,6 +46,7 @@ class RuntimeModel:
         session: the session.
         input_name: name of its only input.
         input_shape: shape of one sample; -1 where the file leaves a dimension open.
+        batch: the only batch size that the file takes, ``None`` for any.
     """
 
     def __init__(self, model: ModelFile, threads: int = 1, fused: bool = True) -> None:
@@ -81,6 +82,7 @@ class RuntimeModel:
             found = [f"{value.name}: {value.type}" for value in inputs]
             raise KanCompileError(f"{self.name}: found inputs {found!r}, expected one of type tensor(float)")
         self.input_name = inputs[0].name
+        self.batch = inputs[0].shape[0] if inputs[0].shape and isinstance(inputs[0].shape[0], int) else None
         self.input_shape = tuple(size if isinstance(size, int) else -1 for size in inputs[0].shape[1:])
 
     def check_input(self, shape: tuple[int, ...], what: str) -> None:
@@ -98,11 +100,18 @@ class RuntimeModel:
             )
 
     def run(self, x: NDArray[np.float32]) -> list[NDArray[Any]]:
-        """Return all outputs for ``[b, *input_shape]``.
+        """Return all outputs for ``[b, *input_shape]``; a file of one batch size gets it piece by piece, the last filled up.
 
         Raises:
-            KanCompileError: ONNX Runtime refuses, such as for a batch size that the file does not allow.
+            KanCompileError: ONNX Runtime refuses.
         """
+        if self.batch is None or len(x) == self.batch or not len(x):
+            return self._run(x)
+        filled = np.concatenate([x, np.repeat(x[-1:], -len(x) % self.batch, axis=0)])
+        parts = [self._run(filled[start : start + self.batch]) for start in range(0, len(filled), self.batch)]
+        return [np.concatenate(values)[: len(x)] for values in zip(*parts, strict=True)]
+
+    def _run(self, x: NDArray[np.float32]) -> list[NDArray[Any]]:
         try:
             outputs: list[NDArray[Any]] = self.session.run(None, {self.input_name: x})
         except Exception as error:

@@ -28,6 +28,7 @@ from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
 from kancompile.passes.fuse_index import FuseIndex
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials
 from kancompile.passes.methods import method_named
+from kancompile.passes.quantize_outputs import QuantizeOutputs
 from kancompile.passes.round_weights import RoundingOptions, RoundWeights
 from kancompile.passes.split_branches import SplitBranches
 from kancompile.passes.tabulate_expansions import TableOptions, TabulateExpansions
@@ -145,6 +146,8 @@ def compile(
 
     def build() -> tuple[Program, dict[str, Any], bytes]:
         lowered = lower(captured, x, chosen, seed, device, timings)
+        if TARGETS[target].quantized_outputs:
+            lowered = timings.measure(QuantizeOutputs.name, lambda: QuantizeOutputs()(lowered, x))
         facts = _facts(lowered, samples, chosen, target, seed) | {"bit_allocation": front}
         return (
             lowered,
