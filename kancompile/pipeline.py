@@ -28,9 +28,11 @@ from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
 from kancompile.passes.fuse_index import FuseIndex
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials
 from kancompile.passes.methods import method_named
+from kancompile.passes.round_to_16_bits import RoundTo16Bits
 from kancompile.passes.round_weights import RoundingOptions, RoundWeights
 from kancompile.passes.split_branches import SplitBranches
 from kancompile.passes.tabulate_expansions import TableOptions, TabulateExpansions
+from kancompile.polynomials import PolynomialExpansion
 from kancompile.program import Layer, Program, check
 from kancompile.progress import say
 from kancompile.recipe import LayerRecipe, Recipe, read_recipe
@@ -39,6 +41,8 @@ from kancompile.targets.kernel_audit import KernelAudit, audit_kernels
 from kancompile.validation import check_fits
 
 MANIFEST_SUFFIX = ".manifest.json"
+WIDE_TOLERANCE = 2.0**-17
+"""Relative error of the functions of a 16-bit layer: half a step of its codes."""
 
 
 @dataclass(frozen=True)
@@ -178,9 +182,14 @@ def lower(
     """
     timings = timings or _Timings()
 
+    precisions = {layer.name: recipe.for_layer(layer.name).arithmetic for layer in program.layers()}
+
+    def has(*wanted: str) -> Callable[[str], bool]:
+        return lambda name: precisions[name] in wanted
+
     def table_options(name: str) -> TableOptions | None:
         layer = recipe.for_layer(name)
-        if layer.lowering == "keep":
+        if precisions[name] != "int8":
             return None
         # methods that compensate their errors leave about as much as nearest rounding with two bits more
         bits = layer.weight_bits if layer.rounding_method == "uniform" else min(8, layer.weight_bits + 2)
@@ -191,18 +200,20 @@ def lower(
         method = method_named(layer.rounding_method, device)
         return RoundingOptions(method, layer.rounding_method, layer.weight_bits, layer.granularity, layer.group_size)
 
-    if recipe.precision == "float":
-        stages: list[tuple[str, Callable[[Program], Program]]] = [
-            (LowerToPolynomials.name, lambda stage: LowerToPolynomials()(stage, x)),
-        ]
-    else:
-        stages = [
-            (SplitBranches.name, SplitBranches(lambda name: recipe.for_layer(name).granularity == "branch")),
-            (TabulateExpansions.name, lambda stage: TabulateExpansions(table_options)(stage, x)),
-            (RoundWeights.name, lambda stage: RoundWeights(rounding_options, seed)(stage, x)),
-            (FuseIndex.name, FuseIndex()),
-        ]
-    for name, run in stages:
+    exact, wide = LowerToPolynomials(applies=has("float")), LowerToPolynomials(WIDE_TOLERANCE, applies=has("int16"))
+    in_branches = SplitBranches(lambda name: recipe.for_layer(name).granularity == "branch")
+    stages: list[tuple[str, tuple[str, ...], Callable[[Program], Program]]] = [
+        (LowerToPolynomials.name, ("float",), lambda stage: exact(stage, x)),
+        (LowerToPolynomials.name, ("int16",), lambda stage: wide(stage, x)),
+        (RoundTo16Bits.name, ("int16",), RoundTo16Bits(has("int16"))),
+        (SplitBranches.name, ("int8",), in_branches),
+        (TabulateExpansions.name, ("int8",), lambda stage: TabulateExpansions(table_options)(stage, x)),
+        (RoundWeights.name, ("int8",), lambda stage: RoundWeights(rounding_options, seed)(stage, x)),
+        (FuseIndex.name, ("int8",), FuseIndex()),
+    ]
+    for name, needed, run in stages:
+        if not any(precision in needed for precision in precisions.values()):
+            continue
         say(f"{name} ...")
         with torch.no_grad():
             program = timings.measure(name, lambda: run(program))  # noqa: B023 (called at once)
@@ -279,6 +290,8 @@ def describe_layer(program: Program, layer: Layer) -> dict[str, Any]:
                 "branches": dict(zip(module.branch_names, module.branch_sizes, strict=True)),
                 "reads": module.input,
             }
+        elif isinstance(module, PolynomialExpansion):
+            entry |= module.describe()
         described["expansions"].append(entry)
     if isinstance(contraction, QuantizedContraction):
         weights = sum(codes.numel() for codes in contraction.weights)
@@ -304,8 +317,8 @@ def describe_layer(program: Program, layer: Layer) -> dict[str, Any]:
         described |= {
             "n_out": contraction.n_out,
             "columns": contraction.weight[0].numel(),
-            "weight_bits": 32,
-            "weight_bytes": contraction.weight.numel() * 4,
+            "weight_bits": 32 if contraction.codes is None else 16,
+            "weight_bytes": contraction.weight.numel() * (4 if contraction.codes is None else 2),
             "hands_over": "real values",
         }
     return described

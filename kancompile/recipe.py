@@ -15,7 +15,7 @@ from typing import Any
 
 from kancompile.errors import KanCompileError
 
-PRECISIONS = ("int8", "float")
+PRECISIONS = ("int8", "int16", "float")
 METHODS = ("uniform", "gptq", "awq", "awq+gptq", "adaround", "awq+adaround", "brecq")
 RANGES = ("minmax", "percentile", "mse")
 GRANULARITIES = ("channel", "branch", "group")
@@ -43,7 +43,7 @@ class LayerRecipe:
     )
     weight_bits: int = _option(8, "bits of a stored weight", kind=int, low=2, high=8)
     levels: int | None = _option(
-        None, "rows of a table, unset: chosen by measured error", kind=int, low=16, high=4096, optional=True
+        None, "rows of a table, unset: chosen by measured error", kind=int, low=16, high=65536, optional=True
     )
     range: str = _option("mse", "how the input range of a table is chosen", choices=RANGES)
     percentile: float = _option(99.99, "share of inputs inside the range, for range = percentile", low=50.0, high=100.0)
@@ -58,7 +58,17 @@ class LayerRecipe:
         high=1.0,
         optional=True,
     )
+    precision: str = _option(
+        "int8",
+        "integer kernels, 16-bit tables and weights in float arithmetic, or an exact float lowering",
+        choices=PRECISIONS,
+    )
     lowering: str = _option("table", "whether a layer becomes an integer table or is kept in float", choices=LOWERINGS)
+
+    @property
+    def arithmetic(self) -> str:
+        """In which form the layer computes: its precision, or ``"keep"`` as PyTorch computes it."""
+        return "keep" if self.lowering == "keep" else self.precision
 
     @property
     def rounding_method(self) -> str:
@@ -84,7 +94,6 @@ class Recipe(LayerRecipe):
     """All choices of one compilation: defaults for every layer, overrides by layer pattern, and global ones.
 
     Attributes:
-        precision: ``"int8"`` compiles to integer kernels, ``"float"`` to an exact float lowering.
         storage: ``"smallest"`` keeps weights in the narrowest ONNX type, ``"fastest"`` in int8.
         bits_average, max_bytes, max_latency_us: budgets; the first two have bits allocated by sensitivity.
         calibration_samples: how many samples are used at most.
@@ -92,7 +101,6 @@ class Recipe(LayerRecipe):
             mapping, kept as tuples so that a recipe is immutable and hashable.
     """
 
-    precision: str = _option("int8", "integer kernels, or an exact float lowering", choices=PRECISIONS)
     storage: str = _option(
         "smallest", "weight type in the file: the narrowest, or the fastest to load", choices=STORAGES
     )

@@ -123,7 +123,7 @@ def test_equal_values_of_another_type_hash_equally() -> None:
         ({"weight_bits": True}, "weight_bits is True"),
         ({"weight_bits": None}, "weight_bits is None"),
         ({"weight_bits": "4"}, "weight_bits is '4'"),
-        ({"levels": 8}, "levels is 8, expected an integer 16 to 4096 or unset"),
+        ({"levels": 8}, "levels is 8, expected an integer 16 to 65536 or unset"),
         ({"levels": 5000}, "levels is 5000"),
         ({"method": "gtpq"}, "method is 'gtpq', expected one of .*did you mean 'gptq'"),
         ({"method": ["gptq"]}, r"method is \['gptq'\]"),
@@ -135,7 +135,7 @@ def test_equal_values_of_another_type_hash_equally() -> None:
         ({"layers": {"a": 3}}, r'quote patterns with dots, \[layers."layers.0"\]'),
         ({"layers": {"layers": {"0": {"weight_bits": 4}}}}, "unknown key '0'"),
         ({"layers": {"a": {"levles": 3}}}, "layers 'a': unknown key 'levles'; did you mean 'levels'"),
-        ({"layers": {"a": {"precision": "float"}}}, "holds for the whole model"),
+        ({"layers": {"a": {"storage": "fastest"}}}, "holds for the whole model"),
         ({"layers": {"a": {"weight_bits": 1}}}, r"weight_bits is 1.*\(in layers 'a'\)"),
     ],
 )

@@ -26,6 +26,7 @@ from kancompile.targets.narrow_weights import store_narrow_weights
 from kancompile.targets.pair_tables import build_pair_tables
 from kancompile.targets.translate_convolutions import CONVOLUTION_TRANSLATIONS
 from kancompile.targets.translation import TRANSLATIONS
+from kancompile.targets.wide_codes import store_wide_codes
 
 OPSET = 21
 IR_VERSION = 10
@@ -73,6 +74,7 @@ def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest
     _name(model, program)
     if storage == "smallest":
         store_narrow_weights(model, _narrow(program))
+        store_wide_codes(model, program)
     model.producer_name = "kancompile"
     model.producer_version = metadata.get("kancompile.version", "")
     model.metadata_props.clear()
