@@ -9,7 +9,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata as package_metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from kancompile.atomic_write import check_destinations, write_atomically
 from kancompile.bit_budget import BitBudget, check_latency
 from kancompile.calibration import Calibration, load_calibration
 from kancompile.convolutions import ConvContraction, QuantizedConvContraction
+from kancompile.error_gate import ErrorGate
 from kancompile.errors import KanCompileError
 from kancompile.execution import RuntimeModel
 from kancompile.frontend.capture import capture
@@ -116,6 +117,7 @@ def compile(
 
     Raises:
         KanCompileError: bad input of any kind; nothing is written.
+        ThresholdMissedError: no lowering reaches the recipe's ``min_sqnr``.
     """
     timings = _Timings()
     emit = _target(target)
@@ -133,21 +135,24 @@ def compile(
     else:
         budget, front = None, {}
 
-    def build() -> tuple[Program, dict[str, Any], bytes]:
-        lowered = lower(captured, x, chosen, seed, device, timings)
-        facts = _facts(lowered, samples, chosen, target, seed) | {"bit_allocation": front}
-        return lowered, facts, timings.measure("emit", lambda: emit(lowered, _metadata(facts), chosen.storage))
+    def build() -> tuple[Recipe, Program, dict[str, Any], bytes]:
+        gate = ErrorGate(captured, x, lambda refined: lower(captured, x, refined, seed, device, timings))
+        held, lowered = gate.hold(chosen)
+        lowered = replace(lowered, notes=(*lowered.notes, *gate.notes(held)))
+        facts = _facts(lowered, samples, held, target, seed)
+        facts |= {"bit_allocation": front, "error_gate": gate.to_dict(held)}
+        return held, lowered, facts, timings.measure("emit", lambda: emit(lowered, _metadata(facts), held.storage))
 
-    lowered, facts, data = build()
+    effective, lowered, facts, data = build()
     while budget is not None and chosen.max_bytes is not None and len(data) > chosen.max_bytes:
         # tables, biases and the graph take room too; how much is known once a file exists
         chosen, front = budget.allocated(others=len(data) - budget.weight_bytes())
-        lowered, facts, data = build()
+        effective, lowered, facts, data = build()
     audit = timings.measure("kernel audit", lambda: audit_kernels(data))
-    check_latency(lambda: one_sample_seconds(data, x[:1]), chosen)
+    check_latency(lambda: one_sample_seconds(data, x[:1]), effective)
     manifest = facts | {"model_sha256": hashlib.sha256(data).hexdigest(), "model_bytes": len(data)}
     reference = model.eval() if isinstance(model, nn.Module) else captured.graph_module
-    return CompiledModel(data, lowered, captured, reference, manifest, audit, samples, chosen, timings.seconds)
+    return CompiledModel(data, lowered, captured, reference, manifest, audit, samples, effective, timings.seconds)
 
 
 def one_sample_seconds(model: bytes, x: Tensor, runs: int = 200) -> float:

@@ -96,6 +96,7 @@ class Recipe(LayerRecipe):
     Attributes:
         storage: ``"smallest"`` keeps weights in the narrowest ONNX type, ``"fastest"`` in int8.
         bits_average, max_bytes, max_latency_us: budgets; the first two have bits allocated by sensitivity.
+        min_sqnr: the least signal-to-noise ratio (see ``kancompile.error_gate``); ``None`` to measure nothing.
         calibration_samples: how many samples are used at most.
         layers: ``(pattern, overrides)`` in order; ``fnmatch`` patterns, the last match of a key wins. Given as a
             mapping, kept as tuples so that a recipe is immutable and hashable.
@@ -119,6 +120,14 @@ class Recipe(LayerRecipe):
         "microseconds that one sample may take on this machine, in one thread",
         low=0.001,
         high=1e9,
+        optional=True,
+    )
+    min_sqnr: float | None = _option(
+        6.0,
+        "dB that the output of every layer and of the model must reach on the calibration samples; layers that miss it "
+        "get more levels, 16 bits or float",
+        low=-1000.0,
+        high=1000.0,
         optional=True,
     )
     calibration_samples: int = _option(4096, "calibration samples used at most", kind=int, low=2, high=1 << 24)
@@ -146,7 +155,11 @@ class Recipe(LayerRecipe):
 
     def with_bits(self, bits_of: Mapping[str, int]) -> Recipe:
         """Return the recipe with the bits of some layers set, whatever its patterns say."""
-        exact = tuple((_escaped(name), (("weight_bits", bits),)) for name, bits in bits_of.items())
+        return self.with_overrides({name: {"weight_bits": bits} for name, bits in bits_of.items()})
+
+    def with_overrides(self, overrides: Mapping[str, Mapping[str, Any]]) -> Recipe:
+        """Return the recipe with some keys of some layers set, whatever its patterns say."""
+        exact = tuple((_escaped(name), tuple(sorted(keys.items()))) for name, keys in overrides.items())
         return replace(self, layers=(*self.layers, *exact))
 
     def check_layers(self, names: Iterable[str]) -> None:

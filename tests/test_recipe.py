@@ -124,7 +124,7 @@ def test_equal_values_of_another_type_hash_equally() -> None:
         ({"weight_bits": None}, "weight_bits is None"),
         ({"weight_bits": "4"}, "weight_bits is '4'"),
         ({"levels": 8}, "levels is 8, expected an integer 16 to 65536 or unset"),
-        ({"levels": 5000}, "levels is 5000"),
+        ({"levels": 70000}, "levels is 70000"),
         ({"method": "gtpq"}, "method is 'gtpq', expected one of .*did you mean 'gptq'"),
         ({"method": ["gptq"]}, r"method is \['gptq'\]"),
         ({"percentile": float("nan")}, "percentile is nan"),

@@ -111,7 +111,7 @@ class _Search:
             return False
         rows = len(flow.values[flow.input])
         n_in = flow.values[flow.track(node).anchor].numel() // rows
-        return n_in == 1 or n_in * (flow.values[node].numel() // rows) <= _SMALL_MATRIX
+        return bool(n_in == 1 or n_in * (flow.values[node].numel() // rows) <= _SMALL_MATRIX)
 
     def keep_convolutions(self) -> None:
         """Make the output of a convolution a target where another contraction reads it, such as average pooling.
