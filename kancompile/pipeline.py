@@ -26,6 +26,7 @@ from kancompile.errors import KanCompileError
 from kancompile.execution import RuntimeModel
 from kancompile.frontend.capture import capture
 from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
+from kancompile.passes.factorize_expansions import FactorizeExpansions
 from kancompile.passes.fuse_index import FuseIndex
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials
 from kancompile.passes.methods import method_named
@@ -211,6 +212,7 @@ def lower(
         (LowerToPolynomials.name, ("float",), lambda stage: exact(stage, x)),
         (LowerToPolynomials.name, ("int16",), lambda stage: wide(stage, x)),
         (RoundTo16Bits.name, ("int16",), RoundTo16Bits(has("int16"))),
+        (FactorizeExpansions.name, ("int8",), lambda stage: FactorizeExpansions(has("int8"))(stage, x)),
         (SplitBranches.name, ("int8",), in_branches),
         (TabulateExpansions.name, ("int8",), lambda stage: TabulateExpansions(table_options)(stage, x)),
         (RoundWeights.name, ("int8",), lambda stage: RoundWeights(rounding_options, seed)(stage, x)),
