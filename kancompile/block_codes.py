@@ -14,7 +14,8 @@ from torch import Tensor
 
 BITS = 16
 _LARGEST = (1 << (BITS - 1)) - 1
-_LEAST_EXPONENT, _MOST_EXPONENT = -126, 126
+_LEAST_EXPONENT, _MOST_EXPONENT = -126 + BITS - 1, 126
+"""Scales stay normal float32 numbers, also a row's, which is 15 powers of two below its largest entry."""
 
 
 @dataclass(frozen=True)
@@ -62,5 +63,5 @@ def round_to_blocks(values: Tensor) -> BlockCodes:
 def _exponent(size: Tensor) -> Tensor:
     """Give the least whole exponent with ``size < 2^exponent``, 0 where nothing has a size."""
     _, exponent = torch.frexp(size)
-    exponent = exponent.double().clamp(_LEAST_EXPONENT // 2, _MOST_EXPONENT // 2)
+    exponent = exponent.double().clamp(_LEAST_EXPONENT, _MOST_EXPONENT)
     return torch.where(size > 0, exponent, 0.0)
