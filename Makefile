@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?=
+# tests run in as many processes, each with one thread
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope
 
 .PHONY: demo test slow lint format bench clean
 
@@ -15,10 +18,10 @@ demo: $(VENV)/installed
 	$(BIN)/python -m examples.demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 slow: $(VENV)/installed
-	$(BIN)/python -m pytest -q -m slow
+	$(PYTEST) -m slow
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

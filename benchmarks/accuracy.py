@@ -6,7 +6,7 @@ Run from the root of the repository, with weights written by the training script
         --methods uniform gptq adaround --bits 8 4 3 2 --seeds 0 1 2
 
 A seed chooses the calibration samples and the random numbers of the method. Rows that the result file already has are
-not measured again.
+not measured again. For ``hawq-v2`` bits are an average over all weights and may be a fraction, such as 2.03.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from examples import train_cifar10, train_images
 from examples.zoo import efficient_kan, fast_kan, kagn_conv
 from kancompile.error_measures import ErrorMeasure, TaskMetric
 from kancompile.execution import RuntimeModel
-from kancompile.passes.methods import METHODS
 from kancompile.progress import quiet, say
+from kancompile.recipe import METHODS
 
 _BATCH = 250
 _WIDTHS = (784, 64, 10)
@@ -67,8 +67,8 @@ class Row:
     """One compilation, measured in ONNX Runtime on all test images.
 
     Attributes:
-        model, method, bits, seed: what was compiled; together they identify the row.
-        samples: calibration samples.
+        model, method, bits, seed, samples, levels: what was compiled, with how many calibration samples and table rows
+            (``None``: chosen by error); together they identify the row.
         float_accuracy, accuracy, drop: percent, and points lost.
         sqnr_db: of the logits, against float PyTorch.
         bytes: of the file.
@@ -77,7 +77,7 @@ class Row:
 
     model: str
     method: str
-    bits: int
+    bits: float
     seed: int
     samples: int
     float_accuracy: float
@@ -86,6 +86,7 @@ class Row:
     sqnr_db: float
     bytes: int
     seconds: float
+    levels: int | None = None
 
 
 class Measured:
@@ -107,13 +108,14 @@ class Measured:
             self.float_outputs = [self.model(part) for part in self.test.split(_BATCH)]
         self.float_accuracy = self._accuracy(self.float_outputs)
 
-    def measure(self, method: str, bits: int, seed: int, samples: int) -> Row:
+    def measure(self, method: str, bits: float, seed: int, samples: int, levels: int | None = None) -> Row:
         """Compile with one method and evaluate the file on all test images."""
+        width = {"bits_average": bits} if method == "hawq-v2" else {"weight_bits": int(bits)}
         chosen = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))[:samples]
         start = time.perf_counter()
         with quiet():
             compiled = kancompile.compile(
-                self.model, self.train[chosen], recipe={"method": method, "weight_bits": bits}, seed=seed
+                self.model, self.train[chosen], recipe={"method": method, "levels": levels} | width, seed=seed
             )
         seconds = time.perf_counter() - start
         runtime = RuntimeModel(compiled.model_bytes)
@@ -134,6 +136,7 @@ class Measured:
             error.sqnr_db,
             len(compiled.model_bytes),
             seconds,
+            levels,
         )
 
     def _accuracy(self, outputs: Sequence[Tensor]) -> float:
@@ -143,20 +146,20 @@ class Measured:
         return task.values()["accuracy"]
 
 
-def missing_rows(arguments: argparse.Namespace, rows: Sequence[Row]) -> Iterator[tuple[str, str, int, int]]:
-    """Yield what is asked for and not yet measured, with as many calibration samples, seed by seed."""
-    done = {(row.model, row.method, row.bits, row.seed, row.samples) for row in rows}
+def missing_rows(arguments: argparse.Namespace, rows: Sequence[Row]) -> Iterator[tuple[str, str, float, int]]:
+    """Yield what is asked for and not yet measured, with as many samples and levels, seed by seed."""
+    done = {(row.model, row.method, row.bits, row.seed, row.samples, row.levels) for row in rows}
     for model in arguments.models:
         for seed in arguments.seeds:
             for bits in arguments.bits:
                 for method in arguments.methods:
-                    if (model, method, bits, seed, arguments.samples) not in done:
+                    if (model, method, bits, seed, arguments.samples, arguments.levels) not in done:
                         yield model, method, bits, seed
 
 
 def summary_table(rows: Sequence[Row]) -> str:
     """Print mean and standard deviation over the seeds for people."""
-    cells: dict[tuple[str, int, str], list[Row]] = {}
+    cells: dict[tuple[str, float, str], list[Row]] = {}
     for row in rows:
         cells.setdefault((row.model, row.bits, row.method), []).append(row)
     head = ["model", "bits", "method", "seeds", "float", "accuracy", "drop", "SQNR dB", "bytes", "seconds"]
@@ -166,7 +169,7 @@ def summary_table(rows: Sequence[Row]) -> str:
         size = statistics.mean(row.bytes for row in found)
         seconds = statistics.mean(row.seconds for row in found)
         float_accuracy = f"{found[0].float_accuracy:.2f}"
-        counts = [str(bits), method, str(len(found)), float_accuracy]
+        counts = [f"{bits:g}", method, str(len(found)), float_accuracy]
         lines.append([model, *counts, *spreads, f"{size:,.0f}", f"{seconds:.1f}"])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
@@ -184,7 +187,8 @@ def main() -> None:
     names = [name for name in MODELS if name != "cifar10_kagn"]
     parser.add_argument("--models", nargs="+", choices=MODELS, default=names, help="default: %(default)s")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: %(default)s")
-    parser.add_argument("--bits", type=int, nargs="+", default=[8, 4, 3, 2], help="default: %(default)s")
+    parser.add_argument("--levels", type=int, help="rows of every table (default: chosen by error)")
+    parser.add_argument("--bits", type=float, nargs="+", default=[8, 4, 3, 2], help="default: %(default)s")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: %(default)s")
     parser.add_argument("--samples", type=int, default=1000, help="calibration samples (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (default: %(default)s)")
@@ -199,9 +203,9 @@ def main() -> None:
     for name, method, bits, seed in list(missing_rows(arguments, rows)):
         if measured is None or measured.name != name:
             measured = Measured(name, _folder_with(arguments.data, MODELS[name].data), arguments.checkpoints)
-        row = measured.measure(method, bits, seed, arguments.samples)
+        row = measured.measure(method, bits, seed, arguments.samples, arguments.levels)
         say(
-            f"{name} {method} {bits} bits seed {seed}: {row.accuracy:.2f} % (-{row.drop:.2f}), {row.sqnr_db:.2f} dB, "
+            f"{name} {method} {bits:g} bits seed {seed}: {row.accuracy:.2f} % (-{row.drop:.2f}), {row.sqnr_db:.2f} dB, "
             f"{row.bytes:,} bytes, {row.seconds:.1f} s"
         )
         rows.append(row)
@@ -224,6 +228,7 @@ def _is_wanted(row: Row, arguments: argparse.Namespace) -> bool:
         and row.bits in arguments.bits
         and row.seed in arguments.seeds
         and row.samples == arguments.samples
+        and row.levels == arguments.levels
     )
 
 

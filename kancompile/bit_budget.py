@@ -76,8 +76,8 @@ class BitBudget:
     def _weight_budget(self) -> int:
         count = sum(layer.weights for layer in self.sensitivities)
         budgets = []
-        if self.recipe.bits_average is not None:
-            budgets.append(int(count * self.recipe.bits_average / 8) + len(self.sensitivities))
+        if self.recipe.allocated_bits is not None:
+            budgets.append(int(count * self.recipe.allocated_bits / 8) + len(self.sensitivities))
         if self.recipe.max_bytes is not None:
             smallest = sum(min(choice.bytes for choice in layer.choices()) for layer in self.sensitivities)
             if self.recipe.max_bytes - self.others < smallest:

@@ -50,8 +50,8 @@ examples:
   kancompile compile model.pt2 --calibration train.npz --recipe recipe.toml --layer layers.0 weight_bits=8 --out build
 
 The calibration file is an .npz with an array 'x' [n, ...] of inputs scaled as in training (and, if you like, labels
-'y'), or an .npy. A part of it is held out to measure the result. Writes OUT/model.onnx and OUT/model.manifest.json,
-both or none; where a threshold is missed nothing is written."""
+'y'), or an .npy. A part of it is held out to measure the result. Writes OUT/model.onnx and OUT/model.manifest.json
+(for --target c99 model.c, model.h and the manifest), all or none; where a threshold is missed nothing is written."""
 
 _VALIDATE = """\
 example:
@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="share of the calibration data kept to measure the result with (default 0.2; 0: use all for both)",
     )
-    compile_.add_argument("--out", required=True, metavar="DIR", help="folder for model.onnx and model.manifest.json")
+    compile_.add_argument("--out", required=True, metavar="DIR", help="folder for the model and its manifest")
     compile_.add_argument("--force", action="store_true", help="replace existing files")
     compile_.add_argument("--target", default="ort-cpu", help="what to compile for (default ort-cpu)")
     compile_.add_argument("--seed", type=int, default=0, help="seed of every random choice (default 0)")

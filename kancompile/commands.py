@@ -23,18 +23,27 @@ if TYPE_CHECKING:
     from kancompile.validation import Validation
 
 _LEAST_TO_SPLIT = 16
+_DEVICE_FACTS = {
+    "stored_bytes": "flash bytes of constants",
+    "ram_bytes": "ram bytes",
+    "products": "multiplications with a weight for one sample, which is at least half as many cycles on a Cortex-M",
+}
 
 
 def run_compile(options: argparse.Namespace) -> int:
     """Compile, measure on held-out data, and write the files unless a threshold is missed."""
-    path = Path(options.out) / "model.onnx"
-    check_destinations([path, path.with_name("model.manifest.json")], options.force)
+    # before PyTorch is loaded: an unusable folder, a wrong recipe
+    check_destinations([Path(options.out) / "model.manifest.json"], options.force)
     recipe = read_recipe(options.recipe, **recipe_overrides(options))
 
     from kancompile.calibration import load_calibration
     from kancompile.pipeline import compile as compile_model
+    from kancompile.pipeline import manifest_path, target_named
     from kancompile.validation import validate
 
+    target = target_named(options.target)
+    path = (Path(options.out) / "model").with_suffix(target.suffix)
+    check_destinations([path, manifest_path(path)], options.force)
     with _working(options):
         # all of the file is read here: what is held out must not be among the samples a compilation picks
         samples = load_calibration(
@@ -53,7 +62,7 @@ def run_compile(options: argparse.Namespace) -> int:
             model, fitting, target=options.target, recipe=recipe, seed=options.seed, device=options.device
         )
         result = validate(
-            compiled.model_bytes,
+            compiled.session_bytes,
             compiled.reference,
             judging,
             program=compiled.program,
@@ -202,6 +211,7 @@ def _summary(compiled: CompiledModel, result: Validation, judged_on: str, path: 
     ]
     lines += [compiled.audit.table(), f"measured on {judged_on}:", result.table()]
     lines += [f"note: {note}" for note in manifest["notes"]]
+    lines += [f"{meaning}: {manifest[key]:,}" for key, meaning in _DEVICE_FACTS.items() if key in manifest]
     size = f"{manifest['model_bytes']:,} bytes"
     lines.append(f"wrote {path} ({size})" if result.passed else f"not written ({size})")
     return "\n".join(lines)

@@ -17,6 +17,7 @@ leading dimensions that a layer treats alike (tokens), ``n_in``, ``k`` functions
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,15 @@ from torch import Tensor, nn
 from kancompile.block_codes import BlockCodes
 from kancompile.expansions import Branch, Expansion, IndexQuantizer, TableExpansion, regroup
 
-__all__ = ["Branch", "Contraction", "Expansion", "IndexQuantizer", "QuantizedContraction", "TableExpansion"]
+__all__ = [
+    "Branch",
+    "Contraction",
+    "Expansion",
+    "GroupMultiplier",
+    "IndexQuantizer",
+    "QuantizedContraction",
+    "TableExpansion",
+]
 
 
 class Contraction(nn.Module):
@@ -71,12 +80,31 @@ class Contraction(nn.Module):
         return regroup(y, self.out_shape)
 
 
+@dataclass(frozen=True)
+class GroupMultiplier:
+    """Whole factors by which groups of columns differ in scale, already multiplied into the weights.
+
+    Attributes:
+        factors: int8 ``[g, n_out]``, positive.
+        group_sizes: columns of each group, in order.
+    """
+
+    factors: Tensor
+    group_sizes: tuple[int, ...]
+
+    def of_column(self) -> Tensor:
+        """Spread the factors to one for every weight, int8 ``[c, n_out]``."""
+        return torch.repeat_interleave(self.factors, torch.tensor(self.group_sizes), dim=0)
+
+
 class QuantizedContraction(nn.Module):
     """An integer contraction of table codes.
 
     Attributes:
         layer, out_shape: as in :class:`Contraction`.
         weight_bits: width of the weight codes, 2 to 8.
+        multiplier: factors that are part of the weights, ``None`` where there are none: weights are codes of
+            ``weight_bits`` bits times their group's factor, and a file may store both apart.
         group_sizes: columns of each scale group, in order.
         bias: int32 ``[n_out]`` in units of the first group's scale.
         output: ``None`` for real outputs, or the index quantizer of the next expansion, whose row numbers it returns.
@@ -94,14 +122,16 @@ class QuantizedContraction(nn.Module):
         weight_bits: int = 8,
         group_sizes: Sequence[int] | None = None,
         output: IndexQuantizer | None = None,
+        multiplier: GroupMultiplier | None = None,
     ) -> None:
-        """Take codes ``weight`` int8 ``[c, n_out]`` and ``scale`` float32 ``[g, n_out]``."""
+        """Take ``weight`` int8 ``[c, n_out]`` and ``scale`` float32 ``[g, n_out]``."""
         super().__init__()
         self.layer = layer
         self.out_shape = tuple(out_shape)
         self.weight_bits = weight_bits
         self.group_sizes = tuple(group_sizes or (weight.shape[0],))
         self.output = output
+        self.multiplier = multiplier
         self.register_buffer("bias", bias)
         for group, part in enumerate(weight.split(self.group_sizes)):
             self.register_buffer(f"weight_{group}", part.contiguous())
@@ -116,6 +146,11 @@ class QuantizedContraction(nn.Module):
     def scales(self) -> list[Tensor]:
         """Scale of each group, float32 ``[n_out]``."""
         return [self.get_buffer(f"scale_{group}") for group in range(len(self.group_sizes))]
+
+    @property
+    def product_bits(self) -> int:
+        """Bits that hold the weights as they are multiplied: ``weight_bits``, or 8 where factors are part of them."""
+        return self.weight_bits if self.multiplier is None else 8
 
     @property
     def n_out(self) -> int:
@@ -133,6 +168,7 @@ class QuantizedContraction(nn.Module):
             self.weight_bits,
             self.group_sizes,
             output,
+            self.multiplier,
         )
 
     def forward(self, *features: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from kancompile.frontend.capture import capture
 from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
 from kancompile.passes.factorize_expansions import FactorizeExpansions
 from kancompile.passes.fuse_index import FuseIndex
+from kancompile.passes.lower_exactly import lower_exactly
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials
 from kancompile.passes.methods import method_named
 from kancompile.passes.round_to_16_bits import RoundTo16Bits
@@ -38,14 +39,11 @@ from kancompile.polynomials import PolynomialExpansion
 from kancompile.program import Layer, Program, check
 from kancompile.progress import say
 from kancompile.recipe import LayerRecipe, Recipe, read_recipe
-from kancompile.targets import TARGETS
+from kancompile.targets import TARGETS, Target
 from kancompile.targets.kernel_audit import KernelAudit, audit_kernels
 from kancompile.validation import check_fits
 
 MANIFEST_SUFFIX = ".manifest.json"
-FLOAT_TOLERANCES = (1e-6, 1.5e-7)
-"""Relative errors of the functions of float layers to try, the first that keeps outputs within ``FLOAT_ERROR``."""
-FLOAT_ERROR = 5e-6
 WIDE_TOLERANCE = 2.0**-17
 """Relative error of the functions of a 16-bit layer: half a step of its codes."""
 
@@ -55,7 +53,7 @@ class CompiledModel:
     """A compiled model and how it came about.
 
     Attributes:
-        model_bytes: the ONNX file.
+        model_bytes: the file of the target.
         program: the lowered program, whose evaluation in PyTorch is what the file computes.
         captured: the float program it was lowered from.
         reference: the user's model (an ``nn.Module`` in eval mode), for validation.
@@ -63,6 +61,8 @@ class CompiledModel:
         audit: which kernels ONNX Runtime uses.
         calibration: the samples that were used.
         recipe: the effective recipe.
+        session_bytes: a file of the same program that ONNX Runtime loads: the file itself where it does.
+        companions: further files of the target, by suffix.
     """
 
     model_bytes: bytes
@@ -73,6 +73,8 @@ class CompiledModel:
     audit: KernelAudit
     calibration: Calibration
     recipe: Recipe
+    session_bytes: bytes
+    companions: Mapping[str, bytes] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -81,17 +83,22 @@ class CompiledModel:
         return self.manifest | {"kernels": self.audit.to_dict(), "seconds": self.timings}
 
     def save(self, path: str | os.PathLike[str], force: bool = False) -> Path:
-        """Write the model to ``path`` and its manifest beside it, both or none.
+        """Write the model to ``path``, and beside it what belongs to it and its manifest: all or none.
 
         Raises:
             KanCompileError: a file exists and ``force`` is not set, or the folder cannot be written.
         """
         model = Path(path)
-        manifest = manifest_path(model)
-        check_destinations([model, manifest], force)
-        text = json.dumps(self.manifest, indent=2, sort_keys=True) + "\n"
-        write_atomically({model: self.model_bytes, manifest: text.encode()}, force)
+        contents = self.files(model)
+        check_destinations(contents, force)
+        write_atomically(contents, force)
         return model
+
+    def files(self, model: Path) -> dict[Path, bytes]:
+        """Give the content of every file that :meth:`save` writes for a model file."""
+        text = json.dumps(self.manifest, indent=2, sort_keys=True) + "\n"
+        companions = {model.with_suffix(suffix): content for suffix, content in self.companions.items()}
+        return {model: self.model_bytes, **companions, manifest_path(model): text.encode()}
 
 
 def manifest_path(model: Path) -> Path:
@@ -108,7 +115,7 @@ def compile(
     seed: int = 0,
     device: str = "cpu",
 ) -> CompiledModel:
-    """Compile a trained KAN to a file for ONNX Runtime.
+    """Compile a trained KAN to the file of a target, ONNX for ONNX Runtime unless another is named.
 
     Args:
         model: ``nn.Module``, ``ExportedProgram`` or path of a ``.pt2`` file.
@@ -124,8 +131,13 @@ def compile(
         ThresholdMissedError: no lowering reaches the recipe's ``min_sqnr``.
     """
     timings = _Timings()
-    emit = _target(target)
+    chosen_target = target_named(target)
     chosen = read_recipe(recipe)
+    if chosen.max_latency_us is not None and not chosen_target.loads_in_ort:
+        raise KanCompileError(
+            f"recipe: found max_latency_us with target {target!r}, expected an ONNX target, whose time this machine can "
+            "measure; leave it out, and measure on the device"
+        )
     samples = load_calibration(calibration, max_samples=chosen.calibration_samples, seed=seed)
     if isinstance(model, nn.Module):
         check_fits(model, samples)
@@ -133,7 +145,7 @@ def compile(
     chosen.check_layers(layer.name for layer in captured.layers())
     x = samples.samples
     _check_activations(captured, x)
-    if chosen.max_bytes is not None or chosen.bits_average is not None:
+    if chosen.max_bytes is not None or chosen.allocated_bits is not None:
         budget = timings.measure("sensitivities", lambda: BitBudget(captured, x, chosen, seed))
         chosen, front = budget.allocated()
     else:
@@ -145,18 +157,39 @@ def compile(
         lowered = replace(lowered, notes=(*lowered.notes, *gate.notes(held)))
         facts = _facts(lowered, samples, held, target, seed)
         facts |= {"bit_allocation": front, "error_gate": gate.to_dict(held)}
-        return held, lowered, facts, timings.measure("emit", lambda: emit(lowered, _metadata(facts), held.storage))
+        data = timings.measure("emit", lambda: chosen_target.emit(lowered, _metadata(facts), held.storage))
+        return held, lowered, facts, data
 
     effective, lowered, facts, data = build()
-    while budget is not None and chosen.max_bytes is not None and len(data) > chosen.max_bytes:
+
+    def stored_bytes() -> int:
+        return chosen_target.facts(data).get("stored_bytes", len(data))
+
+    while budget is not None and chosen.max_bytes is not None and stored_bytes() > chosen.max_bytes:
         # tables, biases and the graph take room too; how much is known once a file exists
-        chosen, front = budget.allocated(others=len(data) - budget.weight_bytes())
+        chosen, front = budget.allocated(others=stored_bytes() - budget.weight_bytes())
         effective, lowered, facts, data = build()
-    audit = timings.measure("kernel audit", lambda: audit_kernels(data))
-    check_latency(lambda: one_sample_seconds(data, x[:1]), effective)
+    session = data
+    if not chosen_target.loads_in_ort:
+        session = TARGETS["ort-cpu"].emit(lowered, _metadata(facts), effective.storage)
+    audit = timings.measure("kernel audit", lambda: audit_kernels(session))
+    check_latency(lambda: one_sample_seconds(session, x[:1]), effective)
     manifest = facts | {"model_sha256": hashlib.sha256(data).hexdigest(), "model_bytes": len(data)}
+    manifest |= chosen_target.facts(data)
     reference = model.eval() if isinstance(model, nn.Module) else captured.graph_module
-    return CompiledModel(data, lowered, captured, reference, manifest, audit, samples, effective, timings.seconds)
+    return CompiledModel(
+        data,
+        lowered,
+        captured,
+        reference,
+        manifest,
+        audit,
+        samples,
+        effective,
+        session,
+        chosen_target.companions(data) if chosen_target.companions is not None else {},
+        timings.seconds,
+    )
 
 
 def one_sample_seconds(model: bytes, x: Tensor, runs: int = 200) -> float:
@@ -212,7 +245,7 @@ def lower(
     wide = LowerToPolynomials(WIDE_TOLERANCE, applies=has("int16"))
     in_branches = SplitBranches(lambda name: recipe.for_layer(name).granularity == "branch")
     stages: list[tuple[str, tuple[str, ...], Callable[[Program], Program]]] = [
-        (LowerToPolynomials.name, ("float",), lambda stage: _lower_exactly(stage, x, has("float"))),
+        (LowerToPolynomials.name, ("float",), lambda stage: lower_exactly(stage, x, has("float"))),
         (LowerToPolynomials.name, ("int16",), lambda stage: wide(stage, x)),
         (RoundTo16Bits.name, ("int16",), RoundTo16Bits(has("int16"))),
         (FactorizeExpansions.name, ("int8",), lambda stage: FactorizeExpansions(has("int8"))(stage, x)),
@@ -231,18 +264,6 @@ def lower(
     return program
 
 
-def _lower_exactly(program: Program, x: Tensor, applies: Callable[[str], bool]) -> Program:
-    """Lower to polynomials, with a smaller tolerance where steep layers amplify the error of the functions before them."""
-    few = x[:: max(1, len(x) // 256)]
-    expected = program(few)
-    for tolerance in FLOAT_TOLERANCES:
-        lowered = LowerToPolynomials(tolerance, applies=applies)(program, x)
-        error = float((lowered(few) - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
-        if error <= FLOAT_ERROR:
-            break
-    return lowered
-
-
 class _Timings:
     """Seconds of every stage, in order."""
 
@@ -256,10 +277,15 @@ class _Timings:
         return result
 
 
-def _target(name: str) -> Callable[[Program, Mapping[str, str], str], bytes]:
+def target_named(name: str) -> Target:
+    """Return the target of that name.
+
+    Raises:
+        KanCompileError: there is none.
+    """
     if name not in TARGETS:
         raise KanCompileError(f"target {name!r} is unknown, expected one of {sorted(TARGETS)!r}")
-    return TARGETS[name].emit
+    return TARGETS[name]
 
 
 def _check_activations(program: Program, x: Tensor) -> None:
@@ -317,12 +343,15 @@ def describe_layer(program: Program, layer: Layer) -> dict[str, Any]:
         described["expansions"].append(entry)
     if isinstance(contraction, QuantizedContraction):
         weights = sum(codes.numel() for codes in contraction.weights)
+        factors = contraction.multiplier
+        groups = contraction.group_sizes if factors is None else factors.group_sizes
         described |= {
             "n_out": contraction.n_out,
             "columns": sum(contraction.group_sizes),
             "weight_bits": contraction.weight_bits,
-            "scale_groups": len(contraction.group_sizes),
-            "weight_bytes": -(-weights * contraction.weight_bits // 8),
+            "scale_groups": len(groups),
+            "weight_bytes": -(-weights * contraction.weight_bits // 8)
+            + (0 if factors is None else factors.factors.numel()),
             "hands_over": "real values" if contraction.output is None else "row numbers",
         }
     elif isinstance(contraction, QuantizedConvContraction):
@@ -367,4 +396,4 @@ def _version(name: str) -> str:
         return "unknown"
 
 
-__all__ = ["CompiledModel", "compile", "describe_layer", "lower", "manifest_path"]
+__all__ = ["CompiledModel", "compile", "describe_layer", "lower", "manifest_path", "target_named"]

@@ -194,7 +194,12 @@ def check(program: Program) -> None:
             _expect(layer.name, "grouped columns", sum(contraction.group_sizes), columns)
             for codes, scale in zip(contraction.weights, contraction.scales, strict=True):
                 _expect(layer.name, "scales", scale.numel(), contraction.n_out)
-                _check_codes(layer.name, codes, scale, contraction.weight_bits)
+                _check_codes(layer.name, codes, scale, contraction.product_bits)
+            if contraction.multiplier is not None:
+                factors = contraction.multiplier.of_column()
+                _expect(layer.name, "weights that are no multiple", int((contraction.weights[0] % factors).any()), 0)
+                narrow = contraction.weights[0] // factors
+                _check_codes(layer.name, narrow, contraction.scales[0], contraction.weight_bits)
         if isinstance(contraction, ConvContraction | QuantizedConvContraction):
             _check_convolution(program, layer, contraction, columns)
 

@@ -16,10 +16,10 @@ from typing import Any
 from kancompile.errors import KanCompileError
 
 PRECISIONS = ("int8", "int16", "float")
-METHODS = ("uniform", "gptq", "awq", "awq+gptq", "adaround", "awq+adaround", "brecq")
+METHODS = ("uniform", "gptq", "awq", "awq+gptq", "adaround", "awq+adaround", "brecq", "hawq-v2")
 RANGES = ("minmax", "percentile", "mse")
 GRANULARITIES = ("channel", "branch", "group")
-STORAGES = ("smallest", "fastest")
+STORAGES = ("smallest", "native", "fastest")
 LOWERINGS = ("table", "keep")
 
 Rows = tuple[tuple[str, Any], ...]
@@ -39,15 +39,22 @@ class LayerRecipe:
     """
 
     method: str = _option(
-        "auto", "how weights are rounded, auto: uniform with 8 bits, awq+gptq with fewer", choices=("auto", *METHODS)
+        "auto",
+        "how weights are rounded, auto: uniform with 8 bits, awq+gptq with fewer; hawq-v2: auto, with weight_bits allocated "
+        "to layers on average",
+        choices=("auto", *METHODS),
     )
     weight_bits: int = _option(8, "bits of a stored weight", kind=int, low=2, high=8)
     levels: int | None = _option(
-        None, "rows of a table, unset: chosen by measured error", kind=int, low=16, high=65536, optional=True
+        None, "rows of a table, unset: chosen by measured error", kind=int, low=4, high=65536, optional=True
     )
     range: str = _option("mse", "how the input range of a table is chosen", choices=RANGES)
     percentile: float = _option(99.99, "share of inputs inside the range, for range = percentile", low=50.0, high=100.0)
-    granularity: str = _option("channel", "which weights share a scale", choices=GRANULARITIES)
+    granularity: str = _option(
+        "channel",
+        "which weights share a scale; groups cost no time with 2 and 3 bits, a product each with more",
+        choices=GRANULARITIES,
+    )
     group_size: int | None = _option(
         None, "inputs that share a scale, for granularity = group", kind=int, low=1, high=1 << 20, optional=True
     )
@@ -72,8 +79,8 @@ class LayerRecipe:
 
     @property
     def rounding_method(self) -> str:
-        """Name of the method that rounds, with ``"auto"`` resolved."""
-        if self.method != "auto":
+        """Name of the method that rounds, with ``"auto"`` and ``"hawq-v2"`` (which says how bits are chosen) resolved."""
+        if self.method not in ("auto", "hawq-v2"):
             return self.method
         return "uniform" if self.weight_bits == 8 else "awq+gptq"
 
@@ -94,7 +101,8 @@ class Recipe(LayerRecipe):
     """All choices of one compilation: defaults for every layer, overrides by layer pattern, and global ones.
 
     Attributes:
-        storage: ``"smallest"`` keeps weights in the narrowest ONNX type, ``"fastest"`` in int8.
+        storage: ``"smallest"`` keeps as many bits as a weight has, ``"native"`` the narrowest ONNX type that holds them,
+            ``"fastest"`` int8.
         bits_average, max_bytes, max_latency_us: budgets; the first two have bits allocated by sensitivity.
         min_sqnr: the least signal-to-noise ratio (see ``kancompile.error_gate``); ``None`` to measure nothing.
         calibration_samples: how many samples are used at most.
@@ -103,7 +111,9 @@ class Recipe(LayerRecipe):
     """
 
     storage: str = _option(
-        "smallest", "weight type in the file: the narrowest, or the fastest to load", choices=STORAGES
+        "smallest",
+        "weights in the file, smallest: int4 or bit planes; native: tensors of int2, int4 or int8; fastest to load: int8",
+        choices=STORAGES,
     )
     bits_average: float | None = _option(
         None,
@@ -136,6 +146,13 @@ class Recipe(LayerRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "layers", _checked_layers(self.layers))
+
+    @property
+    def allocated_bits(self) -> float | None:
+        """Average bits to be allocated to layers, ``None`` where only ``max_bytes`` or nothing asks for an allocation."""
+        if self.bits_average is None and self.max_bytes is None and self.method == "hawq-v2":
+            return float(self.weight_bits)
+        return self.bits_average
 
     def _defaults(self) -> dict[str, Any]:
         return {option.name: getattr(self, option.name) for option in fields(LayerRecipe)}
@@ -284,6 +301,11 @@ def _checked_layers(layers: Any) -> tuple[tuple[str, Rows], ...]:
                 'in TOML quote patterns with dots, [layers."layers.0"]'
             )
         _check_keys(overrides, LayerRecipe, f"recipe layers {pattern!r}")
+        if overrides.get("method") == "hawq-v2":
+            raise KanCompileError(
+                f"recipe layers {pattern!r}: method 'hawq-v2' divides bits between layers, so it holds for the whole model; "
+                "set it outside layers, or give this layer weight_bits"
+            )
         rules = {option.name: option.metadata for option in fields(LayerRecipe)}
         try:
             values = {key: _checked(key, value, rules[key]) for key, value in overrides.items()}

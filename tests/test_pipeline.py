@@ -69,6 +69,15 @@ def test_no_method_loses_to_nearest_rounding(captured: Program, method: str, bit
     assert ours > nearest - 0.5
 
 
+@pytest.mark.parametrize("levels", [4, 8, 16])
+def test_activations_of_four_bits_and_fewer_run(captured: Program, levels: int) -> None:
+    program = lower(captured, inputs(), read_recipe({"weight_bits": 4, "levels": levels}))
+    test = inputs(200, seed=1)
+    model = TARGETS["ort-cpu"].emit(program, {}, "smallest")
+    np.testing.assert_array_equal(RuntimeModel(model).run(test.numpy())[0], program(test).numpy())
+    assert signal_to_noise(captured(test), program(test)) > {4: 0, 8: 5, 16: 10}[levels]
+
+
 @pytest.mark.parametrize("granularity", [{"granularity": "branch"}, {"granularity": "group", "group_size": 3}])
 def test_scale_groups_run_as_integers(granularity: dict) -> None:
     compiled = kancompile.compile(build(WIDTHS), inputs(), recipe={"weight_bits": 4, "method": "gptq", **granularity})
@@ -106,8 +115,9 @@ def test_kept_layers_stay_float(captured: Program) -> None:
     np.testing.assert_allclose(RuntimeModel(model).run(test.numpy())[0], program(test).numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_average_bits_are_allocated() -> None:
-    compiled = kancompile.compile(build(WIDTHS), inputs(), recipe={"bits_average": 4.0, "method": "gptq"})
+@pytest.mark.parametrize("recipe", [{"bits_average": 4.0, "method": "gptq"}, {"weight_bits": 4, "method": "hawq-v2"}])
+def test_average_bits_are_allocated(recipe: dict) -> None:
+    compiled = kancompile.compile(build(WIDTHS), inputs(), recipe=recipe)
     weights = {
         layer["name"]: (layer["columns"] * layer["n_out"], layer["weight_bits"])
         for layer in compiled.manifest["layers"]

@@ -81,7 +81,7 @@ values = st.fixed_dictionaries(
     optional={
         "weight_bits": st.integers(2, 8),
         "levels": st.none() | st.integers(16, 4096),
-        "method": st.sampled_from(METHODS),
+        "method": st.sampled_from([method for method in METHODS if method != "hawq-v2"]),
         "percentile": st.floats(50, 100),
         "column_scaling": st.none() | st.floats(0, 1),
     },
@@ -123,7 +123,8 @@ def test_equal_values_of_another_type_hash_equally() -> None:
         ({"weight_bits": True}, "weight_bits is True"),
         ({"weight_bits": None}, "weight_bits is None"),
         ({"weight_bits": "4"}, "weight_bits is '4'"),
-        ({"levels": 8}, "levels is 8, expected an integer 16 to 65536 or unset"),
+        ({"levels": 3}, "levels is 3, expected an integer 4 to 65536 or unset"),
+        ({"layers": {"a": {"method": "hawq-v2"}}}, "layers 'a': method 'hawq-v2' divides bits between layers"),
         ({"levels": 70000}, "levels is 70000"),
         ({"method": "gtpq"}, "method is 'gtpq', expected one of .*did you mean 'gptq'"),
         ({"method": ["gptq"]}, r"method is \['gptq'\]"),
@@ -184,7 +185,14 @@ def test_other_sources_are_refused(tmp_path: Path) -> None:
 def test_recipes_offer_exactly_the_rounding_methods_that_exist() -> None:
     from kancompile.passes import methods
 
-    assert set(METHODS) == set(methods.METHODS)
+    assert set(METHODS) == {*methods.METHODS, "hawq-v2"}
+
+
+def test_hawq_allocates_the_bits_asked_for_on_average() -> None:
+    assert read_recipe(method="hawq-v2", weight_bits=3).allocated_bits == 3.0
+    assert read_recipe(method="hawq-v2", bits_average=2.5).allocated_bits == 2.5
+    assert read_recipe(method="hawq-v2", max_bytes=1000).allocated_bits is None
+    assert read_recipe(weight_bits=3).allocated_bits is None
 
 
 def test_recipes_cannot_be_changed() -> None:

@@ -117,5 +117,6 @@ def _fuse(producer: str, contraction: QuantizedContraction, reader: str, table: 
         contraction.out_shape,
         contraction.weight_bits,
         contraction.group_sizes,
+        multiplier=contraction.multiplier,
     )
     return {producer: fused, reader: table.with_index(table.index, "scaled")}

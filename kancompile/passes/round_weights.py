@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from kancompile.convolutions import ConvContraction
 from kancompile.errors import KanCompileError
-from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
+from kancompile.modules import Contraction, GroupMultiplier, QuantizedContraction, TableExpansion
 from kancompile.passes.brecq import Brecq
+from kancompile.passes.group_scales import WIDEST_BITS, common_scale, settle_group_scales, snap_scales
 from kancompile.passes.guard import with_guard
 from kancompile.passes.reconstruct_blocks import blocks_of, reconstruct_block
 from kancompile.passes.round_convolutions import convolution_problems, integer_convolution, merge_groups, tied_columns, branch_of_column, layer_tables
@@ -49,6 +50,11 @@ class RoundingOptions:
     bits: int = 8
     granularity: str = "channel"
     group_size: int | None = None
+
+    @property
+    def shares_scale(self) -> bool:
+        """Whether the scales of groups are whole multiples of one, so that the layer stays one product."""
+        return self.granularity == "group" and self.bits <= WIDEST_BITS
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,12 @@ class RoundWeights:
                 )
             if len(stated) == 1:
                 problems[layer.name] = stated[0]
-            modules = integer_modules(reference, layer, rounded[layer.name], options.bits)
+            elif isinstance(options.method, Brecq):
+                notes.append(
+                    f"layer {layer.name!r}: rounded by the first stage of brecq alone, since its {len(stated)} channel groups "
+                    "are rounded apart; no block reconstruction"
+                )
+            modules = integer_modules(reference, layer, rounded[layer.name], options.bits, options.shares_scale)
             program = program.replace_modules(modules, notes)
         # channel groups of a convolution are several problems; those layers keep what their own reconstruction gave
         learned = [
@@ -102,7 +113,10 @@ class RoundWeights:
             improved = reconstruct_block(program, reference, block, problems, rounded, x, method, generator)
             modules, notes = {}, []
             for layer in block:
-                modules |= integer_modules(reference, layer, improved[layer.name], self.options(layer.name).bits)
+                options, final = self.options(layer.name), improved[layer.name]
+                if options.shares_scale:
+                    final = snap_scales(problems[layer.name], final)
+                modules |= integer_modules(reference, layer, final, options.bits, options.shares_scale)
             notes = [improved[block[-1].name].notes[-1]]
             program = program.replace_modules(modules, notes)
         return program
@@ -150,6 +164,11 @@ def round_layer(
     The better of the two on the calibration data is returned, and a note says so where that is not the method asked for.
     """
     parts = [with_guard(options.method)(problem, generator) for problem in problems]
+    if options.shares_scale:
+        parts = [
+            settle_group_scales(problem, part, options.method) if len(part.group_sizes) > 1 else part
+            for problem, part in zip(problems, parts, strict=True)
+        ]
     rounded = merge_groups(parts)
     what = f"layer {problems[0].layer!r}: {options.bits}-bit weights by {options.method_name}"
     if isinstance(options.method, Uniform):
@@ -158,7 +177,9 @@ def round_layer(
     return rounded, [f"{what}, {line}" for line in rounded.notes]
 
 
-def integer_modules(program: Program, layer: Layer, rounded: Rounded, bits: int) -> dict[str, nn.Module]:
+def integer_modules(
+    program: Program, layer: Layer, rounded: Rounded, bits: int, shares_scale: bool = False
+) -> dict[str, nn.Module]:
     """Build the modules of a rounded layer: the contraction, and tables whose columns the method rescaled.
 
     Args:
@@ -166,12 +187,13 @@ def integer_modules(program: Program, layer: Layer, rounded: Rounded, bits: int)
         layer: the layer.
         rounded: its rounding.
         bits: of its weights.
+        shares_scale: whether scales of groups are multiples of one and become part of the weights.
     """
     contraction = program.module(layer.contraction)
     if isinstance(contraction, ConvContraction):
         return integer_convolution(program, layer, rounded, bits)
     assert isinstance(contraction, Contraction)
-    modules: dict[str, nn.Module] = {layer.contraction: to_integers(contraction, rounded, bits)}
+    modules: dict[str, nn.Module] = {layer.contraction: to_integers(contraction, rounded, bits, shares_scale)}
     if rounded.column_scale is not None:
         tables = layer_tables(program, layer)
         modules |= dict(zip(layer.expansions, rescale_tables(tables, rounded.column_scale), strict=True))
@@ -228,14 +250,21 @@ def group_sizes(tables: Sequence[TableExpansion], options: RoundingOptions) -> t
     return (sum(sizes),) if options.granularity == "channel" else tuple(sizes)
 
 
-def to_integers(contraction: Contraction, rounded: Rounded, bits: int) -> QuantizedContraction:
-    """Join codes, scales and bias to an integer contraction.
+def to_integers(
+    contraction: Contraction, rounded: Rounded, bits: int, shares_scale: bool = False
+) -> QuantizedContraction:
+    """Join codes, scales and bias to an integer contraction; with ``shares_scale`` one of a single scale group.
 
     Raises:
         KanCompileError: a sum could leave the int32 accumulator, or the bias does not fit.
     """
-    scale = _representable(rounded.scale, contraction.bias + rounded.offset)
-    codes = rounded.codes.T.contiguous()
+    scale, codes, multiplier = rounded.scale, rounded.codes.T.contiguous(), None
+    group_sizes = rounded.group_sizes
+    if shares_scale and len(group_sizes) > 1:
+        base, factors = common_scale(scale, bits)
+        multiplier = GroupMultiplier(factors, group_sizes)
+        scale, codes, group_sizes = base[None], codes * multiplier.of_column(), (codes.shape[0],)
+    scale = _representable(scale, contraction.bias + rounded.offset)
     bias = torch.round((contraction.bias + rounded.offset).double() / scale[0].double())
     largest = codes.double().abs().sum(0) * 255 + bias.abs()
     if float(largest.max()) > _INT32_MAX:
@@ -250,7 +279,8 @@ def to_integers(contraction: Contraction, rounded: Rounded, bits: int) -> Quanti
         scale,
         contraction.out_shape,
         bits,
-        rounded.group_sizes,
+        group_sizes,
+        multiplier=multiplier,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from kancompile.program import Program
-from kancompile.targets import ort_cpu
+from kancompile.targets import c99, ort_cpu
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,30 @@ class Target:
         suffix: of the file it writes.
         weight_bits: widths of weights it stores.
         emit: writes a program with metadata and a choice of storage as the bytes of a file.
+        companions: gives further files by suffix, from the bytes of the first.
+        loads_in_ort: whether ONNX Runtime loads its files.
+        facts: what the manifest says about a file, such as memory on a device; ``stored_bytes`` among them is what counts
+            against a budget, where that is not the size of the file.
     """
 
     name: str
     suffix: str
     weight_bits: tuple[int, ...]
     emit: Callable[[Program, Mapping[str, str], str], bytes]
+    companions: Callable[[bytes], Mapping[str, bytes]] | None = None
+    loads_in_ort: bool = True
+    facts: Callable[[bytes], dict[str, int]] = lambda data: {}
 
 
 TARGETS: dict[str, Target] = {
     "ort-cpu": Target("ort-cpu", ".onnx", (2, 3, 4, 5, 6, 7, 8), ort_cpu.emit),
+    "c99": Target(
+        "c99",
+        ".c",
+        (2, 3, 4, 5, 6, 7, 8),
+        c99.emit,
+        companions=c99.companions,
+        loads_in_ort=False,
+        facts=c99.facts,
+    ),
 }

@@ -14,11 +14,14 @@ from typing import Any
 import onnx
 import onnxruntime
 
+from kancompile.errors import KanCompileError
+
 INTEGER_KERNELS = frozenset(
     {"QGemm", "QLinearMatMul", "QLinearConv", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger"}
 )
 # the product that joins row numbers in pairs is no layer
 PAIR_INDEX = "pair-index"
+_PORTABLE_OPSET = 21
 FLOAT_KERNELS = frozenset({"Gemm", "MatMul", "Conv", "FusedGemm", "FusedMatMul", "FusedConv", "MatMulNBits"})
 
 
@@ -76,8 +79,19 @@ def optimized_graph(model: bytes) -> onnx.GraphProto:
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = str(path)
         options.log_severity_level = 3
-        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        try:
+            onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's own exceptions share no base class
+            raise KanCompileError(_why_not_loaded(model, error)) from error
         return onnx.load(path).graph
+
+
+def _why_not_loaded(model: bytes, error: Exception) -> str:
+    opset = next((entry.version for entry in onnx.load_from_string(model).opset_import if not entry.domain), 0)
+    text = f"onnxruntime {onnxruntime.__version__} cannot load the file (opset {opset}): {str(error).splitlines()[0]}"
+    if opset > _PORTABLE_OPSET:
+        return f"{text}; int2 tensors need onnxruntime 1.24 or newer, storage 'smallest' loads from 1.20 on"
+    return f"{text}; the file needs onnxruntime 1.20 or newer"
 
 
 def audit_kernels(model: bytes) -> KernelAudit:

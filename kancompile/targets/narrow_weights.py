@@ -8,19 +8,28 @@ these constant nodes when it loads the file; the product then is the same intege
     2, 3, 5, 6, 7 bits:  uint8 planes of 4, 2 and 1 bits, each holding 2, 4 or 8 codes in a byte
                          -> BitShift, BitwiseAnd, Cast; planes times their weights are summed -> minus the offset
 
+Where groups of rows differ in scale by whole factors, the factors are stored beside the codes and multiplied in likewise.
+
 Both forms are opset 21 and load in every ONNX Runtime from 1.20 on; planes also where a format has no int4 at all.
+
+Tools that read ONNX tensors know types, not planes. ``storage="native"`` is for them: the narrowest type that holds the
+codes, int2 (opset 25, ONNX Runtime from 1.24 on), int4 or int8, with the same Cast.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from kancompile.modules import GroupMultiplier
+
 PLANE_BITS = (4, 2, 1)
+INT2_OPSET, INT2_IR_VERSION = 25, 13
 
 
 def stored_bytes(codes: int, bits: int) -> int:
@@ -35,25 +44,56 @@ def plane_widths(bits: int) -> list[int]:
     return [width for width in PLANE_BITS if bits & width]
 
 
-def store_narrow_weights(model: ir.Model, bits_of: Mapping[str, int]) -> None:
+@dataclass(frozen=True)
+class NarrowWeights:
+    """What a file stores in place of int8 weights.
+
+    Attributes:
+        bits: of the codes, 2 to 7.
+        multiplier: factors of groups of rows, where the weights are codes times factors.
+    """
+
+    bits: int
+    multiplier: GroupMultiplier | None = None
+
+
+def native_type(bits: int) -> ir.DataType:
+    """Return the narrowest ONNX type that holds codes of 2 to 8 bits."""
+    return ir.DataType.INT2 if bits == 2 else ir.DataType.INT4 if bits <= 4 else ir.DataType.INT8
+
+
+def store_narrow_weights(model: ir.Model, narrow: Mapping[str, NarrowWeights], native: bool = False) -> None:
     """Exchange int8 initializers for narrow ones and the nodes that widen them, in place.
 
     Args:
-        model: the model.
-        bits_of: name of an initializer to the bits of its codes, 2 to 7.
+        model: the model; its opset is raised to 25 where it gets an int2 tensor.
+        narrow: name of an initializer to what is stored in its place.
+        native: use tensors of the narrowest type that holds the codes, never planes.
     """
-    for name, bits in bits_of.items():
+    for name, weights in narrow.items():
         value = model.graph.initializers[name]
         assert value.const_value is not None
-        codes = value.const_value.numpy()
+        bits = weights.bits
+        stored = native_type(bits)
+        if native and stored == ir.DataType.INT8:
+            continue
+        codes, factors = value.const_value.numpy(), weights.multiplier
+        if factors is not None:
+            codes = codes // factors.of_column().numpy()
         writer = _Writer(model, name)
-        widened = writer.cast_int4(codes) if bits == 4 else writer.sum_planes(codes, bits)
+        widened = writer.cast(codes, stored) if native or bits == 4 else writer.sum_planes(codes, bits)
+        if factors is not None:
+            widened = writer.multiply_groups(widened, factors.factors.numpy(), factors.group_sizes)
         uses = list(value.uses())
         first = next(node for node in model.graph if any(use.node is node for use in uses))
         model.graph.insert_before(first, writer.nodes)
         for use in uses:
             use.node.replace_input_with(use.idx, widened)
         del model.graph.initializers[name]
+        if native and stored == ir.DataType.INT2:
+            # every operator of the file means the same in opset 25, which adds types
+            model.graph.opset_imports[""] = INT2_OPSET
+            model.ir_version = INT2_IR_VERSION
 
 
 class _Writer:
@@ -63,9 +103,28 @@ class _Writer:
         self.model, self.name = model, name
         self.nodes: list[ir.Node] = []
 
-    def cast_int4(self, codes: NDArray[np.int8]) -> ir.Value:
-        stored = self._initializer("int4", ir.tensor(codes.astype(ml_dtypes.int4), dtype=ir.DataType.INT4))
-        return self._node("Cast", [stored], {"to": int(ir.DataType.INT8)})
+    def cast(self, codes: NDArray[np.int8], stored: ir.DataType) -> ir.Value:
+        narrow = codes.astype(ml_dtypes.int2 if stored == ir.DataType.INT2 else ml_dtypes.int4)
+        value = self._initializer(stored.name.lower(), ir.tensor(narrow, dtype=stored))
+        return self._node("Cast", [value], {"to": int(ir.DataType.INT8)})
+
+    def multiply_groups(
+        self, codes: ir.Value, factors: NDArray[np.int8], group_sizes: Sequence[int]
+    ) -> ir.Value:
+        """Multiply int8 codes ``[c, n_out]`` by the factors of their groups of rows, ``[g, n_out]``."""
+        stored = self._node("Cast", [self._initializer("factors", ir.tensor(factors))], {"to": int(ir.DataType.INT32)})
+        groups, n_out = factors.shape
+        if len(set(group_sizes)) == 1:  # which factor is a row's then need not be stored
+            column = self._node("Unsqueeze", [stored, self._vector("one", 1)])
+            grouped = self._initializer("grouped", ir.tensor(np.array([groups, group_sizes[0], n_out], np.int64)))
+            flat = self._initializer("rows", ir.tensor(np.array([-1, n_out], np.int64)))
+            of_code = self._node("Reshape", [self._node("Expand", [column, grouped]), flat])
+        else:
+            of_row = np.repeat(np.arange(groups, dtype=np.uint16), group_sizes)
+            group = self._node("Cast", [self._initializer("group", ir.tensor(of_row))], {"to": int(ir.DataType.INT32)})
+            of_code = self._node("Gather", [stored, group], {"axis": 0})
+        wide = self._node("Cast", [codes], {"to": int(ir.DataType.INT32)})
+        return self._node("Cast", [self._node("Mul", [wide, of_code])], {"to": int(ir.DataType.INT8)})
 
     def sum_planes(self, codes: NDArray[np.int8], bits: int) -> ir.Value:
         offset = 1 << (bits - 1)

@@ -22,7 +22,7 @@ from kancompile.modules import QuantizedContraction
 from kancompile.program import Program
 from kancompile.targets.arrange_tables import arrange_tables
 from kancompile.targets.kernel_audit import PAIR_INDEX
-from kancompile.targets.narrow_weights import store_narrow_weights
+from kancompile.targets.narrow_weights import NarrowWeights, store_narrow_weights
 from kancompile.targets.pair_tables import build_pair_tables
 from kancompile.targets.translate_convolutions import CONVOLUTION_TRANSLATIONS
 from kancompile.targets.translation import TRANSLATIONS
@@ -38,7 +38,8 @@ def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest
     Args:
         program: integer or float program.
         metadata: key-value pairs for the model's ``metadata_props``.
-        storage: ``"smallest"`` stores weights in as few bytes as their bits need, ``"fastest"`` to load keeps int8.
+        storage: ``"smallest"`` stores weights in as few bytes as their bits need, ``"native"`` in the narrowest ONNX type
+            (opset 25 where that is int2), ``"fastest"`` to load keeps int8.
 
     Returns:
         the file's bytes; equal programs and metadata give equal bytes.
@@ -72,8 +73,8 @@ def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest
     model.ir_version = IR_VERSION
     build_pair_tables(model)
     _name(model, program)
-    if storage == "smallest":
-        store_narrow_weights(model, _narrow(program))
+    if storage != "fastest":
+        store_narrow_weights(model, _narrow(program), native=storage == "native")
         store_wide_codes(model, program)
     model.producer_name = "kancompile"
     model.producer_version = metadata.get("kancompile.version", "")
@@ -95,16 +96,17 @@ def _check_outputs(program: Program) -> None:
             )
 
 
-def _narrow(program: Program) -> dict[str, int]:
-    """Map the names of weight initializers to their bits, where narrower than 8."""
-    found = {}
+def _narrow(program: Program) -> dict[str, NarrowWeights]:
+    """Map the names of weight initializers to what is stored in their place, where codes are narrower than 8 bits."""
+    found: dict[str, NarrowWeights] = {}
     for layer in program.layers():
         contraction = program.module(layer.contraction)
         if isinstance(contraction, QuantizedContraction) and contraction.weight_bits < 8:
             for group in range(len(contraction.group_sizes)):
-                found[f"{layer.contraction}.weight_{group}"] = contraction.weight_bits
+                stored = NarrowWeights(contraction.weight_bits, contraction.multiplier)
+                found[f"{layer.contraction}.weight_{group}"] = stored
         if isinstance(contraction, QuantizedConvContraction) and contraction.weight_bits < 8:
-            found[f"{layer.contraction}.weight"] = contraction.weight_bits
+            found[f"{layer.contraction}.weight"] = NarrowWeights(contraction.weight_bits)
     return found
 
 

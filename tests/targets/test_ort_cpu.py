@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 import torch
 
+from kancompile.errors import KanCompileError
 from kancompile.program import Program, check
 from kancompile.targets.kernel_audit import audit_kernels
 from kancompile.targets.ort_cpu import emit
@@ -139,4 +140,24 @@ def test_narrow_weights_compute_the_same(bits: int) -> None:
     assert not audit_kernels(model).problems
     x = inputs(program)
     np.testing.assert_array_equal(run(model, x), program(x).numpy())
-    np.testing.assert_array_equal(run(emit(program, {}, "fastest"), x), program(x).numpy())
+    for storage in ("native", "fastest"):
+        stored = emit(program, {}, storage)
+        assert not audit_kernels(stored).problems
+        np.testing.assert_array_equal(run(stored, x), program(x).numpy())
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind", "opset"), [(2, "INT2", 25), (3, "INT4", 21), (4, "INT4", 21), (5, "INT8", 21), (8, "INT8", 21)]
+)
+def test_native_storage_uses_the_narrowest_type(bits: int, kind: str, opset: int) -> None:
+    model = onnx.load_from_string(emit(integer_program(weight_bits=bits), {}, "native"))
+    weights = [tensor for tensor in model.graph.initializer if ".weight_0" in tensor.name]
+    assert {onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in weights} == {kind}
+    assert [entry.version for entry in model.opset_import] == [opset]
+
+
+def test_a_file_too_new_for_the_runtime_is_an_error_that_says_what_works() -> None:
+    model = onnx.load_from_string(emit(integer_program(weight_bits=2), {}, "native"))
+    model.opset_import[0].version = 99
+    with pytest.raises(KanCompileError, match=r"opset 99.*onnxruntime 1\.24.*'smallest' loads from 1\.20"):
+        audit_kernels(model.SerializeToString())

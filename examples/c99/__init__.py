@@ -1,0 +1,1 @@
+"""A compiled model as firmware of a microcontroller."""

@@ -1,0 +1,1 @@
+"""Runtimes that a compiled file is validated in, one file each."""

@@ -1,0 +1,58 @@
+"""Target ``c99``: one C99 file without dependencies, integer arithmetic from the first table to the last sum.
+
+It computes what the ONNX file of the same program computes in ONNX Runtime, bit for bit: sums are integers anyway, and the
+float32 operations between layers are reproduced in integers (``arithmetic``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from kancompile.program import Program
+from kancompile.targets.c99.interface import INTERFACE_BEGINS, INTERFACE_ENDS
+from kancompile.targets.c99.plan import make_plan
+from kancompile.targets.c99.render import render
+
+
+def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest") -> bytes:
+    """Write a program as the text of a ``.c`` file, which compiles alone; :func:`companions` gives the ``.h`` to it.
+
+    Args:
+        program: integer program.
+        metadata: key-value pairs for the comment at the top.
+        storage: both choices give the same file: weights always take as few bits as they have.
+
+    Returns:
+        the file's bytes; equal programs and metadata give equal bytes.
+
+    Raises:
+        KanCompileError: a part of the program stays in float, or needs an operator that the target does not have.
+    """
+    return render(make_plan(program), metadata).encode("ascii")
+
+
+def companions(source: bytes) -> dict[str, bytes]:
+    """Return the header that belongs to a ``.c`` file: its interface, word for word."""
+    text = source.decode("ascii")
+    begin, end = text.index(INTERFACE_BEGINS) + len(INTERFACE_BEGINS), text.index(INTERFACE_ENDS)
+    title = text[: text.index("*/\n") + 3]
+    return {".h": (title + "\n" + text[begin:end]).encode("ascii")}
+
+
+def facts(source: bytes) -> dict[str, int]:
+    """Return what a ``.c`` file states about itself.
+
+    Returns:
+        ``stored_bytes`` of constants in flash, ``ram_bytes`` of state, and ``products``: multiplications with a weight for one
+        sample, whatever the sample.
+    """
+    names = {"stored_bytes": "FLASH_BYTES", "ram_bytes": "RAM_BYTES", "products": "PRODUCTS"}
+    return {key: macro(source, name) for key, name in names.items()}
+
+
+def macro(source: bytes, name: str) -> int:
+    """Return the value of a macro ``KAN_MODEL_<name>`` of the interface."""
+    found = re.search(rf"#define KAN_MODEL_{name} (\d+)".encode(), source)
+    assert found is not None
+    return int(found.group(1))

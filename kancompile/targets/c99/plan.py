@@ -1,0 +1,297 @@
+"""From a quantized program to the plan of a C file.
+
+Values between layers are arrays of row numbers. Operators that only move data (reshape, permute, slice, ...) are not executed:
+they are applied to the positions of the elements, and end up in the order of a layer's weights, of the input or of the output.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from kancompile.convolutions import QuantizedConvContraction
+from kancompile.errors import KanCompileError
+from kancompile.expansions import IndexQuantizer, TableExpansion, regroup, to_channels_last
+from kancompile.modules import QuantizedContraction
+from kancompile.program import Program
+from kancompile.targets.c99 import layers
+from kancompile.targets.c99.steps import Buffer, Contract, Gather, Index, Input, MaxPool, Output, Plan, Read, Step, Store
+
+MOVES = frozenset(
+    {
+        "alias",
+        "clone",
+        "detach",
+        "expand",
+        "permute",
+        "reshape",
+        "select",
+        "slice",
+        "squeeze",
+        "transpose",
+        "unsqueeze",
+        "view",
+    }
+)
+"""ATen operators that move elements and change none."""
+
+
+@dataclass(frozen=True)
+class _RealInput:
+    """The model's input; ``ids`` ``[1, ...]`` says which element stands where."""
+
+    ids: Tensor
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Real outputs of a linear layer, ``ids`` into ``[positions, n_out]``."""
+
+    layer: int
+    ids: Tensor
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """An array of row numbers; ``real`` is what they stand for where a reader wants real values."""
+
+    buffer: Buffer
+    ids: Tensor
+    real: IndexQuantizer | None
+
+
+@dataclass(frozen=True)
+class _Pooled:
+    """The pair that a max-pooling returns, of which the indices cannot be had."""
+
+    values: _Codes
+
+
+def make_plan(program: Program) -> Plan:
+    """Plan a program.
+
+    Raises:
+        KanCompileError: a part of the program stays in float, or needs an operator that the target does not have.
+    """
+    return _Planner(program).plan()
+
+
+class _Planner:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.values: dict[fx.Node, Any] = {}
+        self.steps: list[Step] = []
+        self.contract_at: dict[int, int] = {}
+        self.inputs: list[Input] = []
+        self.output: Output | None = None
+        self.buffers = 0
+
+    def plan(self) -> Plan:
+        for node in self.program.graph_module.graph.nodes:
+            self.values[node] = self._visit(node)
+        assert self.output is not None
+        size = int(np.prod(self.program.input_shape))
+        return Plan(size, tuple(self.inputs), tuple(self.steps), self.output)
+
+    def _visit(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            size = int(np.prod(self.program.input_shape))
+            return _RealInput(torch.arange(size).reshape(1, *self.program.input_shape))
+        if node.op == "get_attr":
+            return None
+        if node.op == "output":
+            self._finish(node)
+            return None
+        if node.op == "call_module":
+            module = self.program.module(str(node.target))
+            if isinstance(module, TableExpansion):
+                return self._read(node, module)
+            if isinstance(module, QuantizedContraction | QuantizedConvContraction):
+                return self._contract(node, module)
+            raise self._refused(node, f"{type(module).__name__} computes in float", 'precision = "int8" and lowering = "table"')
+        return self._function(node)
+
+    def _function(self, node: fx.Node) -> Any:
+        name = _operator_name(node)
+        if name == "sym_size":
+            return 1  # of the batch, which is the only dimension without a fixed size
+        sources = [self.values[source] for source in node.all_input_nodes]
+        moved = [value for value in sources if isinstance(value, _RealInput | _Sums | _Codes)]
+        if name in MOVES and len(moved) == 1:
+            arguments = fx.map_arg(node.args, lambda source: _ids(self.values[source]))
+            keywords = fx.map_arg(node.kwargs, lambda source: _ids(self.values[source]))
+            return replace(moved[0], ids=node.target(*arguments, **keywords))  # type: ignore[operator]
+        if name == "max_pool2d_with_indices" and isinstance(moved[0], _Codes) and moved[0].real is not None:
+            return self._max_pool(node, moved[0])
+        if node.target is operator.getitem and isinstance(sources[0], _Pooled) and node.args[1] == 0:
+            return sources[0].values
+        raise self._refused(node, f"{name} computes in float", None)
+
+    def _read(self, node: fx.Node, table: TableExpansion) -> Read:
+        value = self.values[node.all_input_nodes[0]]
+        assert isinstance(value, _RealInput | _Sums | _Codes)
+        ids = value.ids if table.channels_first else regroup(value.ids, table.in_shape)
+        order = (to_channels_last(ids) if table.channels_first else ids).reshape(-1).numpy()
+        if isinstance(value, _RealInput):
+            buffer = self._input(Index(table.index.scale, table.index.zero_point, table.index.levels), order)
+            return _read_of(table, buffer)
+        behind: IndexQuantizer | None = None
+        if isinstance(value, _Sums):
+            source = self._store(value.layer, layers.store_for(table))
+        else:
+            source = value.buffer
+            if table.input != "index":
+                assert value.real is not None
+                behind = value.real
+        lead = int(np.prod(table.in_shape[:-1]))
+        if np.array_equal(order, np.arange(source.size)):
+            return _read_of(table, source, behind)
+        if lead == 1 and self._takes_any_order(node) and np.array_equal(np.sort(order), np.arange(source.size)):
+            return replace(_read_of(table, source, behind), order=order)
+        moved = self._buffer(len(order), source.wide)
+        self.steps.append(Gather(source, moved, order))
+        return _read_of(table, moved, behind)
+
+    def _takes_any_order(self, node: fx.Node) -> bool:
+        """Whether all readers are linear layers whose columns share a scale, so that their weights can be reordered."""
+        modules = [self.program.module(str(user.target)) for user in node.users if user.op == "call_module"]
+        return all(isinstance(module, QuantizedContraction) and len(module.group_sizes) == 1 for module in modules)
+
+    def _input(self, index: Index, order: Any) -> Buffer:
+        for known in self.inputs:
+            if known.index == index and np.array_equal(known.order, order):
+                return known.target
+        target = Buffer(f"input{len(self.inputs)}", len(order), index.levels > 256)
+        self.inputs.append(Input(target, index, order))
+        return target
+
+    def _store(self, number: int, store: Store) -> Buffer:
+        at = self.contract_at[number]
+        step = self.steps[at]
+        assert isinstance(step, Contract)
+        for known in step.stores:
+            if known.key == store.key:
+                return known.buffer
+        buffer = self._buffer(step.window.positions * step.n_out, store.levels > 256)
+        self.steps[at] = replace(step, stores=(*step.stores, replace(store, buffer=buffer)))
+        return buffer
+
+    def _contract(self, node: fx.Node, module: QuantizedContraction | QuantizedConvContraction) -> _Sums | _Codes:
+        reads = [self.values[source] for source in node.all_input_nodes]
+        assert all(isinstance(read, Read) for read in reads)
+        number = len(self.contract_at)
+        if isinstance(module, QuantizedConvContraction):
+            if module.output is None:
+                raise self._refused(node, "the output of the convolution has no 8-bit quantizer", 'levels = 256 for the layer behind')
+            expansion = self.program.module(str(node.all_input_nodes[0].target))
+            assert isinstance(expansion, TableExpansion)
+            step = layers.plan_convolution(number, module, reads, expansion.in_shape[:-1])
+        else:
+            step = layers.plan_linear(number, module, reads)
+        limit = step.largest_sum()
+        if limit >= 1 << 31:
+            raise self._refused(node, f"sums of products may reach {limit:,}, more than an int32 holds", "fewer weight_bits")
+        self.contract_at[number] = len(self.steps)
+        self.steps.append(step)
+        positions = torch.arange(step.window.positions * step.n_out)
+        if isinstance(module, QuantizedConvContraction):
+            ids = positions.reshape(1, *module.out_shape[1:], step.n_out).movedim(-1, 1)
+        else:
+            ids = positions.reshape(1, *module.out_shape)
+        if module.output is None:
+            return _Sums(number, ids)
+        factor = module.scale if isinstance(module, QuantizedConvContraction) else module.scales[0]
+        buffer = self._store(number, layers.requantize(factor, module.output))
+        hands_real = isinstance(module, QuantizedConvContraction) and module.hands_over == "real"
+        return _Codes(buffer, ids, module.output if hands_real else None)
+
+    def _max_pool(self, node: fx.Node, value: _Codes) -> _Pooled:
+        _, channels, *spatial = value.ids.shape
+        order = to_channels_last(value.ids).reshape(-1).numpy()
+        source = value.buffer
+        if not np.array_equal(order, np.arange(source.size)):
+            source = self._buffer(len(order), value.buffer.wide)
+            self.steps.append(Gather(value.buffer, source, order))
+        pooled, *_ = node.target(torch.zeros(1, channels, *spatial), *node.args[1:], **node.kwargs)  # type: ignore[operator, misc]
+        out_size = tuple(pooled.shape[2:])
+        window = layers.pool_window(node.args, tuple(spatial), out_size)
+        target = self._buffer(int(np.prod(out_size)) * channels, source.wide)
+        self.steps.append(MaxPool(source, target, window, channels))
+        ids = torch.arange(target.size).reshape(1, *out_size, channels).movedim(-1, 1)
+        return _Pooled(_Codes(target, ids, value.real))
+
+    def _finish(self, node: fx.Node) -> None:
+        if not isinstance(node.args[0], fx.Node):
+            raise KanCompileError(
+                f"target 'c99': found a model of {len(node.all_input_nodes)} outputs, expected one; "
+                "compile a part of it that has one"
+            )
+        value = self.values[node.args[0]]
+        shape = tuple(getattr(value, "ids", torch.zeros(1)).shape[1:])
+        if isinstance(value, _Sums):
+            at = self.contract_at[value.layer]
+            step = self.steps[at]
+            assert isinstance(step, Contract)
+            self.steps[at] = replace(step, keeps_sums=True)
+            self.output = Output(shape, value.ids.reshape(-1).numpy())
+        elif isinstance(value, _Codes) and value.real is not None:
+            order = value.ids.reshape(-1).numpy()
+            self.output = Output(shape, order, value.buffer, value.real.scale, value.real.zero_point)
+        else:
+            raise KanCompileError(
+                "target 'c99': the model's output does not come from a KAN layer as real values; "
+                "compile a part of it that ends in a KAN layer"
+            )
+
+    def _buffer(self, size: int, wide: bool) -> Buffer:
+        self.buffers += 1
+        return Buffer(f"rows{self.buffers - 1}", size, wide)
+
+    def _refused(self, node: fx.Node, reason: str, recipe: str | None) -> KanCompileError:
+        """Name the layer nearest to a node, why it cannot be expressed, and what to do."""
+        source = {part.node: part.source for part in self.program.unrecognized}.get(node.name, "")
+        where = f" ({source})" if source else ""
+        way = f"set {recipe} in the recipe" if recipe else "compile for 'ort-cpu', which runs it in float, or take it out of the model"
+        return KanCompileError(
+            f"target 'c99': layer {self._nearest_layer(node)!r}: {reason}{where}, expected integer tables and products; {way}"
+        )
+
+    def _nearest_layer(self, node: fx.Node) -> str:
+        layer_of: Mapping[str, str] = {
+            target: layer.name
+            for layer in self.program.layers()
+            for target in (layer.contraction, *layer.expansions)
+        }
+        for neighbours in ("users", "all_input_nodes"):
+            waiting, seen = [node], set()
+            while waiting:
+                current = waiting.pop(0)
+                if current.op == "call_module" and str(current.target) in layer_of:
+                    return layer_of[str(current.target)]
+                seen.add(current)
+                waiting += [near for near in getattr(current, neighbours) if near not in seen]
+        return node.name
+
+
+def _operator_name(node: fx.Node) -> str:
+    packet = getattr(node.target, "overloadpacket", None)
+    return str(getattr(packet, "__name__", getattr(node.target, "__name__", node.target)))
+
+
+def _ids(value: Any) -> Any:
+    return value.ids if isinstance(value, _RealInput | _Sums | _Codes) else value
+
+
+def _read_of(table: TableExpansion, buffer: Buffer, behind: IndexQuantizer | None = None) -> Read:
+    """Read a table, by the codes of ``behind`` instead of its own row numbers where that is given."""
+    rows = table.table.numpy() if behind is None else layers.rows_behind(table, behind)
+    if table.first_row is None:
+        return Read(buffer, rows, None, table.n_in)
+    number = table.first_row.numpy().astype(np.int64) // table.index.levels
+    return Read(buffer, rows, number * (len(rows) // table.n_tables), table.n_in)

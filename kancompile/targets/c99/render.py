@@ -1,0 +1,280 @@
+"""The C text of a whole model: interface, arithmetic, layers, and the functions that a program calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from kancompile.targets.c99 import arithmetic
+from kancompile.targets.c99.arena import Arena
+from kancompile.targets.c99.c_text import array, bytes_of, float_array, for_loop, indented, is_range, unsigned_type
+from kancompile.targets.c99.interface import Sizes, interface, state_of, title
+from kancompile.targets.c99.render_layer import LayerText, render_layer
+from kancompile.targets.c99.steps import Array, Contract, Gather, Input, MaxPool, Plan
+from kancompile.targets.c99.windows import over_positions, over_taps
+
+_WORDS = r"""
+/* Weights are multiplied in 16-bit lanes of words: by vector registers where a compiler has them (words of 16 bits, of which it
+   fills a register), else two to a 32-bit register. Define KAN_WORD_BITS as 16 or 32 to choose. */
+#ifndef KAN_WORD_BITS
+#if defined(__SSE2__) || defined(__ARM_NEON) || defined(__ARM_FEATURE_MVE) || defined(__riscv_vector) || defined(__wasm_simd128__)
+#define KAN_WORD_BITS 16
+#else
+#define KAN_WORD_BITS 32
+#endif
+#endif
+#if KAN_WORD_BITS == 16
+typedef uint16_t kan_word;
+#define P(a, b) (a), (b)
+#define KAN_FIELD1(x) ((x) & 0x0001)
+#define KAN_FIELD2(x) ((x) & 0x0003)
+#define KAN_FIELD4(x) ((x) & 0x000F)
+#define KAN_FIELD8(x) ((x) & 0x00FF)
+#else
+typedef uint32_t kan_word;
+#define P(a, b) ((uint32_t)(a) | (uint32_t)(b) << 16)
+#define KAN_FIELD1(x) ((x) & 0x00010001u)
+#define KAN_FIELD2(x) ((x) & 0x00030003u)
+#define KAN_FIELD4(x) ((x) & 0x000F000Fu)
+#define KAN_FIELD8(x) ((x) & 0x00FF00FFu)
+#endif
+#define KAN_WORDS(elements) ((elements) / (KAN_WORD_BITS / 16))
+
+/* Add 16-bit lanes to 32-bit sums. */
+static void kan_collect(uint32_t *restrict sums, const kan_word *restrict lanes, uint32_t outputs, uint32_t shift)
+{
+#if KAN_WORD_BITS == 16
+    for (uint32_t o = 0; o < outputs; o++)
+        sums[o] += (uint32_t)lanes[o] << shift;
+#else
+    for (uint32_t o = 0; o < outputs; o += 2) {
+        const uint32_t pair = lanes[o / 2];
+        sums[o] += (pair & 0xFFFFu) << shift;
+        sums[o + 1] += pair >> 16 << shift;
+    }
+#endif
+}
+"""
+
+_CONSTANT = r"""
+static kan_real kan_constant(int32_t m, int32_t e)
+{
+    kan_real r;
+    r.m = m;
+    r.e = e;
+    return r;
+}
+"""
+
+_BELOW = r"""
+static int kan_below(kan_real a, kan_real b)
+{
+    if (a.m == 0 || b.m == 0 || (a.m < 0) != (b.m < 0) || a.e == b.e)
+        return a.m < b.m;
+    return (a.e < b.e) == (a.m > 0);
+}
+"""
+
+
+def render(plan: Plan, metadata: Mapping[str, str]) -> str:
+    """Write the file, interface included."""
+    return _File(plan, metadata).render()
+
+
+class _File:
+    def __init__(self, plan: Plan, metadata: Mapping[str, str]) -> None:
+        self.plan, self.metadata = plan, metadata
+        self.arena = Arena.of(plan)
+        self.layers = [render_layer(step, self.arena.place) for step in plan.contractions()]
+        self.flash = sum(layer.flash_bytes for layer in self.layers)
+        self.last = next((step for step in plan.contractions() if step.keeps_sums), None)
+        self.keeps_reals = self.last is not None and len(self.last.scale_groups) > 1
+
+    def render(self) -> str:
+        steps, calls = self._steps()
+        body = [
+            *(self._input(number, input) for number, input in enumerate(self.plan.inputs)),
+            *steps,
+            self._run(calls),
+            self._output(),
+        ]
+        used = "\n".join(body)
+        sizes = Sizes(
+            self.flash,
+            max((layer.lane_bytes for layer in self.layers), default=0),
+            sum(layer.products for layer in self.layers),
+        )
+        state = state_of(self.plan, self.arena, max((layer.sums for layer in self.layers), default=1))
+        return "".join(
+            [
+                title(self.metadata, sizes, state),
+                interface(self.plan, sizes, state),
+                self._arithmetic(used),
+                "\n",
+                used,
+            ]
+        )
+
+    # functions
+
+    def _arithmetic(self, used: str) -> str:
+        """Include what is used, what that uses, and nothing else: an unused static function is a warning."""
+        pieces = [
+            ("kan_collect(", _WORDS),
+            ("kan_rounded(", arithmetic.ROUNDED),
+            ("kan_from_int(", arithmetic.FROM_INT),
+            ("kan_product(", arithmetic.PRODUCT),
+            ("kan_quotient(", arithmetic.QUOTIENT),
+            ("kan_sum(", arithmetic.SUM),
+            ("kan_constant(", _CONSTANT),
+            ("kan_nearest(", arithmetic.NEAREST),
+            ("kan_truncated(", arithmetic.TRUNCATED),
+            ("kan_clipped(", arithmetic.CLIPPED),
+            ("kan_signed(", arithmetic.SIGNED),
+            ("kan_float(", arithmetic.FLOAT),
+            ("kan_below(", _BELOW),
+        ]
+        magnitude = ("kan_magnitude(", arithmetic.MAGNITUDE)
+        chosen: list[str] = []
+        text = used
+        for name, piece in [*reversed(pieces), magnitude]:
+            if name in text:
+                chosen.insert(0, piece)
+                text += piece
+        return "".join(chosen)
+
+    def _input(self, number: int, input: Input) -> str:
+        index, target = input.index, input.target
+        low, high = -index.zero_point, index.levels - 1 - index.zero_point
+        source, table = self._ordered(f"kan_order{number}", input.order)
+        body = [
+            f"const float x = values[{source}] / {float(np.float32(index.scale)).hex()}f;",
+            "/* clipped first, which also settles NaN, then rounded half to even by leaving no bits below 1 */",
+            f"const float bounded = x > {low}.0f ? (x < {high}.0f ? x : {high}.0f) : {low}.0f;",
+            "const float shifted = bounded + 12582912.0f;",
+            f"target[i] = ({target.c_type})((int32_t)(shifted - 12582912.0f) + {index.zero_point});",
+        ]
+        head = f"static void kan_quantize{number}({target.c_type} *restrict target, const float *restrict values)"
+        return "\n".join([*table, head, "{", *indented(for_loop("i", target.size, body)), "}", ""])
+
+    def _steps(self) -> tuple[list[str], list[str]]:
+        texts: list[str] = []
+        calls: list[str] = []
+        layer_texts: Sequence[LayerText] = self.layers
+        layers = iter(layer_texts)
+        for number, step in enumerate(self.plan.steps):
+            if isinstance(step, Contract):
+                texts.append(next(layers).text)
+                calls.append(f"kan_layer{step.number}(state);")
+                continue
+            lines = self._gather(number, step) if isinstance(step, Gather) else self._max_pool(step)
+            head = f"static void kan_step{number}(kan_model_state *state)"
+            if isinstance(step, Gather):
+                texts.append(array(unsigned_type(int(step.positions.max())), f"kan_positions{number}", step.positions))
+                self.flash += step.positions.size * bytes_of(unsigned_type(int(step.positions.max())))
+            texts.append("\n".join([head, "{", *indented(lines), "}", ""]))
+            calls.append(f"kan_step{number}(state);")
+        return texts, calls
+
+    def _gather(self, number: int, step: Gather) -> list[str]:
+        line = f"{self.arena.place(step.target)}[i] = {self.arena.place(step.source)}[kan_positions{number}[i]];"
+        return for_loop("i", step.target.size, [line])
+
+    def _max_pool(self, step: MaxPool) -> list[str]:
+        source, target = self.arena.place(step.source), self.arena.place(step.target)
+        inside = [
+            f"const {step.source.c_type} row = {source}[source * {step.channels}u + channel];",
+            "if (row > largest)",
+            "    largest = row;",
+        ]
+        body = [
+            f"{step.source.c_type} largest = 0;",
+            *over_taps(step.window, inside, []),
+            f"{target}[position * {step.channels}u + channel] = largest;",
+        ]
+        return over_positions(step.window, for_loop("channel", step.channels, body))
+
+    def _run(self, calls: Sequence[str]) -> str:
+        quantize = [
+            f"kan_quantize{number}(state->{input.target.name}, x);" for number, input in enumerate(self.plan.inputs)
+        ]
+        return "\n".join(
+            [
+                "void kan_model_quantize(kan_model_state *state, const float x[KAN_MODEL_INPUTS])",
+                "{",
+                *indented(quantize),
+                "}",
+                "",
+                "void kan_model_run(kan_model_state *state)",
+                "{",
+                *indented(calls),
+                "}",
+                "",
+            ]
+        )
+
+    def _output(self) -> str:
+        output = self.plan.output
+        count = len(output.order)
+        source, table = self._ordered("kan_output_order", output.order)
+        if self.last is None:
+            assert output.source is not None
+            code = f"(int32_t){self.arena.place(output.source)}[{source}]"
+            scale = float(np.float32(output.scale)).hex()
+            real = [f"y[i] = (float)({code} - {output.zero_point}) * {scale}f;"]
+            better = [f"if ({code} > best) {{", f"    best = {code};", "    at = i;", "}"]
+            start = "int32_t best = -1;"
+        elif self.keeps_reals:
+            real = [f"y[i] = kan_float(state->output[{source}]);"]
+            better = [f"if (kan_below(best, state->output[{source}])) {{", f"    best = state->output[{source}];", "    at = i;", "}"]
+            start = f"kan_real best = state->output[{source.replace('[i]', '[0]') if '[i]' in source else source.replace('i', '0')}];"
+        else:
+            scales = self.last.scale_groups[0].scale
+            m, e = arithmetic.mantissas(scales, self.last.layer)
+            table += [float_array("kan_output_scale", scales), array("int32_t", "kan_output_m", m), array("int8_t", "kan_output_e", e)]
+            self.flash += 9 * scales.size
+            channel = f"place % {self.last.n_out}u" if self.last.window.positions > 1 else "place"
+            place = f"const uint32_t place = {source};"
+            real = [place, f"y[i] = (float)state->output[place] * kan_output_scale[{channel}];"]
+            value = f"kan_product(kan_from_int(state->output[place]), kan_output_m[{channel}], kan_output_e[{channel}])"
+            better = [place, f"const kan_real y = {value};", "if (i == 0 || kan_below(best, y)) {", "    best = y;", "    at = i;", "}"]
+            start = "kan_real best = {0, 0};"
+        return "\n".join(
+            [
+                *table,
+                "void kan_model_output(const kan_model_state *state, float y[KAN_MODEL_OUTPUTS])",
+                "{",
+                *indented(for_loop("i", count, real)),
+                "}",
+                "",
+                "uint32_t kan_model_largest(const kan_model_state *state)",
+                "{",
+                *indented([start, "uint32_t at = 0;", *for_loop("i", count, better), "return at;"]),
+                "}",
+                "",
+            ]
+        )
+
+    def _ordered(self, name: str, order: Array) -> tuple[str, list[str]]:
+        """Say where element ``i`` is found: at ``i``, by a formula for channels last or first, or by a table."""
+        if is_range(order):
+            return "i", []
+        columns = _transposed(order)
+        if columns is not None:
+            return f"i / {columns}u + i % {columns}u * {len(order) // columns}u", []
+        c_type = unsigned_type(int(order.max()))
+        self.flash += order.size * bytes_of(c_type)
+        return f"{name}[i]", [array(c_type, name, order)]
+
+
+def _transposed(order: Array) -> int | None:
+    """Recognise ``order[i] = i / columns + i % columns * rows``; give the columns."""
+    size = len(order)
+    rows = int(order[1]) if size > 1 else 0
+    if rows < 2 or size % rows:
+        return None
+    columns = math.prod([size]) // rows
+    i = np.arange(size)
+    return columns if np.array_equal(order, i // columns + i % columns * rows) else None

@@ -1,0 +1,323 @@
+"""Emitted C against the simulation, bit for bit, and the simulation's runtime against both."""
+
+from __future__ import annotations
+
+import operator
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import fx
+
+from kancompile.errors import KanCompileError
+from kancompile.modules import QuantizedContraction, TableExpansion
+from kancompile.pipeline import compile
+from kancompile.program import Program, check
+from kancompile.targets import TARGETS
+from kancompile.targets.c99 import companions, emit, facts
+from kancompile.targets.ort_cpu import emit as emit_onnx
+from tests.compiled_kan import make_inputs, make_model
+from tests.convolution_programs import integer_convolutions, square
+from tests.programs import float_program, integer_program
+from tests.targets.c_programs import STRICT, UNDEFINED, WORDS, build, evaluate, macro, write
+from tests.targets.test_convolutions import CASES as CONVOLUTIONS
+from tests.targets.test_ort_cpu import CASES as LINEAR
+from tests.targets.test_ort_cpu import inputs, run
+
+WIDTHS = [{"weight_bits": bits, "widths": (9, 21, 3)} for bits in range(2, 9)]
+SPECIAL = [
+    {"widths": (600, 40, 3), "levels": (64, 256), "k": 9},  # sums beyond 2^24, where float32 rounds them
+    {"widths": (5, 4, 3), "k": 40},  # more functions of an input than a lane has room for
+    {"groups": 4, "levels": (1024, 4096)},
+    {"groups": 2, "levels": (256, 256), "tables": 2},
+]
+
+
+def identifier(case: dict) -> str:
+    return ",".join(f"{k}={v}" for k, v in case.items()) or "plain"
+
+
+@pytest.mark.parametrize("case", [*LINEAR, *WIDTHS, *SPECIAL], ids=identifier)
+def test_linear_layers_equal_simulation_bit_for_bit(case: dict, tmp_path: Path) -> None:
+    program = integer_program(**case)
+    check(program)
+    x = inputs(program)
+    expected = program(x).numpy()
+    write(program, tmp_path)
+    for words in WORDS:
+        found = evaluate(build(tmp_path, ["-std=c99", "-O1", *UNDEFINED, words]), x)
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_convolutions_equal_simulation_bit_for_bit(case: str, tmp_path: Path) -> None:
+    shape, layers, options = CONVOLUTIONS[case]
+    program = integer_convolutions(shape, layers, **options)
+    x = inputs(program, 40)
+    expected = program(x).numpy()
+    write(program, tmp_path)
+    words = WORDS[len(case) % 2]  # either kind of word, half of the cases each
+    np.testing.assert_array_equal(evaluate(build(tmp_path, ["-std=c99", "-O1", *UNDEFINED, words]), x), expected)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_5000_inputs_equal_onnx_runtime(bits: int, tmp_path: Path) -> None:
+    chain = [square(6, 3, padding=1), square(5, 3, stride=2)]
+    for number, program in enumerate(
+        [
+            integer_program((24, 16, 5), k=5, weight_bits=bits),
+            _with_ties(integer_program((24, 16, 5), k=5, weight_bits=bits)),
+            integer_program((24, 16, 5), levels=(256, 1024), k=5, weight_bits=bits),
+            integer_convolutions((2, 7, 7), chain, zero_point=9, weight_bits=bits),
+        ]
+    ):
+        x = _hard_inputs(program, 5000)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        found = evaluate(build(write(program, folder), ["-std=c99", "-O2"]), x)
+        np.testing.assert_array_equal(found, run(emit_onnx(program, {}), x))
+
+
+def _hard_inputs(program: Program, n: int) -> torch.Tensor:
+    """Draw a third each: ties between two rows, inputs far outside the table, inputs all over it."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(n, *program.input_shape, generator=generator) * 4.4 - 2.2
+    step = 4.0 / 255
+    x[: n // 3] = (torch.floor(x[: n // 3] / step) + 0.5) * step
+    x[-n // 3 :] *= 10.0 ** torch.randint(0, 30, x[-n // 3 :].shape, generator=generator)
+    return x
+
+
+def _with_ties(program: Program) -> Program:
+    """Make a hidden layer's factors powers of two, so that its sums fall exactly between two rows all the time."""
+    first = program.module("layer0_contract")
+    assert isinstance(first, QuantizedContraction)
+    assert first.output is not None
+    powers = 2.0 ** -(10 + torch.arange(first.n_out) % 4)
+    scale = torch.tensor(first.output.scale, dtype=torch.float32) * powers
+    weight, bias = torch.cat(first.weights), first.bias
+    tied = QuantizedContraction(
+        first.layer, weight, bias, scale[None], first.out_shape, first.weight_bits, None, first.output
+    )
+    return program.replace_modules({"layer0_contract": tied})
+
+
+def test_infinite_inputs_take_the_outermost_rows(tmp_path: Path) -> None:
+    program = integer_program()
+    x = torch.full((2, 6), torch.inf)
+    x[1] = -torch.inf
+    found = evaluate(build(write(program, tmp_path), ["-std=c99", "-O2"]), x)
+    np.testing.assert_array_equal(found, program(torch.tensor([[9.0] * 6, [-9.0] * 6])).numpy())
+
+
+STRICT_CASES = {
+    "linear": lambda: integer_program((9, 21, 3), weight_bits=5),
+    "scale groups": lambda: integer_program(groups=3, levels=(256, 1024)),
+    "wide rows": lambda: integer_program((5, 4, 3), levels=(1024, 512), k=40, tables=2),
+    "convolutions": lambda: integer_convolutions((4, 6, 6), [square(6, 3, padding=1, groups=2, features=(1, 4)), square(3, 3)]),
+    "depthwise": lambda: integer_convolutions((6, 6, 6), [square(6, 3, padding=1, groups=6)], zero_point=3),
+}
+
+
+@pytest.mark.parametrize("name", ["gcc", "clang"])
+@pytest.mark.parametrize("case", STRICT_CASES)
+def test_compiles_without_warnings(case: str, name: str, tmp_path: Path) -> None:
+    program = STRICT_CASES[case]()
+    x = inputs(program, 20)
+    write(program, tmp_path)
+    for words in WORDS:
+        found = evaluate(build(tmp_path, [*STRICT, "-O2", words], name), x)
+        np.testing.assert_array_equal(found, program(x).numpy())
+
+
+def test_portable_code_without_gnu_builtins(tmp_path: Path) -> None:
+    program = integer_program((9, 8, 3), levels=(256, 1024), groups=2)
+    write(program, tmp_path)
+    text = (tmp_path / "model.c").read_text()
+    assert text.count("__GNUC__") == 1
+    (tmp_path / "model.c").write_text(text.replace("#ifdef __GNUC__", "#ifdef KAN_NEVER"))
+    x = inputs(program)
+    np.testing.assert_array_equal(evaluate(build(tmp_path, [*STRICT, "-O2"]), x), program(x).numpy())
+
+
+def test_header_and_source_agree_and_are_cpp_too(tmp_path: Path) -> None:
+    folder = write(integer_program(), tmp_path)
+    source, header = (folder / "model.c").read_text(), (folder / "model.h").read_text()
+    assert header.split("*/\n", 1)[1].strip() in source
+    both = folder / "both.c"
+    both.write_text('#include "model.h"\n#include "model.c"\n')
+    cpp = folder / "user.cpp"
+    cpp.write_text('#include "model.h"\nvoid f(kan_model_state *s) { kan_model_run(s); }\n')
+    build(folder, STRICT)
+    compilers = {"gcc": both, **({"g++": cpp} if shutil.which("g++") else {})}
+    for name, file in compilers.items():
+        subprocess.run([name, "-Wall", "-Wextra", "-Werror", "-c", str(file), "-o", str(folder / "o")], check=True)
+
+
+def test_no_float_between_quantization_and_output() -> None:
+    text = emit(integer_program(levels=(256, 1024), groups=2), {}).decode()
+    begin, end = text.index("static void kan_quantize0"), text.index("void kan_model_output(const kan_model_state *state, float y[KAN_MODEL_OUTPUTS])\n{")
+    layers = text[text.index("\n}\n", begin) : end]
+    assert "kan_layer1" in layers
+    code = [line for line in layers.splitlines() if not line.lstrip().startswith(("/*", "void kan_model_quantize"))]
+    assert not [line for line in code if "float" in line and "kan_float(" not in line]
+    assert not {"malloc", "<math.h>", "<string.h>"} & set(text.split())
+
+
+def test_stated_memory_is_what_the_compiler_finds(tmp_path: Path) -> None:
+    for number, program in enumerate([integer_program((7, 5, 3), levels=(1024, 256)), integer_convolutions((3, 5, 5), [square(4, 3)])]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write(program, folder)
+        main = "#include \"model.h\"\nint main(void) { return sizeof(kan_model_state) != KAN_MODEL_RAM_BYTES; }\n"
+        (folder / "program.c").write_text(main)
+        subprocess.run([build(folder, STRICT)], check=True)
+        size = subprocess.run(["size", "-A", "program"], cwd=folder, capture_output=True, text=True)
+        sections = {line.split()[0]: int(line.split()[1]) for line in size.stdout.splitlines() if line.startswith(".")}
+        stated = macro((folder / "model.c").read_text(), "FLASH_BYTES")
+        assert stated <= sections[".rodata"] <= stated + 2048  # alignment, and constants that the compiler makes itself
+
+
+def test_weights_take_as_few_bytes_as_their_bits_need() -> None:
+    sizes = {bits: facts(emit(integer_program((64, 64, 10), k=9, weight_bits=bits), {}))["stored_bytes"] for bits in range(2, 9)}
+    for bits, size in sizes.items():
+        saved = 64 * 64 * 9 * (8 - bits) // 8
+        assert sizes[8] - size >= saved, bits
+
+
+def test_largest_is_the_largest_output(tmp_path: Path) -> None:
+    for number, program in enumerate(
+        [integer_program((6, 5, 9)), integer_program((6, 5, 9), groups=2), integer_convolutions((3, 5, 5), [square(4, 3)])]
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write(program, folder)
+        text = (folder / "program.c").read_text()
+        check_it = "if (y[kan_model_largest(&state)] < largest(y)) return 7;"
+        helper = "static float largest(const float *y) { float m = y[0]; for (uint32_t i = 1; i < KAN_MODEL_OUTPUTS; i++) m = y[i] > m ? y[i] : m; return m; }"
+        text = text.replace("int main", helper + "\nint main").replace("if (fwrite", check_it + "\n        if (fwrite")
+        (folder / "program.c").write_text(text)
+        evaluate(build(folder, ["-std=c99", "-O1"]), inputs(program))
+
+
+def _with_function(program: Program, after: str, functions: list) -> Program:
+    """Insert ATen calls behind a module of a program."""
+    copied = program.replace_modules({})
+    graph = copied.graph_module.graph
+    node = next(node for node in graph.nodes if node.target == after)
+    users = list(node.users)
+    value: fx.Node = node
+    for function, *arguments in functions:
+        with graph.inserting_after(value):
+            value = graph.call_function(function, (value, *arguments))
+    for user in users:
+        user.replace_input_with(node, value)
+    copied.graph_module.recompile()
+    return copied
+
+
+aten = torch.ops.aten
+
+
+@pytest.mark.parametrize(
+    "arguments", [([2, 2],), ([3, 2], [2, 1]), ([3, 3], [2, 2], [1, 1]), ([2, 2], [2, 2], [0, 0], [2, 2]), ([3, 3], [2, 2], [0, 0], [1, 1], True)]
+)
+def test_max_pooling(arguments: tuple, tmp_path: Path) -> None:
+    program = integer_convolutions((3, 10, 9), [square(5, 3, padding=1)], zero_point=7)
+    pool = (aten.max_pool2d_with_indices.default, *arguments)
+    pooled = _with_function(program, "layer0_convolve", [pool, (operator.getitem, 0)])
+    x = inputs(pooled, 30)
+    found = evaluate(build(write(pooled, tmp_path), ["-std=c99", "-O1", *UNDEFINED]), x)
+    np.testing.assert_array_equal(found, pooled(x).numpy())
+
+
+def test_moving_operators_cost_nothing_or_a_copy(tmp_path: Path) -> None:
+    program = integer_convolutions((3, 6, 6), [square(4, 3), square(5, 3)])
+    for number, (after, functions, copies) in enumerate(
+        [
+            ("layer1_convolve", [(aten.permute.default, [0, 2, 3, 1]), (aten.reshape.default, [-1, 20])], 0),
+            ("layer1_convolve", [(aten.slice.Tensor, 1, 1, 4)], 0),
+            ("layer0_convolve", [(aten.permute.default, [0, 1, 3, 2])], 1),
+        ]
+    ):
+        moved = _with_function(program, after, functions)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        x = inputs(moved, 30)
+        found = evaluate(build(write(moved, folder), [*STRICT, *UNDEFINED]), x)
+        np.testing.assert_array_equal(found, moved(x).numpy())
+        assert (folder / "model.c").read_text().count("static void kan_step") == copies
+
+
+def test_equal_programs_give_equal_bytes() -> None:
+    first, second = (emit(integer_program(seed=3), {"a": "b"}) for _ in range(2))
+    assert first == second
+    assert emit(integer_program(seed=4), {"a": "b"}) != first
+
+
+def test_metadata_cannot_leave_its_comment(tmp_path: Path) -> None:
+    source = emit(integer_program(), {"kancompile.layers": "*/ #error /* caf\u00e9 ??/"})
+    (tmp_path / "model.c").write_bytes(source)
+    subprocess.run(["gcc", *STRICT, "-c", "model.c"], cwd=tmp_path, check=True)
+
+
+def test_what_stays_in_float_is_refused_with_layer_reason_and_way_out() -> None:
+    with pytest.raises(KanCompileError, match=r"'c99': layer 'layers\.0': Expansion computes in float.*lowering = \"table\""):
+        emit(float_program(), {})
+    norm = _with_function(integer_program(fused=False), "layer0_contract", [(aten.tanh.default,)])
+    with pytest.raises(KanCompileError, match=r"layer 'layers\.1': tanh computes in float.*'ort-cpu'"):
+        emit(norm, {})
+    bare = integer_convolutions((3, 8, 8), [square(8, 3)])
+    bare = bare.replace_modules({"layer0_convolve": bare.module("layer0_convolve").with_output(None, "real")})
+    with pytest.raises(KanCompileError, match=r"layer 'layers\.0': the output of the convolution has no 8-bit quantizer"):
+        emit(bare, {})
+
+
+def test_compiled_model_saves_source_header_and_manifest(tmp_path: Path) -> None:
+    compiled = compile(make_model(), make_inputs(), target="c99", recipe={"levels": 256})
+    path = compiled.save(tmp_path / "kan.c")
+    assert {file.name for file in tmp_path.iterdir()} >= {"kan.c", "kan.h"}
+    assert len(list(tmp_path.iterdir())) == 3
+    assert compiled.manifest["stored_bytes"] == macro(path.read_text(), "FLASH_BYTES")
+    assert compiled.manifest["ram_bytes"] == macro(path.read_text(), "RAM_BYTES")
+    with pytest.raises(KanCompileError, match="file exists"):
+        compiled.save(tmp_path / "kan.c")
+    (tmp_path / "kan.c").unlink()
+    with pytest.raises(KanCompileError, match="file exists"):
+        compiled.save(tmp_path / "kan.c")
+    assert not (tmp_path / "kan.c").exists()
+
+
+def test_latency_budget_is_refused() -> None:
+    with pytest.raises(KanCompileError, match="max_latency_us with target 'c99'"):
+        compile(make_model(), make_inputs(), target="c99", recipe={"max_latency_us": 100})
+
+
+def test_byte_budget_counts_constants_not_text() -> None:
+    full = compile(make_model(), make_inputs(), target="c99")
+    limit = full.manifest["stored_bytes"] - 60
+    small = compile(make_model(), make_inputs(), target="c99", recipe={"max_bytes": limit})
+    assert small.manifest["stored_bytes"] <= limit < len(small.model_bytes)
+
+
+def test_registry() -> None:
+    target = TARGETS["c99"]
+    assert target.suffix == ".c"
+    assert target.companions is not None
+    source = target.emit(integer_program(), {}, "smallest")
+    assert target.companions(source) == companions(source)
+    assert set(target.companions(source)) == {".h"}
+
+
+def test_reads_real_values_behind_codes_of_another_quantizer(tmp_path: Path) -> None:
+    program = integer_convolutions((3, 8, 8), [square(8, 3, padding=1), square(5, 3)], fused=False)
+    table = program.module("layer1_expand0")
+    assert isinstance(table, TableExpansion)
+    index = type(table.index)(0.02, 60, 100)
+    other = program.replace_modules({"layer1_expand0": table.with_index(index, "real", table.table[:100])})
+    x = inputs(other, 40)
+    found = evaluate(build(write(other, tmp_path), ["-std=c99", "-O1", *UNDEFINED]), x)
+    np.testing.assert_array_equal(found, other(x).numpy())
