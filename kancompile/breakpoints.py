@@ -28,8 +28,8 @@ from kancompile.expansions import to_channels_first
 
 _FEW_FLOATS = 4  # breakpoints this many floats apart count as one
 _CHUNK_ELEMENTS = 1 << 20
-_MOST_CHANGES = 512  # for each input
-_MOST_STEPS = 48  # between two points
+_MOST_CHANGES = 2048  # for each input
+_MOST_STEPS = 256  # between two points
 _MARGIN = 1e-6  # ONNX Runtime's Tanh overshoots 1 by 2.4e-7
 
 # estimated times of ONNX Runtime 1.32, one thread of x86-64, tensors larger than the second-level cache

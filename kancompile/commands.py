@@ -67,7 +67,7 @@ def run_compile(options: argparse.Namespace) -> int:
             judging,
             program=compiled.program,
             float_program=compiled.captured,
-            min_sqnr=options.min_sqnr,
+            min_sqnr=recipe.min_sqnr,
             max_drop=options.max_drop,
         )
     if result.passed:

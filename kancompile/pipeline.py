@@ -9,7 +9,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata as package_metadata
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,22 @@ from kancompile.atomic_write import check_destinations, write_atomically
 from kancompile.bit_budget import BitBudget, check_latency
 from kancompile.calibration import Calibration, load_calibration
 from kancompile.convolutions import ConvContraction, QuantizedConvContraction
+from kancompile.error_gate import ErrorGate
 from kancompile.errors import KanCompileError
 from kancompile.execution import RuntimeModel
 from kancompile.frontend.capture import capture
 from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
+from kancompile.passes.factorize_expansions import FactorizeExpansions
 from kancompile.passes.fuse_index import FuseIndex
+from kancompile.passes.lower_exactly import lower_exactly
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials
 from kancompile.passes.methods import method_named
 from kancompile.passes.quantize_outputs import QuantizeOutputs
+from kancompile.passes.round_to_16_bits import RoundTo16Bits
 from kancompile.passes.round_weights import RoundingOptions, RoundWeights
 from kancompile.passes.split_branches import SplitBranches
 from kancompile.passes.tabulate_expansions import TableOptions, TabulateExpansions
+from kancompile.polynomials import PolynomialExpansion
 from kancompile.program import Layer, Program, check
 from kancompile.progress import say
 from kancompile.recipe import LayerRecipe, Recipe, read_recipe
@@ -40,6 +45,8 @@ from kancompile.targets.kernel_audit import KernelAudit, audit_kernels
 from kancompile.validation import check_fits
 
 MANIFEST_SUFFIX = ".manifest.json"
+WIDE_TOLERANCE = 2.0**-17
+"""Relative error of the functions of a 16-bit layer: half a step of its codes."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,7 @@ def compile(
 
     Raises:
         KanCompileError: bad input of any kind; nothing is written.
+        ThresholdMissedError: no lowering reaches the recipe's ``min_sqnr``.
     """
     timings = _Timings()
     chosen_target = target_named(target)
@@ -144,18 +152,18 @@ def compile(
     else:
         budget, front = None, {}
 
-    def build() -> tuple[Program, dict[str, Any], bytes]:
-        lowered = lower(captured, x, chosen, seed, device, timings)
-        if TARGETS[target].quantized_outputs:
+    def build() -> tuple[Recipe, Program, dict[str, Any], bytes]:
+        gate = ErrorGate(captured, x, lambda refined: lower(captured, x, refined, seed, device, timings))
+        held, lowered = gate.hold(chosen)
+        if chosen_target.quantized_outputs:
             lowered = timings.measure(QuantizeOutputs.name, lambda: QuantizeOutputs()(lowered, x))
-        facts = _facts(lowered, samples, chosen, target, seed) | {"bit_allocation": front}
-        return (
-            lowered,
-            facts,
-            timings.measure("emit", lambda: chosen_target.emit(lowered, _metadata(facts), chosen.storage)),
-        )
+        lowered = replace(lowered, notes=(*lowered.notes, *gate.notes(held)))
+        facts = _facts(lowered, samples, held, target, seed)
+        facts |= {"bit_allocation": front, "error_gate": gate.to_dict(held)}
+        data = timings.measure("emit", lambda: chosen_target.emit(lowered, _metadata(facts), held.storage))
+        return held, lowered, facts, data
 
-    lowered, facts, data = build()
+    effective, lowered, facts, data = build()
 
     def stored_bytes() -> int:
         return chosen_target.facts(data).get("stored_bytes", len(data))
@@ -163,12 +171,12 @@ def compile(
     while budget is not None and chosen.max_bytes is not None and stored_bytes() > chosen.max_bytes:
         # tables, biases and the graph take room too; how much is known once a file exists
         chosen, front = budget.allocated(others=stored_bytes() - budget.weight_bytes())
-        lowered, facts, data = build()
+        effective, lowered, facts, data = build()
     session = data
     if not chosen_target.loads_in_ort:
-        session = TARGETS["ort-cpu"].emit(lowered, _metadata(facts), chosen.storage)
+        session = TARGETS["ort-cpu"].emit(lowered, _metadata(facts), effective.storage)
     audit = timings.measure("kernel audit", lambda: audit_kernels(session))
-    check_latency(lambda: one_sample_seconds(session, x[:1]), chosen)
+    check_latency(lambda: one_sample_seconds(session, x[:1]), effective)
     manifest = facts | {"model_sha256": hashlib.sha256(data).hexdigest(), "model_bytes": len(data)}
     manifest |= chosen_target.facts(data)
     reference = model.eval() if isinstance(model, nn.Module) else captured.graph_module
@@ -180,7 +188,7 @@ def compile(
         manifest,
         audit,
         samples,
-        chosen,
+        effective,
         session,
         chosen_target.companions(data) if chosen_target.companions is not None else {},
         timings.seconds,
@@ -219,9 +227,14 @@ def lower(
     """
     timings = timings or _Timings()
 
+    precisions = {layer.name: recipe.for_layer(layer.name).arithmetic for layer in program.layers()}
+
+    def has(*wanted: str) -> Callable[[str], bool]:
+        return lambda name: precisions[name] in wanted
+
     def table_options(name: str) -> TableOptions | None:
         layer = recipe.for_layer(name)
-        if layer.lowering == "keep":
+        if precisions[name] != "int8":
             return None
         # methods that compensate their errors leave about as much as nearest rounding with two bits more
         bits = layer.weight_bits if layer.rounding_method == "uniform" else min(8, layer.weight_bits + 2)
@@ -232,18 +245,21 @@ def lower(
         method = method_named(layer.rounding_method, device)
         return RoundingOptions(method, layer.rounding_method, layer.weight_bits, layer.granularity, layer.group_size)
 
-    if recipe.precision == "float":
-        stages: list[tuple[str, Callable[[Program], Program]]] = [
-            (LowerToPolynomials.name, lambda stage: LowerToPolynomials()(stage, x)),
-        ]
-    else:
-        stages = [
-            (SplitBranches.name, SplitBranches(lambda name: recipe.for_layer(name).granularity == "branch")),
-            (TabulateExpansions.name, lambda stage: TabulateExpansions(table_options)(stage, x)),
-            (RoundWeights.name, lambda stage: RoundWeights(rounding_options, seed)(stage, x)),
-            (FuseIndex.name, FuseIndex()),
-        ]
-    for name, run in stages:
+    wide = LowerToPolynomials(WIDE_TOLERANCE, applies=has("int16"))
+    in_branches = SplitBranches(lambda name: recipe.for_layer(name).granularity == "branch")
+    stages: list[tuple[str, tuple[str, ...], Callable[[Program], Program]]] = [
+        (LowerToPolynomials.name, ("float",), lambda stage: lower_exactly(stage, x, has("float"))),
+        (LowerToPolynomials.name, ("int16",), lambda stage: wide(stage, x)),
+        (RoundTo16Bits.name, ("int16",), RoundTo16Bits(has("int16"))),
+        (FactorizeExpansions.name, ("int8",), lambda stage: FactorizeExpansions(has("int8"))(stage, x)),
+        (SplitBranches.name, ("int8",), in_branches),
+        (TabulateExpansions.name, ("int8",), lambda stage: TabulateExpansions(table_options)(stage, x)),
+        (RoundWeights.name, ("int8",), lambda stage: RoundWeights(rounding_options, seed)(stage, x)),
+        (FuseIndex.name, ("int8",), FuseIndex()),
+    ]
+    for name, needed, run in stages:
+        if not any(precision in needed for precision in precisions.values()):
+            continue
         say(f"{name} ...")
         with torch.no_grad():
             program = timings.measure(name, lambda: run(program))  # noqa: B023 (called at once)
@@ -325,6 +341,8 @@ def describe_layer(program: Program, layer: Layer) -> dict[str, Any]:
                 "branches": dict(zip(module.branch_names, module.branch_sizes, strict=True)),
                 "reads": module.input,
             }
+        elif isinstance(module, PolynomialExpansion):
+            entry |= module.describe()
         described["expansions"].append(entry)
     if isinstance(contraction, QuantizedContraction):
         weights = sum(codes.numel() for codes in contraction.weights)
@@ -353,8 +371,8 @@ def describe_layer(program: Program, layer: Layer) -> dict[str, Any]:
         described |= {
             "n_out": contraction.n_out,
             "columns": contraction.weight[0].numel(),
-            "weight_bits": 32,
-            "weight_bytes": contraction.weight.numel() * 4,
+            "weight_bits": 32 if contraction.codes is None else 16,
+            "weight_bytes": contraction.weight.numel() * (4 if contraction.codes is None else 2),
             "hands_over": "real values",
         }
     return described

@@ -26,6 +26,7 @@ from kancompile.targets.narrow_weights import NarrowWeights, store_narrow_weight
 from kancompile.targets.pair_tables import build_pair_tables
 from kancompile.targets.translate_convolutions import CONVOLUTION_TRANSLATIONS
 from kancompile.targets.translation import TRANSLATIONS
+from kancompile.targets.wide_codes import store_wide_codes
 
 OPSET = 21
 IR_VERSION = 10
@@ -74,6 +75,7 @@ def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest
     _name(model, program)
     if storage != "fastest":
         store_narrow_weights(model, _narrow(program), native=storage == "native")
+        store_wide_codes(model, program)
     model.producer_name = "kancompile"
     model.producer_version = metadata.get("kancompile.version", "")
     model.metadata_props.clear()
