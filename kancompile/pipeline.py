@@ -25,6 +25,7 @@ from kancompile.errors import KanCompileError
 from kancompile.execution import RuntimeModel
 from kancompile.frontend.capture import capture
 from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
+from kancompile.passes.factorize_edges import FactorizeEdges
 from kancompile.passes.fuse_index import FuseIndex
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials
 from kancompile.passes.methods import method_named
@@ -234,7 +235,9 @@ def lower(
             (LowerToPolynomials.name, lambda stage: LowerToPolynomials()(stage, x)),
         ]
     else:
+        to_tables = FactorizeEdges(lambda name: recipe.for_layer(name).lowering != "keep")
         stages = [
+            (FactorizeEdges.name, lambda stage: to_tables(stage, x)),
             (SplitBranches.name, SplitBranches(lambda name: recipe.for_layer(name).granularity == "branch")),
             (TabulateExpansions.name, lambda stage: TabulateExpansions(table_options)(stage, x)),
             (RoundWeights.name, lambda stage: RoundWeights(rounding_options, seed)(stage, x)),
