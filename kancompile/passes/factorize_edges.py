@@ -200,7 +200,8 @@ class _Interpolated(nn.Module):
         x = x.clamp(self.low, self.high)
         rows = nn.functional.embedding(torch.bucketize(x, self.inner, right=True), self.table)
         offset = x.unsqueeze(-1) - rows[..., :1]
-        return rows[..., 1 : 1 + self.rank] + offset * rows[..., 1 + self.rank :]
+        values: Tensor = rows[..., 1 : 1 + self.rank] + offset * rows[..., 1 + self.rank :]
+        return values
 
 
 def _readers(program: Program, target: str) -> int:
