@@ -169,7 +169,7 @@ class _Functions:
     def coefficients(self, rank: int) -> Tensor:
         """Fit all functions by the leading singular functions, float64 ``[n_in, k, rank]``."""
         ridge = 1e-12 * self.gram.diagonal().mean() * torch.eye(rank, dtype=torch.float64)
-        fitted = torch.linalg.solve(self.gram[:rank, :rank] + ridge, self.right[:rank])
+        fitted: Tensor = torch.linalg.solve(self.gram[:rank, :rank] + ridge, self.right[:rank])
         return fitted.T.reshape(self.n_in, self.k, rank)
 
 
