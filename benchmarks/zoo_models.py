@@ -57,7 +57,7 @@ ZOO = (
     _zoo("ReLU bumps of each input", "relu_kan", lambda: relu_kan.build(WIDTHS)),
     _zoo("rational of each group", "rational_kan", lambda: rational_kan.build(WIDTHS)),
     _zoo("wavelet of each edge, Mexican hat", "wav_kan", lambda: wav_kan.build(WIDTHS, "mexican_hat")),
-    _zoo("wavelet of each edge, Morlet", "wav_kan", lambda: wav_kan.build(WIDTHS, "morlet")),
+    _zoo("wavelet of each edge, Morlet", "wav_kan", lambda: wav_kan.build(WIDTHS, "morlet", initial_scale=4.0)),
     _zoo("wavelet of each edge, Gaussian derivative", "wav_kan", lambda: wav_kan.build(WIDTHS, "dog")),
     FamilyModel(
         "Gram convolution",

@@ -43,12 +43,19 @@ WAVELETS: dict[str, Callable[[Tensor], Tensor]] = {
 class WavKANLayer(nn.Module):
     """Map [b, in_features] to [b, out_features] by one wavelet for each edge."""
 
-    def __init__(self, in_features: int, out_features: int, wavelet_type: str, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        wavelet_type: str,
+        generator: torch.Generator,
+        initial_scale: float = 1.0,
+    ) -> None:
         super().__init__()
         if wavelet_type not in WAVELETS:
             raise ValueError(f"WavKANLayer: found wavelet {wavelet_type!r}, expected one of {sorted(WAVELETS)!r}")
         self.wavelet = WAVELETS[wavelet_type]
-        self.scale = nn.Parameter(torch.ones(out_features, in_features))
+        self.scale = nn.Parameter(torch.full((out_features, in_features), initial_scale))
         self.translation = nn.Parameter(torch.zeros(out_features, in_features))
         self.wavelet_weights = nn.Parameter(torch.empty(out_features, in_features))
         self.weight1 = nn.Parameter(torch.zeros(out_features, in_features))
@@ -61,8 +68,16 @@ class WavKANLayer(nn.Module):
         return self.bn((wavelets * self.wavelet_weights).sum(2))
 
 
-def build(widths: Sequence[int] = (64, 32, 10), wavelet_type: str = "mexican_hat", seed: int = 0) -> nn.Module:
-    """Build a Wav-KAN of the given widths (input first) with weights drawn from ``seed``."""
+def build(
+    widths: Sequence[int] = (64, 32, 10),
+    wavelet_type: str = "mexican_hat",
+    initial_scale: float = 1.0,
+    seed: int = 0,
+) -> nn.Module:
+    """Build a Wav-KAN of the given widths (input first) with weights drawn from ``seed``.
+
+    Morlet wavelets of scale 1 turn five times over the inputs they see and hardly train; wider ones do.
+    """
     generator = torch.Generator().manual_seed(seed)
-    layers = [WavKANLayer(n_in, n_out, wavelet_type, generator) for n_in, n_out in itertools.pairwise(widths)]
-    return LayerChain(layers)
+    pairs = itertools.pairwise(widths)
+    return LayerChain([WavKANLayer(n_in, n_out, wavelet_type, generator, initial_scale) for n_in, n_out in pairs])
