@@ -16,6 +16,7 @@ why. The singular functions are kept as a finely sampled table with linear inter
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -152,11 +153,16 @@ class _Functions:
         self.energy = energy.flip(0).clamp(min=0)
         self.rank = min(_RANKS[-1], int((self.energy > 1e-12 * self.energy[0]).sum()))
         self.shared = sampled @ (vectors.flip(1)[:, : self.rank] / self.energy[: self.rank].sqrt())  # [points, rank]
-        basis = self.shared * density[:, None]
-        self.gram = self.shared.T @ basis
-        self.right = torch.zeros(self.rank, self.n_in * self.k, dtype=torch.float64)
-        for part, values in zip(basis.split(_CHUNK), _samples(expansion, points), strict=True):
-            self.right += part.T @ values
+        self.expansion, self.density = expansion, density
+
+    @functools.cached_property
+    def _normal_equations(self) -> tuple[Tensor, Tensor]:
+        """Products of the singular functions with each other, ``[rank, rank]``, and with all functions."""
+        basis = self.shared * self.density[:, None]
+        right = torch.zeros(self.rank, self.n_in * self.k, dtype=torch.float64)
+        for part, values in zip(basis.split(_CHUNK), _samples(self.expansion, self.points), strict=True):
+            right += part.T @ values
+        return self.shared.T @ basis, right
 
     def tail(self, rank: int) -> float:
         """Relative error that the spectrum promises for a rank."""
@@ -168,8 +174,9 @@ class _Functions:
 
     def coefficients(self, rank: int) -> Tensor:
         """Fit all functions by the leading singular functions, float64 ``[n_in, k, rank]``."""
-        ridge = 1e-12 * self.gram.diagonal().mean() * torch.eye(rank, dtype=torch.float64)
-        fitted: Tensor = torch.linalg.solve(self.gram[:rank, :rank] + ridge, self.right[:rank])
+        gram, right = self._normal_equations
+        ridge = 1e-12 * gram.diagonal().mean() * torch.eye(rank, dtype=torch.float64)
+        fitted: Tensor = torch.linalg.solve(gram[:rank, :rank] + ridge, right[:rank])
         return fitted.T.reshape(self.n_in, self.k, rank)
 
 
