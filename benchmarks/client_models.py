@@ -83,12 +83,12 @@ def _image_classifier() -> nn.Module:
 def _grouped_classifier() -> nn.Module:
     package = import_client("convkan")
     return nn.Sequential(
-        package.ConvKAN(1, 8, kernel_size=3, padding=1),
-        nn.BatchNorm2d(8),
-        package.ConvKAN(8, 8, kernel_size=3, stride=2, padding=1, groups=4),
+        package.ConvKAN(1, 4, kernel_size=3, stride=2, padding=1),
+        nn.BatchNorm2d(4),
+        package.ConvKAN(4, 8, kernel_size=3, stride=2, padding=1, groups=2),
         nn.BatchNorm2d(8),
         nn.Flatten(),
-        nn.Linear(128, 10),
+        nn.Linear(32, 10),
     )
 
 

@@ -18,7 +18,7 @@ from kancompile.progress import quiet
 MODULES = {"convkan": "convkan", "Deep-KAN": "deepkan", "fkan": "fkan", "rkan": "rkan", "ikan": "ikan"}
 LAYERS = {
     "convkan": 3,
-    "convkan groups": 3,
+    "convkan groups": 2,
 }
 # networks that cannot be built, and what their users see
 BROKEN = {
