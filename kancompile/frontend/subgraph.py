@@ -54,9 +54,6 @@ class GraphCopier:
         if name == "copy":
             self._copy_values(node)
             return
-        if name == "view_of":  # what a squeeze that changes nothing leaves; other runtimes do not know it
-            self.placed[node] = self.placed[node.all_input_nodes[0]]
-            return
         new = self.graph.node_copy(node, self.placed.__getitem__)
         if name in ("view", "_unsafe_view"):  # strides may differ from those that were traced
             new.target = _ATEN.reshape.default

@@ -134,21 +134,6 @@ def test_search_in_knots_and_local_weights() -> None:
     assert "aten.searchsorted" not in show(program)
 
 
-def test_squeeze_that_changes_nothing() -> None:
-    class Squeezed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.kan = odd_models.DegreeMajor()
-
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.sigmoid(self.kan(x.squeeze(1)).squeeze(1))
-
-    program = captured(Squeezed(), (4,))
-    assert [layer.name for layer in program.layers()] == ["kan"]
-    assert "view_of" not in show(program)
-    assert program.unrecognized == ()
-
-
 def test_bags_of_weighted_rows() -> None:
     program = captured(odd_models.BagOfRows(), (4,))
     (expansion,) = expansions(program)
