@@ -9,9 +9,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist load
 
 .PHONY: demo web test slow lint format bench clean
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt tests/clients/requirements.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,lint,examples,plots]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/clients/requirements.txt
 	@touch $@
 
 demo: $(VENV)/installed

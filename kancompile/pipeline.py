@@ -26,6 +26,7 @@ from kancompile.errors import KanCompileError
 from kancompile.execution import RuntimeModel
 from kancompile.frontend.capture import capture
 from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
+from kancompile.passes.factorize_edges import FactorizeEdges
 from kancompile.passes.factorize_expansions import FactorizeExpansions
 from kancompile.passes.fuse_index import FuseIndex
 from kancompile.passes.lower_exactly import lower_exactly
@@ -251,6 +252,7 @@ def lower(
         (LowerToPolynomials.name, ("float",), lambda stage: lower_exactly(stage, x, has("float"))),
         (LowerToPolynomials.name, ("int16",), lambda stage: wide(stage, x)),
         (RoundTo16Bits.name, ("int16",), RoundTo16Bits(has("int16"))),
+        (FactorizeEdges.name, ("int8",), lambda stage: FactorizeEdges(has("int8"))(stage, x)),
         (FactorizeExpansions.name, ("int8",), lambda stage: FactorizeExpansions(has("int8"))(stage, x)),
         (SplitBranches.name, ("int8",), in_branches),
         (TabulateExpansions.name, ("int8",), lambda stage: TabulateExpansions(table_options)(stage, x)),
