@@ -80,18 +80,6 @@ def _image_classifier() -> nn.Module:
     )
 
 
-def _grouped_classifier() -> nn.Module:
-    package = import_client("convkan")
-    return nn.Sequential(
-        package.ConvKAN(1, 4, kernel_size=3, stride=2, padding=1),
-        nn.BatchNorm2d(4),
-        package.ConvKAN(4, 8, kernel_size=3, stride=2, padding=1, groups=2),
-        nn.BatchNorm2d(8),
-        nn.Flatten(),
-        nn.Linear(32, 10),
-    )
-
-
 def _with_activations(make: type[nn.Module], *arguments: int) -> nn.Module:
     """Put a learnable activation behind every linear layer but the last."""
     return nn.Sequential(nn.Linear(64, 32), make(*arguments), nn.Linear(32, 32), make(*arguments), nn.Linear(32, 10))
@@ -136,7 +124,6 @@ def _client(
 
 CLIENTS = (
     _client("convkan", "", "B-spline convolution", _image_classifier, (1, 8, 8)),
-    _client("convkan", "groups", "B-spline convolution", _grouped_classifier, (1, 8, 8)),
     _client("Deep-KAN", "DeepKAN", "B-spline", lambda: deepkan("DeepKAN")(64, [32, 10])),
     _client("Deep-KAN", "ChebyshevKANLayer", "Chebyshev", _chebyshev),
     _client("Deep-KAN", "RBFKAN", "radial basis", lambda: deepkan("RBFKAN")([64, 32, 10])),

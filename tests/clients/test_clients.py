@@ -16,10 +16,7 @@ from benchmarks.digit_models import FamilyModel, build_seeded, load, train
 from kancompile.progress import quiet
 
 MODULES = {"convkan": "convkan", "Deep-KAN": "deepkan", "fkan": "fkan", "rkan": "rkan", "ikan": "ikan"}
-LAYERS = {
-    "convkan": 3,
-    "convkan groups": 2,
-}
+LAYERS = {"convkan": 3}  # the others have two
 # networks that cannot be built, and what their users see
 BROKEN = {
     "ikan GroupKAN": (AttributeError, "weight_numerator"),
