@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kancompile.convolutions import QuantizedConvContraction
 from kancompile.modules import IndexQuantizer, QuantizedContraction, TableExpansion
 from kancompile.program import Layer, Program
+from kancompile.targets.function_planes import arrange_planes, can_be_planes
 
 _ROW_PADDING_BYTES = 1 << 14
 _PAIR_BYTES = 1 << 21
@@ -24,8 +25,8 @@ _PAIRED_FROM = 512
 
 
 def arrange_tables(program: Program) -> Program:
-    """Apply both rewrites."""
-    return pad_rows(pair_inputs(program))
+    """Apply all rewrites."""
+    return arrange_planes(pad_rows(pair_inputs(program)))
 
 
 class PairedTable(TableExpansion):
@@ -60,6 +61,8 @@ def pair_inputs(program: Program) -> Program:
     """
     modules: dict[str, nn.Module] = {}
     for layer in program.layers():
+        if can_be_planes(program, layer):
+            continue
         for target in layer.expansions:
             table = program.module(target)
             if isinstance(table, TableExpansion) and _can_pair(table):
