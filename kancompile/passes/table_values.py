@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kancompile.modules import Expansion, IndexQuantizer
-from kancompile.passes.choose_index import Range, row_inputs
+from kancompile.passes.choose_index import Range, row_parts
 
 _PROBES = 769
 _SAME = 1e-6
@@ -100,11 +100,16 @@ def values_at_rows(expansion: Expansion, index: IndexQuantizer, x: Tensor, first
     Args:
         expansion: the float expansion.
         index: its index quantizer.
-        x: calibration inputs, any shape; with one table for all inputs, a row stands for the mean of those it receives.
+        x: calibration inputs, any shape; with one table for all inputs, a row holds the mean of the functions over those
+            that it receives.
         first: the first input of each distinct set of functions.
     """
+    if expansion.is_identity:  # rows that stand for themselves need no look-up
+        return index.rows().float().reshape(1, -1, 1)
     if len(first) == 1:
-        return expansion.sample_shared(row_inputs(index, x))[None]
+        points, share = row_parts(index, x)
+        values = expansion.sample_shared(points.flatten()).reshape(*points.shape, -1)
+        return (values * share.float()[..., None]).sum(1)[None]
     return _sample_inputs(expansion, index.rows())[:, first].transpose(0, 1)
 
 

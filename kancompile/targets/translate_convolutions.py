@@ -96,7 +96,7 @@ def expand_planes(index: Value, planes: Sequence[Value], first_row: Value | None
     Of few channels, the planes are put together channels first, in long runs, and transposed as bytes.
     """
     n_in, lead = int(index.shape[-1]), [int(size) for size in index.shape[1:-1]]
-    rows = index if index.dtype == ir.DataType.INT32 else op.Cast(index, to=ir.DataType.INT32)
+    rows: Value = index if index.dtype == ir.DataType.INT32 else op.Cast(index, to=ir.DataType.INT32)
     if first_row is not None:
         rows = op.Add(rows, first_row)
     last = n_in >= _CHANNELS_LAST_FROM
