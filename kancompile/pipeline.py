@@ -29,7 +29,6 @@ from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
 from kancompile.passes.factorize_edges import FactorizeEdges
 from kancompile.passes.factorize_expansions import FactorizeExpansions
 from kancompile.passes.absorb_plain_layers import AbsorbPlainLayers, left_in_float
-from kancompile.passes.equalize_channels import EqualizeChannels
 from kancompile.passes.fuse_index import FuseIndex
 from kancompile.passes.lower_exactly import lower_exactly
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials
@@ -222,7 +221,6 @@ def prepare(program: Program, x: Tensor, recipe: Recipe) -> Program:
     """
     with torch.no_grad():
         program = AbsorbPlainLayers(lambda name: recipe.for_layer(name).lowering != "keep")(program, x)
-        program = EqualizeChannels()(program, x)
     check(program)
     return program
 

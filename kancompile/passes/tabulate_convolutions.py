@@ -27,7 +27,6 @@ from kancompile.passes.choose_index import (
     ranges,
     row_inputs,
     row_numbers,
-    row_parts,
 )
 from kancompile.passes.table_values import (
     STRETCH,
@@ -39,6 +38,7 @@ from kancompile.passes.table_values import (
     rounding_error,
     stretched,
     values_at_rows,
+    values_of_inputs,
 )
 from kancompile.passes.trace_readers import (
     quantizer_in_front,
@@ -176,25 +176,6 @@ def _draft(
         else values_of_inputs(expansion, index, x, group)[:, first].transpose(0, 1)
     )
     return _Draft(expansion, index, values, group, part), note
-
-
-def values_of_inputs(expansion: Expansion, index: IndexQuantizer, x: Tensor, group: Tensor) -> Tensor:
-    """Evaluate the functions of every input at the rows of its table, float32 ``[levels, n_in, k]``.
-
-    A row holds the mean of the functions over the calibration inputs that it receives, from all channels which share the
-    table. Otherwise curved functions, and what lies beyond the first and last row, would shift all outputs the same way, which
-    later layers and pooling do not average out.
-
-    Args:
-        expansion: the float expansion.
-        index: its index quantizer.
-        x: calibration inputs ``[n, n_in, *spatial]``.
-        group: number of the table of every input, int64 ``[n_in]``.
-    """
-    parts = [row_parts(index, x[:, group == number]) for number in range(int(group.max()) + 1)]
-    points, share = (torch.stack(values) for values in zip(*parts, strict=True))  # [T, levels, parts]
-    values = expansion.evaluate_inputs(points.flatten(1)[group].T).reshape(*points.shape[1:], *expansion.in_shape[-1:], -1)
-    return (values * share[group].permute(1, 2, 0)[..., None].float()).sum(1)
 
 
 class ConvLookupCost:

@@ -45,13 +45,6 @@ def _is_selecting(node: fx.Node) -> bool:
     return "getitem" in str(node.target) and bool(node.args[1] == 0)
 
 
-def is_max_pooling(node: fx.Node) -> bool:
-    """Whether a node selects the largest of neighbouring elements of one channel (or is that result of several)."""
-    if "getitem" in str(node.target):
-        return bool(node.args[1] == 0) and "max_pool" in str(node.all_input_nodes[0].target)
-    return "max_pool" in str(node.target)
-
-
 def readers_behind(node: fx.Node) -> Iterator[fx.Node]:
     """Yield the nodes that read a value, directly or moved or selected; shapes that are only asked for do not count."""
     for user in node.users:
@@ -63,21 +56,21 @@ def readers_behind(node: fx.Node) -> Iterator[fx.Node]:
 
 def single_table_behind(program: Program, target: str) -> str | None:
     """Return the one expansion that reads a module's output, or ``None`` where there are other readers."""
-    readers = list(readers_behind(node_of(program, target)))
+    readers = list(readers_behind(_node(program, target)))
     tables = tables_behind(program, target)
     return tables[0] if len(readers) == 1 and tables else None
 
 
 def tables_behind(program: Program, target: str) -> list[str]:
     """List the expansions that read a module's output."""
-    readers = [reader for reader in readers_behind(node_of(program, target)) if reader.op == "call_module"]
+    readers = [reader for reader in readers_behind(_node(program, target)) if reader.op == "call_module"]
     modules = {str(reader.target): program.module(str(reader.target)) for reader in readers}
     return [name for name, module in modules.items() if isinstance(module, Expansion | TableExpansion)]
 
 
 def reads_one_convolution(program: Program, target: str) -> bool:
     """Whether an expansion is the only reader of a convolution."""
-    source = node_of(program, target).all_input_nodes[0]
+    source = _node(program, target).all_input_nodes[0]
     while _is_selecting(source):
         source = source.all_input_nodes[0]
     if source.op != "call_module":
@@ -89,14 +82,13 @@ def reads_one_convolution(program: Program, target: str) -> bool:
 
 def quantizer_in_front(program: Program, target: str) -> IndexQuantizer | None:
     """Return the quantizer that the convolution in front of an expansion is to have, ``None`` where it has none."""
-    source = node_of(program, target).all_input_nodes[0]
+    source = _node(program, target).all_input_nodes[0]
     while _is_selecting(source):
         source = source.all_input_nodes[0]
     module = program.module(str(source.target)) if source.op == "call_module" else None
     return module.output if isinstance(module, ConvContraction | QuantizedConvContraction) else None
 
 
-def node_of(program: Program, target: str) -> fx.Node:
-    """Return the call of a module."""
+def _node(program: Program, target: str) -> fx.Node:
     nodes: list[fx.Node] = list(program.graph_module.graph.nodes)
     return next(node for node in nodes if node.op == "call_module" and node.target == target)
