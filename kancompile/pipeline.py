@@ -26,9 +26,9 @@ from kancompile.errors import KanCompileError
 from kancompile.execution import RuntimeModel
 from kancompile.frontend.capture import capture
 from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
+from kancompile.passes.absorb_plain_layers import AbsorbPlainLayers, left_in_float
 from kancompile.passes.factorize_edges import FactorizeEdges
 from kancompile.passes.factorize_expansions import FactorizeExpansions
-from kancompile.passes.absorb_plain_layers import AbsorbPlainLayers, left_in_float
 from kancompile.passes.fuse_index import FuseIndex
 from kancompile.passes.lower_exactly import lower_exactly
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials
@@ -146,9 +146,8 @@ def compile(
         check_fits(model, samples)
     captured = timings.measure("capture", lambda: capture(model, samples.samples[:2]))
     x = samples.samples
-    if chosen.precision == "int8":
-        captured = timings.measure("prepare", lambda: prepare(captured, x, chosen))
-    chosen.check_layers(layer.name for layer in captured.layers())
+    chosen.check_layers(layer.name for layer in AbsorbPlainLayers()(captured, x).layers())
+    captured = timings.measure("prepare", lambda: prepare(captured, x, chosen))
     _check_activations(captured, x)
     if chosen.max_bytes is not None or chosen.allocated_bits is not None:
         budget = timings.measure("sensitivities", lambda: BitBudget(captured, x, chosen, seed))
@@ -217,10 +216,10 @@ def prepare(program: Program, x: Tensor, recipe: Recipe) -> Program:
     Args:
         program: a captured program.
         x: calibration inputs ``[n, *input_shape]``.
-        recipe: the choices; layers to keep in float stay as they are.
+        recipe: the choices; ordinary layers of another precision stay as they are.
     """
     with torch.no_grad():
-        program = AbsorbPlainLayers(lambda name: recipe.for_layer(name).lowering != "keep")(program, x)
+        program = AbsorbPlainLayers(lambda name: recipe.for_layer(name).arithmetic == "int8")(program, x)
     check(program)
     return program
 
