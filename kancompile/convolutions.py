@@ -198,6 +198,21 @@ class QuantizedConvContraction(nn.Module):
             hands_over,
         )
 
+    def with_weight(self, weight: Tensor) -> QuantizedConvContraction:
+        """Return the same convolution of other columns."""
+        return QuantizedConvContraction(
+            self.layer,
+            weight,
+            self.bias,
+            self.scale,
+            self.geometry,
+            self.out_shape,
+            self.zero_point,
+            self.weight_bits,
+            self.output,
+            self.hands_over,
+        )
+
     def forward(self, *features: Tensor) -> Tensor:
         """Map table codes, uint8 ``[b, *spatial, n_in, k]``, to ``[b, n_out, *spatial_out]``: real values or row numbers."""
         shape = self.geometry

@@ -26,6 +26,7 @@ from kancompile.errors import KanCompileError
 from kancompile.execution import RuntimeModel
 from kancompile.frontend.capture import capture
 from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
+from kancompile.passes.absorb_plain_layers import AbsorbPlainLayers, left_in_float
 from kancompile.passes.factorize_edges import FactorizeEdges
 from kancompile.passes.factorize_expansions import FactorizeExpansions
 from kancompile.passes.fuse_index import FuseIndex
@@ -144,8 +145,9 @@ def compile(
     if isinstance(model, nn.Module):
         check_fits(model, samples)
     captured = timings.measure("capture", lambda: capture(model, samples.samples[:2]))
-    chosen.check_layers(layer.name for layer in captured.layers())
     x = samples.samples
+    chosen.check_layers(layer.name for layer in AbsorbPlainLayers()(captured, x).layers())
+    captured = timings.measure("prepare", lambda: prepare(captured, x, chosen))
     _check_activations(captured, x)
     if chosen.max_bytes is not None or chosen.allocated_bits is not None:
         budget = timings.measure("sensitivities", lambda: BitBudget(captured, x, chosen, seed))
@@ -206,6 +208,20 @@ def one_sample_seconds(model: bytes, x: Tensor, runs: int = 200) -> float:
         session.run(array)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
+
+
+def prepare(program: Program, x: Tensor, recipe: Recipe) -> Program:
+    """Bring a captured program into the form that integer lowering starts from; its values stay the same up to rounding.
+
+    Args:
+        program: a captured program.
+        x: calibration inputs ``[n, *input_shape]``.
+        recipe: the choices; ordinary layers of another precision stay as they are.
+    """
+    with torch.no_grad():
+        program = AbsorbPlainLayers(lambda name: recipe.for_layer(name).arithmetic == "int8")(program, x)
+    check(program)
+    return program
 
 
 def lower(
@@ -322,6 +338,7 @@ def _facts(program: Program, samples: Calibration, recipe: Recipe, target: str, 
             {"node": part.node, "operator": part.operator, "reason": part.reason, "source": Path(part.source).name}
             for part in program.unrecognized
         ],
+        "left_in_float": list(left_in_float(program)),
         "notes": list(program.notes),
     }
 

@@ -21,6 +21,7 @@ from kancompile.errors import KanCompileError
 from kancompile.modules import QuantizedContraction
 from kancompile.program import Program
 from kancompile.targets.arrange_tables import arrange_tables
+from kancompile.targets.function_planes import deal_planes
 from kancompile.targets.kernel_audit import PAIR_INDEX
 from kancompile.targets.narrow_weights import NarrowWeights, store_narrow_weights
 from kancompile.targets.pair_tables import build_pair_tables
@@ -72,6 +73,7 @@ def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest
     model = onnx_program.model
     model.ir_version = IR_VERSION
     build_pair_tables(model)
+    deal_planes(model)
     _name(model, program)
     if storage != "fastest":
         store_narrow_weights(model, _narrow(program), native=storage == "native")
