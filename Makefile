@@ -7,15 +7,19 @@ DATA ?=
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope
 
-.PHONY: demo test slow lint format bench clean
+.PHONY: demo web test slow lint format bench clean
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt tests/clients/requirements.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,lint,examples,plots]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/clients/requirements.txt
 	@touch $@
 
 demo: $(VENV)/installed
 	$(BIN)/python -m examples.demo
+
+web: $(VENV)/installed
+	$(BIN)/python -m examples.web.build --serve
 
 test: $(VENV)/installed
 	$(PYTEST)

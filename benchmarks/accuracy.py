@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -67,8 +68,8 @@ class Row:
     """One compilation, measured in ONNX Runtime on all test images.
 
     Attributes:
-        model, method, bits, seed, samples, levels: what was compiled, with how many calibration samples and table rows
-            (``None``: chosen by error); together they identify the row.
+        model, method, bits, seed, samples, levels, group_size: what was compiled, with how many calibration samples, table
+            rows (``None``: chosen by error) and inputs to a scale (``None``: all); together they identify the row.
         float_accuracy, accuracy, drop: percent, and points lost.
         sqnr_db: of the logits, against float PyTorch.
         bytes: of the file.
@@ -87,6 +88,7 @@ class Row:
     bytes: int
     seconds: float
     levels: int | None = None
+    group_size: int | None = None
 
 
 class Measured:
@@ -108,15 +110,24 @@ class Measured:
             self.float_outputs = [self.model(part) for part in self.test.split(_BATCH)]
         self.float_accuracy = self._accuracy(self.float_outputs)
 
-    def measure(self, method: str, bits: float, seed: int, samples: int, levels: int | None = None) -> Row:
+    def measure(
+        self,
+        method: str,
+        bits: float,
+        seed: int,
+        samples: int,
+        levels: int | None = None,
+        group_size: int | None = None,
+    ) -> Row:
         """Compile with one method and evaluate the file on all test images."""
-        width = {"bits_average": bits} if method == "hawq-v2" else {"weight_bits": int(bits)}
+        recipe: dict[str, Any] = {"method": method, "levels": levels}
+        recipe |= {"bits_average": bits} if method == "hawq-v2" else {"weight_bits": int(bits)}
+        if group_size is not None:
+            recipe |= {"granularity": "group", "group_size": group_size}
         chosen = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))[:samples]
         start = time.perf_counter()
         with quiet():
-            compiled = kancompile.compile(
-                self.model, self.train[chosen], recipe={"method": method, "levels": levels} | width, seed=seed
-            )
+            compiled = kancompile.compile(self.model, self.train[chosen], recipe=recipe, seed=seed)
         seconds = time.perf_counter() - start
         runtime = RuntimeModel(compiled.model_bytes)
         outputs = [runtime(part) for part in self.test.split(_BATCH)]
@@ -137,6 +148,7 @@ class Measured:
             len(compiled.model_bytes),
             seconds,
             levels,
+            group_size,
         )
 
     def _accuracy(self, outputs: Sequence[Tensor]) -> float:
@@ -148,12 +160,12 @@ class Measured:
 
 def missing_rows(arguments: argparse.Namespace, rows: Sequence[Row]) -> Iterator[tuple[str, str, float, int]]:
     """Yield what is asked for and not yet measured, with as many samples and levels, seed by seed."""
-    done = {(row.model, row.method, row.bits, row.seed, row.samples, row.levels) for row in rows}
+    done = {(row.model, row.method, row.bits, row.seed) for row in rows if _has_settings(row, arguments)}
     for model in arguments.models:
         for seed in arguments.seeds:
             for bits in arguments.bits:
                 for method in arguments.methods:
-                    if (model, method, bits, seed, arguments.samples, arguments.levels) not in done:
+                    if (model, method, bits, seed) not in done:
                         yield model, method, bits, seed
 
 
@@ -188,6 +200,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=names, help="default: %(default)s")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: %(default)s")
     parser.add_argument("--levels", type=int, help="rows of every table (default: chosen by error)")
+    parser.add_argument("--group-size", type=int, help="inputs that share a weight scale (default: all)")
     parser.add_argument("--bits", type=float, nargs="+", default=[8, 4, 3, 2], help="default: %(default)s")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: %(default)s")
     parser.add_argument("--samples", type=int, default=1000, help="calibration samples (default: %(default)s)")
@@ -203,7 +216,7 @@ def main() -> None:
     for name, method, bits, seed in list(missing_rows(arguments, rows)):
         if measured is None or measured.name != name:
             measured = Measured(name, _folder_with(arguments.data, MODELS[name].data), arguments.checkpoints)
-        row = measured.measure(method, bits, seed, arguments.samples, arguments.levels)
+        row = measured.measure(method, bits, seed, arguments.samples, arguments.levels, arguments.group_size)
         say(
             f"{name} {method} {bits:g} bits seed {seed}: {row.accuracy:.2f} % (-{row.drop:.2f}), {row.sqnr_db:.2f} dB, "
             f"{row.bytes:,} bytes, {row.seconds:.1f} s"
@@ -227,9 +240,12 @@ def _is_wanted(row: Row, arguments: argparse.Namespace) -> bool:
         and row.method in arguments.methods
         and row.bits in arguments.bits
         and row.seed in arguments.seeds
-        and row.samples == arguments.samples
-        and row.levels == arguments.levels
+        and _has_settings(row, arguments)
     )
+
+
+def _has_settings(row: Row, arguments: argparse.Namespace) -> bool:
+    return (row.samples, row.levels, row.group_size) == (arguments.samples, arguments.levels, arguments.group_size)
 
 
 if __name__ == "__main__":

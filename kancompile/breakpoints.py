@@ -28,8 +28,8 @@ from kancompile.expansions import to_channels_first
 
 _FEW_FLOATS = 4  # breakpoints this many floats apart count as one
 _CHUNK_ELEMENTS = 1 << 20
-_MOST_CHANGES = 512  # for each input
-_MOST_STEPS = 48  # between two points
+_MOST_CHANGES = 2048  # for each input
+_MOST_STEPS = 256  # between two points
 _MARGIN = 1e-6  # ONNX Runtime's Tanh overshoots 1 by 2.4e-7
 
 # estimated times of ONNX Runtime 1.32, one thread of x86-64, tensors larger than the second-level cache
@@ -95,11 +95,16 @@ class ObserveRegion(TorchDispatchMode):
             self.seen.states += _switch_states(name, args, kwargs, out)
         self.seen.nanoseconds += _nanoseconds(name, func, args, out)
         margin = _MARGINS.get(name)
-        if name == "pow" and len(args) > 1 and not (isinstance(args[1], Tensor) or float(args[1]).is_integer()):
+        if name == "pow" and len(args) > 1 and not _is_whole(args[1]):
             margin = _MARGINS["sqrt"]
         if margin is not None and isinstance(args[0], Tensor):
             near = not float(margin(args[0]).amin()) >= _MARGIN  # NaN counts as near
             self.seen.margins.append((name, args[0].numel(), near))
+
+
+def _is_whole(exponent: Any) -> bool:
+    """Whether an exponent is a whole number; other powers are steep next to 0."""
+    return bool((exponent == exponent.round()).all()) if isinstance(exponent, Tensor) else float(exponent).is_integer()
 
 
 def _to_double(value: Any) -> Any:

@@ -36,14 +36,24 @@ def load_model(
 
     Args:
         spec: ``PACKAGE.MODULE:FACTORY``, ``path/to/file.py:FACTORY`` (a class, a function or a finished module), or the
-            path of a ``.pt2`` file, which contains its weights.
-        checkpoint: file with the state dict; see :func:`load_state_dict`.
+            path of a ``.pt2`` file, which contains its weights. ``"pykan"`` is a model of that package, built from its
+            checkpoint alone.
+        checkpoint: file with the state dict; see :func:`load_state_dict`. For ``"pykan"`` what ``saveckpt`` was given; see
+            ``kancompile.pykan_checkpoint``.
         factory_args: keyword arguments of the factory.
 
     Raises:
         KanCompileError: nothing there to import, the factory fails or returns no module, or the weights do not fit.
     """
     spec = os.fspath(spec)
+    if spec == "pykan":
+        if checkpoint is None or factory_args:
+            raise KanCompileError(
+                "model 'pykan': expected --checkpoint with what saveckpt was given, such as model/0.1, and no factory arguments"
+            )
+        from kancompile.pykan_checkpoint import load  # which reads state dicts with this module
+
+        return load(checkpoint)
     if spec.endswith(".pt2"):
         if checkpoint is not None or factory_args:
             raise KanCompileError(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kancompile.cpu_presets import CPU_PRESETS
-from kancompile.errors import KanCompileError
+from kancompile.errors import KanCompileError, ThresholdMissedError
 from kancompile.recipe import (
     GRANULARITIES,
     LOWERINGS,
@@ -100,6 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = int(getattr(commands, f"run_{options.command}")(options))
         sys.stdout.flush()  # here a closed pipe can still be handled
         return code
+    except ThresholdMissedError as error:
+        print(f"kancompile: threshold missed, nothing written: {error}", file=sys.stderr)
+        return THRESHOLD_MISSED
     except KanCompileError as error:
         print(f"kancompile: error: {error}", file=sys.stderr)
         return USAGE
@@ -157,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
         "--device", default="cpu", choices=("cpu", "cuda"), help="where rounding computes its matrices (default cpu)"
     )
     _add_recipe(compile_)
-    _add_thresholds(compile_)
+    _add_max_drop(compile_)
 
     validate = _add(commands, "validate", "compare a compiled file with its float model", _VALIDATE)
     validate.add_argument("file", metavar="MODEL.onnx", help="compiled file")
@@ -222,6 +225,10 @@ def _add_model(parser: argparse.ArgumentParser, name: str, positional: bool = Fa
 
 def _add_thresholds(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-sqnr", type=float, metavar="DB", help="least output SQNR in dB")
+    _add_max_drop(parser)
+
+
+def _add_max_drop(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-drop", type=float, metavar="POINTS", help="most points of accuracy (or R2) to lose")
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kancompile.calibration import Calibration
     from kancompile.pipeline import CompiledModel
     from kancompile.runtimes.comparison import RuntimeComparison
+    from kancompile.targets import Target
     from kancompile.validation import Validation
 
 _LEAST_TO_SPLIT = 16
@@ -45,7 +46,7 @@ def run_compile(options: argparse.Namespace) -> int:
     targets = targets_named(options.target or ["ort-cpu"])
     for target in targets:
         check_target(target, recipe)
-    paths = [Path(options.out) / f"model{target.suffix}" for target in targets]
+    paths = _paths(Path(options.out), targets)
     check_destinations([*paths, *map(manifest_path, paths)], options.force)
 
     with _working(options):
@@ -71,7 +72,7 @@ def run_compile(options: argparse.Namespace) -> int:
             judging,
             program=compiled.program,
             float_program=compiled.captured,
-            min_sqnr=options.min_sqnr,
+            min_sqnr=recipe.min_sqnr,
             max_drop=options.max_drop,
         )
         everything = [compiled, *(compiled.for_target(target.name) for target in targets[1:])]
@@ -233,6 +234,15 @@ def _split(samples: Calibration, options: argparse.Namespace) -> tuple[Calibrati
 
     fitting, judging = samples.split(options.held_out, torch.Generator().manual_seed(options.seed))
     return fitting, judging, f"{len(judging)} held-out calibration samples"
+
+
+def _paths(folder: Path, targets: Sequence[Target]) -> list[Path]:
+    """Name a file for every target: ``model`` and its suffix, with the target's name where another has that already."""
+    paths: list[Path] = []
+    for target in targets:
+        path = folder / f"model{target.suffix}"
+        paths.append(folder / f"model.{target.name}{target.suffix}" if path in paths else path)
+    return paths
 
 
 def _written(everything: Sequence[CompiledModel], paths: Sequence[Path], passed: bool) -> str:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kancompile.block_codes import BlockCodes
 from kancompile.expansions import IndexQuantizer, to_channels_first
 from kancompile.operators import accumulate_convolution, convolution_columns
 
@@ -69,6 +70,7 @@ class ConvContraction(nn.Module):
             real features and the code of 0 for table codes.
         output: quantizer that the rounded convolution is to have, or ``None`` where the table that alone reads it decides;
             not applied here.
+        codes: the weight, flattened to ``[n_out, columns]``, as 16-bit codes; ``None`` for any other weight.
     """
 
     weight: Tensor
@@ -83,9 +85,11 @@ class ConvContraction(nn.Module):
         out_shape: Sequence[int],
         zero_point: int = 0,
         output: IndexQuantizer | None = None,
+        codes: BlockCodes | None = None,
     ) -> None:
         super().__init__()
         self.layer = layer
+        self.codes = codes
         self.geometry = geometry
         self.out_shape = tuple(out_shape)
         self.zero_point = zero_point
@@ -192,6 +196,21 @@ class QuantizedConvContraction(nn.Module):
             self.weight_bits,
             output,
             hands_over,
+        )
+
+    def with_weight(self, weight: Tensor) -> QuantizedConvContraction:
+        """Return the same convolution of other columns."""
+        return QuantizedConvContraction(
+            self.layer,
+            weight,
+            self.bias,
+            self.scale,
+            self.geometry,
+            self.out_shape,
+            self.zero_point,
+            self.weight_bits,
+            self.output,
+            self.hands_over,
         )
 
     def forward(self, *features: Tensor) -> Tensor:

@@ -24,13 +24,13 @@ def target_named(name: str) -> Target:
 
 
 def targets_named(names: Sequence[str]) -> list[Target]:
-    """Return targets by their names, ``"all"`` for all of them, each once.
+    """Return targets by their names, ``"all"`` for all of them, each once; those that change the program come last.
 
     Raises:
         KanCompileError: there is none of that name.
     """
     wanted = [name for given in names for name in (TARGETS if given == "all" else (given,))]
-    return [target_named(name) for name in dict.fromkeys(wanted)]
+    return sorted((target_named(name) for name in dict.fromkeys(wanted)), key=lambda target: target.quantized_outputs)
 
 
 def check_target(target: Target, recipe: Recipe) -> None:
@@ -58,7 +58,7 @@ def write(target: Target, program: Program, facts: Mapping[str, Any], recipe: Re
     """
     check_target(target, recipe)
     for layer in facts["layers"]:
-        if layer["weight_bits"] not in (*target.weight_bits, 32):
+        if layer["weight_bits"] not in (*target.weight_bits, 16, 32):
             nearest = min((bits for bits in target.weight_bits if bits > layer["weight_bits"]), default=8)
             raise KanCompileError(
                 f"target {target.name!r}, layer {layer['name']!r}: weights of {layer['weight_bits']} bits cannot be stored, "

@@ -108,8 +108,12 @@ def program_table(program: Program) -> str:
     described = describe_program(program)
     lines = [f"{len(described['layers'])} KAN layers"]
     lines += [f"layer {layer['name']}: {_layer_text(layer)}" for layer in described["layers"]]
+    stopped: dict[str, int] = {}
     for part in described["unrecognized"]:
-        lines.append(f"stays as it is: {part['operator']} ({part['reason']}) {part['source']}".rstrip())
+        place = f", {part['source']}" if part["source"] else ""
+        text = f"stays as it is: {part['operator']}{place}: {part['reason']}"
+        stopped[text] = stopped.get(text, 0) + 1
+    lines += [text + (f" ({count} times)" if count > 1 else "") for text, count in stopped.items()]
     return "\n".join(lines)
 
 

@@ -16,6 +16,8 @@ from kancompile.calibration import Calibration
 from kancompile.convolutions import ConvContraction, QuantizedConvContraction
 from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
 from kancompile.pair_products import prove_layer
+from kancompile.passes.absorb_plain_layers import left_in_float
+from kancompile.polynomials import PolynomialExpansion
 from kancompile.program import Layer, Program
 from kancompile.recipe import Recipe
 
@@ -45,6 +47,7 @@ def describe(program: Program, samples: Calibration, recipe: Recipe, target: str
             {"node": part.node, "operator": part.operator, "reason": part.reason, "source": Path(part.source).name}
             for part in program.unrecognized
         ],
+        "left_in_float": list(left_in_float(program)),
         "notes": list(program.notes),
     }
 
@@ -66,6 +69,8 @@ def describe_layer(program: Program, layer: Layer) -> dict[str, Any]:
                 "branches": dict(zip(module.branch_names, module.branch_sizes, strict=True)),
                 "reads": module.input,
             }
+        elif isinstance(module, PolynomialExpansion):
+            entry |= module.describe()
         described["expansions"].append(entry)
     if isinstance(contraction, QuantizedContraction):
         weights = sum(codes.numel() for codes in contraction.weights)
@@ -94,8 +99,8 @@ def describe_layer(program: Program, layer: Layer) -> dict[str, Any]:
         described |= {
             "n_out": contraction.n_out,
             "columns": contraction.weight[0].numel(),
-            "weight_bits": 32,
-            "weight_bytes": contraction.weight.numel() * 4,
+            "weight_bits": 32 if contraction.codes is None else 16,
+            "weight_bytes": contraction.weight.numel() * (4 if contraction.codes is None else 2),
             "hands_over": "real values",
         }
     proof = prove_layer(program, layer)

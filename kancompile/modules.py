@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kancompile.block_codes import BlockCodes
 from kancompile.expansions import Branch, Expansion, IndexQuantizer, TableExpansion, regroup
 
 __all__ = [
@@ -45,14 +46,18 @@ class Contraction(nn.Module):
         weight: float32 ``[n_out, c]``; columns are the expansions in order, inputs major, functions minor.
         bias: float32 ``[n_out]``.
         out_shape: shape of the output without the batch; ``(*, n_out)`` regrouped.
+        codes: the weight as 16-bit codes, whose values ``weight`` holds; ``None`` for any other weight.
     """
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, layer: str, weight: Tensor, bias: Tensor, out_shape: Sequence[int]) -> None:
+    def __init__(
+        self, layer: str, weight: Tensor, bias: Tensor, out_shape: Sequence[int], codes: BlockCodes | None = None
+    ) -> None:
         super().__init__()
         self.layer = layer
+        self.codes = codes
         self.out_shape = tuple(out_shape)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
@@ -65,6 +70,8 @@ class Contraction(nn.Module):
     def forward(self, *features: Tensor) -> Tensor:
         """Map features ``[b, *, n_in, k]`` to ``[b, *out_shape]``."""
         flat = [feature.flatten(-2).to(self.weight.dtype) for feature in features]
+        if len(flat) == 1:
+            return regroup(nn.functional.linear(flat[0], self.weight, self.bias), self.out_shape)
         # one product for each expansion: adding results costs less than copying features side by side
         parts = torch.split(self.weight, [feature.shape[-1] for feature in flat], 1)
         y = nn.functional.linear(flat[0], parts[0], self.bias)

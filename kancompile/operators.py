@@ -105,6 +105,33 @@ def _(index: Tensor, table: Tensor) -> Tensor:
     return table.new_empty((*index.shape, table.shape[-1]))
 
 
+@torch.library.custom_op("kancompile::expand_planes", mutates_args=())
+def expand_planes(index: Tensor, planes: Sequence[Tensor], first_row: Tensor | None, added: Sequence[int]) -> Tensor:
+    """Look up basis values function by function, and put columns of constant codes beside them.
+
+    Args:
+        index: row numbers, uint8 or int32, ``[b, *, n_in]``.
+        planes: for each function its table, uint8 ``[1, T * L]``.
+        first_row: as in :func:`expand`.
+        added: codes of constant columns.
+
+    Returns:
+        uint8 ``[b, *, 1, k * n_in + m]``, functions major, the ``m`` constants last.
+    """
+    rows = index.long()
+    if first_row is not None:
+        rows = rows + first_row
+    parts = [plane[0, rows] for plane in planes]
+    if added:
+        parts.append(torch.tensor(added, dtype=torch.uint8).expand(*index.shape[:-1], -1))
+    return torch.cat(parts, dim=-1).unsqueeze(-2)
+
+
+@expand_planes.register_fake
+def _(index: Tensor, planes: Sequence[Tensor], first_row: Tensor | None, added: Sequence[int]) -> Tensor:
+    return planes[0].new_empty((*index.shape[:-1], 1, len(planes) * index.shape[-1] + len(added)))
+
+
 def _columns(features: Sequence[Tensor]) -> Tensor:
     """Concatenate features ``[b, *, n_in, k]`` to columns ``[b, *, c]``, in the order of the weight's rows."""
     flat = [feature.flatten(-2) for feature in features]

@@ -19,14 +19,21 @@ from kancompile.bit_budget import BitBudget, check_latency
 from kancompile.calibration import Calibration, load_calibration
 from kancompile.cpu_presets import CPU_PRESETS
 from kancompile.emission import check_target, target_named, write
+from kancompile.error_gate import ErrorGate
 from kancompile.errors import KanCompileError
 from kancompile.execution import RuntimeModel
 from kancompile.frontend.capture import capture
 from kancompile.manifest import ABOUT_THE_FILE, describe, describe_file_bytes, describe_layer
 from kancompile.pair_products import prove_layer
+from kancompile.passes.absorb_plain_layers import AbsorbPlainLayers
+from kancompile.passes.factorize_edges import FactorizeEdges
+from kancompile.passes.factorize_expansions import FactorizeExpansions
 from kancompile.passes.fuse_index import FuseIndex
+from kancompile.passes.lower_exactly import lower_exactly
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials
 from kancompile.passes.methods import method_named
+from kancompile.passes.quantize_outputs import QuantizeOutputs
+from kancompile.passes.round_to_16_bits import RoundTo16Bits
 from kancompile.passes.round_weights import RoundingOptions, RoundWeights
 from kancompile.passes.split_branches import SplitBranches
 from kancompile.passes.tabulate_expansions import TableOptions, TabulateExpansions
@@ -38,6 +45,8 @@ from kancompile.targets.kernel_audit import KernelAudit, audit_kernels
 from kancompile.validation import check_fits
 
 MANIFEST_SUFFIX = ".manifest.json"
+WIDE_TOLERANCE = 2.0**-17
+"""Relative error of the functions of a 16-bit layer: half a step of its codes."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +111,16 @@ class CompiledModel:
         about = (*ABOUT_THE_FILE, *target_named(self.manifest["target"]).facts(self.model_bytes))
         facts = {key: value for key, value in self.manifest.items() if key not in about} | {"target": name}
         timings = _Timings()
-        data = timings.measure("emit", lambda: write(target, self.program, facts, self.recipe))
+        program = self.program
+        if target.quantized_outputs:
+            program = QuantizeOutputs()(program, self.calibration.samples)
+        data = timings.measure("emit", lambda: write(target, program, facts, self.recipe))
         session = data if target.loads_in_ort else self.session_bytes
         audit = audit_kernels(data) if target.loads_in_ort else self.audit
         return replace(
             self,
             model_bytes=data,
+            program=program,
             companions=target.companions(data) if target.companions is not None else {},
             session_bytes=session,
             manifest=facts | describe_file_bytes(data) | target.facts(data),
@@ -146,6 +159,7 @@ def compile(
 
     Raises:
         KanCompileError: bad input of any kind; nothing is written.
+        ThresholdMissedError: no lowering reaches the recipe's ``min_sqnr``.
     """
     timings = _Timings()
     chosen_target = target_named(target)
@@ -160,8 +174,9 @@ def compile(
     if isinstance(model, nn.Module):
         check_fits(model, samples)
     captured = timings.measure("capture", lambda: capture(model, samples.samples[:2]))
-    chosen.check_layers(layer.name for layer in captured.layers())
     x = samples.samples
+    chosen.check_layers(layer.name for layer in AbsorbPlainLayers()(captured, x).layers())
+    captured = timings.measure("prepare", lambda: prepare(captured, x, chosen))
     _check_activations(captured, x)
     if chosen.max_bytes is not None or chosen.allocated_bits is not None:
         budget = timings.measure("sensitivities", lambda: BitBudget(captured, x, chosen, seed))
@@ -169,12 +184,18 @@ def compile(
     else:
         budget, front = None, {}
 
-    def build() -> tuple[Program, dict[str, Any], bytes]:
-        lowered = lower(captured, x, chosen, seed, device, timings)
-        facts = describe(lowered, samples, chosen, target, seed) | {"bit_allocation": front}
-        return lowered, facts, timings.measure("emit", lambda: write(chosen_target, lowered, facts, chosen))
+    def build() -> tuple[Recipe, Program, dict[str, Any], bytes]:
+        gate = ErrorGate(captured, x, lambda refined: lower(captured, x, refined, seed, device, timings))
+        held, lowered = gate.hold(chosen)
+        if chosen_target.quantized_outputs:
+            lowered = timings.measure(QuantizeOutputs.name, lambda: QuantizeOutputs()(lowered, x))
+        lowered = replace(lowered, notes=(*lowered.notes, *gate.notes(held)))
+        facts = describe(lowered, samples, held, target, seed)
+        facts |= {"bit_allocation": front, "error_gate": gate.to_dict(held)}
+        data = timings.measure("emit", lambda: write(chosen_target, lowered, facts, held))
+        return held, lowered, facts, data
 
-    lowered, facts, data = build()
+    effective, lowered, facts, data = build()
 
     def stored_bytes() -> int:
         return chosen_target.facts(data).get("stored_bytes", len(data))
@@ -182,10 +203,10 @@ def compile(
     while budget is not None and chosen.max_bytes is not None and stored_bytes() > chosen.max_bytes:
         # tables, biases and the graph take room too; how much is known once a file exists
         chosen, front = budget.allocated(others=stored_bytes() - budget.weight_bytes())
-        lowered, facts, data = build()
-    session = data if chosen_target.loads_in_ort else write(TARGETS["ort-cpu"], lowered, facts, chosen)
+        effective, lowered, facts, data = build()
+    session = data if chosen_target.loads_in_ort else write(TARGETS["ort-cpu"], lowered, facts, effective)
     audit = timings.measure("kernel audit", lambda: audit_kernels(session))
-    check_latency(lambda: one_sample_seconds(session, x[:1]), chosen)
+    check_latency(lambda: one_sample_seconds(session, x[:1]), effective)
     return CompiledModel(
         data,
         lowered,
@@ -194,7 +215,7 @@ def compile(
         facts | describe_file_bytes(data) | chosen_target.facts(data),
         audit,
         samples,
-        chosen,
+        effective,
         session,
         chosen_target.companions(data) if chosen_target.companions is not None else {},
         timings.seconds,
@@ -211,6 +232,20 @@ def one_sample_seconds(model: bytes, x: Tensor, runs: int = 200) -> float:
         session.run(array)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
+
+
+def prepare(program: Program, x: Tensor, recipe: Recipe) -> Program:
+    """Bring a captured program into the form that integer lowering starts from; its values stay the same up to rounding.
+
+    Args:
+        program: a captured program.
+        x: calibration inputs ``[n, *input_shape]``.
+        recipe: the choices; ordinary layers of another precision stay as they are.
+    """
+    with torch.no_grad():
+        program = AbsorbPlainLayers(lambda name: recipe.for_layer(name).arithmetic == "int8")(program, x)
+    check(program)
+    return program
 
 
 def lower(
@@ -234,9 +269,14 @@ def lower(
     timings = timings or _Timings()
     preset = CPU_PRESETS[recipe.cpu]
 
+    precisions = {layer.name: recipe.for_layer(layer.name).arithmetic for layer in program.layers()}
+
+    def has(*wanted: str) -> Callable[[str], bool]:
+        return lambda name: precisions[name] in wanted
+
     def table_options(name: str) -> TableOptions | None:
         layer = recipe.for_layer(name)
-        if layer.lowering == "keep":
+        if precisions[name] != "int8":
             return None
         # methods that compensate their errors leave about as much as nearest rounding with two bits more
         bits = layer.weight_bits if layer.rounding_method == "uniform" else min(8, layer.weight_bits + 2)
@@ -249,18 +289,22 @@ def lower(
             method, layer.rounding_method, layer.weight_bits, layer.granularity, layer.group_size, preset.int16_pairs
         )
 
-    if recipe.precision == "float":
-        stages: list[tuple[str, Callable[[Program], Program]]] = [
-            (LowerToPolynomials.name, lambda stage: LowerToPolynomials()(stage, x)),
-        ]
-    else:
-        stages = [
-            (SplitBranches.name, SplitBranches(lambda name: recipe.for_layer(name).granularity == "branch")),
-            (TabulateExpansions.name, lambda stage: TabulateExpansions(table_options)(stage, x)),
-            (RoundWeights.name, lambda stage: RoundWeights(rounding_options, seed)(stage, x)),
-            (FuseIndex.name, FuseIndex()),
-        ]
-    for name, run in stages:
+    wide = LowerToPolynomials(WIDE_TOLERANCE, applies=has("int16"))
+    in_branches = SplitBranches(lambda name: recipe.for_layer(name).granularity == "branch")
+    stages: list[tuple[str, tuple[str, ...], Callable[[Program], Program]]] = [
+        (LowerToPolynomials.name, ("float",), lambda stage: lower_exactly(stage, x, has("float"))),
+        (LowerToPolynomials.name, ("int16",), lambda stage: wide(stage, x)),
+        (RoundTo16Bits.name, ("int16",), RoundTo16Bits(has("int16"))),
+        (FactorizeEdges.name, ("int8",), lambda stage: FactorizeEdges(has("int8"))(stage, x)),
+        (FactorizeExpansions.name, ("int8",), lambda stage: FactorizeExpansions(has("int8"))(stage, x)),
+        (SplitBranches.name, ("int8",), in_branches),
+        (TabulateExpansions.name, ("int8",), lambda stage: TabulateExpansions(table_options)(stage, x)),
+        (RoundWeights.name, ("int8",), lambda stage: RoundWeights(rounding_options, seed)(stage, x)),
+        (FuseIndex.name, ("int8",), FuseIndex()),
+    ]
+    for name, needed, run in stages:
+        if not any(precision in needed for precision in precisions.values()):
+            continue
         say(f"{name} ...")
         with torch.no_grad():
             program = timings.measure(name, lambda: run(program))  # noqa: B023 (called at once)

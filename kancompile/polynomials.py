@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kancompile.block_codes import BlockCodes
 from kancompile.expansions import regroup, to_channels_last
 
 _GROUP = 16
@@ -49,22 +50,6 @@ class Repeat(nn.Module):
         if self.k == 1:
             return t.unsqueeze(-1)
         return torch.matmul(t.reshape(-1, self.matrix.shape[0]), self.matrix).reshape(-1, *self.shape, self.k)
-
-
-class SumLast(nn.Module):
-    """Sum over the last dimension of ``[b, *shape, k]``, as a product with a constant matrix."""
-
-    matrix: Tensor
-
-    def __init__(self, shape: Sequence[int], k: int) -> None:
-        """Take the shape of the output without the batch."""
-        super().__init__()
-        self.shape = tuple(shape)
-        self.register_buffer("matrix", torch.kron(torch.eye(group_size(shape)), torch.ones(k, 1)))
-
-    def forward(self, values: Tensor) -> Tensor:
-        """Map ``[b, *shape, k]`` to ``[b, *shape]``."""
-        return torch.matmul(values.reshape(-1, self.matrix.shape[0]), self.matrix).reshape(-1, *self.shape)
 
 
 def group_size(shape: Sequence[int]) -> int:
@@ -170,17 +155,15 @@ class BreakpointCells(nn.Module):
 
     def __init__(self, breakpoints: Tensor, left: Tensor) -> None:
         super().__init__()
-        shape, count = breakpoints.shape[:-1], int(breakpoints.shape[-1])
-        self.rows = count + 1
+        self.rows = int(breakpoints.shape[-1]) + 1
         self.register_buffer("breakpoints", breakpoints)
         self.register_buffer("left", left)
-        self.repeat = Repeat(shape, count)
-        self.sum = SumLast(shape, count)
 
     def forward(self, x: Tensor, first_row: Tensor | None) -> tuple[Tensor, Tensor]:
         """Map ``[b, *, n_in]`` to row numbers (int32) and distances from the left ends of the cells."""
-        reached = self.repeat(x) >= self.breakpoints
-        rows = self.sum(reached.to(x.dtype)).to(torch.int32)
+        # runs of all breakpoints of an input are long enough for a broadcast, which never took longer than products
+        # with matrices of zeros and ones (20 to 240 breakpoints) and needs no such matrices in the file
+        rows = (x.unsqueeze(-1) >= self.breakpoints).to(x.dtype).sum(-1).to(torch.int32)
         if first_row is not None:
             rows = rows + first_row
         return rows, x - nn.functional.embedding(rows, self.left).squeeze(-1)
@@ -197,6 +180,7 @@ class PolynomialExpansion(nn.Module):
         coefficient_0 ...: float32 ``[T * rows, k]``, one for each power of the place in the cell.
         first_row: int32, broadcasts to ``in_shape``: where the table of an input begins; ``None`` for one table.
         branch_sizes, branch_names: how the ``k`` columns divide into the captured branches.
+        codes: the coefficients of each power as 16-bit codes; ``None`` where they are any float32 numbers.
     """
 
     first_row: Tensor | None
@@ -210,9 +194,11 @@ class PolynomialExpansion(nn.Module):
         branch_sizes: Sequence[int],
         branch_names: Sequence[str],
         channels_first: bool = False,
+        codes: Sequence[BlockCodes] | None = None,
     ) -> None:
         """Take coefficients ``[T * rows, degree + 1, k]``, lowest power first."""
         super().__init__()
+        self.codes = None if codes is None else tuple(codes)
         self.in_shape = tuple(in_shape)
         self.channels_first = channels_first
         self.cells = cells
@@ -223,6 +209,19 @@ class PolynomialExpansion(nn.Module):
         for power in range(self.degree + 1):
             self.register_buffer(f"coefficient_{power}", coefficients[:, power].float().contiguous())
         self.repeat = Repeat(self.in_shape, self.k)
+
+    def with_codes(self, codes: Sequence[BlockCodes]) -> PolynomialExpansion:
+        """Return the same cells with coefficients of 16 bits, one matrix ``[T * rows, k]`` for each power."""
+        return PolynomialExpansion(
+            self.in_shape,
+            self.cells,
+            torch.stack([power.values() for power in codes], 1),
+            self.first_row,
+            self.branch_sizes,
+            self.branch_names,
+            self.channels_first,
+            codes,
+        )
 
     @property
     def n_in(self) -> int:
@@ -242,7 +241,7 @@ class PolynomialExpansion(nn.Module):
     @property
     def table_bytes(self) -> int:
         """Size of the coefficients."""
-        return 4 * (self.degree + 1) * self.get_buffer("coefficient_0").numel()
+        return (4 if self.codes is None else 2) * (self.degree + 1) * self.get_buffer("coefficient_0").numel()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[b, ...]`` to basis values ``[b, *, n_in, k]``."""
@@ -263,6 +262,7 @@ class PolynomialExpansion(nn.Module):
         """Describe it in plain data for reports."""
         return {
             "degree": self.degree,
+            "bits": 32 if self.codes is None else 16,
             "cells": "uniform" if isinstance(self.cells, UniformCells) else "breakpoints",
             "rows": self.cells.rows,
             "tables": self.n_tables,

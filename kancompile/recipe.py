@@ -16,7 +16,7 @@ from typing import Any
 from kancompile.cpu_presets import CPU_PRESETS
 from kancompile.errors import KanCompileError
 
-PRECISIONS = ("int8", "float")
+PRECISIONS = ("int8", "int16", "float")
 METHODS = ("uniform", "gptq", "awq", "awq+gptq", "adaround", "awq+adaround", "brecq", "hawq-v2")
 RANGES = ("minmax", "percentile", "mse")
 GRANULARITIES = ("channel", "branch", "group")
@@ -47,7 +47,7 @@ class LayerRecipe:
     )
     weight_bits: int = _option(8, "bits of a stored weight", kind=int, low=2, high=8)
     levels: int | None = _option(
-        None, "rows of a table, unset: chosen by measured error", kind=int, low=4, high=4096, optional=True
+        None, "rows of a table, unset: chosen by measured error", kind=int, low=4, high=65536, optional=True
     )
     range: str = _option("mse", "how the input range of a table is chosen", choices=RANGES)
     percentile: float = _option(99.99, "share of inputs inside the range, for range = percentile", low=50.0, high=100.0)
@@ -66,7 +66,17 @@ class LayerRecipe:
         high=1.0,
         optional=True,
     )
+    precision: str = _option(
+        "int8",
+        "integer kernels, 16-bit tables and weights in float arithmetic, or an exact float lowering",
+        choices=PRECISIONS,
+    )
     lowering: str = _option("table", "whether a layer becomes an integer table or is kept in float", choices=LOWERINGS)
+
+    @property
+    def arithmetic(self) -> str:
+        """In which form the layer computes: its precision, or ``"keep"`` as PyTorch computes it."""
+        return "keep" if self.lowering == "keep" else self.precision
 
     @property
     def rounding_method(self) -> str:
@@ -92,18 +102,17 @@ class Recipe(LayerRecipe):
     """All choices of one compilation: defaults for every layer, overrides by layer pattern, and global ones.
 
     Attributes:
-        precision: ``"int8"`` compiles to integer kernels, ``"float"`` to an exact float lowering.
         storage: ``"smallest"`` keeps as many bits as a weight has, ``"native"`` the narrowest ONNX type that holds them,
             ``"fastest"`` int8.
         cpu: name of a preset in ``kancompile.cpu_presets``.
         bits_average, max_bytes, max_latency_us: budgets; the first two have bits allocated by sensitivity.
         batch: the only batch size of the file, ``None`` for any.
+        min_sqnr: the least signal-to-noise ratio (see ``kancompile.error_gate``); ``None`` to measure nothing.
         calibration_samples: how many samples are used at most.
         layers: ``(pattern, overrides)`` in order; ``fnmatch`` patterns, the last match of a key wins. Given as a
             mapping, kept as tuples so that a recipe is immutable and hashable.
     """
 
-    precision: str = _option("int8", "integer kernels, or an exact float lowering", choices=PRECISIONS)
     storage: str = _option(
         "smallest",
         "weights in the file, smallest: int4 or bit planes; native: tensors of int2, int4 or int8; fastest to load: int8",
@@ -133,6 +142,14 @@ class Recipe(LayerRecipe):
     )
     batch: int | None = _option(
         None, "the only batch size that the file takes, unset: any", kind=int, low=1, high=1 << 20, optional=True
+    )
+    min_sqnr: float | None = _option(
+        6.0,
+        "dB that the output of every layer and of the model must reach on the calibration samples; layers that miss it "
+        "get more levels, 16 bits or float",
+        low=-1000.0,
+        high=1000.0,
+        optional=True,
     )
     calibration_samples: int = _option(4096, "calibration samples used at most", kind=int, low=2, high=1 << 24)
     layers: Any = ()
@@ -166,7 +183,11 @@ class Recipe(LayerRecipe):
 
     def with_bits(self, bits_of: Mapping[str, int]) -> Recipe:
         """Return the recipe with the bits of some layers set, whatever its patterns say."""
-        exact = tuple((_escaped(name), (("weight_bits", bits),)) for name, bits in bits_of.items())
+        return self.with_overrides({name: {"weight_bits": bits} for name, bits in bits_of.items()})
+
+    def with_overrides(self, overrides: Mapping[str, Mapping[str, Any]]) -> Recipe:
+        """Return the recipe with some keys of some layers set, whatever its patterns say."""
+        exact = tuple((_escaped(name), tuple(sorted(keys.items()))) for name, keys in overrides.items())
         return replace(self, layers=(*self.layers, *exact))
 
     def check_layers(self, names: Iterable[str]) -> None:

@@ -3,8 +3,7 @@
     python -m examples.c99.cortex_m build/model.c --inputs inputs.npy --expected outputs.npy
 
 Needs ``arm-none-eabi-gcc`` and ``qemu-system-arm`` (on Debian and Ubuntu: apt-get install gcc-arm-none-eabi
-libnewlib-arm-none-eabi qemu-system-arm). QEMU counts instructions, not cycles: a Cortex-M4 or M33 takes 1 to 1.5 cycles for
-one, and more where flash makes it wait.
+libnewlib-arm-none-eabi qemu-system-arm). QEMU counts instructions, not cycles: loads, branches and waiting for flash add to them.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Sequence
 
@@ -108,6 +109,8 @@ def _unique(name: str, number: int, taken: set[str]) -> str:
 
 
 def _unrecognized(node: fx.Node, reason: str) -> Unrecognized:
+    while node.target is operator.getitem and isinstance(node.args[0], fx.Node):  # one of several results
+        node = node.args[0]
     return Unrecognized(node.name, str(node.target), reason, node_source(node))
 
 

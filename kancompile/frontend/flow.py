@@ -275,4 +275,5 @@ class _Step:
         if operator_name(node) == "_native_batch_norm_legit_no_training":
             return False
         operands = [self.flow.values[source] for source in node.all_input_nodes if source in self.flow.constant]
-        return all(not isinstance(value, Tensor) or bool((value == value.flatten()[:1]).all()) for value in operands)
+        factors = [value for value in operands if isinstance(value, Tensor) and value.is_floating_point()]
+        return all(bool((value == value.flatten()[:1]).all()) for value in factors)

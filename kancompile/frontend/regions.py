@@ -25,6 +25,8 @@ from kancompile.frontend.verdicts import Track
 
 _LEAST_DENSITY = 2 / 3
 """Share of a dense matrix that concatenated contractions must fill to become one."""
+_SMALL_MATRIX = 1 << 10
+"""Entries of a matrix that may be mostly zeros."""
 _ONE_NODE = 1 << 20
 """Weight of an element against a node in choosing cuts: fewer elements first, then fewer nodes."""
 _OUT_OF_ORDER = 1 << 10
@@ -99,11 +101,17 @@ class _Search:
         return node in self.flow.anchors and (not self.flow.anchors[node] or node in self.required)
 
     def is_univariate_output(self, node: fx.Node) -> bool:
-        """Whether the network ends in an affine map of functions of a single number (a hidden width of 1)."""
+        """Whether the network ends in an affine map of functions of single numbers that adds nothing up.
+
+        So it is with a hidden width of 1, and where pruning left one edge for every output. As a layer it needs a dense
+        matrix of mostly zeros, so it is one only where that is small.
+        """
         flow = self.flow
         if node not in flow.tracks or node not in flow.linear or node in flow.anchors:
             return False
-        return bool(flow.values[flow.track(node).anchor].numel() == len(flow.values[flow.input]))
+        rows = len(flow.values[flow.input])
+        n_in = flow.values[flow.track(node).anchor].numel() // rows
+        return bool(n_in == 1 or n_in * (flow.values[node].numel() // rows) <= _SMALL_MATRIX)
 
     def keep_convolutions(self) -> None:
         """Make the output of a convolution a target where another contraction reads it, such as average pooling.

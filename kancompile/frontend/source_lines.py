@@ -16,8 +16,22 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def node_source(node: fx.Node) -> str:
-    """Give the innermost user line that created the node, empty where the trace kept none."""
-    return _innermost(_FRAME.findall(node.meta.get("stack_trace") or ""))
+    """Give the innermost user line that created the node; where only PyTorch's own code did, the module it stands for.
+
+    A module of PyTorch in an ``nn.Sequential`` is called from no line of the user's, but its name says where it is. Empty
+    where the trace kept neither.
+    """
+    return _innermost(_FRAME.findall(node.meta.get("stack_trace") or "")) or _module(node)
+
+
+def _module(node: fx.Node) -> str:
+    """Name the innermost module that a node belongs to, such as ``module 'head.2' (Softmax)``."""
+    for path, kind in reversed(list((node.meta.get("nn_module_stack") or {}).values())):
+        name = str(path).removeprefix("L['self']").lstrip(".")
+        if name:
+            kind = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
+            return f"module {name!r} ({kind.rpartition('.')[2]})"
+    return ""
 
 
 def error_source(error: BaseException) -> str:

@@ -132,6 +132,33 @@ def row_inputs(index: IndexQuantizer, x: Tensor) -> Tensor:
     return torch.where(count > 0, total / count.clamp(min=1), index.rows())
 
 
+def row_parts(index: IndexQuantizer, x: Tensor, parts: int = 8) -> tuple[Tensor, Tensor]:
+    """Divide the calibration inputs that each row receives into parts of equal size, and give the mean of each part.
+
+    A row that stands for many inputs, above all the first and the last, which take all that lies beyond, is worth the mean of
+    the function over them, not the function of their mean.
+
+    Args:
+        index: the quantizer.
+        x: calibration inputs, any shape.
+        parts: of each row.
+
+    Returns:
+        means and shares of the parts, float64 ``[levels, parts]``, shares of each row adding up to 1; rows that receive
+        nothing stand for their nominal input.
+    """
+    values = x.flatten().sort().values
+    rows = row_numbers(index, values)
+    count = torch.bincount(rows, minlength=index.levels)
+    place = torch.arange(len(rows)) - (count.cumsum(0) - count)[rows]
+    part = rows * parts + place * parts // count[rows]
+    size = torch.bincount(part, minlength=index.levels * parts).reshape(-1, parts)
+    total = torch.bincount(part, weights=values.double(), minlength=index.levels * parts).reshape(-1, parts)
+    empty = (count == 0)[:, None]
+    means = torch.where(size > 0, total / size.clamp(min=1), index.rows()[:, None])
+    return means, torch.where(empty, 1 / parts, size / count.clamp(min=1)[:, None])
+
+
 class MeasuresLookup(Protocol):
     """What measures the error of an index quantizer at a layer's output.
 

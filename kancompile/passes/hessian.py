@@ -64,6 +64,20 @@ class FactoredHessian:
         square = square + square.T + torch.diag(self.diagonal[start:stop])
         return torch.cat([self.packed[start:stop, :start].T, square, self.packed[stop:, start:stop]])
 
+    def multiply_at(self, positions: Tensor, x: Tensor) -> Tensor:
+        """Return ``H[:, positions] x`` for ascending positions (int64 ``[p]``) and ``x`` ``[p, n_out]``."""
+        if len(positions) == self.m:
+            return self.multiply(x)
+        result = torch.zeros(self.m, x.shape[1], dtype=x.dtype, device=x.device)
+        number = torch.arange(self.m, device=self.packed.device)
+        for start in range(0, len(positions), _BLOCK):
+            part = positions[start : start + _BLOCK]
+            # H stands below the diagonal: entry (i, j) in row i where j < i, else in row j
+            strip = torch.where(number[:, None] > part, self.packed[:, part], self.packed[part].T)
+            strip[part, torch.arange(len(part), device=part.device)] = self.diagonal[part]
+            result += strip @ x[start : start + _BLOCK]
+        return result
+
     def multiply(self, x: Tensor) -> Tensor:
         """Return ``H x`` for ``x`` ``[m, n_out]``."""
         result = torch.empty_like(x)

@@ -13,7 +13,7 @@ one table. Where some branches stay and others do not, the expansion is split an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,11 +47,13 @@ class LowerToPolynomials:
         degrees: degrees to choose from by estimated time; ``(1,)`` gives interpolated tables, which are fastest.
         most_bytes: how large the coefficients of one expansion may be; ``None``: as large as the weights that read it
             and at least 512 KiB, and for a table that all inputs share at most 1 MiB.
+        applies: says for a layer's name whether to lower it; ``None``: all layers.
     """
 
     tolerance: float = 1e-6
     degrees: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)
     most_bytes: int | None = None
+    applies: Callable[[str], bool] | None = None
 
     name = "lower-to-polynomials"
 
@@ -74,7 +76,7 @@ class LowerToPolynomials:
         Raises:
             KanCompileError: the program is an integer program, or an expansion can neither be lowered nor stay.
         """
-        layers = program.layers()
+        layers = [layer for layer in program.layers() if self.applies is None or self.applies(layer.name)]
         for layer in layers:
             if not isinstance(program.module(layer.contraction), Contraction | ConvContraction):
                 raise KanCompileError(

@@ -87,10 +87,11 @@ def refine_scale(state: RoundedColumns, hessian: FactoredHessian, gradient: Tens
     A scale that would become zero or negative stays.
     """
     for group in range(state.scale.shape[0]):
-        codes = state.codes * (state.group == group)[:, None]
-        curvature = hessian.multiply(codes)
-        denominator = (codes.double() * curvature.double()).sum(0)
-        slope = (codes.double() * gradient.double()).sum(0)
+        rows = torch.nonzero(state.group == group).flatten()
+        codes = state.codes[rows]
+        curvature = hessian.multiply_at(rows, codes)
+        denominator = (codes.double() * curvature[rows].double()).sum(0)
+        slope = (codes.double() * gradient[rows].double()).sum(0)
         change = torch.where(denominator > 0, slope / denominator.clamp(min=1e-300), 0.0).float()
         change = torch.where(state.scale[group] + change > 0, change, 0.0)
         state.scale[group] += change

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kancompile.modules import Expansion, IndexQuantizer
-from kancompile.passes.choose_index import Range, row_inputs
+from kancompile.passes.choose_index import Range, row_parts
 
 _PROBES = 769
 _SAME = 1e-6
@@ -100,12 +100,42 @@ def values_at_rows(expansion: Expansion, index: IndexQuantizer, x: Tensor, first
     Args:
         expansion: the float expansion.
         index: its index quantizer.
-        x: calibration inputs, any shape; with one table for all inputs, a row stands for the mean of those it receives.
+        x: calibration inputs, any shape; with one table for all inputs, a row holds the mean of the functions over those
+            that it receives.
         first: the first input of each distinct set of functions.
     """
+    if expansion.is_identity:  # rows that stand for themselves need no look-up
+        return index.rows().float().reshape(1, -1, 1)
     if len(first) == 1:
-        return expansion.sample_shared(row_inputs(index, x))[None]
+        points, share = row_parts(index, x)
+        values = expansion.sample_shared(points.flatten()).reshape(*points.shape, -1)
+        return _weighted_mean(values, share[..., None])[None]
     return _sample_inputs(expansion, index.rows())[:, first].transpose(0, 1)
+
+
+def values_of_inputs(expansion: Expansion, index: IndexQuantizer, x: Tensor, group: Tensor) -> Tensor:
+    """Evaluate the functions of every input at the rows of its table, float32 ``[levels, n_in, k]``.
+
+    A row holds the mean of the functions over the calibration inputs that it receives, from all channels which share the
+    table. Otherwise curved functions, and what lies beyond the first and last row, would shift all outputs the same way, which
+    later layers and pooling do not average out.
+
+    Args:
+        expansion: the float expansion.
+        index: its index quantizer.
+        x: calibration inputs ``[n, n_in, *spatial]``.
+        group: number of the table of every input, int64 ``[n_in]``.
+    """
+    parts = [row_parts(index, x[:, group == number]) for number in range(int(group.max()) + 1)]
+    points, share = (torch.stack(values) for values in zip(*parts, strict=True))  # [T, levels, parts]
+    values = expansion.evaluate_inputs(points.flatten(1)[group].T).reshape(*points.shape[1:], *expansion.in_shape[-1:], -1)
+    return _weighted_mean(values, share[group].permute(1, 2, 0)[..., None])
+
+
+def _weighted_mean(values: Tensor, share: Tensor) -> Tensor:
+    """Average the second dimension; equal values give exactly that value, so that constants stay constant."""
+    first = values[:, :1]
+    return first[:, 0] + ((values - first) * share.float()).sum(1)
 
 
 def code_scale(spread: Tensor, exponent: float) -> Tensor:

@@ -38,6 +38,7 @@ from kancompile.passes.table_values import (
     rounding_error,
     stretched,
     values_at_rows,
+    values_of_inputs,
 )
 from kancompile.passes.trace_readers import (
     quantizer_in_front,
@@ -51,6 +52,7 @@ from kancompile.program import Layer, Program
 _MEASURED_ELEMENTS = 1 << 20
 _MEASURED_ROWS = (256, 4096)
 _MEASURED_OUTPUTS = 1 << 21
+_MEAN_SAMPLES = 32
 _ZERO_POINTS = 255
 # one row less than 8 bits can number lets a target look two inputs up at a time
 _PAIRABLE_LEVELS = 255
@@ -142,7 +144,7 @@ def _draft(
     options: TableOptions,
 ) -> tuple[_Draft, str]:
     first, group = distinct_inputs(expansion, float(x.min()), float(x.max()))
-    cost = ConvLookupCost(expansion, contraction, part, x, shared=len(first) == 1)
+    cost = ConvLookupCost(expansion, contraction, part, x, group)
     other = cost.rounding_error(options.weight_bits)
     most = most_levels(len(first) * expansion.k, part.numel())
     levels, capped = options.levels, ""
@@ -151,9 +153,11 @@ def _draft(
         most = min(most, 256)
         if levels is not None and levels > 256:
             levels, capped = 256, f", not the {levels} asked for since a convolution hands over 8 bits"
-        if levels is None and len(first) == 1 and most == 256:
-            levels = _PAIRABLE_LEVELS
+        if levels is None and most == 256:
+            levels = _PAIRABLE_LEVELS if len(first) == 1 else 256  # as many as a byte numbers, and no Clip behind
     fewest = LEVELS[0] if len(first) > 1 else min(255, most)
+    if expansion.is_identity:  # codes have 8 bits, and more rows would tell no more apart
+        levels = 256
     given = quantizer_in_front(program, target) if options.levels is None else None
     if given is not None:
         # the convolution in front rounds to 8 bits for several readers, so that these are all the values there are
@@ -166,7 +170,12 @@ def _draft(
         f"({choice.range}{capped}), {len(first)} distinct, look-up error {choice.error:.3g} beside {other:.3g} of 8-bit "
         f"codes and {options.weight_bits}-bit weights"
     )
-    return _Draft(expansion, index, values_at_rows(expansion, index, x, first), group, part), note
+    values = (
+        values_at_rows(expansion, index, x, first)
+        if len(first) == 1
+        else values_of_inputs(expansion, index, x, group)[:, first].transpose(0, 1)
+    )
+    return _Draft(expansion, index, values, group, part), note
 
 
 class ConvLookupCost:
@@ -176,13 +185,14 @@ class ConvLookupCost:
 
     Attributes:
         x: calibration inputs ``[n, n_in, *spatial]``.
+        group: number of the table of every input, int64 ``[n_in]``; all 0 where they share one.
         exact: basis values that the sampled output pixels see, ``[r, t, n_in, k]``; 0 outside the image.
     """
 
     def __init__(
-        self, expansion: Expansion, contraction: ConvContraction, weight: Tensor, x: Tensor, shared: bool
+        self, expansion: Expansion, contraction: ConvContraction, weight: Tensor, x: Tensor, group: Tensor
     ) -> None:
-        self.expansion, self.x, self.shared = expansion, x, shared
+        self.expansion, self.x, self.group = expansion, x, group
         self.groups = contraction.geometry.groups
         self.weights = flat_weight(weight, self.groups)
         sampler = PatchSampler(contraction.geometry, contraction.kernel, expansion.in_shape[:-1])
@@ -197,10 +207,13 @@ class ConvLookupCost:
     def __call__(self, index: IndexQuantizer) -> float:
         """Return the mean squared error over pixels and output channels with one quantizer."""
         rows = row_numbers(index, self.seen)
-        if self.shared:
+        if not bool(self.group.any()):
             looked_up = self.expansion.sample_shared(row_inputs(index, self.x))[rows]
         else:
-            table = self.expansion.sample_inputs(index.rows())  # [levels, n_in, k]
+            points = torch.stack(
+                [row_inputs(index, self.x[:, self.group == number]) for number in range(int(self.group.max()) + 1)]
+            )
+            table = self.expansion.evaluate_inputs(points[self.group].T)  # [levels, n_in, k]
             looked_up = table[rows, torch.arange(table.shape[1])]
         errors = self._columns((looked_up - self.exact) * self.inside)
         products = [error @ weight.T for error, weight in zip(errors, self.weights, strict=True)]
@@ -228,6 +241,10 @@ def choose_codes(
     Returns:
         for every table scale and offset, float32 ``[T, k]``, and the zero point (0 where nothing is padded).
     """
+    (only, *others) = drafts
+    if only.expansion.is_identity and not others and contraction.geometry.pads:  # rows hold their own numbers
+        step = torch.tensor([[only.index.scale]])
+        return [step], [-only.index.zero_point * step], only.index.zero_point
     exponents = STRETCH if options.column_scaling is None else (options.column_scaling,)
     low = [draft.values.amin(1) for draft in drafts]
     high = [draft.values.amax(1) for draft in drafts]
@@ -241,8 +258,19 @@ def choose_codes(
     scales, zero_point = min(
         candidates, key=lambda candidate: _codes_error(drafts, sizes, candidate[0], spread, options.weight_bits)
     )
-    offsets = low if not contraction.geometry.pads else [-zero_point * scale for scale in scales]
-    return scales, offsets, zero_point
+    if not contraction.geometry.pads:
+        return scales, low, zero_point
+    scales = [exact_constants(scale, a, b) for scale, a, b in zip(scales, low, high, strict=True)]
+    return scales, [-zero_point * scale for scale in scales], zero_point
+
+
+def exact_constants(scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Shorten the code steps of constant functions so that a whole number of them gives the constant, ``[T, k]``.
+
+    Its rounding error would be the same in all channels and pixels, and add up.
+    """
+    steps = torch.round(low.abs() / scale).clamp(min=1)
+    return torch.where((low == high) & (low != 0), low.abs() / steps, scale)
 
 
 def _zero_preserving(
@@ -317,9 +345,11 @@ def _folded(
     if not contraction.geometry.pads:
         bias = bias + torch.cat([weight @ constant for weight, constant in zip(weights, offset, strict=True)])
     folded = torch.cat([weight * factor for weight, factor in zip(weights, scale, strict=True)])
+    folded = folded.reshape(contraction.weight.shape)
+    bias = bias + _mean_error(program, layer, contraction, tables, folded, bias, zero_point, inputs)
     return ConvContraction(
         contraction.layer,
-        folded.reshape(contraction.weight.shape),
+        folded,
         bias,
         contraction.geometry,
         contraction.out_shape,
@@ -328,6 +358,29 @@ def _folded(
         if single_table_behind(program, layer.contraction)
         else _output_quantizer(program, layer, contraction, inputs),
     )
+
+
+def _mean_error(
+    program: Program,
+    layer: Layer,
+    contraction: ConvContraction,
+    tables: Sequence[nn.Module],
+    weight: Tensor,
+    bias: Tensor,
+    zero_point: int,
+    inputs: dict[str, Tensor],
+) -> Tensor:
+    """Measure by how much outputs of the float layer exceed those of the tables on average, ``[n_out]``."""
+    looked_up = ConvContraction(
+        contraction.layer, weight, bias, contraction.geometry, contraction.out_shape, zero_point, None
+    )
+    count = len(next(iter(inputs.values())))
+    picked = torch.linspace(0, count - 1, min(count, _MEAN_SAMPLES)).long()
+    x = [inputs[target][picked] for target in layer.expansions]
+    exact = contraction(*(program.module(target)(part) for target, part in zip(layer.expansions, x, strict=True)))
+    found = looked_up(*(table(part) for table, part in zip(tables, x, strict=True)))
+    error: Tensor = exact - found
+    return error.double().mean((0, *range(2, error.dim()))).float()
 
 
 def _output_quantizer(

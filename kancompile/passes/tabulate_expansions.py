@@ -102,7 +102,9 @@ def tabulate_layer(
         most = most_levels(len(first) * expansion.k, part.numel())
         # rows of one table that all inputs share cost nothing up to 255; tables of many inputs take room
         fewest = LEVELS[0] if len(first) > 1 else min(255, most)
-        choice = choose_index(cost, other, options.levels, options.range, most, fewest, options.percentile)
+        # the codes of an ordinary layer's inputs have 8 bits, and more rows would tell no more apart
+        levels = 256 if expansion.is_identity else options.levels
+        choice = choose_index(cost, other, levels, options.range, most, fewest, options.percentile)
         table = tabulate(expansion, choice.index, x, first, group, part, options)
         notes.append(
             f"layer {layer.name!r}: table of {choice.index.levels} rows over {choice.index.low:.4g} ... "

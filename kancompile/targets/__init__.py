@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from kancompile.cpu_presets import CPU_PRESETS
 from kancompile.program import Program
-from kancompile.targets import c99, ort_cpu, ort_mobile
+from kancompile.targets import c99, litert, ort_cpu, ort_mobile, qnn
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Target:
         loads_in_ort: whether ONNX Runtime loads its files.
         facts: what the manifest says about a file, such as memory on a device; ``stored_bytes`` among them is what counts
             against a budget, where that is not the size of the file.
+        quantized_outputs: whether what a network returns must have 8 bits.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Target:
     companions: Callable[[bytes], Mapping[str, bytes]] | None = None
     loads_in_ort: bool = True
     facts: Callable[[bytes], dict[str, int]] = lambda data: {}
+    quantized_outputs: bool = False
 
 
 TARGETS: dict[str, Target] = {
@@ -60,4 +62,6 @@ TARGETS: dict[str, Target] = {
         loads_in_ort=False,
         facts=c99.facts,
     ),
+    "litert": Target("litert", ".tflite", (2, 3, 4, 5, 6, 7, 8), litert.emit, loads_in_ort=False),
+    "qnn": Target("qnn", ".onnx", (2, 3, 4, 5, 6, 7, 8), qnn.emit, quantized_outputs=True),
 }

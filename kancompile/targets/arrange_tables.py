@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kancompile.convolutions import QuantizedConvContraction
 from kancompile.modules import IndexQuantizer, QuantizedContraction, TableExpansion
 from kancompile.program import Layer, Program
+from kancompile.targets.function_planes import arrange_planes, can_be_planes
 
 _ROW_PADDING_BYTES = 1 << 14
 _PAIR_BYTES = 1 << 21
@@ -24,8 +25,39 @@ _PAIRED_FROM = 512
 
 
 def arrange_tables(program: Program, pairs: bool = True) -> Program:
-    """Apply both rewrites, the first only with ``pairs``."""
-    return pad_rows(pair_inputs(program) if pairs else program)
+    """Apply all rewrites, look-ups of two inputs only with ``pairs``."""
+    program = pass_rows_on(program)
+    return arrange_planes(pad_rows(pair_inputs(program) if pairs else program))
+
+
+class RowTable(TableExpansion):
+    """A table whose rows hold their own numbers, as in front of an ordinary layer: nothing is looked up."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[b, ...]`` to row numbers, uint8 ``[b, *, n_in, 1]``."""
+        return self.to_index(x).unsqueeze(-1)
+
+
+def pass_rows_on(program: Program) -> Program:
+    """Leave out the look-up of tables that hold their own row numbers."""
+    modules: dict[str, nn.Module] = {}
+    for layer in program.layers():
+        for target in layer.expansions:
+            table = program.module(target)
+            if isinstance(table, TableExpansion) and torch.equal(table.table.flatten(), torch.arange(256).byte()):
+                modules[target] = RowTable(
+                    table.in_shape,
+                    table.index,
+                    table.table,
+                    table.first_row,
+                    table.scale,
+                    table.offset,
+                    table.branch_sizes,
+                    table.branch_names,
+                    table.input,
+                    table.channels_first,
+                )
+    return program.replace_modules(modules) if modules else program
 
 
 class PairedTable(TableExpansion):
@@ -60,9 +92,11 @@ def pair_inputs(program: Program) -> Program:
     """
     modules: dict[str, nn.Module] = {}
     for layer in program.layers():
+        if can_be_planes(program, layer):
+            continue
         for target in layer.expansions:
             table = program.module(target)
-            if isinstance(table, TableExpansion) and _can_pair(table):
+            if type(table) is TableExpansion and _can_pair(table):
                 modules[target] = PairedTable.of(table)
     return program.replace_modules(modules) if modules else program
 
@@ -116,7 +150,7 @@ def _hands_over_rows(contraction: QuantizedContraction | QuantizedConvContractio
 
 
 def _with_256_rows(table: nn.Module) -> TableExpansion | None:
-    if not isinstance(table, TableExpansion) or isinstance(table, PairedTable) or table.n_tables > 1:
+    if type(table) is not TableExpansion or table.n_tables > 1:
         return None
     missing = 256 - table.index.levels
     if missing <= 0 or missing * table.k > _ROW_PADDING_BYTES:

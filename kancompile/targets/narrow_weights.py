@@ -5,7 +5,7 @@ the file says how the one becomes the other. ONNX Runtime folds these constant n
 is the same integer kernel at the same speed::
 
     2 to 7 bits:  uint8 planes of 4, 2 and 1 bits, each holding 2, 4 or 8 codes in a byte
-                  -> BitShift, BitwiseAnd, Cast; planes times their weights are summed -> minus the offset
+                  -> BitwiseAnd, BitShift, Cast; planes times their weights are summed -> minus the offset
 
 Where groups of rows differ in scale by whole factors, the factors are stored beside the codes and multiplied in likewise.
 
@@ -144,7 +144,7 @@ class _Writer:
             shift += width
 
     def _unpack(self, values: NDArray[np.uint8], width: int, shift: int) -> ir.Value:
-        """Write one plane: a column of bytes, shifted by a row of distances, masked and flattened."""
+        """Write one plane: a column of bytes, masked and shifted by rows of masks and distances, and flattened."""
         per_byte = 8 // width
         rows = -(-len(values) // per_byte)
         padded = np.zeros(rows * per_byte, np.uint8)
@@ -152,9 +152,11 @@ class _Writer:
         distances = (np.arange(per_byte) * width).astype(np.uint8)
         packed = np.bitwise_or.reduce(padded.reshape(rows, per_byte) << distances, axis=1, dtype=np.uint8)
         stored = self._initializer(f"plane{shift}", ir.tensor(packed[:, None]))
-        moved = self._node("BitShift", [stored, self._constant(f"shifts{width}", distances)], {"direction": "RIGHT"})
-        mask = self._constant(f"mask{width}", np.array((1 << width) - 1, np.uint8))
-        whole = self._node("Reshape", [self._node("BitwiseAnd", [moved, mask]), self._vector("flat", -1)])
+        # masked first: OpenVINO divides where it should shift, and rounds, so nothing may be left over
+        masks = (((1 << width) - 1) << distances).astype(np.uint8)
+        masked = self._node("BitwiseAnd", [stored, self._constant(f"masks{width}", masks)])
+        moved = self._node("BitShift", [masked, self._constant(f"shifts{width}", distances)], {"direction": "RIGHT"})
+        whole = self._node("Reshape", [moved, self._vector("flat", -1)])
         if rows * per_byte > len(values):
             whole = self._node("Slice", [whole, self._vector("zero", 0), self._vector("size", len(values))])
         wide = self._node("Cast", [whole], {"to": int(ir.DataType.INT32)})

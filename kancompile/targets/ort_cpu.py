@@ -21,11 +21,13 @@ from kancompile.errors import KanCompileError
 from kancompile.modules import QuantizedContraction
 from kancompile.program import Program
 from kancompile.targets.arrange_tables import arrange_tables
+from kancompile.targets.function_planes import deal_planes
 from kancompile.targets.kernel_audit import PAIR_INDEX
 from kancompile.targets.narrow_weights import NarrowWeights, store_narrow_weights
 from kancompile.targets.pair_tables import build_pair_tables
 from kancompile.targets.translate_convolutions import CONVOLUTION_TRANSLATIONS
 from kancompile.targets.translation import TRANSLATIONS
+from kancompile.targets.wide_codes import store_wide_codes
 
 OPSET = 21
 IR_VERSION = 10
@@ -84,9 +86,11 @@ def emit(
     model = onnx_program.model
     model.ir_version = IR_VERSION
     build_pair_tables(model)
+    deal_planes(model)
     _name(model, program)
     if storage != "fastest":
         store_narrow_weights(model, _narrow(program), native=storage == "native")
+        store_wide_codes(model, program)
     model.producer_name = "kancompile"
     model.producer_version = metadata.get("kancompile.version", "")
     model.metadata_props.clear()

@@ -10,15 +10,21 @@ times (one image) to 34 times (32 images) as long as QLinearConv on the same lay
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from onnxscript import opset21 as op
 
 import kancompile.operators  # noqa: F401  (registers the operators named below)
+from kancompile.targets.function_planes import threaded_rows
 from kancompile.targets.translation import Value, clip_codes, constant
+
+_CHANNELS_LAST_FROM = 8
+"""Channels of one pixel that are worth copying in one piece."""
 
 
 def convolve_to_index(
@@ -84,6 +90,33 @@ def _channels_first(columns: Value, spatial: int) -> Value:
     return op.Transpose(columns, perm=[0, spatial + 1, *range(1, spatial + 1)])
 
 
+def expand_planes(index: Value, planes: Sequence[Value], first_row: Value | None, added: Sequence[int]) -> Value:
+    """GatherElements for each function, and a Concat.
+
+    Of few channels, the planes are put together channels first, in long runs, and transposed as bytes.
+    """
+    n_in, lead = int(index.shape[-1]), [int(size) for size in index.shape[1:-1]]
+    rows: Value = index if index.dtype == ir.DataType.INT32 else op.Cast(index, to=ir.DataType.INT32)
+    if first_row is not None:
+        rows = op.Add(rows, first_row)
+    last = n_in >= _CHANNELS_LAST_FROM
+    if not last:
+        rows = op.Transpose(rows, perm=[0, len(lead) + 1, *range(1, len(lead) + 1)])
+    flat = op.Reshape(rows, constant(np.array([threaded_rows(math.prod(lead) * n_in), -1], np.int64)))
+    whole = constant(np.array([-1, *lead, n_in] if last else [-1, n_in, *lead], np.int64))
+    parts = [op.Reshape(op.GatherElements(plane, flat, axis=1), whole) for plane in planes]
+    if added:
+        place = [len(added)]
+        sizes, ones = (lead + place, [1] * len(lead) + place) if last else (place + lead, place + [1] * len(lead))
+        batch = op.Shape(index, start=0, end=1)
+        codes = constant(np.array(added, np.uint8).reshape([1, *ones]))
+        parts.append(op.Expand(codes, op.Concat(batch, constant(np.array(sizes, np.int64)), axis=0)))
+    columns = op.Concat(*parts, axis=-1 if last else 1) if len(parts) > 1 else parts[0]
+    if not last:
+        columns = op.Transpose(columns, perm=[0, *range(2, len(lead) + 2), 1])
+    return op.Reshape(columns, constant(np.array([-1, *lead, 1, len(planes) * n_in + len(added)], np.int64)))
+
+
 def dequantize_index(index: Value, scale: float, zero_point: int) -> Value:
     """DequantizeLinear."""
     return op.DequantizeLinear(index, constant(np.array(scale, np.float32)), constant(np.array(zero_point, np.uint8)))
@@ -92,4 +125,5 @@ def dequantize_index(index: Value, scale: float, zero_point: int) -> Value:
 CONVOLUTION_TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.kancompile.convolve_to_index.default: convolve_to_index,
     torch.ops.kancompile.dequantize_index.default: dequantize_index,
+    torch.ops.kancompile.expand_planes.default: expand_planes,
 }

@@ -175,7 +175,13 @@ def _regroup(y: Value, feature: Value, weight: Value) -> Value:
     return op.Reshape(y, constant(np.array([-1, *lead, int(weight.shape[1])], np.int64)))
 
 
+def view_of(x: Value) -> Value:
+    """Name a value once more: what the exporter leaves of a squeeze of the batch dimension, and does not know itself."""
+    return op.Identity(x)
+
+
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.prims.view_of.default: view_of,
     torch.ops.kancompile.quantize_index.default: quantize_index,
     torch.ops.kancompile.floor_index.default: floor_index,
     torch.ops.kancompile.expand.default: expand,

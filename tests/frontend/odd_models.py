@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tests.frontend.capturing import draw
 
@@ -322,3 +323,25 @@ class SoftmaxBasis(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scores = torch.stack([torch.sin(x), torch.cos(2 * x), x], dim=-1)
         return self.linear(torch.softmax(scores, dim=-1).flatten(1))
+
+
+class BagOfRows(nn.Module):
+    """Linear interpolation in one table of all inputs, written as a bag of two weighted rows for each input."""
+
+    def __init__(self, n_in: int = 4, n_out: int = 3, rows: int = 6, ragged: bool = False) -> None:
+        super().__init__()
+        self.rows, self.ragged = rows, ragged
+        self.table = nn.Parameter(draw(n_in * rows, n_out, seed=27))
+        self.register_buffer("first", torch.arange(n_in) * rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        place = (x.clamp(-2, 2) + 2) / 4 * (self.rows - 1)
+        left = place.floor().clamp(max=self.rows - 2)
+        indices = torch.cat([left, left + 1], dim=1).long() + self.first.repeat(2)
+        weights = torch.cat([1 - place + left, place - left], dim=1)
+        if not self.ragged:
+            return functional.embedding_bag(indices, self.table, mode="sum", per_sample_weights=weights)
+        offsets = torch.arange(x.shape[0]) * indices.shape[1] - torch.arange(x.shape[0]).clamp(max=1)
+        return functional.embedding_bag(
+            indices.flatten(), self.table, offsets, mode="sum", per_sample_weights=weights.flatten()
+        )

@@ -130,7 +130,20 @@ def test_transformer_block_with_kans() -> None:
 def test_search_in_knots_and_local_weights() -> None:
     program = captured(odd_models.LocalSpline(), (4,))
     assert len(program.layers()) == 1
+    assert expansions(program)[0].k == 3  # the functions of each edge, not all three parts of each
     assert "aten.searchsorted" not in show(program)
+
+
+def test_bags_of_weighted_rows() -> None:
+    program = captured(odd_models.BagOfRows(), (4,))
+    (expansion,) = expansions(program)
+    assert (expansion.in_shape, expansion.k) == ((4,), 6)
+    assert "aten._embedding_bag" not in show(program)
+
+
+def test_bags_of_unequal_length_are_refused() -> None:
+    with pytest.raises(KanCompileError, match=r"found an embedding_bag whose bags differ in length, expected .* equal"):
+        capture(odd_models.BagOfRows(ragged=True), (4,))
 
 
 def test_normalisation_within_the_basis() -> None:

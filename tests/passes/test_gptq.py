@@ -200,3 +200,18 @@ def test_cuda_is_as_good_as_the_cpu():
     task = problem(bits=3, c=200, n=2000)
     cpu, cuda = (objective(task, Gptq(device=device)(task, generator())) for device in ("cpu", "cuda"))
     assert cuda == pytest.approx(cpu, rel=0.05)
+
+
+def test_factored_hessian_multiplies_by_any_of_its_columns(monkeypatch):
+    import kancompile.passes.hessian as module
+
+    monkeypatch.setattr(module, "_BLOCK", 16)  # several blocks, the last one not full
+    _, hessian, _ = correlated(3, c=75)
+    factored = FactoredHessian(hessian.clone(), 0.01, "l")
+    whole = hessian.clone()
+    whole.diagonal().add_(factored.damping)
+    draw = torch.Generator().manual_seed(0)
+    for count in (1, 20, 75):
+        positions = torch.randperm(75, generator=draw)[:count].sort().values
+        x = torch.randn(count, 4, generator=draw, dtype=torch.float64)
+        torch.testing.assert_close(factored.multiply_at(positions, x), whole[:, positions] @ x, rtol=1e-9, atol=1e-9)

@@ -176,6 +176,17 @@ def test_acos_of_tanh_never_reaches_the_runtime() -> None:
     assert relative(got, program(x)) < 1e-5
 
 
+@pytest.mark.parametrize(("exponents", "polynomial"), [((0.4, 0.7), True), ((1.0, 3.0), False)])
+def test_fractional_powers_next_to_0_never_reach_the_runtime(exponents: tuple[float, ...], polynomial: bool) -> None:
+    """The runtime's sigmoid is off by 1e-8 far below 0, and a root makes 1e-4 of that."""
+    powers = branch("powers", 6, 2, lambda x, p: torch.sigmoid(x).unsqueeze(-1) ** p, torch.tensor(exponents))
+    program = float_program([expand(powers)])
+    result = LowerToPolynomials()(program, SAMPLES)
+    assert len(polynomials(result)) == polynomial
+    x = torch.linspace(-40, 40, 6000).reshape(-1, 6)
+    assert relative(run_file(emit(result, {}), x), program(x)) < 1e-5
+
+
 def test_unsafe_and_unbounded_is_refused() -> None:
     unsafe = branch("angle", 6, 1, lambda x: x * x * torch.acos(torch.tanh(x)))
     with pytest.raises(KanCompileError, match=r"layer 'layers.0': branch 'angle' runs acos at the edge .* with clamp"):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
+from kancompile.passes.factorize_edges import FactorizeEdges
 from kancompile.passes.fuse_index import FuseIndex
 from kancompile.passes.round_weights import RoundingOptions, RoundWeights
 from kancompile.passes.split_branches import SplitBranches
@@ -30,6 +31,7 @@ def signal_to_noise(reference: torch.Tensor, other: torch.Tensor) -> float:
 
 
 PASSES = {
+    "factorize": lambda program: FactorizeEdges(lambda name: True)(program, calibration_inputs(program)),
     "split": lambda program: SplitBranches(lambda name: True)(program),
     "tabulate": tabulate,
     "round": lambda program: round_uniform(program),

@@ -10,19 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import fx
+from torch import fx, nn
 
+from examples.zoo import efficient_kan, kagn_conv
 from kancompile.errors import KanCompileError
-from kancompile.modules import QuantizedContraction, TableExpansion
-from kancompile.pipeline import compile
+from kancompile.modules import GroupMultiplier, QuantizedContraction, TableExpansion
+from kancompile.pipeline import CompiledModel, compile
 from kancompile.program import Program, check
+from kancompile.runtimes.c99 import RUNTIME
 from kancompile.targets import TARGETS
 from kancompile.targets.c99 import companions, emit, facts
 from kancompile.targets.ort_cpu import emit as emit_onnx
 from tests.compiled_kan import make_inputs, make_model
 from tests.convolution_programs import integer_convolutions, square
 from tests.programs import float_program, integer_program
-from tests.targets.c_programs import STRICT, UNDEFINED, WORDS, build, evaluate, macro, write
+from tests.targets.c_programs import STRICT, UNDEFINED, WORDS, build, compiler, evaluate, macro, write
 from tests.targets.test_convolutions import CASES as CONVOLUTIONS
 from tests.targets.test_ort_cpu import CASES as LINEAR
 from tests.targets.test_ort_cpu import inputs, run
@@ -68,7 +70,6 @@ def test_5000_inputs_equal_onnx_runtime(bits: int, tmp_path: Path) -> None:
     chain = [square(6, 3, padding=1), square(5, 3, stride=2)]
     for number, program in enumerate(
         [
-            integer_program((24, 16, 5), k=5, weight_bits=bits),
             _with_ties(integer_program((24, 16, 5), k=5, weight_bits=bits)),
             integer_program((24, 16, 5), levels=(256, 1024), k=5, weight_bits=bits),
             integer_convolutions((2, 7, 7), chain, zero_point=9, weight_bits=bits),
@@ -137,7 +138,7 @@ def test_portable_code_without_gnu_builtins(tmp_path: Path) -> None:
     program = integer_program((9, 8, 3), levels=(256, 1024), groups=2)
     write(program, tmp_path)
     text = (tmp_path / "model.c").read_text()
-    assert text.count("__GNUC__") == 1
+    assert text.count("#ifdef __GNUC__") == 2
     (tmp_path / "model.c").write_text(text.replace("#ifdef __GNUC__", "#ifdef KAN_NEVER"))
     x = inputs(program)
     np.testing.assert_array_equal(evaluate(build(tmp_path, [*STRICT, "-O2"]), x), program(x).numpy())
@@ -152,7 +153,7 @@ def test_header_and_source_agree_and_are_cpp_too(tmp_path: Path) -> None:
     cpp = folder / "user.cpp"
     cpp.write_text('#include "model.h"\nvoid f(kan_model_state *s) { kan_model_run(s); }\n')
     build(folder, STRICT)
-    compilers = {"gcc": both, **({"g++": cpp} if shutil.which("g++") else {})}
+    compilers = {compiler(): both, **({"g++": cpp} if shutil.which("g++") else {})}
     for name, file in compilers.items():
         subprocess.run([name, "-Wall", "-Wextra", "-Werror", "-c", str(file), "-o", str(folder / "o")], check=True)
 
@@ -234,6 +235,53 @@ def test_max_pooling(arguments: tuple, tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, pooled(x).numpy())
 
 
+def test_functions_of_codes_are_tables(tmp_path: Path) -> None:
+    # the sine is no increasing function: the largest code of a window is not that of the largest value
+    for number, functions in enumerate(
+        [
+            [(aten.sin.default,), (aten.max_pool2d_with_indices.default, [2, 2]), (operator.getitem, 0)],
+            [(aten.mul.Tensor, 3.0), (aten.sin.default,)],
+        ]
+    ):
+        program = integer_convolutions((3, 8, 8), [square(5, 3, padding=1), square(4, 3)], fused=False, zero_point=7)
+        for after in ("layer0_convolve", "layer1_convolve"):
+            changed = _with_function(program, after, functions)
+            folder = tmp_path / f"{number}{after}"
+            folder.mkdir()
+            if number == 0 and after == "layer0_convolve":
+                changed = _with_function(program, "layer1_convolve", functions)  # the shape of what follows would change
+            x = inputs(changed, 30)
+            found = evaluate(build(write(changed, folder), [*STRICT, *UNDEFINED]), x)
+            np.testing.assert_array_equal(found, changed(x).numpy())
+            assert ("kan_codes" in (folder / "model.c").read_text()) == ("layer1" in after or number == 0)
+
+
+class SmallNetwork(nn.Module):
+    """Convolutions with an activation and a pooling between them, flattened into a linear KAN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first = kagn_conv.KAGNConv2d(1, 4, 3, generator, padding=1)
+        self.second = kagn_conv.KAGNConv2d(4, 6, 3, generator, stride=2)
+        self.head = efficient_kan.KAN([54, 5], generator)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.max_pool2d(self.first(x), 2)
+        return self.head(self.second(x).flatten(1))
+
+
+def test_captured_network_equals_onnx_runtime(tmp_path: Path) -> None:
+    model = SmallNetwork().eval()
+    x = torch.randn(300, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    recipe = {"weight_bits": 4, "method": "uniform", "levels": 255}
+    compiled = compile(model, x[:60], target="c99", recipe=recipe)
+    (tmp_path / "model.c").write_bytes(compiled.model_bytes)
+    expected = run(compiled.session_bytes, x * 2)
+    np.testing.assert_array_equal(RUNTIME.run(tmp_path / "model.c", (x * 2).numpy()), expected)
+    assert np.abs(expected).max() > 0
+
+
 def test_moving_operators_cost_nothing_or_a_copy(tmp_path: Path) -> None:
     program = integer_convolutions((3, 6, 6), [square(4, 3), square(5, 3)])
     for number, (after, functions, copies) in enumerate(
@@ -258,10 +306,18 @@ def test_equal_programs_give_equal_bytes() -> None:
     assert emit(integer_program(seed=4), {"a": "b"}) != first
 
 
+def test_fast_math_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.c").write_bytes(emit(integer_program(), {}))
+    command = [compiler(), "-std=c99", "-ffast-math", "-c", "model.c"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "without -ffast-math" in done.stderr
+
+
 def test_metadata_cannot_leave_its_comment(tmp_path: Path) -> None:
     source = emit(integer_program(), {"kancompile.layers": "*/ #error /* caf\u00e9 ??/"})
     (tmp_path / "model.c").write_bytes(source)
-    subprocess.run(["gcc", *STRICT, "-c", "model.c"], cwd=tmp_path, check=True)
+    subprocess.run([compiler(), *STRICT, "-c", "model.c"], cwd=tmp_path, check=True)
 
 
 def test_what_stays_in_float_is_refused_with_layer_reason_and_way_out() -> None:
@@ -270,24 +326,66 @@ def test_what_stays_in_float_is_refused_with_layer_reason_and_way_out() -> None:
     norm = _with_function(integer_program(fused=False), "layer0_contract", [(aten.tanh.default,)])
     with pytest.raises(KanCompileError, match=r"layer 'layers\.1': tanh computes in float.*'ort-cpu'"):
         emit(norm, {})
+    two = integer_program().replace_modules({})
+    output = next(node for node in two.graph_module.graph.nodes if node.op == "output")
+    output.args = ((output.args[0], output.args[0]),)
+    with pytest.raises(KanCompileError, match="expected one"):
+        emit(two, {})
     bare = integer_convolutions((3, 8, 8), [square(8, 3)])
     bare = bare.replace_modules({"layer0_convolve": bare.module("layer0_convolve").with_output(None, "real")})
     with pytest.raises(KanCompileError, match=r"layer 'layers\.0': the output of the convolution has no 8-bit quantizer"):
         emit(bare, {})
 
 
-def test_compiled_model_saves_source_header_and_manifest(tmp_path: Path) -> None:
-    compiled = compile(make_model(), make_inputs(), target="c99", recipe={"levels": 256})
-    path = compiled.save(tmp_path / "kan.c")
+@pytest.fixture(scope="module")
+def small() -> CompiledModel:
+    return compile(make_model(), make_inputs(), target="c99")
+
+
+@pytest.mark.parametrize("levels", [255, 1024])
+def test_whole_factors_of_groups_are_stored_apart_from_narrow_codes(levels: int, tmp_path: Path) -> None:
+    program = integer_program((12, 9, 5), levels=(64, levels), k=4, weight_bits=2)
+    first = program.module("layer0_contract")
+    assert isinstance(first, QuantizedContraction)
+    factors = torch.randint(1, 33, (3, 9), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    multiplier = GroupMultiplier(factors, (16, 18, 14))  # the second group ends within the functions of an input
+    weight, bias = first.weights[0] * multiplier.of_column(), first.bias
+    scale = torch.stack(first.scales) / 8
+    grouped = QuantizedContraction(
+        first.layer, weight, bias, scale, first.out_shape, 2, None, first.output, multiplier
+    )
+    changed = program.replace_modules({"layer0_contract": grouped})
+    check(changed)
+    x = inputs(changed, 200)
+    found = evaluate(build(write(changed, tmp_path), [*STRICT, *UNDEFINED]), x)
+    np.testing.assert_array_equal(found, changed(x).numpy())
+    np.testing.assert_array_equal(found, run(emit_onnx(changed, {}), x))
+    plain, stored = (facts(emit(each, {}))["stored_bytes"] for each in (program, changed))
+    assert stored - plain < 100, "two bits for each code, and a byte for each factor"
+
+
+def test_branches_with_indices_and_scales_of_their_own(tmp_path: Path) -> None:
+    recipe = {"granularity": "branch", "weight_bits": 5, "method": "uniform"}
+    compiled = compile(make_model(), make_inputs() * 4, target="c99", recipe=recipe)
+    x = make_inputs(500, seed=2) * 6
+    (tmp_path / "model.c").write_bytes(compiled.model_bytes)
+    text = compiled.model_bytes.decode()
+    assert "input1" in text
+    assert "kan_layer1_scale" in text
+    np.testing.assert_array_equal(RUNTIME.run(tmp_path / "model.c", x.numpy()), run(compiled.session_bytes, x))
+
+
+def test_compiled_model_saves_source_header_and_manifest(small: CompiledModel, tmp_path: Path) -> None:
+    path = small.save(tmp_path / "kan.c")
     assert {file.name for file in tmp_path.iterdir()} >= {"kan.c", "kan.h"}
     assert len(list(tmp_path.iterdir())) == 3
-    assert compiled.manifest["stored_bytes"] == macro(path.read_text(), "FLASH_BYTES")
-    assert compiled.manifest["ram_bytes"] == macro(path.read_text(), "RAM_BYTES")
+    assert small.manifest["stored_bytes"] == macro(path.read_text(), "FLASH_BYTES")
+    assert small.manifest["ram_bytes"] == macro(path.read_text(), "RAM_BYTES")
     with pytest.raises(KanCompileError, match="file exists"):
-        compiled.save(tmp_path / "kan.c")
+        small.save(tmp_path / "kan.c")
     (tmp_path / "kan.c").unlink()
     with pytest.raises(KanCompileError, match="file exists"):
-        compiled.save(tmp_path / "kan.c")
+        small.save(tmp_path / "kan.c")
     assert not (tmp_path / "kan.c").exists()
 
 
@@ -296,11 +394,10 @@ def test_latency_budget_is_refused() -> None:
         compile(make_model(), make_inputs(), target="c99", recipe={"max_latency_us": 100})
 
 
-def test_byte_budget_counts_constants_not_text() -> None:
-    full = compile(make_model(), make_inputs(), target="c99")
-    limit = full.manifest["stored_bytes"] - 60
-    small = compile(make_model(), make_inputs(), target="c99", recipe={"max_bytes": limit})
-    assert small.manifest["stored_bytes"] <= limit < len(small.model_bytes)
+def test_byte_budget_counts_constants_not_text(small: CompiledModel) -> None:
+    limit = small.manifest["stored_bytes"] - 60
+    fitted = compile(make_model(), make_inputs(), target="c99", recipe={"max_bytes": limit})
+    assert fitted.manifest["stored_bytes"] <= limit < len(fitted.model_bytes)
 
 
 def test_registry() -> None:

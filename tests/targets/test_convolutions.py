@@ -8,7 +8,10 @@ import onnx.reference
 import pytest
 import torch
 
+from kancompile.column_order import constant_block
+from kancompile.convolutions import QuantizedConvContraction
 from kancompile.errors import KanCompileError
+from kancompile.expansions import TableExpansion
 from kancompile.operators import accumulate_convolution
 from kancompile.program import Program, check
 from kancompile.targets.kernel_audit import audit_kernels, optimized_graph
@@ -32,8 +35,9 @@ CASES = {
     "many products": ((64, 6, 6), [square(9, 3, padding=1, features=(9,))], {"zero_point": 128}),
     "4 bit": ((5, 6, 6), [square(6, 3, padding=1)], {"weight_bits": 4}),
     "3 bit": ((5, 6, 6), [square(6, 3, padding=1)], {"weight_bits": 3, "zero_point": 40}),
-    "pairs": ((8, 9, 9), [square(6, 3, padding=1)], {"levels": 255, "zero_point": 5}),
-    "pairs, 1x1 and chain": ((16, 6, 6), [square(70, 1), square(4, 3)], {"levels": 60}),
+    "pairs": ((8, 9, 9), [square(6, 3, padding=1, features=(6,))], {"levels": 255, "zero_point": 5}),
+    "pairs, 1x1 and chain": ((16, 6, 6), [square(70, 1, features=(6,)), square(4, 3, features=(6,))], {"levels": 60}),
+    "many functions, groups": ((6, 6, 6), [square(4, 3, padding=1, groups=2, features=(1, 7))], {"zero_point": 60}),
     "1d": ((4, 17), [Convolution(6, (5,), (2,), (2,), (1,))], {"zero_point": 20}),
     "3d": ((2, 5, 6, 4), [Convolution(3, (3, 3, 1), (1, 2, 1), (1, 1, 0), (1, 1, 1))], {"zero_point": 20}),
 }
@@ -65,24 +69,25 @@ def test_transpositions_cancel() -> None:
 
 
 def test_pairs_of_rows_are_looked_up_together_and_built_at_load() -> None:
-    program = integer_convolutions((8, 9, 9), [square(6, 3, padding=1)], levels=255)
+    program = integer_convolutions((8, 9, 9), [square(6, 3, padding=1, features=(6,))], levels=255)
     model = emit(program, {})
-    assert len(model) < 40_000, "a table of all pairs alone takes 390 kB"
+    assert len(model) < 40_000, "a table of all pairs alone takes 780 kB"
     graph = optimized_graph(model)
     operators = {node.op_type: node for node in graph.node}
     assert "MatMulInteger" in operators
     assert not {"Expand", "Concat"} & set(operators)
     sizes = {initializer.name: list(initializer.dims) for initializer in graph.initializer}
-    assert sizes[operators["Gather"].input[0]] == [255 * 255, 6]
+    assert sizes[operators["Gather"].input[0]] == [255 * 255, 12]
 
 
 def test_unfused_graph_and_reference_evaluator_stay_within_one_step() -> None:
-    program = integer_convolutions((3, 8, 8), [square(8, 3, padding=1)], zero_point=30)
+    program = integer_convolutions((3, 8, 8), [square(8, 3, padding=1, features=(6,))], zero_point=30)
     model = emit(program, {})
     x = inputs(program, 40)
     fused, step = program(x).numpy(), program.module("layer0_convolve").output.scale
     unfused = run(model, x, session__disable_quant_qdq="1")
     assert np.abs(unfused - fused).max() <= 1.001 * step
+    # (the reference evaluator cannot gather more than 64 elements at a time, as planes do)
     reference = onnx.reference.ReferenceEvaluator(onnx.load_from_string(model)).run(None, {"input": x.numpy()})[0]
     assert np.abs(reference - fused).max() <= 1.001 * step
 
@@ -117,3 +122,59 @@ def test_layers_have_their_names() -> None:
     program: Program = integer_convolutions((3, 8, 8), [square(8, 3), square(8, 3)])
     model = onnx.load_from_string(emit(program, {}))
     assert [node.name for node in model.graph.node if node.op_type == "Conv"] == ["layers.0/Conv", "layers.1/Conv"]
+
+
+def with_constants(program: Program, functions: tuple[int, ...], codes: tuple[int, ...]) -> Program:
+    """Give some functions of the first layer one code in all rows."""
+    table = program.module("layer0_expand0")
+    assert isinstance(table, TableExpansion)
+    changed = table.table.clone()
+    for function, code in zip(functions, codes, strict=True):
+        changed[:, function] = code
+    return program.replace_modules({"layer0_expand0": table.with_codes(changed, table.scale)})
+
+
+@pytest.mark.parametrize(("channels", "zero_point", "bits"), [(3, 37, 8), (9, 255, 4), (9, 0, 2)])
+def test_constant_functions_become_few_columns(channels: int, zero_point: int, bits: int) -> None:
+    layers = [square(6, 3, stride=2, padding=1, features=(5,))]
+    plain = integer_convolutions((channels, 7, 7), layers, zero_point=zero_point, weight_bits=bits)
+    program = with_constants(plain, (1, 4), (200, 11))
+    graph = optimized_graph(emit(program, {}, "fastest"))
+    sizes = {initializer.name: list(initializer.dims) for initializer in graph.initializer}
+    columns = sizes["layer0_convolve.weight"][1]
+    assert columns % 4 == 0
+    assert columns - 3 * channels < 5 * channels - 3 * channels or channels == 3
+    operators = [node.op_type for node in graph.node]
+    assert operators.count("GatherElements") == 3
+    assert operators.count("Expand") == 1, "tables are repeated at load, constants for each batch"
+    x = inputs(program, 5)
+    np.testing.assert_array_equal(run(emit(program, {}), x), program(x).numpy())
+
+
+def test_planes_of_two_features_share_one_block_of_constants() -> None:
+    layers = [square(6, 3, padding=1, features=(2, 3))]
+    program = with_constants(integer_convolutions((5, 7, 7), layers, tables=2, zero_point=9), (0,), (77,))
+    graph = optimized_graph(emit(program, {}))
+    assert [node.op_type for node in graph.node].count("GatherElements") == 4
+    x = inputs(program, 4)
+    np.testing.assert_array_equal(run(emit(program, {}), x), program(x).numpy())
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("zero_point", [0, 1, 69, 127, 128, 255])
+def test_constant_block_gives_the_same_sums(bits: int, zero_point: int) -> None:
+    layers = [square(8, 3, padding=1, features=(3,))]
+    program = integer_convolutions((40, 4, 4), layers, zero_point=zero_point, weight_bits=bits)
+    program = with_constants(program, (0,), (240 if zero_point < 100 else 3,))
+    contraction, table = program.module("layer0_convolve"), program.module("layer0_expand0")
+    assert isinstance(contraction, QuantizedConvContraction)
+    assert isinstance(table, TableExpansion)
+    block = constant_block(contraction, [table], 80)
+    differences = torch.tensor(block.codes) - zero_point
+    found = torch.einsum("omij,m->oij", block.weight.long(), differences)
+    weight = contraction.weight.long().reshape(8, 40, 3, 3, 3)[:, :, 0].sum(1)
+    assert torch.equal(found, weight * (int(table.table[0, 0]) - zero_point))
+    assert all(0 <= code <= 255 for code in block.codes)
+    assert int(block.weight.abs().max()) <= min(64, 2 ** (bits - 1) - 1)
+    assert (80 + len(block.codes)) % 4 == 0
+    assert len(block.codes) <= 40

@@ -8,11 +8,14 @@ import onnx.reference
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 from kancompile.errors import KanCompileError
+from kancompile.frontend import capture
 from kancompile.program import Program, check
 from kancompile.targets.kernel_audit import audit_kernels
 from kancompile.targets.ort_cpu import emit
+from tests.frontend.odd_models import DegreeMajor
 from tests.programs import integer_program
 
 
@@ -161,3 +164,23 @@ def test_a_file_too_new_for_the_runtime_is_an_error_that_says_what_works() -> No
     model.opset_import[0].version = 99
     with pytest.raises(KanCompileError, match=r"opset 99.*onnxruntime 1\.24.*'smallest' loads from 1\.20"):
         audit_kernels(model.SerializeToString())
+
+
+class SqueezedBatch(nn.Module):
+    """Squeezes the batch dimension of a stack, which leaves an operator that the exporter does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kan = DegreeMajor(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.kan(x)
+        both = torch.stack([h, 2 * h])
+        return both[0, :, :].squeeze(0) * both[1, :, :].squeeze(0)
+
+
+def test_squeezed_batch_between_layers() -> None:
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(2))
+    model = SqueezedBatch().eval()
+    program = capture(model, (4,))
+    assert np.allclose(run(emit(program, {}), x), model(x).detach().numpy(), rtol=0, atol=1e-5)

@@ -43,10 +43,13 @@ def state_of(plan: Plan, arena: Arena, sums: int) -> State:
     fields = [(input.target.name, input.target.c_type, input.target.size) for input in plan.inputs]
     last = next((step for step in plan.contractions() if step.keeps_sums), None)
     if last is not None:
-        c_type = "kan_real" if len(last.scale_groups) > 1 else "int32_t"
+        c_type = "kan_real" if last.adds_reals else "int32_t"
         fields.append(("output", c_type, last.window.positions * last.n_out))
     fields.append(("sums", "uint32_t", sums))
-    reals = max((step.n_out for step in plan.contractions() if len(step.scale_groups) > 1), default=0)
+    reals = max((step.n_out for step in plan.contractions() if step.adds_reals), default=0)
+    products = max((step.n_out for step in plan.contractions() if step.multiplies_sums), default=0)
+    if products:
+        fields.append(("products", "uint32_t", products))
     if reals:
         fields.append(("reals", "kan_real", reals))
     return State((*fields, *arena.arrays()))
@@ -136,8 +139,8 @@ def _input_meaning(plan: Plan) -> list[str]:
 def _output_meaning(plan: Plan) -> list[str]:
     output = plan.output
     if output.source is not None:
-        return [f"   The output are codes among the rows: (code - {output.zero_point}) * {output.scale!r}."]
+        return ["   The output are 8-bit codes among the working memory; kan_model_output knows what they stand for."]
     last = next(step for step in plan.contractions() if step.keeps_sums)
-    if len(last.scale_groups) > 1:
+    if last.adds_reals:
         return []
     return ["   output: sums in units that differ between channels; kan_model_output and kan_model_largest know them."]

@@ -24,18 +24,24 @@ def plan_linear(number: int, module: QuantizedContraction, reads: Sequence[Read]
     """Plan a linear layer; positions are the leading dimensions that it treats alike."""
     lead = math.prod(module.out_shape) // module.n_out
     codes = [weight.numpy() for weight in module.weights]
-    if len(codes) == 1:
+    scales = [scale.numpy() for scale in module.scales]
+    factors: list[Array | None] = [None] * len(codes)
+    if module.multiplier is not None:
+        sizes = module.multiplier.group_sizes
+        codes = np.split(codes[0] // module.multiplier.of_column().numpy(), np.cumsum(sizes)[:-1])
+        scales, factors = scales * len(sizes), list(module.multiplier.factors.numpy())
+    if len(codes) == 1 and module.multiplier is None:
         weight = np.concatenate(
             [_in_order(part, read) for part, read in zip(_split(codes[0], reads), reads, strict=True)]
         )
-        groups = [ScaleGroup(_all_inputs(reads, 1), module.scales[0].numpy())]
+        groups = [ScaleGroup(_all_inputs(reads, 1), scales[0])]
     else:
         parts, groups = [], []
         start = 0
-        for part, scale in zip(codes, module.scales, strict=True):
+        for part, scale, factor in zip(codes, scales, factors, strict=True):
             widened, segments = _whole_inputs(part, start, reads)
             parts.append(widened)
-            groups.append(ScaleGroup(segments, scale.numpy()))
+            groups.append(ScaleGroup(segments, scale, factor))
             start += len(part)
         weight = np.concatenate(parts)
     once = (1,) if lead > 1 else ()
@@ -47,7 +53,7 @@ def plan_linear(number: int, module: QuantizedContraction, reads: Sequence[Read]
         tuple(_sorted(read) for read in reads),
         Window(size, size, once, once, none, once),
         weight[None, None],
-        module.product_bits,
+        module.weight_bits,
         module.bias.numpy().astype(np.int64),
         None,
         tuple(groups),
@@ -163,20 +169,15 @@ def store_for(table: TableExpansion) -> Store:
     return Store(_UNPLACED, "nearest", index.levels, zero_point=index.zero_point, multiplier=index.scale)
 
 
-def rows_behind(table: TableExpansion, real: IndexQuantizer) -> Array:
-    """Return the rows that a table which reads the real values behind 8-bit codes has for each of these codes.
+def rows_behind(table: TableExpansion, values: Tensor) -> Array:
+    """Return the rows that a table of real inputs has for 8-bit codes that stand for ``values``, float32 ``[codes]``.
 
-    Where both quantizers are the same this is the table itself; else the second is applied once and for all.
+    Its own quantizer is applied once and for all.
     """
-    codes = torch.arange(real.levels, dtype=torch.uint8)
-    rows = _row_numbers(table, real.real(codes))
+    if table.input == "real":
+        rows = table.index(values)
+    else:
+        multiplier, offset = (1.0, 0.0) if table.input == "scaled" else table.index.to_rows()
+        rows = torch.ops.kancompile.floor_index(values, multiplier, offset, table.index.levels)
     tables = table.table.reshape(table.n_tables, table.index.levels, table.k)
     return tables[:, rows.long()].flatten(0, 1).numpy()
-
-
-def _row_numbers(table: TableExpansion, x: Tensor) -> Tensor:
-    if table.input == "real":
-        return table.index(x)
-    multiplier, offset = (1.0, 0.0) if table.input == "scaled" else table.index.to_rows()
-    rows: Tensor = torch.ops.kancompile.floor_index(x, multiplier, offset, table.index.levels)
-    return rows

@@ -17,11 +17,11 @@ from torch import Tensor, fx
 
 from kancompile.convolutions import QuantizedConvContraction
 from kancompile.errors import KanCompileError
-from kancompile.expansions import IndexQuantizer, TableExpansion, regroup, to_channels_last
+from kancompile.expansions import TableExpansion, regroup, to_channels_last
 from kancompile.modules import QuantizedContraction
 from kancompile.program import Program
 from kancompile.targets.c99 import layers
-from kancompile.targets.c99.steps import Buffer, Contract, Gather, Index, Input, MaxPool, Output, Plan, Read, Step, Store
+from kancompile.targets.c99.steps import Buffer, Contract, Gather, Index, Input, MaxPool, Output, Plan, Read, Recode, Step, Store
 
 MOVES = frozenset(
     {
@@ -59,11 +59,11 @@ class _Sums:
 
 @dataclass(frozen=True)
 class _Codes:
-    """An array of row numbers; ``real`` is what they stand for where a reader wants real values."""
+    """An array of row numbers; ``values`` float32 is what each of them stands for, where readers want real values."""
 
     buffer: Buffer
     ids: Tensor
-    real: IndexQuantizer | None
+    values: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class _Planner:
             size = int(np.prod(self.program.input_shape))
             return _RealInput(torch.arange(size).reshape(1, *self.program.input_shape))
         if node.op == "get_attr":
-            return None
+            return operator.attrgetter(str(node.target))(self.program.graph_module)
         if node.op == "output":
             self._finish(node)
             return None
@@ -127,11 +127,45 @@ class _Planner:
             arguments = fx.map_arg(node.args, lambda source: _ids(self.values[source]))
             keywords = fx.map_arg(node.kwargs, lambda source: _ids(self.values[source]))
             return replace(moved[0], ids=node.target(*arguments, **keywords))  # type: ignore[operator]
-        if name == "max_pool2d_with_indices" and isinstance(moved[0], _Codes) and moved[0].real is not None:
-            return self._max_pool(node, moved[0])
+        first = moved[0] if moved else None
+        if isinstance(first, _Codes) and first.values is not None:
+            if name == "max_pool2d_with_indices":
+                return self._max_pool(node, self._ascending(first))
+            if torch.Tag.pointwise in getattr(node.target, "tags", ()) and self._are_same(sources, first):
+                # a function of a code is a table of its values: nothing is computed at run time
+                found = node.target(*self._at_codes(node.args), **self._at_codes(node.kwargs))  # type: ignore[operator]
+                if found.shape == first.values.shape and found.dtype == torch.float32:
+                    return replace(first, values=found)
         if node.target is operator.getitem and isinstance(sources[0], _Pooled) and node.args[1] == 0:
             return sources[0].values
         raise self._refused(node, f"{name} computes in float", None)
+
+    def _are_same(self, sources: list[Any], value: _Codes) -> bool:
+        """Whether all operands are functions of the same element, or one number for all."""
+        return all(
+            (isinstance(source, _Codes) and source.buffer == value.buffer and torch.equal(source.ids, value.ids))
+            or (isinstance(source, Tensor) and source.numel() == 1)
+            for source in sources
+        )
+
+    def _at_codes(self, arguments: Any) -> Any:
+        """Put the values of all codes in the place of nodes."""
+
+        def values(source: fx.Node) -> Any:
+            value = self.values[source]
+            return value.values if isinstance(value, _Codes) else value.reshape(())
+
+        return fx.map_arg(arguments, values)
+
+    def _ascending(self, value: _Codes) -> _Codes:
+        """Number codes anew where a larger one does not stand for a larger value."""
+        assert value.values is not None
+        if bool((value.values.diff() >= 0).all()):
+            return value
+        distinct, codes = torch.unique(value.values, return_inverse=True)
+        target = self._buffer(value.buffer.size, False)
+        self.steps.append(Recode(value.buffer, target, codes.numpy().astype(np.uint8)))
+        return _Codes(target, value.ids, distinct)
 
     def _read(self, node: fx.Node, table: TableExpansion) -> Read:
         value = self.values[node.all_input_nodes[0]]
@@ -141,14 +175,14 @@ class _Planner:
         if isinstance(value, _RealInput):
             buffer = self._input(Index(table.index.scale, table.index.zero_point, table.index.levels), order)
             return _read_of(table, buffer)
-        behind: IndexQuantizer | None = None
+        behind: Tensor | None = None
         if isinstance(value, _Sums):
             source = self._store(value.layer, layers.store_for(table))
         else:
             source = value.buffer
             if table.input != "index":
-                assert value.real is not None
-                behind = value.real
+                assert value.values is not None
+                behind = value.values
         lead = int(np.prod(table.in_shape[:-1]))
         if np.array_equal(order, np.arange(source.size)):
             return _read_of(table, source, behind)
@@ -161,7 +195,10 @@ class _Planner:
     def _takes_any_order(self, node: fx.Node) -> bool:
         """Whether all readers are linear layers whose columns share a scale, so that their weights can be reordered."""
         modules = [self.program.module(str(user.target)) for user in node.users if user.op == "call_module"]
-        return all(isinstance(module, QuantizedContraction) and len(module.group_sizes) == 1 for module in modules)
+        return all(
+            isinstance(module, QuantizedContraction) and len(module.group_sizes) == 1 and module.multiplier is None
+            for module in modules
+        )
 
     def _input(self, index: Index, order: Any) -> Buffer:
         for known in self.inputs:
@@ -208,8 +245,10 @@ class _Planner:
             return _Sums(number, ids)
         factor = module.scale if isinstance(module, QuantizedConvContraction) else module.scales[0]
         buffer = self._store(number, layers.requantize(factor, module.output))
-        hands_real = isinstance(module, QuantizedConvContraction) and module.hands_over == "real"
-        return _Codes(buffer, ids, module.output if hands_real else None)
+        if not isinstance(module, QuantizedConvContraction) or module.hands_over == "index":
+            return _Codes(buffer, ids, None)
+        codes = torch.arange(module.output.levels).to(torch.uint8)
+        return _Codes(buffer, ids, module.output.real(codes))
 
     def _max_pool(self, node: fx.Node, value: _Codes) -> _Pooled:
         _, channels, *spatial = value.ids.shape
@@ -224,7 +263,7 @@ class _Planner:
         target = self._buffer(int(np.prod(out_size)) * channels, source.wide)
         self.steps.append(MaxPool(source, target, window, channels))
         ids = torch.arange(target.size).reshape(1, *out_size, channels).movedim(-1, 1)
-        return _Pooled(_Codes(target, ids, value.real))
+        return _Pooled(_Codes(target, ids, value.values))
 
     def _finish(self, node: fx.Node) -> None:
         if not isinstance(node.args[0], fx.Node):
@@ -240,9 +279,10 @@ class _Planner:
             assert isinstance(step, Contract)
             self.steps[at] = replace(step, keeps_sums=True)
             self.output = Output(shape, value.ids.reshape(-1).numpy())
-        elif isinstance(value, _Codes) and value.real is not None:
-            order = value.ids.reshape(-1).numpy()
-            self.output = Output(shape, order, value.buffer, value.real.scale, value.real.zero_point)
+        elif isinstance(value, _Codes) and value.values is not None:
+            value = self._ascending(value)
+            assert value.values is not None
+            self.output = Output(shape, value.ids.reshape(-1).numpy(), value.buffer, value.values.numpy())
         else:
             raise KanCompileError(
                 "target 'c99': the model's output does not come from a KAN layer as real values; "
@@ -288,8 +328,8 @@ def _ids(value: Any) -> Any:
     return value.ids if isinstance(value, _RealInput | _Sums | _Codes) else value
 
 
-def _read_of(table: TableExpansion, buffer: Buffer, behind: IndexQuantizer | None = None) -> Read:
-    """Read a table, by the codes of ``behind`` instead of its own row numbers where that is given."""
+def _read_of(table: TableExpansion, buffer: Buffer, behind: Tensor | None = None) -> Read:
+    """Read a table, by codes that stand for the values ``behind`` instead of its own row numbers where those are given."""
     rows = table.table.numpy() if behind is None else layers.rows_behind(table, behind)
     if table.first_row is None:
         return Read(buffer, rows, None, table.n_in)

@@ -49,14 +49,23 @@ class Plane:
         return self.fields * self.elements
 
     @property
-    def code_parts(self) -> int:
-        """Parts of 4 bits into which table values are split, so that products with 8-bit weights fit a lane."""
-        return 2 if self.bits == 8 else 1
+    def splits_products(self) -> bool:
+        """Whether a product fills a 16-bit lane, so that its upper byte is summed apart.
+
+        A lane then holds the sum of products modulo 2^16, a second one the sum of their upper bytes, and as the lower bytes of
+        257 products add up to less than 2^16, both together say what they are.
+        """
+        return self.bits == 8
+
+    @property
+    def lanes(self) -> int:
+        """16-bit lanes that an output takes."""
+        return 2 if self.splits_products else 1
 
     def terms(self, largest: int) -> int:
-        """Say how many products with table values up to ``largest`` a 16-bit lane holds."""
-        factor = 15 if self.code_parts == 2 else max(largest, 1)
-        return max(1, _LANE_MAX // (factor * ((1 << self.bits) - 1)))
+        """Say how many products with table values up to ``largest`` its lanes hold."""
+        most = 255 if self.splits_products else max(largest, 1) * ((1 << self.bits) - 1)
+        return max(1, _LANE_MAX // most)
 
 
 def plane_widths(bits: int) -> list[int]:

@@ -12,7 +12,7 @@ from kancompile.targets.c99.arena import Arena
 from kancompile.targets.c99.c_text import array, bytes_of, float_array, for_loop, indented, is_range, unsigned_type
 from kancompile.targets.c99.interface import Sizes, interface, state_of, title
 from kancompile.targets.c99.render_layer import LayerText, render_layer
-from kancompile.targets.c99.steps import Array, Contract, Gather, Input, MaxPool, Plan
+from kancompile.targets.c99.steps import Array, Contract, Gather, Input, MaxPool, Plan, Recode
 from kancompile.targets.c99.windows import over_positions, over_taps
 
 _WORDS = r"""
@@ -32,6 +32,7 @@ typedef uint16_t kan_word;
 #define KAN_FIELD2(x) ((x) & 0x0003)
 #define KAN_FIELD4(x) ((x) & 0x000F)
 #define KAN_FIELD8(x) ((x) & 0x00FF)
+#define KAN_HIGH(x) ((x) >> 8)
 #else
 typedef uint32_t kan_word;
 #define P(a, b) ((uint32_t)(a) | (uint32_t)(b) << 16)
@@ -39,9 +40,24 @@ typedef uint32_t kan_word;
 #define KAN_FIELD2(x) ((x) & 0x00030003u)
 #define KAN_FIELD4(x) ((x) & 0x000F000Fu)
 #define KAN_FIELD8(x) ((x) & 0x00FF00FFu)
+#define KAN_HIGH(x) ((x) >> 8 & 0x00FF00FFu)
+#endif
+/* The loops over weights keep their registers to themselves. */
+#ifdef __GNUC__
+#define KAN_APART __attribute__((noinline))
+#else
+#define KAN_APART
 #endif
 #define KAN_WORDS(elements) ((elements) / (KAN_WORD_BITS / 16))
+"""
 
+_EXACT = r"""
+#ifdef __FAST_MATH__
+#error "inputs are rounded by exact float arithmetic: compile this file without -ffast-math"
+#endif
+"""
+
+_COLLECT = r"""
 /* Add 16-bit lanes to 32-bit sums. */
 static void kan_collect(uint32_t *restrict sums, const kan_word *restrict lanes, uint32_t outputs, uint32_t shift)
 {
@@ -53,6 +69,25 @@ static void kan_collect(uint32_t *restrict sums, const kan_word *restrict lanes,
         const uint32_t pair = lanes[o / 2];
         sums[o] += (pair & 0xFFFFu) << shift;
         sums[o + 1] += pair >> 16 << shift;
+    }
+#endif
+}
+"""
+
+_COLLECT_SPLIT = r"""
+/* Add to 32-bit sums what lanes, sums of products modulo the size of a lane, and the sums of their upper bytes stand for. */
+static void kan_collect_split(uint32_t *restrict sums, const kan_word *restrict lanes, const kan_word *restrict high, uint32_t outputs)
+{
+#if KAN_WORD_BITS == 16
+    for (uint32_t o = 0; o < outputs; o++)
+        sums[o] += ((uint32_t)high[o] << 8) + (kan_word)(lanes[o] - (kan_word)(high[o] << 8));
+#else
+    for (uint32_t o = 0; o < outputs; o += 2) {
+        const uint32_t upper = high[o / 2], pair = lanes[o / 2];
+        const uint32_t first = (upper & 0xFFFFu) << 8, second = upper >> 16 << 8;
+        const uint32_t low = first + ((pair - first) & 0xFFFFu);
+        sums[o] += low;
+        sums[o + 1] += second + ((((pair - low) >> 16) - second) & 0xFFFFu);
     }
 #endif
 }
@@ -90,7 +125,7 @@ class _File:
         self.layers = [render_layer(step, self.arena.place) for step in plan.contractions()]
         self.flash = sum(layer.flash_bytes for layer in self.layers)
         self.last = next((step for step in plan.contractions() if step.keeps_sums), None)
-        self.keeps_reals = self.last is not None and len(self.last.scale_groups) > 1
+        self.keeps_reals = self.last is not None and self.last.adds_reals
 
     def render(self) -> str:
         steps, calls = self._steps()
@@ -111,6 +146,7 @@ class _File:
             [
                 title(self.metadata, sizes, state),
                 interface(self.plan, sizes, state),
+                _EXACT,
                 self._arithmetic(used),
                 "\n",
                 used,
@@ -122,7 +158,9 @@ class _File:
     def _arithmetic(self, used: str) -> str:
         """Include what is used, what that uses, and nothing else: an unused static function is a warning."""
         pieces = [
-            ("kan_collect(", _WORDS),
+            ("KAN_APART", _WORDS),
+            ("kan_collect(", _COLLECT),
+            ("kan_collect_split(", _COLLECT_SPLIT),
             ("kan_rounded(", arithmetic.ROUNDED),
             ("kan_from_int(", arithmetic.FROM_INT),
             ("kan_product(", arithmetic.PRODUCT),
@@ -169,14 +207,27 @@ class _File:
                 texts.append(next(layers).text)
                 calls.append(f"kan_layer{step.number}(state);")
                 continue
-            lines = self._gather(number, step) if isinstance(step, Gather) else self._max_pool(step)
             head = f"static void kan_step{number}(kan_model_state *state)"
             if isinstance(step, Gather):
-                texts.append(array(unsigned_type(int(step.positions.max())), f"kan_positions{number}", step.positions))
-                self.flash += step.positions.size * bytes_of(unsigned_type(int(step.positions.max())))
+                texts.append(self._constant(f"kan_positions{number}", step.positions))
+                lines = self._gather(number, step)
+            elif isinstance(step, Recode):
+                texts.append(self._constant(f"kan_codes{number}", step.codes))
+                lines = self._recode(number, step)
+            else:
+                lines = self._max_pool(step)
             texts.append("\n".join([head, "{", *indented(lines), "}", ""]))
             calls.append(f"kan_step{number}(state);")
         return texts, calls
+
+    def _constant(self, name: str, values: Array) -> str:
+        c_type = unsigned_type(int(values.max()))
+        self.flash += values.size * bytes_of(c_type)
+        return array(c_type, name, values)
+
+    def _recode(self, number: int, step: Recode) -> list[str]:
+        line = f"{self.arena.place(step.target)}[i] = kan_codes{number}[{self.arena.place(step.source)}[i]];"
+        return for_loop("i", step.target.size, [line])
 
     def _gather(self, number: int, step: Gather) -> list[str]:
         line = f"{self.arena.place(step.target)}[i] = {self.arena.place(step.source)}[kan_positions{number}[i]];"
@@ -221,9 +272,12 @@ class _File:
         source, table = self._ordered("kan_output_order", output.order)
         if self.last is None:
             assert output.source is not None
+            assert output.values is not None
+            table.append(float_array("kan_output_values", output.values))
+            self.flash += 4 * output.values.size
+            real = [f"y[i] = kan_output_values[{self.arena.place(output.source)}[{source}]];"]
+            # codes ascend with the values that they stand for
             code = f"(int32_t){self.arena.place(output.source)}[{source}]"
-            scale = float(np.float32(output.scale)).hex()
-            real = [f"y[i] = (float)({code} - {output.zero_point}) * {scale}f;"]
             better = [f"if ({code} > best) {{", f"    best = {code};", "    at = i;", "}"]
             start = "int32_t best = -1;"
         elif self.keeps_reals:

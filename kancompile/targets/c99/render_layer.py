@@ -13,7 +13,7 @@ from kancompile.targets.c99.planes import Plane, RowTable, pack, row_table
 from kancompile.targets.c99.steps import Buffer, Contract, Read, Store
 from kancompile.targets.c99.windows import over_positions, over_taps
 
-_FACTORS_IN_STATEMENT = 5  # more of them, and of pointers to weights, do not stay in registers
+_SLOTS_IN_STATEMENT = 5  # more factors and pointers to weights do not stay in registers
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class _Layer:
         functions = [self._products(number) for number in range(len(self.tables))]
         text = "\n".join([f"/* {self._title()} */", *self.constants, *functions, *finish, self._main()])
         room = max(plane.outputs for plane in self.planes) if self.wide else self.n
-        lanes = sum(2 * plane.code_parts * plane.outputs for plane in self.planes) if self.wide else 0
+        lanes = sum(2 * plane.lanes * plane.outputs for plane in self.planes) if self.wide else 0
         return LayerText(text, self.flash, room, lanes, self._count_products())
 
     def _title(self) -> str:
@@ -112,7 +112,7 @@ class _Layer:
         return "\n".join(
             [
                 "/* Add count inputs times their weights, from a column on; return the sum of the table values. */",
-                f"static uint32_t {self.name}_products{number}(uint32_t *restrict sums, const {read.buffer.c_type} *rows{first},",
+                f"KAN_APART static uint32_t {self.name}_products{number}(uint32_t *restrict sums, const {read.buffer.c_type} *rows{first},",
                 "                                      uint32_t count, uint32_t column)",
                 "{",
                 *indented(body),
@@ -138,9 +138,12 @@ class _Layer:
         terms = min(plane.terms(int(table.codes.max())) for plane in self.planes)
         declared, collected = [], []
         for which, plane in enumerate(self.planes):
-            for part in range(plane.code_parts):
-                declared.append(f"kan_word {_lanes(which, part)}[KAN_WORDS({plane.outputs})] = {{0}};")
-                collected.append(f"kan_collect(sums, {_lanes(which, part)}, {plane.outputs}, {plane.shift + 4 * part});")
+            declared.append(f"kan_word lanes{which}[KAN_WORDS({plane.outputs})] = {{0}};")
+            if plane.splits_products:
+                declared.append(f"kan_word high{which}[KAN_WORDS({plane.outputs})] = {{0}};")
+                collected.append(f"kan_collect_split(sums, lanes{which}, high{which}, {plane.outputs});")
+            else:
+                collected.append(f"kan_collect(sums, lanes{which}, {plane.outputs}, {plane.shift});")
         find = [*self._row(number, "i"), f"const uint32_t at = column + {k}u * i;"]
         slots = list(range(table.slots))
         added = " + ".join(f"codes[{slot}]" for slot in slots)
@@ -171,7 +174,7 @@ class _Layer:
         """Multiply the weights of some slots, a few at a time, in every plane."""
         lines = []
         for which, plane in enumerate(self.planes):
-            pieces = -(-len(slots) // (_FACTORS_IN_STATEMENT // plane.code_parts))
+            pieces = -(-len(slots) // _SLOTS_IN_STATEMENT)
             for piece in np.array_split(np.array(slots), pieces):
                 lines += self._plane_statement(number, which, plane, [int(slot) for slot in piece])
         return lines
@@ -182,16 +185,21 @@ class _Layer:
         for slot in slots:
             at = f"KAN_WORDS({size}) * (at + {self._column(number, slot)})"
             lines.append(f"const kan_word *const w{slot} = {self.name}_weights{which} + {at};")
-            for part in range(plane.code_parts):
-                code = f"codes[{slot}]" if plane.code_parts == 1 else f"codes[{slot}] {('& 15', '>> 4')[part]}"
-                lines.append(f"const kan_word {_factor(part, slot)} = {code};")
+            lines.append(f"const kan_word a{slot} = codes[{slot}];")
         body = [f"const kan_word {', '.join(f'x{slot} = w{slot}[j]' for slot in slots)};"]
         for field in range(plane.fields):
             shift = f" >> {field * plane.bits}" if field else ""
-            for part in range(plane.code_parts):
-                lane = f"{_lanes(which, part)}[{f'KAN_WORDS({field * size}) + ' if field else ''}j]"
-                terms = " + ".join(f"KAN_FIELD{plane.bits}(x{slot}{shift}) * {_factor(part, slot)}" for slot in slots)
-                body.append(f"{lane} = (kan_word)({lane} + {terms});")
+            at = f"[{f'KAN_WORDS({field * size}) + ' if field else ''}j]"
+            terms = {slot: f"KAN_FIELD{plane.bits}(x{slot}{shift}) * a{slot}" for slot in slots}
+            lane = f"lanes{which}{at}"
+            if not plane.splits_products:
+                body.append(f"{lane} = (kan_word)({lane} + {' + '.join(terms.values())});")
+                continue
+            products = {slot: f"p{field}_{slot}" for slot in slots}
+            body += [f"const kan_word {products[slot]} = (kan_word)({term});" for slot, term in terms.items()]
+            body.append(f"{lane} = (kan_word)({lane} + {' + '.join(products.values())});")
+            high = f"high{which}{at}"
+            body.append(f"{high} = (kan_word)({high} + {' + '.join(f'KAN_HIGH({name})' for name in products.values())});")
         return ["{", *indented([*lines, *for_loop("j", f"KAN_WORDS({size})", body)]), "}"]
 
     def _narrow_body(self, number: int) -> list[str]:
@@ -225,23 +233,24 @@ class _Layer:
     def _finish(self) -> list[str]:
         """Define the constants and the function that turn the sums of one position into what readers want."""
         step = self.step
-        several = len(step.scale_groups) > 1
+        several = step.adds_reals
         needs_scale = several or any(store.form != "requantize" for store in step.stores)
         if needs_scale:
-            scale = np.stack([group.scale for group in step.scale_groups])
-            self._reals("scale", scale)
+            groups = step.scale_groups if several else step.scale_groups[:1]
+            self._reals("scale", np.stack([group.scale for group in groups]))
         for number, store in enumerate(step.stores):
             if store.form == "requantize":
                 assert store.factor is not None
                 self._reals(f"factor{number}", store.factor)
         functions = []
-        if several:
-            functions.append(self._scaled_function())
+        if several or step.multiplies_sums:
+            functions.append(self._group_function())
         lines = []
         if several:
             lines.append("const kan_real y = state->reals[o];")
         else:
-            lines.append(f"const int32_t sum = kan_signed(state->sums[o] - {self.offset}u * total);")
+            sums = "products[o]" if step.multiplies_sums else f"sums[o] - {self.offset}u * total"
+            lines.append(f"const int32_t sum = kan_signed(state->{sums});")
             if step.keeps_sums:
                 lines.append("state->output[first + o] = sum;")
             if needs_scale:
@@ -254,7 +263,7 @@ class _Layer:
         if several and step.keeps_sums:
             lines.append("state->output[first + o] = y;")
         unused = ["(void)channel;"] if not any("channel" in line for line in lines) else []
-        unused += ["(void)total;"] if several else []
+        unused += ["(void)total;"] if several or step.multiplies_sums else []
         functions.append(
             "\n".join(
                 [
@@ -289,20 +298,24 @@ class _Layer:
             return f"kan_truncated(kan_sum(kan_product(y, {m}, {e}), kan_constant({shift_m}, {shift_e})))"
         return "kan_truncated(y)"
 
-    def _scaled_function(self) -> str:
+    def _group_function(self) -> str:
         at = f"{self.n}u * group + o"
-        term = self._product(f"kan_from_int(kan_signed(state->sums[o] - {self.offset}u * total))", "scale", at)
-        body = [
-            f"const kan_real y = {term};",
-            "state->reals[o] = group == 0 ? y : kan_sum(state->reals[o], y);",
-            "state->sums[o] = 0;",
-        ]
+        sums = f"state->sums[o] - {self.offset}u * total"
+        if self.step.multiplies_sums:
+            self._define_array("uint8_t", "factors", np.stack([group.factor for group in self.step.scale_groups if group.factor is not None]))
+            body = [f"state->products[o] += {self.name}_factors[{at}] * ({sums});"]
+        else:
+            term = self._product(f"kan_from_int(kan_signed({sums}))", "scale", at)
+            body = [
+                f"const kan_real y = {term};",
+                "state->reals[o] = group == 0 ? y : kan_sum(state->reals[o], y);",
+            ]
         return "\n".join(
             [
-                "/* Add the scaled sums of one scale group to the real outputs, and begin the next. */",
+                "/* Add what the sums of one scale group stand for to those before, and begin the next. */",
                 f"static void {self.name}_scale(kan_model_state *state, uint32_t total, uint32_t group)",
                 "{",
-                *indented(for_loop("o", self.n, body)),
+                *indented(for_loop("o", self.n, [*body, "state->sums[o] = 0;"])),
                 "}",
                 "",
             ]
@@ -313,14 +326,14 @@ class _Layer:
     def _main(self) -> str:
         step = self.step
         groups = step.groups
-        body = [
-            "uint32_t total = 0;",
-            *for_loop("o", self.n, [f"state->sums[o] = (uint32_t){self.name}_bias[{self._channel('o')}];"]),
-        ]
+        begin = [f"state->sums[o] = (uint32_t){self.name}_bias[{self._channel('o')}];"]
+        if step.multiplies_sums:
+            begin = [begin[0].replace("sums", "products", 1), "state->sums[o] = 0;"]
+        body = ["uint32_t total = 0;", *for_loop("o", self.n, begin)]
         if self.wide and max(plane.outputs for plane in self.planes) > self.n:
             room = max(plane.outputs for plane in self.planes)
             body += [f"for (uint32_t o = {self.n}; o < {room}; o++)", "    state->sums[o] = 0;"]
-        if len(step.scale_groups) > 1:
+        if step.adds_reals or step.multiplies_sums:
             body += self._scale_groups()
         else:
             inside = self._reads(0, "group * %du + tap * %du" % (self.columns, step.weight.shape[2]))
@@ -374,10 +387,3 @@ class _Layer:
         )
         return int(step.window.positions * step.window.taps * step.groups * slots * self.n)
 
-
-def _lanes(plane: int, part: int) -> str:
-    return f"lanes{plane}" + ("", "_high")[part]
-
-
-def _factor(part: int, slot: int) -> str:
-    return f"{'ab'[part]}{slot}"

@@ -139,11 +139,13 @@ class Segment:
 class ScaleGroup:
     """Columns that share a scale: which inputs they belong to, and float32 ``scale`` ``[n_out]``.
 
-    In a layer with channel groups, segments count from the first input of a channel group.
+    Where all groups have one scale but for whole factors, int8 ``factor`` ``[n_out]`` multiplies the sums of this group. In a
+    layer with channel groups, segments count from the first input of a channel group.
     """
 
     segments: tuple[Segment, ...]
     scale: Array
+    factor: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -186,18 +188,30 @@ class Contract:
         """Outputs at one position, all groups."""
         return int(self.weight.shape[0] * self.weight.shape[3])
 
+    @property
+    def adds_reals(self) -> bool:
+        """Whether sums of several groups have to be scaled before they can be added."""
+        return len(self.scale_groups) > 1 and self.scale_groups[0].factor is None
+
+    @property
+    def multiplies_sums(self) -> bool:
+        """Whether sums of groups are multiplied by whole factors and then added."""
+        return self.scale_groups[0].factor is not None
+
     def largest_sum(self) -> int:
         """Bound the magnitude of every sum of products, bias included."""
         most = 0
         for group in range(self.groups):
             column, total = 0, np.zeros(self.weight.shape[3], np.int64)
-            for segment in (segment for scales in self.scale_groups for segment in scales.segments):
-                read = self.reads[segment.read]
-                size = segment.count * read.k
-                highest = np.tile(read.table.max(0).astype(np.int64), segment.count)
-                part = np.abs(self.weight[group, :, column : column + size].astype(np.int64)).sum(0)
-                total += highest @ part
-                column += size
+            for scales in self.scale_groups:
+                factor = 1 if scales.factor is None else scales.factor.astype(np.int64)
+                for segment in scales.segments:
+                    read = self.reads[segment.read]
+                    size = segment.count * read.k
+                    highest = np.tile(read.table.max(0).astype(np.int64), segment.count)
+                    part = np.abs(self.weight[group, :, column : column + size].astype(np.int64)).sum(0)
+                    total += highest @ part * factor
+                    column += size
             most = max(most, int(total.max()))
         outside = 0 if self.border is None else int(np.abs(self.border).sum(0).max())
         return most + outside + int(np.abs(self.bias).max())
@@ -222,7 +236,16 @@ class MaxPool:
     channels: int
 
 
-Step = Contract | Gather | MaxPool
+@dataclass(frozen=True)
+class Recode:
+    """``target[i] = codes[source[i]]``, ``codes`` uint8, one for each row number."""
+
+    source: Buffer
+    target: Buffer
+    codes: Array
+
+
+Step = Contract | Gather | MaxPool | Recode
 
 
 @dataclass(frozen=True)
@@ -241,16 +264,14 @@ class Output:
     Attributes:
         shape: of the output without the batch.
         order: int64, one for each output.
-        source: array of 8-bit codes, real values being ``(code - zero_point) * scale``; ``None`` for the kept sums, which
-            are ``[positions, n_out]``.
-        scale, zero_point: of the codes.
+        source: array of 8-bit codes; ``None`` for the kept sums, which are ``[positions, n_out]``.
+        values: float32, the real value of every code.
     """
 
     shape: tuple[int, ...]
     order: Array
     source: Buffer | None = None
-    scale: float = 1.0
-    zero_point: int = 0
+    values: Array | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""A page that recognises drawn digits with an integer KAN in the browser."""

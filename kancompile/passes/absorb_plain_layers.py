@@ -1,0 +1,335 @@
+"""Take the ordinary layers between KAN layers into the integer program.
+
+    linear(f(x)), conv(f(x))      ->      contract(expand(x)),   expand: one function f of every input
+
+An ordinary linear layer or convolution *is* an expansion with one function, its activation or the identity, followed by a
+contraction. As modules they get the same tables, weight rounding and integer kernels as KAN layers, and hand row numbers to
+them. What has no such form stays as PyTorch computes it; :func:`left_in_float` says what and why.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from kancompile.convolutions import ConvContraction, Geometry
+from kancompile.modules import Branch, Contraction, Expansion
+from kancompile.program import Program, Unrecognized
+
+_ATEN = torch.ops.aten
+_LONGEST_ACTIVATION = 12
+_CONTRACTIONS = (_ATEN.addmm.default, _ATEN.mm.default, _ATEN.convolution.default)
+_MOVES = ("t.default", "permute.default", "transpose.int")
+
+
+@dataclass(frozen=True)
+class AbsorbPlainLayers:
+    """Absorb every linear layer and convolution with constant weights; the second run changes nothing.
+
+    Attributes:
+        wanted: whether a layer of that name is to be absorbed; others stay in float.
+    """
+
+    wanted: Callable[[str], bool] = lambda name: True
+
+    name = "absorb-plain-layers"
+
+    def __call__(self, program: Program, x: Tensor) -> Program:
+        """Return the program with ordinary layers as modules, equal in value up to rounding.
+
+        Args:
+            program: a captured program.
+            x: inputs ``[n, *input_shape]``, of which two are evaluated for the shapes.
+        """
+        values = _Values(program.graph_module)
+        with torch.no_grad():
+            values.run(x[:2])
+        taken = {layer.name for layer in program.layers()}
+        found = []
+        for node in program.graph_module.graph.nodes:
+            name = _name(node, taken)
+            layer = _plain_layer(program, node, name, values.of)
+            if layer is not None and self.wanted(name):
+                taken.add(name)
+                target, layer = _with_batch_norm(program, node, layer, values.of)
+                found.append((target.name, name, layer))
+        if not found:
+            return program
+        return _rewritten(program, found)
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """One ordinary layer: the node its expansion reads, its activation as a module, and the modules."""
+
+    source: str
+    expansion: Expansion
+    contraction: nn.Module
+
+
+class _Values(fx.Interpreter):
+    """Keep the value of every node."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.extra_traceback = False
+
+    def of(self, node: fx.Node) -> Any:
+        return self.env.get(node)
+
+
+def _plain_layer(program: Program, node: fx.Node, name: str, value: Callable[[fx.Node], Any]) -> _Plain | None:
+    if node.op != "call_function":
+        return None
+    if node.target is _ATEN.addmm.default and not node.kwargs:
+        return _linear(program, name, node.args[1], node.args[2], node.args[0], value)
+    if node.target is _ATEN.mm.default:
+        return _linear(program, name, node.args[0], node.args[1], None, value)
+    if node.target is _ATEN.convolution.default:
+        return _convolution(program, node, name, value)
+    return None
+
+
+def _linear(
+    program: Program, name: str, x: Any, weight: Any, bias: Any, value: Callable[[fx.Node], Any]
+) -> _Plain | None:
+    matrix, offset = _constant(program, weight, value), _constant(program, bias, value)
+    if matrix is None or (bias is not None and offset is None) or _constant(program, x, value) is not None:
+        return None
+    inputs = value(x)
+    if inputs.dtype != torch.float32 or inputs.dim() != 2:
+        return None
+    source, region = _activation(program, x, value)
+    n_in, n_out = matrix.shape
+    expansion = Expansion((n_in,), [Branch(source.name, region, torch.arange(n_in)[:, None])])
+    bias_values = torch.zeros(n_out) if offset is None else offset.expand(n_out)
+    return _Plain(
+        source.name, expansion, Contraction(name, matrix.T.contiguous().clone(), bias_values.clone(), (n_out,))
+    )
+
+
+def _convolution(program: Program, node: fx.Node, name: str, value: Callable[[fx.Node], Any]) -> _Plain | None:
+    x, weight, bias, stride, padding, dilation, transposed, _, groups = node.args
+    kernel, offset = _constant(program, weight, value), _constant(program, bias, value)
+    if kernel is None or transposed or (bias is not None and offset is None) or not isinstance(x, fx.Node):
+        return None
+    inputs = value(x)
+    dims = kernel.dim() - 2
+    if inputs.dtype != torch.float32 or inputs.dim() != dims + 2 or _constant(program, x, value) is not None:
+        return None
+    source, region = _activation(program, x, value)
+    shape = tuple(inputs.shape[1:])
+    position = torch.arange(math.prod(shape)).reshape(shape).movedim(0, -1)[..., None]
+    sides = [_sides(argument, dims) for argument in (stride, padding, dilation)]
+    assert isinstance(groups, int)
+    return _Plain(
+        source.name,
+        Expansion(shape, [Branch(source.name, region, position.contiguous())], channels_first=True),
+        ConvContraction(
+            name,
+            kernel.clone(),
+            torch.zeros(len(kernel)) if offset is None else offset.clone(),
+            Geometry(sides[0], sides[1], sides[2], groups),
+            tuple(value(node).shape[1:]),
+        ),
+    )
+
+
+def _with_batch_norm(
+    program: Program, node: fx.Node, layer: _Plain, value: Callable[[fx.Node], Any]
+) -> tuple[fx.Node, _Plain]:
+    """Fold a batch norm that alone reads a layer, ``W' = W g / s, b' = (b - m) g / s + c``; give the node that is replaced."""
+    users = list(node.users)
+    if len(users) != 1 or users[0].target is not _ATEN._native_batch_norm_legit_no_training.default:
+        return node, layer
+    norm = users[0]
+    results = list(norm.users)
+    if len(results) != 1 or results[0].args[1] != 0:
+        return node, layer
+    gain, shift, mean, variance = (_constant(program, norm.args[place], value) for place in range(1, 5))
+    epsilon = norm.args[6]
+    assert isinstance(epsilon, float)
+    if mean is None or variance is None:
+        return node, layer
+    slope = (variance.double() + epsilon).rsqrt() * (1.0 if gain is None else gain.double())
+    old = layer.contraction
+    assert isinstance(old, Contraction | ConvContraction)
+    weight = (old.weight.double() * slope.reshape(-1, *[1] * (old.weight.dim() - 1))).float()
+    bias = ((old.bias.double() - mean.double()) * slope + (0.0 if shift is None else shift.double())).float()
+    new = (
+        Contraction(old.layer, weight, bias, old.out_shape)
+        if isinstance(old, Contraction)
+        else ConvContraction(old.layer, weight, bias, old.geometry, old.out_shape)
+    )
+    return results[0], replace(layer, contraction=new)
+
+
+def _sides(argument: Any, dims: int) -> tuple[int, ...]:
+    values = tuple(int(side) for side in argument)
+    return values * dims if len(values) == 1 else values
+
+
+def _constant(program: Program, node: Any, value: Callable[[fx.Node], Any]) -> Tensor | None:
+    """Give the value of a parameter or buffer, transposed or not; ``None`` for what depends on data."""
+    if not isinstance(node, fx.Node):
+        return None
+    source = node
+    while source.op == "call_function" and str(source.target).removeprefix("aten.") in _MOVES:
+        source = source.all_input_nodes[0]
+    found = value(node)
+    return found.detach() if source.op == "get_attr" and isinstance(found, Tensor) else None
+
+
+def _activation(program: Program, x: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[fx.Node, fx.GraphModule | None]:
+    """Follow pointwise functions of one tensor backwards: the tensor, and the functions as a module.
+
+    Only functions that nothing else reads are taken along.
+    """
+    inside: list[fx.Node] = []
+    frontier = {x}
+    best: tuple[fx.Node, list[fx.Node]] = (x, [])
+    order = {node: place for place, node in enumerate(program.graph_module.graph.nodes)}
+    while len(inside) < _LONGEST_ACTIVATION:
+        latest = max(frontier, key=order.__getitem__)
+        alone = all(user in inside for user in latest.users) or latest is x
+        if not alone or not _is_pointwise(latest, value):
+            break
+        inside.append(latest)
+        frontier.remove(latest)
+        frontier.update(latest.all_input_nodes)
+        if len(frontier) == 1:
+            (source,) = frontier
+            best = (source, list(inside))
+    source, nodes = best
+    if not nodes or (len(x.users) > 1 and x is not source):
+        return x, None
+    graph = fx.Graph()
+    placed = {source: graph.placeholder("x")}
+    for node in reversed(nodes):
+        placed[node] = graph.node_copy(node, placed.__getitem__)
+    graph.output(placed[x])
+    return source, fx.GraphModule({}, graph)
+
+
+def _is_pointwise(node: fx.Node, value: Callable[[fx.Node], Any]) -> bool:
+    """Whether a node computes every element from the same element of one or two tensors of its own shape."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if torch.Tag.pointwise not in node.target.tags or torch.Tag.nondeterministic_seeded in node.target.tags:
+        return False
+    result = value(node)
+    sources = [value(source) for source in node.all_input_nodes]
+    return bool(sources) and all(
+        isinstance(source, Tensor) and source.shape == result.shape and source.dtype == torch.float32
+        for source in (*sources, result)
+    )
+
+
+def _name(node: fx.Node, taken: set[str]) -> str:
+    """Name a layer by the module that holds its node, in the user's model."""
+    stack = node.meta.get("nn_module_stack")
+    path = str(list(stack.values())[-1][0]) if stack else ""
+    name = path.removeprefix("L['self']").lstrip(".") or node.name
+    candidate, copy = name, 1
+    while candidate in taken:
+        candidate, copy = f"{name}_{copy}", copy + 1
+    return candidate
+
+
+def _rewritten(program: Program, found: list[tuple[str, str, _Plain]]) -> Program:
+    """Put modules in the place of nodes, and drop what nothing reads any more."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    output = graph.graph_copy(program.graph_module.graph, copies)
+    graph.output(output)
+    by_name = {node.name: copy for node, copy in copies.items()}
+    root: dict[str, Any] = {}
+    for node in program.graph_module.graph.nodes:
+        if node.op == "call_module":
+            root[node.target] = program.module(node.target)
+        elif node.op == "get_attr":
+            root[node.target] = _attribute(program.graph_module, node.target)
+    for number, (node_name, _, layer) in enumerate(found):
+        node, source = by_name[node_name], by_name[layer.source]
+        root |= {f"plain{number}_expand0": layer.expansion, f"plain{number}_contract": layer.contraction}
+        with graph.inserting_before(node):
+            features = graph.call_module(f"plain{number}_expand0", (source,))
+            replacement = graph.call_module(f"plain{number}_contract", (features,))
+        node.replace_all_uses_with(replacement)
+        by_name[node_name] = replacement
+        graph.erase_node(node)
+    for node in reversed(graph.nodes):
+        if not node.users and node.op not in ("placeholder", "output"):
+            graph.erase_node(node)
+    kept = {node.target for node in graph.nodes if node.op in ("call_module", "get_attr")}
+    module = fx.GraphModule({key: entry for key, entry in root.items() if key in kept}, graph)
+    names = ", ".join(repr(name) for _, name, _ in found)
+    left = any(node.target in _CONTRACTIONS for node in graph.nodes)
+    unrecognized = tuple(entry for entry in program.unrecognized if left or not _is_plain(entry))
+    notes = (*program.notes, f"ordinary layers in integers: {names}")
+    return replace(program, graph_module=module, unrecognized=unrecognized, notes=notes)
+
+
+def _is_plain(entry: Unrecognized) -> bool:
+    return entry.reason.startswith("plain ") or entry.reason.endswith("after a plain activation")
+
+
+def _attribute(module: nn.Module, target: str) -> Any:
+    value: Any = module
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+_REASONS = {
+    "native_layer_norm": "a normalisation has no integer kernel in ONNX Runtime",
+    "native_group_norm": "a normalisation has no integer kernel in ONNX Runtime",
+    "_native_batch_norm_legit": "a normalisation has no integer kernel in ONNX Runtime",
+    "_native_batch_norm_legit_no_training": "a normalisation has no integer kernel in ONNX Runtime",
+    "_softmax": "softmax keeps its precision in float",
+    "bmm": "both factors depend on the data",
+    "mm": "both factors depend on the data, or they are no float32 matrices",
+    "addmm": "both factors depend on the data, or they are no float32 matrices",
+    "convolution": "transposed, or its kernel depends on the data",
+    "mean": "no integer kernel in ONNX Runtime for means over any dimensions",
+    "sum": "no integer kernel in ONNX Runtime",
+    "avg_pool2d": "an average of real values; an integer kernel where a quantizer stands directly behind",
+}
+_ELEMENTWISE = "elementwise between layers, of values that others read too or that end the network"
+_OTHER = "not part of a layer: stays as PyTorch computes it"
+_FREE = frozenset(
+    (
+        *("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "clone", "alias", "unsqueeze", "squeeze"),
+        *("slice", "select", "split", "split_with_sizes", "cat", "stack", "expand", "unbind", "flatten"),
+        *("sym_size", "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "constant_pad_nd"),
+    )
+)
+
+
+def left_in_float(program: Program) -> Iterator[dict[str, str]]:
+    """Say which operators of a program are neither integer modules nor mere moves of values, and why.
+
+    Yields:
+        ``node``, ``operator``, ``reason`` and ``count`` of nodes of that operator, in order of the first.
+    """
+    first: dict[str, str] = {}
+    targets: dict[str, torch._ops.OpOverload] = {}
+    counts: dict[str, int] = {}
+    for node in program.graph_module.graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        operator = str(node.target.overloadpacket.__name__)
+        if operator in _FREE:
+            continue
+        first.setdefault(operator, node.name)
+        targets[operator] = node.target
+        counts[operator] = counts.get(operator, 0) + 1
+    for operator, node_name in first.items():
+        pointwise = torch.Tag.pointwise in targets[operator].tags
+        reason = _REASONS.get(operator, _ELEMENTWISE if pointwise else _OTHER)
+        yield {"node": node_name, "operator": operator, "count": str(counts[operator]), "reason": reason}

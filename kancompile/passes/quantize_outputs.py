@@ -1,0 +1,77 @@
+"""Give a network's output 8 bits, for targets on which real values do not leave the accelerator.
+
+    y = contract(...); return y   ->   r = contract_to_index(...); return dequantize(r)
+
+The range is that of the calibration outputs; what lies beyond saturates. Convolutions have an 8-bit output anyway.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from kancompile.expansions import IndexQuantizer
+from kancompile.modules import QuantizedContraction
+from kancompile.program import Program
+
+_LEVELS = 256
+
+
+@dataclass(frozen=True)
+class QuantizeOutputs:
+    """Quantize every output that a contraction with one scale group yields; the second run changes nothing."""
+
+    name = "quantize-outputs"
+
+    def __call__(self, program: Program, x: Tensor) -> Program:
+        """Return the program with quantized outputs.
+
+        Args:
+            program: an integer program.
+            x: calibration inputs ``[n, *input_shape]``.
+        """
+        found = [str(node.target) for node in _returned(program.graph_module.graph) if _is_real(program, node)]
+        if not found:
+            return program
+        traced = [program.trace(part, found) for part in torch.split(x, 512)]
+        modules: dict[str, QuantizedContraction] = {}
+        for target in found:
+            contraction = program.module(target)
+            assert isinstance(contraction, QuantizedContraction)
+            modules[target] = contraction.with_output(_quantizer(torch.cat([part[target][1] for part in traced])))
+        quantized = program.replace_modules(modules)
+        graph = quantized.graph_module.graph
+        for node in _returned(graph):
+            output = modules[str(node.target)].output if str(node.target) in modules else None
+            if output is not None:
+                users = list(node.users)
+                with graph.inserting_after(node):
+                    arguments: tuple[Any, ...] = (node, output.scale, output.zero_point)
+                    real = graph.call_function(torch.ops.kancompile.dequantize_index.default, arguments)
+                for user in users:
+                    user.replace_input_with(node, real)
+        return replace(quantized, graph_module=fx.GraphModule(quantized.graph_module, graph))
+
+
+def _returned(graph: fx.Graph) -> list[fx.Node]:
+    output = next(node for node in graph.nodes if node.op == "output")
+    return list(output.all_input_nodes)
+
+
+def _is_real(program: Program, node: fx.Node) -> bool:
+    contraction = program.module(str(node.target)) if node.op == "call_module" else None
+    return (
+        isinstance(contraction, QuantizedContraction)
+        and contraction.output is None
+        and len(contraction.group_sizes) == 1
+        and len(node.users) == 1
+    )
+
+
+def _quantizer(y: Tensor) -> IndexQuantizer:
+    low, high = min(0.0, float(y.min())), max(0.0, float(y.max()))
+    scale = max(high - low, 1e-6) / (_LEVELS - 1)
+    return IndexQuantizer(scale, round(-low / scale), _LEVELS)

@@ -1,0 +1,178 @@
+"""Rebuild models of the ``pykan`` package from what ``KAN.saveckpt`` wrote, without unpickling anything.
+
+``model.saveckpt("model/0.1")`` writes three files. ``model/0.1_state`` holds the tensors; sizes, spline orders and grids are
+read off their shapes. ``model/0.1_config.yml`` holds what tensors cannot: the names of the symbolic functions, the base
+function and how many factors a multiplication node has. It may contain Python objects, which are skipped: pykan's own
+loader refuses such files. ``model/0.1_cache_data``, the inputs of the last training step, is not read; it makes good
+calibration data where it is trusted (it holds a single tensor).
+
+The network itself is built by pykan, so that it computes what pykan computes. On the command line such a model is called
+``pykan``: ``kancompile compile pykan --checkpoint model/0.1 ...``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kancompile.checkpoint import load_state_dict
+from kancompile.errors import KanCompileError
+
+
+def load(path: str | os.PathLike[str]) -> nn.Module:
+    """Build the model of a checkpoint, in evaluation mode.
+
+    Args:
+        path: what ``saveckpt`` was given, such as ``model/0.1``, or the ``_state`` file itself.
+
+    Raises:
+        KanCompileError: pykan is not installed, a file is missing or unreadable, or something that only the configuration
+            knows is missing.
+    """
+    prefix = os.fspath(path).removesuffix("_state")
+    state = load_state_dict(f"{prefix}_state")
+    return build(state, _read_config(Path(f"{prefix}_config.yml")), f"checkpoint {prefix!r}")
+
+
+def build(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None, who: str = "pykan state") -> nn.Module:
+    """Build the model of a state dict.
+
+    Args:
+        state: tensors by name, as ``KAN.state_dict()`` gives them.
+        config: what the configuration file says; ``None`` where there is none.
+        who: how errors call it.
+
+    Raises:
+        KanCompileError: see :func:`load`.
+    """
+    kan = _package()
+    depth = sum(1 for key in state if key.startswith("act_fun.") and key.endswith(".coef"))
+    if depth == 0 or any(f"act_fun.{layer}.grid" not in state for layer in range(depth)):
+        raise KanCompileError(
+            f"{who}: found {sorted(state)[:4]!r}, expected the tensors of pykan 0.2 (act_fun.0.grid, act_fun.0.coef ...)"
+        )
+    given = dict(config or {})
+    orders, sizes = [], []
+    for layer in range(depth):
+        grid, coef = state[f"act_fun.{layer}.grid"], state[f"act_fun.{layer}.coef"]
+        orders.append(int(grid.shape[1] - coef.shape[2] - 1))
+        sizes.append(int(coef.shape[2]) - orders[-1])
+    symbolic = [layer for layer in range(depth) if bool(state.get(f"symbolic_fun.{layer}.mask", torch.zeros(1)).any())]
+    base = given.get("base_fun_name", "silu")
+    if base not in ("silu", "identity", "zero"):
+        raise KanCompileError(
+            f"{who}: found base function {base!r}, expected 'silu', 'identity' or 'zero'; build the model in Python and "
+            "pass it to kancompile.compile"
+        )
+    with _random_state_kept():
+        model: nn.Module = kan.KAN(
+            width=_widths(state, depth, given, who),
+            grid=sizes,
+            k=orders,
+            mult_arity=given.get("mult_arity") or 2,
+            base_fun=base,
+            symbolic_enabled=bool(symbolic) and bool(given.get("symbolic_enabled", True)),
+            auto_save=False,
+            save_act=False,
+        )
+    wanted = model.state_dict()
+    found = {key: value for key, value in state.items() if key in wanted}
+    wrong = [key for key in wanted if key not in found or found[key].shape != wanted[key].shape]
+    if wrong:
+        raise KanCompileError(
+            f"{who}: {wrong[:4]!r} are missing or of another shape than widths {model.width!r} and mult_arity "
+            f"{model.mult_arity!r} ask for; keep the _config.yml beside the _state file"
+        )
+    model.load_state_dict(found)
+    for layer in symbolic:
+        _restore_functions(model, layer, given.get(f"symbolic.funs_name.{layer}"), kan.SYMBOLIC_LIB, who)
+    return model.eval()
+
+
+def _widths(state: Mapping[str, Tensor], depth: int, config: Mapping[str, Any], who: str) -> list[list[int]]:
+    """Read the nodes of every layer off the shapes; with multiplication nodes, off the configuration."""
+    nodes = [int(state[f"act_fun.{layer}.coef"].shape[0]) for layer in range(depth)]
+    outputs = [int(state[f"act_fun.{layer}.coef"].shape[1]) for layer in range(depth)]
+    inner = [*nodes[1:], int(state.get(f"node_bias_{depth - 1}", torch.empty(outputs[-1])).numel())]
+    if inner == outputs:
+        return [[nodes[0], 0], *([count, 0] for count in outputs)]
+    stated = config.get("width")
+    if isinstance(stated, list) and len(stated) == depth + 1:
+        return [list(map(int, layer)) if isinstance(layer, list) else [int(layer), 0] for layer in stated]
+    arity = config.get("mult_arity", 2)
+    if not isinstance(arity, int):
+        raise KanCompileError(f"{who}: found multiplication nodes of arity {arity!r} but no widths in the _config.yml")
+    products = [(below - above) // (arity - 1) for above, below in zip(inner, outputs, strict=True)]
+    return [[nodes[0], 0], *([above - count, count] for above, count in zip(inner, products, strict=True))]
+
+
+def _restore_functions(model: Any, layer: int, names: Any, library: Mapping[str, Any], who: str) -> None:
+    """Put the symbolic functions of a layer back by their names, where their edges are switched on."""
+    part = model.symbolic_fun[layer]
+    if not isinstance(names, list):
+        raise KanCompileError(
+            f"{who}: layer {layer} has symbolic functions, whose names only the _config.yml knows; keep it beside the "
+            "_state file"
+        )
+    for out, row in enumerate(names):
+        for into, name in enumerate(row):
+            if not bool(part.mask[out, into]):
+                continue
+            if name not in library:
+                raise KanCompileError(
+                    f"{who}: edge {into} -> {out} of layer {layer} has the symbolic function {name!r}, which pykan's "
+                    f"library lacks; it has {sorted(library)!r}; register it with kan.add_symbolic first"
+                )
+            part.funs_name[out][into] = name
+            part.funs[out][into] = library[name][0]
+            part.funs_sympy[out][into] = library[name][1]
+            part.funs_avoid_singularity[out][into] = library[name][3]
+
+
+def _read_config(path: Path) -> dict[str, Any] | None:
+    """Read plain YAML; tags of Python objects read as ``None``, so nothing is ever constructed."""
+    if not path.is_file():
+        return None
+    import yaml  # type: ignore[import-untyped, unused-ignore]
+
+    class PlainLoader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
+        pass
+
+    PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: None)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), PlainLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise KanCompileError(f"checkpoint {str(path)!r}: cannot be read ({str(error).splitlines()[0]})") from error
+    if not isinstance(content, dict):
+        raise KanCompileError(f"checkpoint {str(path)!r}: found {type(content).__name__}, expected keys and values")
+    return content
+
+
+def _package() -> Any:
+    try:
+        return importlib.import_module("kan")
+    except ModuleNotFoundError as error:
+        raise KanCompileError(
+            f"pykan: {error.name!r} is not installed; pip install pykan matplotlib pandas pyyaml scikit-learn tqdm"
+        ) from error
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Undo what building a KAN does to the global generators: it seeds them all."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        random.setstate(states[2])

@@ -1,0 +1,305 @@
+"""Target ``litert``: a ``.tflite`` file whose integer layers equal the simulation bit for bit.
+
+TensorFlow Lite's own quantized operators requantize with fixed-point multipliers and round ties away from zero, which is
+off by a step now and then. The operators used here have no such freedom::
+
+    product           BATCH_MATMUL int8 x int8 -> int32, then ADD of an int32 bias
+    real values       CAST to float32, MUL by the scale
+    row numbers       MUL or DIV, MAXIMUM, MINIMUM, ROUND (half to even), ADD of the zero point, CAST to int32
+    table             GATHER of int8 codes; the bias takes up the shift from uint8
+    convolution       PADV2 and STRIDED_SLICE bring the pixels under the kernel side by side; then it is a product
+
+Clipping before rounding gives the same row and keeps infinite inputs away from the CAST. Images are channels last between
+layers. Weights of all widths are stored as int8.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from kancompile.convolutions import QuantizedConvContraction
+from kancompile.errors import KanCompileError
+from kancompile.expansions import IndexQuantizer
+from kancompile.modules import QuantizedContraction, TableExpansion
+from kancompile.program import KAN_MODULES, Program
+from kancompile.targets.litert_aten import ATEN
+from kancompile.targets.litert_file import LiteRTFile, Value, columns_of
+
+_SHIFT = 128  # uint8 codes become int8
+_INT32_MAX = (1 << 31) - 1
+
+
+def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest") -> bytes:
+    """Write a program as a serialized LiteRT model.
+
+    Args:
+        program: an integer program.
+        metadata: key-value pairs for the file.
+        storage: not used; weights of all widths are int8.
+
+    Returns:
+        the file's bytes; equal programs and metadata give equal bytes.
+
+    Raises:
+        KanCompileError: a layer or an operator has no form here, or ai-edge-litert is not installed.
+    """
+    _check(program)
+    return _Emitter(program).run().finish_with(metadata)
+
+
+def _check(program: Program) -> None:
+    for layer in program.layers():
+        contraction = program.module(layer.contraction)
+        if not isinstance(contraction, QuantizedContraction | QuantizedConvContraction):
+            raise KanCompileError(
+                f"layer {layer.name!r}: target 'litert' has integer layers only, found {type(contraction).__name__}; use a "
+                'recipe with precision = "int8" and lowering = "table", or target ort-cpu'
+            )
+        if isinstance(contraction, QuantizedConvContraction) and contraction.output is None:
+            raise KanCompileError(
+                f"layer {layer.name!r}: convolution has no output quantizer, expected one of at most 256 levels; fuse it "
+                "with the table that reads it, or give it one with with_output"
+            )
+
+
+class _Emitter:
+    """Walks the graph; what a node became stands in ``values``, images also channels last in ``last``."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.file = LiteRTFile()
+        self.values: dict[fx.Node, Any] = {}
+        self.last: dict[fx.Node, Value] = {}
+        self.shapes = _Shapes(program)
+
+    def run(self) -> _Emitter:
+        """Emit all nodes."""
+        for node in self.program.graph_module.graph.nodes:
+            if node.op == "placeholder":
+                self.values[node] = self.file.input(self.program.input_shape)
+            elif node.op == "get_attr":
+                self.values[node] = _attribute(self.program, str(node.target))
+            elif node.op == "output":
+                self.output = self._output(node)
+            elif node.op == "call_module":
+                self._module(node)
+            else:
+                self._function(node)
+        return self
+
+    def finish_with(self, metadata: Mapping[str, str]) -> bytes:
+        return self.file.finish(self.output, metadata)
+
+    def value(self, node: fx.Node) -> Any:
+        """Return a node's value, an image channels first."""
+        if node not in self.values:
+            image = self.last[node]
+            rank = len(image.shape)
+            self.values[node] = self.file.transpose(image, [0, rank - 1, *range(1, rank - 1)])
+        return self.values[node]
+
+    def _output(self, node: fx.Node) -> Value:
+        sources = node.all_input_nodes
+        if len(sources) != 1:
+            raise KanCompileError(
+                f"target 'litert': found {len(sources)} outputs, expected one; wrap the model to return one"
+            )
+        output: Value = self.value(sources[0])
+        if output.dtype != "float32":
+            return self.file.cast(output, "float32")
+        return output
+
+    def _function(self, node: fx.Node) -> None:
+        arguments = fx.node.map_arg((node.args, node.kwargs), lambda source: self.value(source))
+        if not any(isinstance(self.values.get(source), Value) for source in node.all_input_nodes):
+            self.values[node] = node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
+            return
+        if node.target is torch.ops.aten.sym_size.int:
+            self.values[node] = -1
+            return
+        emit = ATEN.get(node.target)
+        result = None if emit is None else emit(self.file, self.shapes.of(node), *arguments[0], **arguments[1])
+        if result is None:
+            raise KanCompileError(
+                f"target 'litert': operator {node.target!s} ({node.name}) outside the KAN layers has no form here; replace "
+                "it in the model, compile the part without it, or use target ort-cpu"
+            )
+        self.values[node] = result
+
+    def _module(self, node: fx.Node) -> None:
+        module = self.program.module(str(node.target))
+        if isinstance(module, TableExpansion):
+            self.values[node] = self._table(node, module)
+        elif isinstance(module, QuantizedContraction):
+            self.values[node] = self._contraction([self.value(source) for source in node.all_input_nodes], module)
+        elif isinstance(module, QuantizedConvContraction):
+            self.last[node] = self._convolution([self.value(source) for source in node.all_input_nodes], module)
+        else:
+            kind = type(module).__name__
+            known = isinstance(module, KAN_MODULES)
+            raise KanCompileError(
+                f"target 'litert': found {kind} {str(node.target)!r}, expected integer tables and layers; use a recipe with "
+                + ('precision = "int8" and lowering = "table"' if known else "target ort-cpu")
+            )
+
+    def _table(self, node: fx.Node, module: TableExpansion) -> Value:
+        file, source = self.file, node.all_input_nodes[0]
+        if module.channels_first and source in self.last:
+            x = self.last[source]
+        else:
+            x = self.value(source)
+            if module.channels_first:
+                x = file.transpose(x, [0, *range(2, len(x.shape)), 1])
+            else:
+                x = file.reshape(x, (-1, *module.in_shape))
+        rows = x if module.input == "index" else self._rows(x, module)
+        if module.first_row is not None:
+            rows = file.binary("ADD", rows, file.constant(module.first_row.to(torch.int32).numpy()))
+        codes = (module.table.to(torch.int16) - _SHIFT).to(torch.int8).numpy()
+        table = file.constant(codes, f"{node.target}.table")
+        return file.node("GATHER", [table, rows], (*rows.shape, module.k), "int8", "GatherOptions", axis=0)
+
+    def _rows(self, x: Value, module: TableExpansion) -> Value:
+        index = module.index
+        if module.input == "real":
+            return self._quantize(self.file.binary("DIV", x, self._scalar(index.scale)), index)
+        if module.input == "float":
+            multiplier, offset = index.to_rows()
+            x = self.file.binary("MUL", x, self._scalar(multiplier))
+            x = self.file.binary("ADD", x, self._scalar(offset))
+        return self.file.cast(self._clip(x, 0, index.levels - 1), "int32")
+
+    def _quantize(self, scaled: Value, index: IndexQuantizer, real: bool = False) -> Value:
+        """Round values in units of rows; give int32 row numbers, or the real values they stand for."""
+        clipped = self._clip(scaled, -index.zero_point, index.levels - 1 - index.zero_point)
+        rounded = self.file.unary("ROUND", clipped)
+        if real:
+            return self.file.binary("MUL", rounded, self._scalar(index.scale))
+        return self.file.cast(self.file.binary("ADD", rounded, self._scalar(index.zero_point)), "int32")
+
+    def _clip(self, x: Value, low: float, high: float) -> Value:
+        at_least = self.file.binary("MAXIMUM", x, self._scalar(low))
+        return self.file.binary("MINIMUM", at_least, self._scalar(high))
+
+    def _scalar(self, value: float) -> Value:
+        return self.file.constant(np.array(value, np.float32))
+
+    def _contraction(self, features: Sequence[Value], module: QuantizedContraction) -> Value:
+        file = self.file
+        flat = [file.reshape(feature, (-1, columns_of(feature.shape, 2))) for feature in features]
+        columns = file.concatenate(flat, 1)
+        bounds = [0, *itertools.accumulate(module.group_sizes)]
+        total: Value | None = None
+        for group, (weight, scale) in enumerate(zip(module.weights, module.scales, strict=True)):
+            part = file.slice(columns, [bounds[group]], [module.group_sizes[group]], [1])
+            bias = module.bias if group == 0 else torch.zeros_like(module.bias)
+            sums = self._product(part, weight.T.numpy(), bias, module.layer, 0)
+            if module.output is not None:
+                return self._hand_over(sums, scale, module.output, (-1, *module.out_shape))
+            real = file.binary("MUL", file.cast(sums, "float32"), file.constant(scale.numpy()))
+            total = real if total is None else file.binary("ADD", total, real)
+        assert total is not None
+        return file.reshape(total, (-1, *module.out_shape))
+
+    def _product(self, columns: Value, weight: NDArray[np.int8], bias: Tensor, layer: str, zero_point: int) -> Value:
+        """Multiply int8 codes ``[m, c]`` by ``weight`` ``[n, c]``: int32 ``[m, n]``, as if codes were uint8 less ``zero_point``."""
+        total = bias.numpy().astype(np.int64) + (_SHIFT - zero_point) * weight.astype(np.int64).sum(1)
+        largest = _SHIFT * np.abs(weight.astype(np.int64)).sum(1).max() + np.abs(total).max()
+        if largest > _INT32_MAX:
+            raise KanCompileError(
+                f"layer {layer!r}: integer sums can reach {largest}, expected at most {_INT32_MAX}; use fewer inputs or "
+                "weight bits in this layer"
+            )
+        file, lead = self.file, columns.shape[:-1]
+        weights = file.constant(np.ascontiguousarray(weight), f"{layer}.weight")
+        shape, options = (*lead, len(weight)), {"adjX": False, "adjY": True, "asymmetricQuantizeInputs": False}
+        sums = file.node("BATCH_MATMUL", [columns, weights], shape, "int32", "BatchMatMulOptions", layer, **options)
+        return file.binary("ADD", sums, file.constant(total.astype(np.int32), f"{layer}.bias"))
+
+    def _hand_over(self, sums: Value, scale: Tensor, output: IndexQuantizer, shape: Sequence[int], real: bool = False) -> Value:
+        multiplier = (scale / torch.tensor(output.scale, dtype=torch.float32)).numpy()
+        scaled = self.file.binary("MUL", self.file.cast(sums, "float32"), self.file.constant(multiplier))
+        return self.file.reshape(self._quantize(scaled, output, real), shape)
+
+    def _convolution(self, features: Sequence[Value], module: QuantizedConvContraction) -> Value:
+        file, geometry = self.file, module.geometry
+        assert module.output is not None
+        lead = features[0].shape[:-2]
+        pixels = self._pad(self._join(features, geometry.groups), geometry.padding, module.zero_point)
+        out = module.out_shape[1:]
+        group_columns, group_outputs = module.weight.shape[1], module.n_out // geometry.groups
+        sums = []
+        for group in range(geometry.groups):
+            taps = []
+            for tap in itertools.product(*map(range, module.kernel)):
+                begin = [at * hold for at, hold in zip(tap, geometry.dilation, strict=True)]
+                begin, size = [*begin, group * group_columns], [*out, group_columns]
+                taps.append(file.slice(pixels, begin, size, [*geometry.stride, 1]))
+            columns = file.concatenate(taps, len(lead))
+            flat = file.reshape(columns, (-1, columns.shape[-1]))
+            outputs = slice(group * group_outputs, (group + 1) * group_outputs)
+            weight = module.weight[outputs].movedim(1, -1).flatten(1).numpy()
+            sums.append(self._product(flat, weight, module.bias[outputs], module.layer, module.zero_point))
+        shape = (-1, *out, module.n_out)
+        real = module.hands_over == "real"
+        return self._hand_over(file.concatenate(sums, 1), module.scale, module.output, shape, real)
+
+    def _join(self, features: Sequence[Value], groups: int) -> Value:
+        """Put the columns of all features ``[b, *, n_in, k]`` side by side, ``[b, *, c]``, group by group."""
+        lead = features[0].shape[:-2]
+        if groups == 1 or len(features) == 1:
+            flat = [self.file.reshape(x, (*lead, columns_of(x.shape, 2))) for x in features]
+            return self.file.concatenate(flat, len(lead))
+        parts = [self.file.reshape(x, (-1, groups, columns_of(x.shape, 2) // groups)) for x in features]
+        joined = self.file.concatenate(parts, 2)
+        return self.file.reshape(joined, (*lead, groups * joined.shape[-1]))
+
+    def _pad(self, pixels: Value, padding: Sequence[int], zero_point: int) -> Value:
+        if not any(padding):
+            return pixels
+        around = np.array([[0, 0], *[[pad, pad] for pad in padding], [0, 0]], np.int32)
+        shape = [-1, *[size + 2 * pad for size, pad in zip(pixels.shape[1:-1], padding, strict=True)], pixels.shape[-1]]
+        zero = self.file.constant(np.array(zero_point - _SHIFT, np.int8))
+        return self.file.node("PADV2", [pixels, self.file.constant(around), zero], shape, "int8", "PadV2Options")
+
+
+class _Shapes(fx.Interpreter):
+    """Output shapes of all nodes without the batch, which is seen by evaluating two batches."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program.graph_module)
+        self.extra_traceback = False
+        self.found: list[dict[str, tuple[int, ...]]] = []
+        for batch in (2, 3):
+            self.found.append({})
+            with torch.no_grad():
+                self.run(torch.zeros(batch, *program.input_shape))
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.found[-1][n.name] = tuple(result.shape)
+        return result
+
+    def of(self, node: fx.Node) -> tuple[int, ...] | None:
+        """Give a node's shape with -1 for the batch, ``None`` where the batch is not its first dimension alone."""
+        two, three = (found.get(node.name) for found in self.found)
+        if two is None or three is None or two[:1] != (2,) or three[:1] != (3,) or two[1:] != three[1:]:
+            return None
+        return (-1, *two[1:])
+
+
+def _attribute(program: Program, target: str) -> Any:
+    value: Any = program.graph_module
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+

@@ -1,0 +1,119 @@
+"""Ordinary layers as modules: equal in value, integer in the file, and an account of what stays in float."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kancompile.convolutions import ConvContraction
+from kancompile.execution import RuntimeModel
+from kancompile.frontend import capture
+from kancompile.modules import Contraction
+from kancompile.passes.absorb_plain_layers import AbsorbPlainLayers, left_in_float
+from kancompile.pipeline import compile
+from kancompile.program import check
+
+
+class Around(nn.Module):
+    """A KAN layer (a sine and a square of every channel, convolved) with ordinary layers in front and behind."""
+
+    def __init__(self, front: nn.Module, behind: Callable[..., Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.front, self.behind = front, behind
+        self.kan = nn.Conv2d(8, 6, 3, padding=1)
+        self.names = tuple(layers)
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name, value in [*self.named_parameters(), *self.named_buffers()]:
+                if value.dim():
+                    drawn = torch.randn(value.shape, generator=generator) / max(1, value[0].numel()) ** 0.5
+                    value.copy_(drawn.abs() + 0.5 if "var" in name else drawn)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.front(x)
+        x = self.kan(torch.cat([torch.sin(x), x * x], dim=1))
+        return self.behind(x, *(self.get_submodule(name) for name in self.names))
+
+
+CASES = {
+    "convolution with batch norm and activation": (
+        nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4), nn.ReLU()),
+        lambda x, conv: conv(functional.gelu(x)),
+        {"conv": nn.Conv2d(6, 6, 3, groups=2, dilation=2, padding=2)},
+        ["front.0", "conv"],
+    ),
+    "head behind a pooling": (
+        nn.Conv2d(3, 4, 1, bias=False),
+        lambda x, hidden, norm, head: head(functional.silu(norm(hidden(x.mean((2, 3)))))),
+        {"hidden": nn.Linear(6, 12), "norm": nn.BatchNorm1d(12), "head": nn.Linear(12, 3, bias=False)},
+        ["front", "hidden", "head"],
+    ),
+    "tokens and a skip connection": (
+        nn.Conv2d(3, 4, 3, padding=1),
+        lambda x, norm, mix: mix(norm(x.flatten(2).transpose(1, 2))) + x.flatten(2).transpose(1, 2),
+        {"norm": nn.LayerNorm(6), "mix": nn.Linear(6, 6)},
+        ["front", "mix"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ordinary_layers_become_modules(case: str) -> None:
+    front, behind, layers, names = CASES[case]
+    model = Around(front, behind, **layers)
+    x = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    program = capture(model, x[:2])
+    absorbed = AbsorbPlainLayers()(program, x)
+    check(absorbed)
+    assert [layer.name for layer in program.layers()] == ["layer0"]
+    assert sorted(layer.name for layer in absorbed.layers()) == sorted([*names, "layer0"])
+    torch.testing.assert_close(absorbed(x), program(x), rtol=1e-4, atol=1e-5)
+    assert AbsorbPlainLayers()(absorbed, x) is absorbed
+    operators = [entry["operator"] for entry in left_in_float(absorbed)]
+    assert not {"addmm", "mm", "convolution", "_native_batch_norm_legit_no_training"} & set(operators)
+    for layer in absorbed.layers():
+        assert isinstance(absorbed.module(layer.contraction), Contraction | ConvContraction)
+
+    compiled = compile(model, x)
+    assert not compiled.audit.problems, compiled.audit.table()
+    assert len(compiled.audit.rows) == len(names) + 1
+    expected, found = model(x).detach(), torch.as_tensor(np.asarray(RuntimeModel(compiled.model_bytes)(x)))
+    error = (expected - found).square().sum() / expected.square().sum()
+    assert error < 10**-3.2, f"{-10 * float(error.log10()):.1f} dB"
+    # float operators between layers may round to the other side of a step, nothing else may differ
+    torch.testing.assert_close(found, compiled.program(x), rtol=0, atol=0.02 * float(expected.abs().max()))
+    share = float(((found - compiled.program(x)).abs() > 1e-4 * float(expected.abs().max())).float().mean())
+    assert share < 0.01
+    stated = {entry["operator"]: entry["reason"] for entry in compiled.manifest["left_in_float"]}
+    assert ("native_layer_norm" in stated) == ("norm" in layers and isinstance(layers["norm"], nn.LayerNorm))
+
+
+def test_kept_layers_and_read_activations_stay() -> None:
+    model = Around(
+        nn.Conv2d(3, 4, 1), lambda x, last: last(torch.relu(x)) + torch.relu(x), last=nn.Conv2d(6, 6, 3, padding=1)
+    )
+    x = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(2))
+    program = capture(model, x)
+    absorbed = AbsorbPlainLayers(lambda name: name != "front")(program, x)
+    assert sorted(layer.name for layer in absorbed.layers()) == ["last", "layer0"]
+    torch.testing.assert_close(absorbed(x), program(x), rtol=1e-4, atol=1e-5)
+    operators = [entry["operator"] for entry in left_in_float(absorbed)]
+    assert "convolution" in operators
+    assert AbsorbPlainLayers(lambda name: False)(program, x) is program
+
+
+def test_row_numbers_of_ordinary_layers_are_not_looked_up() -> None:
+    model = Around(nn.Conv2d(3, 4, 3, padding=1), lambda x, last: last(x), last=nn.Conv2d(6, 4, 3))
+    x = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    compiled = compile(model, x)
+    assert compiled.audit.operators["GatherElements"] == 2, "the sine and the square"
+    assert "Gather" not in compiled.audit.operators
+    np.testing.assert_array_equal(np.asarray(RuntimeModel(compiled.model_bytes)(x)), compiled.program(x).numpy())
