@@ -29,6 +29,7 @@ from kancompile.passes.table_values import (
     values_at_rows,
 )
 from kancompile.passes.tabulate_convolutions import tabulate_convolution
+from kancompile.passes.trace_readers import reads_one_convolution
 from kancompile.program import Layer, Program
 from kancompile.quantizers import round_to_nearest, search_scale
 
@@ -103,12 +104,17 @@ def tabulate_layer(
         # rows of one table that all inputs share cost nothing up to 255; tables of many inputs take room
         fewest = LEVELS[0] if len(first) > 1 else min(255, most)
         # the codes of an ordinary layer's inputs have 8 bits, and more rows would tell no more apart
-        levels = 256 if expansion.is_identity else options.levels
+        levels, capped = 256 if expansion.is_identity else options.levels, ""
+        if reads_one_convolution(program, target):
+            # a convolution hands over 8 bits, and more rows than it tells apart would be of no use
+            most = min(most, 256)
+            if levels is not None and levels > 256:
+                levels, capped = 256, f", not the {levels} asked for since a convolution hands over 8 bits"
         choice = choose_index(cost, other, levels, options.range, most, fewest, options.percentile)
         table = tabulate(expansion, choice.index, x, first, group, part, options)
         notes.append(
             f"layer {layer.name!r}: table of {choice.index.levels} rows over {choice.index.low:.4g} ... "
-            f"{choice.index.high:.4g} ({choice.range}), {table.n_tables} distinct, look-up error "
+            f"{choice.index.high:.4g} ({choice.range}{capped}), {table.n_tables} distinct, look-up error "
             f"{choice.error:.3g} beside {other:.3g} of 8-bit codes and {options.weight_bits}-bit weights"
         )
         modules[target] = table
