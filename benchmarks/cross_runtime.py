@@ -37,8 +37,8 @@ from examples.zoo.gram_kan import gram_polynomials
 from kancompile.expansions import TableExpansion
 from kancompile.pipeline import CompiledModel
 from kancompile.progress import quiet
+from kancompile.runtime_comparison import RuntimeComparison, compare_runtimes
 from kancompile.runtimes import RUNTIMES
-from kancompile.runtimes.comparison import RuntimeComparison, compare_runtimes
 from kancompile.runtimes.contract import Runtime, available
 from kancompile.runtimes.emulation import cache_folder, run_session
 
@@ -148,7 +148,7 @@ def measure(subject: Subject, bits: int, count: int, folder: Path) -> tuple[Runt
     compiled = kancompile.compile(subject.model, subject.calibration, recipe={"weight_bits": bits})
     folder.mkdir(parents=True, exist_ok=True)
     compiled.save(folder / "model.onnx", force=True)
-    compiled.for_target("ort-mobile").save(folder / "model.ort", force=True)
+    compiled.for_target("ort-mobile").save(folder / "model.ort", force=True, shared=True)
     x, ties = hard_inputs(compiled, subject.test, count)
     runtimes = [runtime for name, runtime in RUNTIMES.items() if name.startswith("ort")]
     compared = compare_runtimes(folder / "model.onnx", x, [*runtimes, *map(versioned, VERSIONS)], timed=False)

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from kancompile.recipe import read_recipe
 if TYPE_CHECKING:
     from kancompile.calibration import Calibration
     from kancompile.pipeline import CompiledModel
-    from kancompile.runtimes.comparison import RuntimeComparison
+    from kancompile.runtime_comparison import RuntimeComparison
     from kancompile.targets import Target
     from kancompile.validation import Validation
 
@@ -44,10 +44,10 @@ def run_compile(options: argparse.Namespace) -> int:
     from kancompile.validation import validate
 
     targets = targets_named(options.target or ["ort-cpu"])
-    for target in targets:
-        check_target(target, recipe)
+    check_target(targets[0], recipe)
     paths = _paths(Path(options.out), targets)
-    check_destinations([*paths, *map(manifest_path, paths)], options.force)
+    shared = len(targets) > 1
+    check_destinations([*paths, *(manifest_path(path, shared) for path in paths)], options.force)
 
     with _working(options):
         # all of the file is read here: what is held out must not be among the samples a compilation picks
@@ -75,20 +75,28 @@ def run_compile(options: argparse.Namespace) -> int:
             min_sqnr=recipe.min_sqnr,
             max_drop=options.max_drop,
         )
-        everything = [compiled, *(compiled.for_target(target.name) for target in targets[1:])]
+        written, refused = {paths[0]: compiled}, {}
+        for target, path in zip(targets[1:], paths[1:], strict=True):
+            try:
+                written[path] = compiled.for_target(target.name)
+            except KanCompileError as error:
+                if target.name in options.target:
+                    raise
+                refused[path] = str(error)  # "all" means all that can
     contents: dict[Path, bytes] = {}
-    for one, path in zip(everything, paths, strict=True):
-        contents |= one.files(path)
+    for path, one in written.items():
+        contents |= one.files(path, shared)
     if result.passed:
         write_atomically(contents, options.force)
     report = {
         "path": str(paths[0]) if result.passed else None,
         "files": {str(path): len(content) for path, content in contents.items()} if result.passed else {},
+        "refused": {str(path): reason for path, reason in refused.items()},
         "passed": result.passed,
         "report": compiled.report,
         "validation": result.to_dict() | {"data": judged_on},
     }
-    _show(options, report, _summary(compiled, result, judged_on) + "\n" + _written(everything, paths, result.passed))
+    _show(options, report, _summary(compiled, result, judged_on) + "\n" + _written(written, refused, result.passed))
     if not result.passed:
         print(f"kancompile: threshold missed, nothing written: {'; '.join(result.reasons)}", file=sys.stderr)
     return OK if result.passed else THRESHOLD_MISSED
@@ -135,7 +143,7 @@ def _validated(options: argparse.Namespace) -> Validation:
 
 def _compared(options: argparse.Namespace) -> RuntimeComparison:
     from kancompile.calibration import load_calibration
-    from kancompile.runtimes.comparison import compare_runtimes, runtimes_named
+    from kancompile.runtime_comparison import compare_runtimes, runtimes_named
 
     runtimes = runtimes_named(options.runtime)
     samples = load_calibration(options.data, key=options.data_key, max_samples=_COMPARED_SAMPLES)
@@ -245,11 +253,12 @@ def _paths(folder: Path, targets: Sequence[Target]) -> list[Path]:
     return paths
 
 
-def _written(everything: Sequence[CompiledModel], paths: Sequence[Path], passed: bool) -> str:
+def _written(written: Mapping[Path, CompiledModel], refused: Mapping[Path, str], passed: bool) -> str:
     lines = []
-    for compiled, path in zip(everything, paths, strict=True):
+    for path, compiled in written.items():
         size = f"{compiled.manifest['model_bytes']:,} bytes, {compiled.manifest['deflated_bytes']:,} deflated"
         lines.append(f"wrote {path} ({size})" if passed else f"not written ({size})")
+    lines += [f"not written: {path} ({reason})" for path, reason in refused.items()]
     return "\n".join(lines)
 
 

@@ -12,7 +12,8 @@ on either side always pass: 2 * 255 * 64 = 32640.
 
 Order of the columns: ONNX Runtime packs four neighbouring rows of the weight matrix together, from the first one on, blocks
 of rows being multiples of four; an odd one is filled up with zeros. A convolution is that product with taps major, channels
-minor, pixels outside the image having the code of 0 in all columns.
+minor, pixels outside the image having the code of 0 in all columns. Its columns stand as ``kancompile.column_order`` says;
+behind planes stand constant columns, of weights of at most 64, which are only known once the weights are.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kancompile.column_order import is_in_planes, plane_order
 from kancompile.convolutions import QuantizedConvContraction
 from kancompile.expansions import TableExpansion
 from kancompile.modules import QuantizedContraction
@@ -30,6 +32,7 @@ from kancompile.patches import group_order
 from kancompile.program import Layer, Program
 
 INT16_MAX = (1 << 15) - 1
+LARGEST_CONSTANT = 64
 _ELEMENTS = 1 << 24
 
 
@@ -38,7 +41,8 @@ class AdjacentPairs:
     """The pairs of columns of one integer product, and the codes that can meet in them.
 
     Attributes:
-        columns: int64 ``[p, 2]``: the two columns of every pair, by their place in the weight ``[n_out, c]``.
+        columns: int64 ``[p, 2]``: the two columns of every pair, by their place in the weight ``[n_out, c]``; the second is -1
+            for a constant column, which counts as one of weight 64 and code 255.
         largest: int64 ``[p, 2]``: the largest code of each.
         start: int64 ``[p]``: first row of the table in which both columns are looked up, -1 where they belong to
             different inputs.
@@ -69,7 +73,7 @@ class AdjacentPairs:
         step = max(1, _ELEMENTS // max(1, weight.shape[0]))
         for first in range(0, len(self.columns), step):
             part = slice(first, first + step)
-            w = weight[:, self.columns[part]].to(torch.int64)  # [n_out, p, 2]
+            w = self.columns_of(weight, part)
             bound = (w.abs() * self.largest[part]).sum(2)
             output, pair = ((w.prod(2) > 0) & (bound > INT16_MAX)).nonzero(as_tuple=True)
             pair = pair + first
@@ -82,7 +86,15 @@ class AdjacentPairs:
 
     def weights(self, weight: Tensor, output: Tensor, pair: Tensor) -> Tensor:
         """Return the two weights of some pairs, int64 ``[e, 2]``."""
-        return weight[output[:, None], self.columns[pair]].to(torch.int64)
+        columns = self.columns[pair]
+        found = weight[output[:, None], columns.clamp(min=0)].to(torch.int64)
+        return torch.where(columns < 0, found[:, :1].sign() * LARGEST_CONSTANT, found)
+
+    def columns_of(self, weight: Tensor, part: slice) -> Tensor:
+        """Return the weights of a range of pairs, int64 ``[n_out, p, 2]``."""
+        columns = self.columns[part]
+        found = weight[:, columns.clamp(min=0)].to(torch.int64)
+        return torch.where(columns < 0, found[..., :1].sign() * LARGEST_CONSTANT, found)
 
     def reach(self, pair: Tensor, size: Tensor) -> Tensor:
         """Return the largest ``q0 * size0 + q1 * size1`` of some pairs, int64 ``[e]``, for sizes ``[e, 2]``."""
@@ -142,7 +154,7 @@ def linear_pairs(tables: Sequence[TableExpansion], group_sizes: Sequence[int]) -
 def convolution_pairs(
     tables: Sequence[TableExpansion], groups: int, taps: int, outside: int | None
 ) -> list[AdjacentPairs]:
-    """Pair the columns of every channel group of a convolution.
+    """Pair the columns of every channel group of a convolution that stand in the order of the program.
 
     Args:
         tables: what the layer reads, in order.
@@ -154,12 +166,25 @@ def convolution_pairs(
         for each group the pairs of its weight ``[n_out / groups, c / groups * taps]``, columns major.
     """
     order = group_order([(table.n_in, table.k) for table in tables], groups).reshape(groups, -1)
-    c = order.shape[1]
-    # the kernel reads taps major: its column number t * c + j is column j * taps + t of the weight
-    place = (torch.arange(c) * taps + torch.arange(taps)[:, None]).flatten()
-    first = torch.arange(0, len(place) - 1, 2)
-    columns = torch.stack([place[first], place[first + 1]], 1)
+    columns = _taps_major(torch.arange(order.shape[1]), taps)
     return [_pairs(tables, columns, source, taps, outside) for source in order]
+
+
+def plane_pairs(tables: Sequence[TableExpansion], taps: int, outside: int | None) -> AdjacentPairs:
+    """Pair the columns of a convolution whose columns stand in planes, with an even number of columns at every tap."""
+    order = plane_order(tables)
+    if len(order) % 2:
+        # a constant column follows, or where there is none a column of weight 0
+        order = torch.cat([order, torch.tensor([-1])])
+    count = sum(table.n_in * table.k for table in tables)
+    return _pairs(tables, _taps_major(order, taps), torch.arange(count), taps, outside)
+
+
+def _taps_major(order: Tensor, taps: int) -> Tensor:
+    """Pair columns, taps major, and give their places in a weight whose taps are minor; -1 stays, ``[p, 2]``."""
+    place = torch.where(order < 0, -1, order * taps + torch.arange(taps)[:, None]).flatten()
+    first = torch.arange(0, len(place) - 1, 2)
+    return torch.stack([place[first], place[first + 1]], 1)
 
 
 def _pairs(
@@ -188,12 +213,13 @@ def _pairs(
         codes.append(torch.nn.functional.pad(table.table.to(torch.int32), (0, widest - table.k)))
         rows += len(table.table)
         n_inputs += table.n_in
-    number = source[columns // taps]
-    of_input = torch.cat(inputs)[number]
+    constant = columns < 0
+    number = source[columns.clamp(min=0) // taps]
+    of_input = torch.where(constant, -1, torch.cat(inputs)[number])
     tap = columns % taps
     same = (of_input[:, 0] == of_input[:, 1]) & (tap[:, 0] == tap[:, 1])
     start = torch.where(same, torch.cat(starts)[number[:, 0]], -1)
-    most = torch.cat(largest)[number]
+    most = torch.where(constant, 255, torch.cat(largest)[number])
     return AdjacentPairs(
         columns,
         most if outside is None else most.clamp(min=outside),
@@ -233,7 +259,10 @@ def layer_pairs(contraction: IntegerContraction, tables: Sequence[TableExpansion
     if isinstance(contraction, QuantizedContraction):
         return [linear_pairs(tables, contraction.group_sizes)]
     outside = contraction.zero_point if contraction.geometry.pads else None
-    return convolution_pairs(tables, contraction.geometry.groups, contraction.weight[0, 0].numel(), outside)
+    taps = contraction.weight[0, 0].numel()
+    if is_in_planes(contraction, tables):
+        return [plane_pairs(tables, taps, outside)]
+    return convolution_pairs(tables, contraction.geometry.groups, taps, outside)
 
 
 def prove(contraction: IntegerContraction, tables: Sequence[TableExpansion]) -> Int16Proof:

@@ -83,23 +83,28 @@ class CompiledModel:
         """Everything known without running the model again, as plain data for JSON."""
         return self.manifest | {"kernels": self.audit.to_dict(), "seconds": self.timings}
 
-    def save(self, path: str | os.PathLike[str], force: bool = False) -> Path:
+    def save(self, path: str | os.PathLike[str], force: bool = False, shared: bool = False) -> Path:
         """Write the model to ``path``, and beside it its manifest and what else its target needs: all of them or none.
+
+        Args:
+            path: the file.
+            force: whether existing files are replaced.
+            shared: see :func:`manifest_path`.
 
         Raises:
             KanCompileError: a file exists and ``force`` is not set, or the folder cannot be written.
         """
         model = Path(path)
-        contents = self.files(model)
+        contents = self.files(model, shared)
         check_destinations(contents, force)
         write_atomically(contents, force)
         return model
 
-    def files(self, model: Path) -> dict[Path, bytes]:
-        """Give the content of every file that :meth:`save` writes for a model file."""
+    def files(self, model: Path, shared: bool = False) -> dict[Path, bytes]:
+        """Give the content of every file that :meth:`save` writes for a model file (``shared``: see :func:`manifest_path`)."""
         text = json.dumps(self.manifest, indent=2, sort_keys=True) + "\n"
         companions = {model.with_name(model.stem + suffix): content for suffix, content in self.companions.items()}
-        return {model: self.model_bytes, **companions, manifest_path(model): text.encode()}
+        return {model: self.model_bytes, **companions, manifest_path(model, shared): text.encode()}
 
     def for_target(self, name: str) -> CompiledModel:
         """Write the same program for another target; nothing is rounded again.
@@ -129,12 +134,14 @@ class CompiledModel:
         )
 
 
-def manifest_path(model: Path) -> Path:
-    """Return where the manifest of a model file stands.
+def manifest_path(model: Path, shared: bool = False) -> Path:
+    """Return where the manifest of a model file stands: ``model.onnx`` -> ``model.manifest.json``.
 
-    ``model.onnx`` -> ``model.manifest.json``; ``model.ort`` -> ``model.ort.manifest.json``, so that targets can share a folder.
+    Args:
+        model: the file.
+        shared: whether files of other targets stand beside it; then ``model.ort`` -> ``model.ort.manifest.json``.
     """
-    return model.with_name((model.stem if model.suffix == ".onnx" else model.name) + MANIFEST_SUFFIX)
+    return model.with_name((model.name if shared and model.suffix != ".onnx" else model.stem) + MANIFEST_SUFFIX)
 
 
 def compile(

@@ -38,7 +38,7 @@ def test_imports_go_one_way(path: Path) -> None:
         target = name.split(".")[1] if "." in name else ""
         if part in PARTS:
             assert target not in set(PARTS) - {part}, f"{dotted(path)} imports {name}"
-            assert target not in TOP | {"runtimes"}, f"{dotted(path)} imports {name}"
+            assert target not in TOP, f"{dotted(path)} imports {name}"
         elif part.removesuffix(".py") not in KNOW_THE_PIPELINE:
             assert target != "pipeline", f"{dotted(path)} imports {name}"
     if part.removesuffix(".py") in (

@@ -15,6 +15,7 @@ from kancompile.modules import QuantizedContraction, TableExpansion
 from kancompile.pair_products import layer_pairs, prove, prove_layer
 from kancompile.program import Program
 from kancompile.runtimes.emulation import X86, missing, run_emulated
+from kancompile.targets.arrange_tables import arrange_tables
 from kancompile.targets.ort_cpu import emit
 from tests.convolution_programs import Convolution, integer_convolutions, square
 from tests.programs import integer_program
@@ -81,9 +82,11 @@ def test_linear_proof_equals_enumeration(case: dict) -> None:
         Convolution(4, (3, 2), (1, 1), (1, 0), (1, 1), groups=2, features=(2, 3)),
     ],
 )
-def test_convolution_proof_equals_enumeration(layer: Convolution) -> None:
-    shape = (4, *[6] * len(layer.kernel))
-    program = integer_convolutions(shape, [layer], levels=16, tables=2, zero_point=40)
+@pytest.mark.parametrize("channels", [4, 3])
+def test_convolution_proof_equals_enumeration(layer: Convolution, channels: int) -> None:
+    if channels % layer.groups:
+        channels = 6
+    program = integer_convolutions((channels, *[6] * len(layer.kernel)), [layer], levels=16, tables=2, zero_point=40)
     found = program.layers()[0]
     contraction = program.module(found.contraction)
     assert isinstance(contraction, QuantizedConvContraction)
@@ -95,13 +98,38 @@ def test_convolution_proof_equals_enumeration(layer: Convolution) -> None:
     for group in range(layer.groups):
         own = [s for part in by_table for s in part[group * len(part) // layer.groups :][: len(part) // layer.groups]]
         weight = contraction.weight.chunk(layer.groups)[group].flatten(2)  # [n_out, c, taps]
-        order = [(tap, c) for tap in range(weight.shape[2]) for c in range(weight.shape[1])]
-        for (tap0, c0), (tap1, c1) in zip(order[::2], order[1::2], strict=False):
-            for w0, w1 in zip(weight[:, c0, tap0].tolist(), weight[:, c1, tap1].tolist(), strict=True):
-                sums.append(slow_sum(own[c0], own[c1], w0, w1, outside, tap0 == tap1))
+        order = list(range(len(own)))
+        if layer.groups == 1:  # in planes: functions major, channels minor, one expansion behind the other
+            order.sort(key=lambda c: (own[c][0][0], own[c][1], own[c][0][1]))
+        rows = [
+            (tap, c) for tap in range(weight.shape[2]) for c in order + [-1] * (layer.groups == 1 and len(order) % 2)
+        ]
+        for (tap0, c0), (tap1, c1) in zip(rows[::2], rows[1::2], strict=False):
+            for o in range(len(weight)):
+                w0 = int(weight[o, c0, tap0])
+                if c1 < 0:  # a constant column of weight up to 64
+                    largest = max([int(own[c0][2][:, own[c0][1]].max()), *([] if outside is None else [outside])])
+                    sums.append(abs(w0) * largest + (64 * 255 if w0 else 0))
+                else:
+                    sums.append(slow_sum(own[c0], own[c1], w0, int(weight[o, c1, tap1]), outside, tap0 == tap1))
     proof = prove(contraction, tables)  # type: ignore[arg-type]
     assert proof.pairs == len(sums)
     assert proof.overflowing == sum(abs(value) > 32767 for value in sums) > 0
+
+
+def test_order_of_the_columns_is_that_of_the_file() -> None:
+    # what is emitted computes the same products in the order that the proof pairs them in
+    program = integer_convolutions((4, 6, 6), [square(5, 3, padding=1)], zero_point=40)
+    layer = program.layers()[0]
+    contraction = program.module(layer.contraction)
+    tables = [program.module(target) for target in layer.expansions]
+    arranged = arrange_tables(program).module(layer.contraction)
+    emitted = arranged.weight.flatten(2).movedim(1, 2).flatten(1)  # type: ignore  # taps major: [n_out, taps * c]
+    pairs = layer_pairs(contraction, tables)[0]  # type: ignore
+    weight = contraction.weight.flatten(1)  # type: ignore
+    for number in range(5):
+        ours = pairs.weights(weight, torch.full((len(pairs.columns),), number), torch.arange(len(pairs.columns)))
+        assert torch.equal(ours.flatten(), emitted[number].to(torch.int64))
 
 
 @pytest.mark.parametrize("bits", [2, 4, 7])

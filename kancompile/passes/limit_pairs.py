@@ -115,8 +115,11 @@ def _taken_back(problem: RoundingProblem, rounded: Rounded, pairs: AdjacentPairs
     output, pair, _ = pairs.overflows(rounded.codes)
     codes = rounded.codes.clone()
     weights = pairs.weights(rounded.codes, output, pair)
-    fitting = _nearest_fitting(problem, pairs, pair, weights)
-    codes[output[:, None], pairs.columns[pair]] = fitting.to(torch.int8)
+    fitting = _nearest_fitting(problem, pairs, pair, weights).to(torch.int8)
+    columns = pairs.columns[pair]
+    for which in (0, 1):
+        known = columns[:, which] >= 0
+        codes[output[known], columns[known, which]] = fitting[known, which]
     return _corrected(problem, replace(rounded, codes=codes))
 
 
@@ -157,7 +160,9 @@ def _nearest_fitting(problem: RoundingProblem, pairs: AdjacentPairs, pair: Tenso
     second = torch.stack([size[:, 0], pairs.room(pair, size, 1)], 1)
     candidates = torch.stack([both, torch.minimum(first, size), torch.minimum(second, size)])  # [3, e, 2]
     _, variance = problem.column_moments
-    cost = ((size - candidates).double().square() * variance[pairs.columns[pair]]).sum(2)
+    columns = pairs.columns[pair]
+    cost = ((size - candidates).double().square() * variance[columns.clamp(min=0)]).sum(2)
+    cost[0, columns[:, 1] < 0] = cost[2, columns[:, 1] < 0] = torch.inf  # a constant column is not ours to change
     chosen = candidates[cost.argmin(0), torch.arange(len(pair))]
     return chosen * weights.sign()
 

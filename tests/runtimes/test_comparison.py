@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kancompile import runtime_comparison as comparison
 from kancompile.command_line import main
 from kancompile.errors import KanCompileError
-from kancompile.runtimes import RUNTIMES, comparison
-from kancompile.runtimes.comparison import compare_runtimes, runtimes_named
+from kancompile.runtime_comparison import compare_runtimes, runtimes_named
+from kancompile.runtimes import RUNTIMES
 from kancompile.runtimes.contract import Runtime, available
 from kancompile.runtimes.output_quantum import output_quantum
 from kancompile.targets import TARGETS, ort_mobile

@@ -89,7 +89,7 @@ def test_static_batch(target: object, tmp_path: Path) -> None:
 def test_a_compiled_model_is_written_for_another_target(tmp_path: Path) -> None:
     compiled = compiled_kan()
     mobile = compiled.for_target("ort-mobile")
-    mobile.save(tmp_path / "model.ort")
+    mobile.save(tmp_path / "model.ort", shared=True)
     compiled.save(tmp_path / "model.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "model.manifest.json",
