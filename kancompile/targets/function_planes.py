@@ -105,7 +105,7 @@ def deal_planes(model: ir.Model) -> None:
     constant columns need is read off the input: reading it off a tensor that ONNX Runtime transposes would cost more nodes.
     """
     _share_batch_size(model)
-    repeated: dict[tuple[str, int], ir.Value] = {}
+    made: dict[str, ir.Value] = {}
     for node in list(model.graph):
         if node.op_type != "GatherElements":
             continue
@@ -117,10 +117,6 @@ def deal_planes(model: ir.Model) -> None:
         assert rows.shape is not None
         if not isinstance(rows.shape[0], int) or rows.shape[0] == 1:
             continue
-        key = (table.name, rows.shape[0])
-        if key in repeated:  # the exporter merges equal tables, so several look-ups may read one
-            node.replace_input_with(0, repeated[key])
-            continue
         size = int(table.shape[-1])  # type: ignore[arg-type]
         name = f"planes.shape_{rows.shape[0]}_{size}"
         if name not in model.graph.initializers:
@@ -128,13 +124,15 @@ def deal_planes(model: ir.Model) -> None:
             model.graph.initializers[name] = ir.Value(
                 name=name, shape=ir.Shape([2]), type=ir.TensorType(ir.DataType.INT64), const_value=tensor
             )
-        expand = ir.node("Expand", [table, model.graph.initializers[name]])
-        expand.outputs[0].name = f"{table.name}.rows{rows.shape[0]}"
-        expand.outputs[0].shape = ir.Shape([rows.shape[0], size])
-        expand.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
-        model.graph.insert_before(node, [expand])
-        node.replace_input_with(0, expand.outputs[0])
-        repeated[key] = expand.outputs[0]
+        repeated = f"{table.name}.{rows.shape[0]}_rows"
+        if repeated not in made:  # functions that are equal share their table
+            expand = ir.node("Expand", [table, model.graph.initializers[name]])
+            expand.outputs[0].name = repeated
+            expand.outputs[0].shape = ir.Shape([rows.shape[0], size])
+            expand.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
+            model.graph.insert_before(node, [expand])
+            made[repeated] = expand.outputs[0]
+        node.replace_input_with(0, made[repeated])
 
 
 def _share_batch_size(model: ir.Model) -> None:

@@ -44,6 +44,7 @@ def emit(
     storage: str = "smallest",
     batch: int | None = None,
     pairs: bool = True,
+    plain: bool = False,
 ) -> bytes:
     """Write a program as a serialized ONNX model.
 
@@ -54,6 +55,7 @@ def emit(
             (opset 25 where that is int2), ``"fastest"`` to load keeps int8.
         batch: the only batch size, ``None`` for any.
         pairs: whether large layers look up two inputs at a time.
+        plain: whether every look-up is one Gather, not in the forms that are fastest on CPUs.
 
     Returns:
         the file's bytes; equal programs and metadata give equal bytes.
@@ -63,7 +65,7 @@ def emit(
             convolution has no quantizer.
     """
     _check_outputs(program)
-    graph_module = arrange_tables(program, pairs).graph_module.eval()
+    graph_module = (program if plain else arrange_tables(program, pairs)).graph_module.eval()
     example = torch.zeros(batch or 2, *program.input_shape)
     open_batch = ({0: torch.export.Dim("batch")},) if batch is None else None
     with quiet():

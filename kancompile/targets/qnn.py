@@ -42,8 +42,7 @@ def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest
         KanCompileError: a layer or an operator has no 8-bit form; the recipe that works is named.
     """
     _check(program)
-    # tables of 256 rows are never joined in pairs, which would take an operator that this form has not
-    model = onnx.load_from_string(ort_cpu.emit(_pad_tables(program), metadata, "fastest"))
+    model = onnx.load_from_string(ort_cpu.emit(_pad_tables(program), metadata, "fastest", plain=True))
     _fix_batch(model)
     _wrap(model)
     del model.graph.value_info[:]
