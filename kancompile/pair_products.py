@@ -31,8 +31,9 @@ from kancompile.modules import QuantizedContraction
 from kancompile.patches import group_order
 from kancompile.program import Layer, Program
 
-INT16_MAX = (1 << 15) - 1
+INT8_MAX, INT16_MAX = (1 << 7) - 1, (1 << 15) - 1
 LARGEST_CONSTANT = 64
+_ALWAYS_FITS = 64
 _ELEMENTS = 1 << 24
 
 
@@ -89,6 +90,42 @@ class AdjacentPairs:
         columns = self.columns[pair]
         found = weight[output[:, None], columns.clamp(min=0)].to(torch.int64)
         return torch.where(columns < 0, found[:, :1].sign() * LARGEST_CONSTANT, found)
+
+    def limits(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Give bounds within which the codes of a weight can move while all pairs go on to fit, as they do now.
+
+        Two sizes of at most 64 fit beside each other whatever the table (``2 * 255 * 64 = 32640``). In another pair the
+        larger weight neither grows nor changes its sign; the smaller one may have any size against that sign, and with it
+        what it has now or what the largest codes leave room for.
+
+        Args:
+            weight: int8 codes ``[n_out, c]``.
+
+        Returns:
+            smallest and largest code of every weight, int64 ``[n_out, c]``.
+        """
+        low, high = torch.full(weight.shape, -INT8_MAX), torch.full(weight.shape, INT8_MAX)
+        step = max(1, _ELEMENTS // max(1, len(weight)))
+        for first in range(0, len(self.columns), step):
+            part = slice(first, first + step)
+            w, columns, largest = self.columns_of(weight, part), self.columns[part], self.largest[part]
+            size = w.abs()
+            small = (size <= _ALWAYS_FITS).all(2)
+            for which in (0, 1):
+                other = 1 - which
+                own, partner = w[..., which], w[..., other]
+                leads = size[..., which] > size[..., other] if which else size[..., which] >= size[..., other]
+                sign = partner.sign()
+                room = (INT16_MAX - largest[:, other] * size[..., other]) // largest[:, which].clamp(min=1)
+                most = torch.maximum(own * sign, room).clamp(max=INT8_MAX)  # in the direction of the partner
+                least = torch.where(sign > 0, -INT8_MAX, -most)
+                most = torch.where(sign > 0, most, INT8_MAX)
+                least = torch.where(leads, own.clamp(max=0), least)
+                most = torch.where(leads, own.clamp(min=0), most)
+                known = columns[:, which] >= 0
+                low[:, columns[known, which]] = torch.where(small, -_ALWAYS_FITS, least)[:, known]
+                high[:, columns[known, which]] = torch.where(small, _ALWAYS_FITS, most)[:, known]
+        return low, high
 
     def columns_of(self, weight: Tensor, part: slice) -> Tensor:
         """Return the weights of a range of pairs, int64 ``[n_out, p, 2]``."""

@@ -108,6 +108,11 @@ def column_moments(features: FeatureSource, layer: str) -> tuple[Tensor, Tensor]
     return mean + shift, (squares / rows - mean.square()).clamp_(min=0.0)
 
 
+def live_columns(variance: Tensor) -> Tensor:
+    """Return the columns that vary, ascending, int64 ``[m]``, for variances ``[c]``."""
+    return torch.nonzero(variance > 1e-12 * variance.max().clamp(min=1e-12)).flatten()
+
+
 def second_moments(features: FeatureSource, layer: str, device: str = "cpu") -> SecondMoments:
     """Accumulate mean and covariance of features in two passes and bounded memory.
 
@@ -119,7 +124,7 @@ def second_moments(features: FeatureSource, layer: str, device: str = "cpu") -> 
         KanCompileError: as :func:`column_moments`.
     """
     mean, variance = column_moments(features, layer)
-    live = torch.nonzero(variance > 1e-12 * variance.max().clamp(min=1e-12)).flatten()
+    live = live_columns(variance)
     m = len(live)
     dtype = torch.float64 if m <= _FLOAT64_COLUMNS else torch.float32
     total = torch.zeros(m, m, dtype=dtype, device=device)
@@ -272,6 +277,16 @@ def corrected(problem: RoundingProblem, codes: Tensor, scale: Tensor, notes: tup
     """Complete codes ``[n_out, c]`` (any dtype) and scales ``[g, n_out]`` by the offset that cancels the mean error."""
     rounded = Rounded(codes.to(torch.int8), scale, torch.zeros(problem.n_out), notes, problem.group_sizes)
     return replace(rounded, offset=bias_correction(problem, rounded.dequantized()))
+
+
+def on_fine_table(problem: RoundingProblem, coarse: RoundingProblem, rounded: Rounded, column_scale: Tensor) -> Rounded:
+    """Make a rounding of ``coarse``, which is ``rescaled(problem, column_scale)``, one of ``problem``.
+
+    A method corrects the bias against the table it was given; the mean of the fine one is what counts.
+    """
+    exact = problem.weight.double() @ problem.column_moments[0]
+    offset = (exact - rounded.dequantized().double() @ coarse.column_moments[0]).float()
+    return replace(rounded, offset=offset, column_scale=column_scale)
 
 
 def output_errors(problem: RoundingProblem, rounded: Rounded) -> Tensor:

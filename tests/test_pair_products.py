@@ -177,6 +177,25 @@ def test_room_is_exact() -> None:
 
 
 @pytest.mark.skipif(missing(X86["haswell"]) is not None, reason=str(missing(X86["haswell"])))
+@pytest.mark.parametrize("seed", range(4))
+def test_any_codes_within_the_limits_fit(seed: int) -> None:
+    contraction, tables = linear_case(integer_program(widths=(9, 40), levels=(32,), k=3))
+    pairs = layer_pairs(contraction, tables)[0]
+    generator = torch.Generator().manual_seed(seed)
+    shape = contraction.weights[0].T.shape
+    codes = torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
+    output, pair, _ = pairs.overflows(codes)
+    codes[output, pairs.columns[pair, 0]] //= 2
+    codes[output, pairs.columns[pair, 1]] //= 2
+    assert not len(pairs.overflows(codes)[0])
+    low, high = pairs.limits(codes)
+    assert bool(((codes >= low) & (codes <= high)).all())
+    for _ in range(20):
+        share = torch.randint(0, 3, shape, generator=generator) / 2  # ends and middle
+        moved = (low + share * (high - low)).round().to(torch.int8)
+        assert not len(pairs.overflows(moved)[0])
+
+
 def test_pairs_are_those_that_a_processor_without_vnni_joins(tmp_path: Path) -> None:
     program = single_pairs()
     x = np.linspace(-3, 3, 32, dtype=np.float32).reshape(8, 4)

@@ -16,7 +16,7 @@ from torch import Tensor
 from kancompile.passes.gptq import Gptq, polish_rounded
 from kancompile.passes.soft_rounding import Schedule, SoftRounding
 from kancompile.quantizers import code_range, scale_of_column
-from kancompile.rounding import Rounded, RoundingProblem, SecondMoments, corrected, output_errors
+from kancompile.rounding import Rounded, RoundingProblem, corrected, live_columns, output_errors
 
 _IN_MEMORY_BYTES = 1 << 29
 
@@ -68,17 +68,17 @@ class AdaRound:
     def __call__(self, problem: RoundingProblem, generator: torch.Generator) -> Rounded:
         """Round ``problem.weight``; ``generator`` draws the mini-batches."""
         start = self.scales(problem, generator)
-        moments = problem.second_moments(self.scales.device)
-        if not len(moments.live):
+        live = live_columns(problem.column_moments[1])
+        if not len(live):
             return start
-        device, live = self.scales.device, moments.live
+        device = self.scales.device
         low, high = code_range(problem.bits)
         weight = problem.weight[:, live].float().to(device)
         step = scale_of_column(start.scale, problem.group_sizes)[:, live].to(device)
         rounding = SoftRounding.between_levels(weight, step, low, high)
-        error_of = self._error(problem, moments, generator)
+        error_of = self._error(problem, live, generator)
         nearest = torch.clamp(torch.round(weight / step), low, high) * step
-        variance = moments.variance[live].float().to(device)
+        variance = problem.column_moments[1][live].float().to(device)
         unit = float(((weight - nearest).square() @ variance).sum()) / weight.numel()
         unit = max(unit, torch.finfo(torch.float32).tiny)
         optimizer = torch.optim.Adam([rounding.alpha], lr=self.learning_rate)
@@ -99,15 +99,15 @@ class AdaRound:
         return better_outputs(problem, learned, start) if self.keep_better else learned
 
     def _error(
-        self, problem: RoundingProblem, moments: SecondMoments, generator: torch.Generator
+        self, problem: RoundingProblem, live: Tensor, generator: torch.Generator
     ) -> Callable[[Tensor], Tensor]:
         """Return the error as a function of ``V - V_hat``: mean over samples, summed over outputs."""
-        damping = self.scales.damping * float(moments.variance[moments.live].mean())
-        if len(moments.live) <= self.covariance_columns:
-            covariance = moments.covariance.clone()
+        damping = self.scales.damping * float(problem.column_moments[1][live].mean())
+        if len(live) <= self.covariance_columns:
+            covariance = problem.second_moments(self.scales.device).covariance.clone()
             covariance.diagonal().add_(damping)
             return lambda difference: ((difference @ covariance) * difference).sum()
-        batches = self._batches(problem, moments, generator)
+        batches = self._batches(problem, live, generator)
 
         def sampled(difference: Tensor) -> Tensor:
             residual = next(batches) @ difference.T
@@ -116,11 +116,11 @@ class AdaRound:
         return sampled
 
     def _batches(
-        self, problem: RoundingProblem, moments: SecondMoments, generator: torch.Generator
+        self, problem: RoundingProblem, live: Tensor, generator: torch.Generator
     ) -> Iterator[Tensor]:
         """Yield centred mini-batches without end: from all samples where they fit in memory, else chunk by chunk."""
-        device, live = self.scales.device, moments.live
-        center = moments.mean[live].float().to(device)
+        device = self.scales.device
+        center = problem.column_moments[0][live].float().to(device)
         while True:
             chunks: Iterator[Tensor] | list[Tensor] = (chunk[:, live] for chunk in problem.features)
             if problem.features.n * len(live) <= _IN_MEMORY_BYTES:

@@ -33,7 +33,7 @@ from kancompile.passes.gptq import Gptq, ordered_hessian, round_columns
 from kancompile.passes.polish import quadratic_error
 from kancompile.passes.uniform import Uniform
 from kancompile.quantizers import code_range, quantize, search_scale
-from kancompile.rounding import Method, Rounded, RoundingProblem, rescaled
+from kancompile.rounding import Method, Rounded, RoundingProblem, on_fine_table, rescaled
 
 _STACKED_ELEMENTS = 1 << 25
 _VARIED_TIES = 32
@@ -67,13 +67,10 @@ class Awq:
             return replace(rounded, notes=(*rounded.notes, note))
         coarse = rescaled(problem, column_scale)
         rounded = self.inner(coarse, generator)
-        # the inner method corrects its bias against the coarse table; the fine one is what counts
-        exact = problem.weight.double() @ problem.column_moments[0]
-        offset = (exact - rounded.dequantized().double() @ coarse.column_moments[0]).float()
         note = (
             f"table columns use {float(column_scale.min()):.3g} to {float(column_scale.max()):.3g} of their code range"
         )
-        return replace(rounded, notes=(*rounded.notes, note), offset=offset, column_scale=column_scale)
+        return on_fine_table(problem, coarse, replace(rounded, notes=(*rounded.notes, note)), column_scale)
 
 
 def search_column_scales(problem: RoundingProblem, options: Awq | None = None) -> Tensor:

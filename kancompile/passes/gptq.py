@@ -151,24 +151,40 @@ class Gptq:
         return state
 
 
-def polish_rounded(problem: RoundingProblem, rounded: Rounded, options: Gptq, sweeps: int) -> Rounded:
-    """Polish the scales and codes that another method found; ``options`` say how the Hessian is made."""
+def polish_rounded(
+    problem: RoundingProblem,
+    rounded: Rounded,
+    options: Gptq,
+    sweeps: int,
+    limits: tuple[Tensor, Tensor] | None = None,
+) -> Rounded:
+    """Polish the scales and codes that another method found.
+
+    Args:
+        problem: the layer.
+        rounded: its rounding, without column scale.
+        options: how the Hessian is made, and whether scales are refined.
+        sweeps: most rounds.
+        limits: smallest and largest code of every weight, ``[n_out, c]``; ``None``: those of the bits.
+    """
     moments = problem.second_moments(options.device)
     if not len(moments.live):
         return rounded
     hessian, columns = ordered_hessian(problem, moments, options.damping, options.activation_order, options.device)
     low, high = code_range(problem.bits)
     device = options.device
+    bounds = (low, high) if limits is None else tuple(limit[:, columns].T.to(device) for limit in limits)
     state = RoundedColumns(
         problem.weight[:, columns].float().T.contiguous().to(device),
         rounded.codes[:, columns].float().T.contiguous().to(device),
         rounded.scale.clone().to(device),
         problem.group_of_column[columns].to(device),
-        low,
-        high,
+        *bounds,
     )
     polish(state, hessian, sweeps, options.refine_scale)
     scale = state.scale.cpu()
     codes = quantize(problem.weight.float(), scale_of_column(scale, problem.group_sizes), low, high)
+    if limits is not None:
+        codes = codes.clamp(*limits)
     codes[:, columns] = state.codes.T.cpu()
     return corrected(problem, codes, scale, rounded.notes)

@@ -11,8 +11,10 @@ two ways, measured on the calibration data:
   ``sum over columns of d^2 Var(q)`` is used; 2 would be 7 bits.
 
 The mean error goes into the bias, and layers behind are rounded on what this one then hands over. Some pairs in ten thousand
-are concerned as a rule. Where that costs much all the same, the whole layer is rounded to 7 bits by its own method too, which
-always fits, and the better of the two is kept.
+are concerned as a rule. Methods that make the errors of weights cancel each other lose that where a few weights are taken
+back, so all codes of the layer are then polished again (``passes.polish``), within bounds in which all pairs go on to fit.
+Where it costs much all the same, the whole layer is rounded to 7 bits by its own method too, which always fits, and the
+better of the two is kept.
 """
 
 from __future__ import annotations
@@ -24,10 +26,19 @@ import torch
 from torch import Tensor
 
 from kancompile.pair_products import INT16_MAX, AdjacentPairs
+from kancompile.passes.gptq import Gptq, polish_rounded
 from kancompile.quantizers import round_to_nearest, scale_of_column
-from kancompile.rounding import Rounded, RoundingProblem, bias_correction, objective, output_errors
+from kancompile.rounding import (
+    Rounded,
+    RoundingProblem,
+    bias_correction,
+    objective,
+    on_fine_table,
+    output_errors,
+    rescaled,
+)
 
-_MUCH = 1.1
+_MUCH = 3.0  # a bit less costs about four times the error
 _FACTORS = tuple(2 ** (step / 12) for step in range(13))
 
 
@@ -62,6 +73,7 @@ def limit_layer(
     parts: Sequence[Rounded],
     pairs_of: Callable[[Sequence[Rounded]], Sequence[AdjacentPairs]],
     again: Callable[[int], Sequence[Rounded]],
+    polishing: Gptq | None = None,
 ) -> Limited | None:
     """Make all pairs of a layer fit; ``None`` where they do.
 
@@ -70,10 +82,13 @@ def limit_layer(
         parts: their solutions.
         pairs_of: gives the pairs of each, with the tables as its solution leaves them.
         again: rounds the layer to a number of bits.
+        polishing: how codes are polished afterwards; ``None``: they are not.
     """
     limited, count = [], 0
     for problem, part, pairs in zip(problems, parts, pairs_of(parts), strict=True):
         fitting, found = limit_pairs(problem, part, pairs)
+        if found and polishing is not None:
+            fitting = _polished(problem, fitting, pairs, polishing)
         limited.append(fitting)
         count += found
     if not count:
@@ -108,6 +123,24 @@ def limit_pairs(problem: RoundingProblem, rounded: Rounded, pairs: AdjacentPairs
     scale[:, rows] = torch.where(better, coarser.scale, taken_back.scale)
     offset[rows] = torch.where(better, coarser.offset, taken_back.offset)
     return replace(rounded, codes=codes, scale=scale, offset=offset), len(output)
+
+
+def _polished(problem: RoundingProblem, rounded: Rounded, pairs: AdjacentPairs, polishing: Gptq) -> Rounded:
+    """Let all other codes make up for those that were taken back, output by output where that helps."""
+    limits = pairs.limits(rounded.codes)
+    if rounded.column_scale is None:
+        polished = polish_rounded(problem, rounded, polishing, polishing.sweeps, limits)
+    else:
+        coarse = rescaled(problem, rounded.column_scale)
+        polished = polish_rounded(coarse, replace(rounded, column_scale=None), polishing, polishing.sweeps, limits)
+        polished = on_fine_table(problem, coarse, polished, rounded.column_scale)
+    better = output_errors(problem, polished) < output_errors(problem, rounded)
+    return replace(
+        rounded,
+        codes=torch.where(better[:, None], polished.codes, rounded.codes),
+        scale=torch.where(better, polished.scale, rounded.scale),
+        offset=torch.where(better, polished.offset, rounded.offset),
+    )
 
 
 def _taken_back(problem: RoundingProblem, rounded: Rounded, pairs: AdjacentPairs) -> Rounded:

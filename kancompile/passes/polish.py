@@ -31,15 +31,15 @@ class RoundedColumns:
         codes: integers as float32 ``[m, n_out]``.
         scale: float32 ``[g, n_out]``.
         group: int64 ``[m]``, scale group of each row.
-        low, high: smallest and largest code.
+        low, high: smallest and largest code, of all columns or of each, ``[m, n_out]``.
     """
 
     weight: Tensor
     codes: Tensor
     scale: Tensor
     group: Tensor
-    low: int
-    high: int
+    low: int | Tensor
+    high: int | Tensor
 
     def error(self) -> Tensor:
         """Return ``D^T``, float32 ``[m, n_out]``."""
@@ -68,8 +68,9 @@ def descend_codes(state: RoundedColumns, hessian: FactoredHessian, gradient: Ten
         new = old.clone()
         inverse = 1.0 / (scale * square.diagonal()[:, None])
         step = torch.zeros_like(local)
+        low, high = _bounds(state.low, start, stop, local), _bounds(state.high, start, stop, local)
         for k in range(stop - start):
-            code = torch.round(new[k] + local[k] * inverse[k]).clamp_(state.low, state.high)
+            code = torch.round(new[k] + local[k] * inverse[k]).clamp_(low[k], high[k])
             step[k] = (new[k] - code) * scale[k]
             new[k] = code
             local.addr_(square[:, k], step[k])
@@ -79,6 +80,10 @@ def descend_codes(state: RoundedColumns, hessian: FactoredHessian, gradient: Ten
             state.codes[start:stop] = new
             gradient.addmm_(columns, step)
     return changed
+
+
+def _bounds(bound: int | Tensor, start: int, stop: int, like: Tensor) -> Tensor:
+    return bound[start:stop].to(like) if isinstance(bound, Tensor) else like.new_tensor(bound).expand(stop - start)
 
 
 def refine_scale(state: RoundedColumns, hessian: FactoredHessian, gradient: Tensor) -> None:

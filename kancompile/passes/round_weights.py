@@ -19,6 +19,7 @@ from kancompile.errors import KanCompileError
 from kancompile.modules import Contraction, GroupMultiplier, QuantizedContraction, TableExpansion
 from kancompile.pair_products import AdjacentPairs, IntegerContraction, layer_pairs
 from kancompile.passes.brecq import Brecq
+from kancompile.passes.gptq import Gptq
 from kancompile.passes.group_scales import WIDEST_BITS, common_scale, settle_group_scales, snap_scales
 from kancompile.passes.guard import with_guard
 from kancompile.passes.limit_pairs import limit_layer
@@ -92,7 +93,8 @@ class RoundWeights:
             options = self.options(layer.name)
             stated = layer_problems(program, layer, x, options, self._generator(number))
             solved = round_layer(stated, options, self._generator(number))
-            solved = fit_pairs(reference, layer, stated, solved, options, self._generator(number))
+            polishing = None if isinstance(options.method, Uniform) else Gptq()
+            solved = fit_pairs(reference, layer, stated, solved, options, self._generator(number), polishing)
             rounded[layer.name], notes = merge_groups(solved.parts), list(solved.notes)
             if options.granularity != "channel" and isinstance(program.module(layer.contraction), ConvContraction):
                 notes.append(
@@ -209,6 +211,7 @@ def fit_pairs(
     solved: SolvedLayer,
     options: RoundingOptions,
     generator: torch.Generator,
+    polishing: Gptq | None = None,
 ) -> SolvedLayer:
     """Make sums of two neighbouring products fit int16 where that is asked for; they always do below 8 bits.
 
@@ -218,6 +221,7 @@ def fit_pairs(
         problems, solved: its rounding problems and their solution.
         options: of the layer.
         generator: for another rounding, where that is needed.
+        polishing: see :func:`limit_layer`; not after a block was reconstructed, whose objective is another one.
     """
     if not options.int16_pairs or solved.bits < 8:
         return solved
@@ -231,7 +235,7 @@ def fit_pairs(
     def again(bits: int) -> list[Rounded]:
         return round_layer([replace(problem, bits=bits) for problem in problems], options, generator).parts
 
-    limited = limit_layer(problems, solved.parts, pairs_of, again)
+    limited = limit_layer(problems, solved.parts, pairs_of, again, polishing)
     if limited is None:
         return solved
     return SolvedLayer(limited.parts, limited.bits, (*solved.notes, f"layer {layer.name!r}: {limited.note()}"))

@@ -7,6 +7,7 @@ import torch
 
 from kancompile.errors import KanCompileError
 from kancompile.pair_products import layer_pairs, prove_layer
+from kancompile.passes import limit_pairs as limit_pairs_module
 from kancompile.passes.brecq import Brecq
 from kancompile.passes.limit_pairs import limit_pairs
 from kancompile.passes.methods import METHODS
@@ -77,6 +78,17 @@ def test_only_outputs_with_such_pairs_change() -> None:
     assert 0 < len(touched) < 30
     changed = (safe.module(layer.contraction).weights[0] != contraction.weights[0]).any(0)  # type: ignore
     assert torch.equal(changed, ~same)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq+gptq"])
+def test_polishing_makes_up_for_weights_taken_back(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, x = tabulated(float_program((8, 30)))
+    polished = rounded(program, x, METHODS[method], int16_pairs=True)
+    monkeypatch.setattr(limit_pairs_module, "_polished", lambda problem, part, pairs, polishing: part)
+    plain = rounded(program, x, METHODS[method], int16_pairs=True)
+    exact = program(x)
+    errors = [float((lowered(x) - exact).square().mean()) for lowered in (polished, plain)]
+    assert errors[0] < 0.9 * errors[1]
 
 
 def test_a_problem_that_fits_is_returned_as_it_is() -> None:
