@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kancompile.atomic_write import check_destinations, write_atomically
-from kancompile.command_line import OK, THRESHOLD_MISSED, recipe_overrides
+from kancompile.command_line import OK, THRESHOLD_MISSED
+from kancompile.command_options import recipe_overrides
 from kancompile.errors import KanCompileError
 from kancompile.progress import quiet, say
 from kancompile.recipe import read_recipe
