@@ -14,6 +14,7 @@ from typing import Any
 
 from kancompile.command_help import BENCHMARK, COMPILE, EXIT_CODES, INSPECT, MAIN, RECIPE, VALIDATE
 from kancompile.command_options import (
+    add_data,
     add_max_drop,
     add_model,
     add_recipe,
@@ -73,10 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
     compile_ = _add(commands, "compile", "compile a model to an ONNX file", COMPILE)
     add_model(compile_, "model", positional=True)
-    compile_.add_argument("--calibration", required=True, metavar="FILE", help="inputs, .npz or .npy")
-    compile_.add_argument(
-        "--calibration-key", metavar="NAME", help="array in the .npz that holds the inputs (default x)"
-    )
+    add_data(compile_, "calibration", "inputs scaled as in training")
     compile_.add_argument(
         "--held-out",
         type=fraction,
@@ -108,8 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="compare outputs of ONNX Runtime and of NAME, such as ort-mobile, ort-arm64 or all; may be repeated",
     )
-    validate.add_argument("--data", required=True, metavar="FILE", help="test inputs, .npz (x, and labels y) or .npy")
-    validate.add_argument("--data-key", metavar="NAME", help="array in the .npz that holds the inputs (default x)")
+    add_data(validate, "data", "test inputs")
     validate.add_argument("--min-agreement", type=float, metavar="PERCENT", help="least share of equal argmax")
     validate.add_argument("--threads", type=count, default=1, help="threads of ONNX Runtime, 0 for all (default 1)")
     add_thresholds(validate)
@@ -120,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--batch-sizes", type=counts, default=(1, 16, 256), metavar="N,N", help="default 1,16,256")
     benchmark.add_argument("--threads", type=counts, default=(1, 0), metavar="N,N", help="0 for all (default 1,0)")
     benchmark.add_argument("--repeats", type=count, default=30, help="measured blocks of each candidate (default 30)")
+    add_data(benchmark, "data", "inputs; seeded values in -1 ... 1 without them", required=False)
     benchmark.add_argument("--seed", type=int, default=0, help="seed of the inputs (default 0)")
 
     inspect = _add(commands, "inspect", "show what a file contains or what is found in a model", INSPECT)

@@ -20,8 +20,33 @@ def add_model(parser: argparse.ArgumentParser, name: str, positional: bool = Fal
         parser.add_argument(name, dest="model", metavar="MODEL", required=required, help=text)
     parser.add_argument("--checkpoint", metavar="FILE", help="state dict: .safetensors, torch.save file or .npz")
     parser.add_argument(
+        "--checkpoint-key",
+        metavar="NAME",
+        help="entry of the checkpoint that holds the weights, such as ema (default: state_dict, model, net ...)",
+    )
+    parser.add_argument(
         "--factory-arg", action="append", default=[], metavar="NAME=VALUE", help="argument of FACTORY; may be repeated"
     )
+
+
+def add_data(parser: argparse.ArgumentParser, name: str, what: str, required: bool = True) -> None:
+    """Name samples: a file, a folder of images or a loader; see :func:`kancompile.data_sources.open_data`."""
+    parser.add_argument(
+        f"--{name}",
+        dest="data",
+        required=required,
+        metavar="DATA",
+        help=f"{what}: .npz (x, and labels y), .npy, a folder of images, or PACKAGE.MODULE:LOADER",
+    )
+    parser.add_argument(
+        f"--{name}-key", dest="data_key", metavar="NAME", help="array in the .npz that holds the inputs (default x)"
+    )
+    parser.add_argument(
+        "--transform",
+        metavar="TRANSFORM",
+        help="PACKAGE.MODULE:TRANSFORM or file.py:TRANSFORM, which prepares an image of the folder as in training",
+    )
+    parser.set_defaults(data_name=f"--{name}")
 
 
 def add_thresholds(parser: argparse.ArgumentParser) -> None:

@@ -53,14 +53,15 @@ def run_compile(options: argparse.Namespace) -> int:
     with _working(options):
         # all of the file is read here: what is held out must not be among the samples a compilation picks
         samples = load_calibration(
-            options.calibration,
-            key=options.calibration_key,
+            _data(options),
+            key=options.data_key,
             max_samples=max(2, recipe.calibration_samples + int(recipe.calibration_samples * options.held_out)),
             seed=options.seed,
         )
         if options.max_drop is not None and samples.labels is None:
             raise KanCompileError(
-                "--max-drop: found no labels, expected an array 'y' beside 'x' in the calibration .npz"
+                "--max-drop: found no labels, expected an array 'y' beside 'x' in the calibration .npz, a folder with one "
+                "subfolder for each class, or a loader of (samples, labels)"
             )
         model = _model(options)
         fitting, judging, judged_on = _split(samples, options)
@@ -133,7 +134,7 @@ def _validated(options: argparse.Namespace) -> Validation:
     return validate(
         options.file,
         _model(options),
-        options.data,
+        _data(options),
         key=options.data_key,
         min_sqnr=options.min_sqnr,
         max_drop=options.max_drop,
@@ -147,7 +148,7 @@ def _compared(options: argparse.Namespace) -> RuntimeComparison:
     from kancompile.runtime_comparison import compare_runtimes, runtimes_named
 
     runtimes = runtimes_named(options.runtime)
-    samples = load_calibration(options.data, key=options.data_key, max_samples=_COMPARED_SAMPLES)
+    samples = load_calibration(_data(options), key=options.data_key, name="data", max_samples=_COMPARED_SAMPLES)
     return compare_runtimes(Path(options.file), samples.samples.numpy(), runtimes)
 
 
@@ -221,7 +222,15 @@ def _show(options: argparse.Namespace, data: dict[str, Any], text: str) -> None:
 def _model(options: argparse.Namespace) -> Any:
     from kancompile.checkpoint import load_model, parse_factory_args
 
-    return load_model(options.model, options.checkpoint, parse_factory_args(options.factory_arg))
+    arguments = parse_factory_args(options.factory_arg)
+    return load_model(options.model, options.checkpoint, arguments, options.checkpoint_key)
+
+
+def _data(options: argparse.Namespace) -> Any:
+    """Open what ``--calibration`` or ``--data`` names."""
+    from kancompile.data_sources import open_data
+
+    return open_data(options.data, options.transform, name=options.data_name, seed=getattr(options, "seed", 0))
 
 
 def _exported_shape(model: Any) -> tuple[int, ...]:
