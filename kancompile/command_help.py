@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-EXIT_CODES = (
-    "exit codes: 0 done, 1 a threshold was missed, 2 wrong input or usage, 3 a bug in kancompile, 130 interrupted"
-)
+EXIT_CODES = """\
+exit codes:
+  0    done
+  1    a threshold was missed; compile then writes nothing
+  2    wrong input or usage; the message says what to change
+  3    a bug in kancompile
+  130  interrupted"""
 
 MAIN = f"""\
 Compile a trained Kolmogorov-Arnold Network (KAN) in PyTorch to a small quantized ONNX file that ONNX Runtime runs
@@ -25,8 +29,10 @@ examples:
       --calibration train.npz --weight-bits 4 --method gptq --min-sqnr 25 --out build
   kancompile compile model.pt2 --calibration train.npz --recipe recipe.toml --layer layers.0 weight_bits=8 --out build
 
-The calibration file is an .npz with an array 'x' [n, ...] of inputs scaled as in training (and, if you like, labels
-'y'), or an .npy. A part of it is held out to measure the result. Writes OUT/model.onnx and OUT/model.manifest.json
+The calibration data is an .npz with an array 'x' [n, ...] of inputs scaled as in training (and, if you like, labels
+'y'), an .npy, a folder of images (--calibration images --transform models.py:prepare; one subfolder for each class gives
+labels), or a loader in your code (--calibration models.py:make_loader). A few hundred samples are enough.
+A part of it is held out to measure the result. Writes OUT/model.onnx and OUT/model.manifest.json
 (other targets: model.ort, model.c and model.h and so on, beside each other), all or none; where a threshold is missed
 nothing is written."""
 
@@ -63,3 +69,11 @@ examples:
   kancompile recipe --recipe recipe.toml --weight-bits 4 --json
 
 Prints the recipe that the given file and options amount to, with the meaning of every key."""
+
+COMPLETION = """\
+examples:
+  kancompile completion bash > ~/.local/share/bash-completion/completions/kancompile
+  kancompile completion zsh > ~/.zfunc/_kancompile
+  kancompile completion fish > ~/.config/fish/completions/kancompile.fish
+
+Completes commands, options and their choices. For zsh the folder must be in fpath before compinit runs."""

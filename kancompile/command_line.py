@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from kancompile.command_help import BENCHMARK, COMPILE, EXIT_CODES, INSPECT, MAIN, RECIPE, VALIDATE
+from kancompile.command_help import BENCHMARK, COMPILE, COMPLETION, EXIT_CODES, INSPECT, MAIN, RECIPE, VALIDATE
 from kancompile.command_options import (
     add_data,
     add_max_drop,
@@ -24,13 +24,14 @@ from kancompile.command_options import (
     fraction,
 )
 from kancompile.errors import KanCompileError, ThresholdMissedError
+from kancompile.shell_completion import SHELLS
 
 OK, THRESHOLD_MISSED, USAGE, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    options = _parser().parse_args(arguments)
+    options = command_parser().parse_args(arguments)
     try:
         _filter_warnings()
         from kancompile import commands
@@ -65,7 +66,8 @@ def _filter_warnings() -> None:
         warnings.filterwarnings("ignore", category=category)
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """Describe all commands and their options."""
     parser = argparse.ArgumentParser(
         "kancompile", description=MAIN, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -128,6 +130,9 @@ def _parser() -> argparse.ArgumentParser:
 
     recipe = _add(commands, "recipe", "print a recipe and what its keys mean", RECIPE)
     add_recipe(recipe)
+
+    completion = _add(commands, "completion", "print a script that completes commands in a shell", COMPLETION)
+    completion.add_argument("shell", choices=SHELLS, help="which shell")
     return parser
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kancompile.atomic_write import check_destinations, write_atomically
-from kancompile.command_line import OK, THRESHOLD_MISSED
+from kancompile.command_line import OK, THRESHOLD_MISSED, command_parser
 from kancompile.command_options import recipe_overrides
 from kancompile.errors import KanCompileError
 from kancompile.progress import quiet, say
@@ -32,6 +32,7 @@ _DEVICE_FACTS = {
     "products": "multiplications with a weight for one sample, which is at least half as many cycles on a Cortex-M",
 }
 _COMPARED_SAMPLES = 4096
+HONEST_FLOAT = "float by kancompile, ONNX Runtime"
 
 
 def run_compile(options: argparse.Namespace) -> int:
@@ -157,16 +158,43 @@ def run_benchmark(options: argparse.Namespace) -> int:
     from kancompile.benchmarking import benchmark
 
     with _working(options):
+        model, data = _model(options), None
+        if options.data is not None:
+            from kancompile.calibration import load_calibration
+
+            data = load_calibration(_data(options), key=options.data_key, name="data", seed=options.seed).samples
+        others: dict[str, bytes] = {}
+        unavailable: dict[str, str] = {}
+        try:
+            others[HONEST_FLOAT] = _exact_file(options, model, data)
+        except KanCompileError as error:
+            unavailable[HONEST_FLOAT] = str(error)
         result = benchmark(
             options.file,
-            _model(options),
+            model,
             options.batch_sizes,
             options.threads,
             repeats=options.repeats,
+            data=data,
             seed=options.seed,
+            others=others,
+            unavailable=unavailable,
         )
     _show(options, result.to_dict(), result.table())
     return OK
+
+
+def _exact_file(options: argparse.Namespace, model: Any, data: Any) -> bytes:
+    """Compile a model without rounding anything: what a good float implementation of it costs."""
+    import torch
+
+    from kancompile.execution import RuntimeModel
+    from kancompile.pipeline import compile as compile_model
+
+    if data is None:
+        shape = RuntimeModel(options.file).input_shape
+        data = torch.rand(256, *shape, generator=torch.Generator().manual_seed(options.seed)) * 2 - 1
+    return compile_model(model, data, recipe={"precision": "float"}, seed=options.seed).session_bytes
 
 
 def run_inspect(options: argparse.Namespace) -> int:
@@ -175,9 +203,23 @@ def run_inspect(options: argparse.Namespace) -> int:
         raise KanCompileError("inspect: expected either a MODEL.onnx file or --model, one of them")
 
     from kancompile.frontend.capture import capture
-    from kancompile.inspection import describe_file, describe_program, file_table, program_table
+    from kancompile.inspection import (
+        describe_file,
+        describe_manifest,
+        describe_program,
+        file_table,
+        manifest_table,
+        program_table,
+    )
+    from kancompile.targets import TARGETS
     from kancompile.targets.kernel_audit import audit_kernels
 
+    if options.file is not None and Path(options.file).suffix in {
+        target.suffix for target in TARGETS.values() if target.suffix != ".onnx"
+    }:
+        described = describe_manifest(Path(options.file))
+        _show(options, described, manifest_table(described))
+        return OK
     if options.file is not None:
         described = describe_file(options.file)
         text = file_table(described)
@@ -202,6 +244,15 @@ def run_recipe(options: argparse.Namespace) -> int:
     """Print the recipe that a file and options amount to."""
     recipe = read_recipe(options.recipe, **recipe_overrides(options))
     _show(options, recipe.to_dict(), recipe.to_toml(with_meanings=True).rstrip())
+    return OK
+
+
+def run_completion(options: argparse.Namespace) -> int:
+    """Print the completion script of a shell."""
+    from kancompile.shell_completion import completion_script
+
+    script = completion_script(command_parser(), options.shell)
+    _show(options, {"shell": options.shell, "script": script}, script.rstrip())
     return OK
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-X = torch.linspace(-1, 1, 60).reshape(20, 3)
+X = torch.arange(60.0).reshape(20, 3) / 64
 Y = torch.arange(20) % 2
 
 loader = DataLoader(TensorDataset(X, Y), batch_size=8)
@@ -64,7 +64,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", ["loader", "make_loader", "make_generator", "pair"])
 def test_loaders_functions_and_pairs_are_read_alike(name: str, here: Path) -> None:
     read = load_calibration(open_data(f"project.py:{name}"))
-    np.testing.assert_array_equal(read.inputs, np.linspace(-1, 1, 60, dtype=np.float32).reshape(20, 3))
+    np.testing.assert_array_equal(read.inputs, np.arange(60, dtype=np.float32).reshape(20, 3) / 64)
     assert read.targets is not None
     np.testing.assert_array_equal(read.targets, np.arange(20) % 2)
 
@@ -111,7 +111,7 @@ def test_wrong_folders_are_refused(here: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     for transform, text in (
         (None, "found a folder and no --transform"),
-        ("project.py:absent", "has no 'absent'; it has prepare"),
+        ("project.py:absent", "has no 'absent'; it has make_loader"),
         ("project.py:number", "found int, expected a function of a PIL image"),
         ("project.py:prepare_nothing", "the transform returned an image"),
         ("project.py:prepare_badly", r"the transform raised ValueError for \d+.png \(L, 3x2\): no such mode"),
