@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 import kancompile
 from benchmarks.measured_models import MeasuredModel
 from examples.zoo import efficient_kan
-from kancompile.benchmarking import available_cores
+from kancompile.machine import available_cores
 from kancompile.progress import quiet
 
 _MIB = 1 << 20

@@ -24,8 +24,9 @@ import kancompile
 from benchmarks.results_file import write_results
 from examples.train_cifar10 import load_split
 from examples.zoo import kagn_conv, spline_conv
-from kancompile.benchmarking import COMPILED, FLOAT_EXPORT, Benchmark, describe_machine, export_float, take_turns
+from kancompile.benchmarking import COMPILED, FLOAT_EXPORT, Benchmark, export_float, take_turns
 from kancompile.execution import RuntimeModel
+from kancompile.machine import describe_machine
 from kancompile.progress import quiet, say
 
 CALIBRATION_SAMPLES = 64

@@ -28,8 +28,9 @@ from onnx import TensorProto, helper, numpy_helper
 import kancompile
 from benchmarks.measured_models import MeasuredModel, add_model_arguments, measured_models
 from benchmarks.results_file import write_results
-from kancompile.benchmarking import COMPILED, describe_machine, take_turns
+from kancompile.benchmarking import COMPILED, take_turns
 from kancompile.execution import RuntimeModel
+from kancompile.machine import describe_machine
 from kancompile.modules import QuantizedContraction
 from kancompile.pipeline import CompiledModel
 from kancompile.progress import quiet, say

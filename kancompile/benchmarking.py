@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import logging
-import os
-import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from kancompile.errors import KanCompileError
 from kancompile.execution import ModelFile, RuntimeModel, name_of
+from kancompile.machine import available_cores, describe_machine
 from kancompile.progress import track
 from kancompile.validation import evaluating
 
@@ -33,7 +32,7 @@ _BLOCK_SECONDS = 5e-2  # long against the clock, and against filling the caches 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call of one candidate: median, 10th and 90th percentile over the blocks."""
+    """Seconds of one call of one candidate: median and percentiles over all single calls of all blocks."""
 
     candidate: str
     batch_size: int
@@ -41,6 +40,7 @@ class Timing:
     median: float
     p10: float
     p90: float
+    p99: float
     blocks: int
     calls_per_block: int
 
@@ -77,20 +77,20 @@ class Benchmark:
         }
 
     def table(self) -> str:
-        """Print for people; the last column says how many times longer than the compiled file."""
+        """Print for people; the ratio says how many times longer than the compiled file."""
         width = max(len(t.candidate) for t in self.timings)
         lines = [
             self.model,
             (
                 f"  {'batch':>5}  {'threads':>7}  {'candidate':<{width}}"
-                f"  {'median':>10}  {'p10':>10}  {'p90':>10}  {'ratio':>7}"
+                f"  {'ratio':>8}  {'p50':>10}  {'p90':>10}  {'p99':>10}"
             ),
         ]
         for t in self.timings:
-            times = "  ".join(f"{_duration(value):>10}" for value in (t.median, t.p10, t.p90))
+            times = "  ".join(f"{_duration(value):>10}" for value in (t.median, t.p90, t.p99))
             ratio = self.ratio(t.candidate, t.batch_size, t.threads)
             threads = "all" if t.threads == 0 else str(t.threads)
-            lines.append(f"  {t.batch_size:>5}  {threads:>7}  {t.candidate:<{width}}  {times}  {ratio:>6.2f}x")
+            lines.append(f"  {t.batch_size:>5}  {threads:>7}  {t.candidate:<{width}}  {ratio:>7.2f}x  {times}")
         lines += [f"  {candidate}: not measured, {reason}" for candidate, reason in self.unavailable.items()]
         described = ", ".join(f"{key} {value}" for key, value in self.machine.items())
         return "\n".join([*lines, f"  on {described}"])
@@ -106,6 +106,8 @@ def benchmark(
     warmup: int = 3,
     data: Tensor | None = None,
     seed: int = 0,
+    others: Mapping[str, bytes] | None = None,
+    unavailable: Mapping[str, str] | None = None,
 ) -> Benchmark:
     """Time a compiled file, the float export of its model in the same runtime, and the model in PyTorch.
 
@@ -122,6 +124,8 @@ def benchmark(
         data: inputs ``[n, *input_shape]``, repeated or cut to the batch sizes; seeded uniform values in -1 ... 1 if
             ``None``.
         seed: of those values.
+        others: further ONNX files to time, by the name of the candidate.
+        unavailable: candidates that are known not to run, and why.
 
     Raises:
         KanCompileError: unreadable file, or sizes and counts below their minimum.
@@ -135,7 +139,7 @@ def benchmark(
     if data is not None and tuple(data.shape[1:]) != shape:
         raise KanCompileError(f"data: found shape {tuple(data.shape)!r}, expected [n, {', '.join(map(str, shape))}]")
     generator = torch.Generator().manual_seed(seed)
-    unavailable: dict[str, str] = {}
+    unavailable = dict(unavailable or {})
     cells = [(batch, count) for count in threads for batch in batch_sizes]
     timings: list[Timing] = []
     machine = describe_machine()
@@ -143,7 +147,7 @@ def benchmark(
         float_file = _export(reference, shape, unavailable)
         for batch, count in track(cells, "benchmarking"):
             x = _inputs(data, batch, shape, generator)
-            runnable = _candidates(model, float_file, eager, x, count)
+            runnable = _candidates(model, float_file, others or {}, eager, x, count)
             with torch_threads(count), torch.no_grad():
                 timings += take_turns(runnable, batch, count, repeats, warmup, unavailable)
     return Benchmark(name_of(model), tuple(timings), unavailable, machine)
@@ -169,6 +173,7 @@ def _inputs(data: Tensor | None, batch: int, shape: tuple[int, ...], generator: 
 def _candidates(
     model: ModelFile,
     float_file: bytes | None,
+    others: Mapping[str, bytes],
     eager: Callable[[Tensor], Any],
     x: Tensor,
     threads: int,
@@ -179,6 +184,8 @@ def _candidates(
     if float_file is not None:
         exported = RuntimeModel(float_file, threads)
         found[FLOAT_EXPORT] = lambda: exported.run(array)
+    for name, content in others.items():
+        found[name] = partial(RuntimeModel(content, threads).run, array)
     found[EAGER] = lambda: eager(x)
     return found
 
@@ -203,7 +210,7 @@ def take_turns(
     calls: dict[str, int] = {}
     for name, run in list(runnable.items()):
         try:
-            once = min(_block(run, 1) for _ in range(warmup))
+            once = min(_block(run, 1)[0] for _ in range(warmup))
         except Exception as error:  # the float candidates run user code and foreign kernels
             if name == COMPILED:
                 raise
@@ -218,29 +225,22 @@ def take_turns(
     for turn in range(repeats):
         for offset in range(len(names)):
             name = names[(turn + offset) % len(names)]
-            seconds[name].append(_block(runnable[name], calls[name]))
+            seconds[name] += _block(runnable[name], calls[name])
     return [_summary(name, batch, threads, seconds[name], calls[name]) for name in names]
 
 
-def _block(run: Callable[[], Any], calls: int) -> float:
-    start = time.perf_counter()
+def _block(run: Callable[[], Any], calls: int) -> list[float]:
+    """Return the seconds of every call; reading the clock costs some 50 ns of the microseconds that a call takes."""
+    marks = [time.perf_counter()]
     for _ in range(calls):
         run()
-    return (time.perf_counter() - start) / calls
+        marks.append(time.perf_counter())
+    return [end - start for start, end in pairwise(marks)]
 
 
 def _summary(name: str, batch: int, threads: int, seconds: list[float], calls: int) -> Timing:
-    low, high = np.percentile(seconds, [10, 90])
-    return Timing(
-        name,
-        batch,
-        threads,
-        statistics.median(seconds),
-        float(low),
-        float(high),
-        len(seconds),
-        calls,
-    )
+    low, high, highest = (float(value) for value in np.percentile(seconds, [10, 90, 99]))
+    return Timing(name, batch, threads, statistics.median(seconds), low, high, highest, len(seconds) // calls, calls)
 
 
 def export_float(reference: nn.Module | ExportedProgram, shape: Sequence[int]) -> bytes:
@@ -297,37 +297,6 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def available_cores() -> int:
-    """Count the cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def describe_machine() -> dict[str, Any]:
-    """Name the processor, the cores, the load when the measurement began, and the versions that matter."""
-    described: dict[str, Any] = {
-        "cpu": _processor(),
-        "cores": available_cores(),
-        "system": platform.system(),
-    }
-    if hasattr(os, "getloadavg"):
-        described["load"] = round(os.getloadavg()[0], 2)
-    return described | {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "onnxruntime": onnxruntime.__version__,
-    }
-
-
-def _processor() -> str:
-    with_names = Path("/proc/cpuinfo")
-    if with_names.is_file():
-        for line in with_names.read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("model name", "Model", "Hardware"):
-                return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def _first_line(error: Exception) -> str:

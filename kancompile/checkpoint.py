@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import ast
-import importlib
-import importlib.util
 import os
-import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +17,27 @@ from torch.export import ExportedProgram
 
 from kancompile.errors import KanCompileError
 from kancompile.exported_file import load_exported
+from kancompile.imported_objects import call_with, found_object
+from kancompile.progress import say
 
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.", "model.")
+# averaged weights come last: where a file holds both kinds, a note says so
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "network",
+    "module",
+    "weights",
+    "params",
+    "ema",
+    "ema_state_dict",
+    "model_ema",
+)
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+# counters that wrappers such as torch.optim.swa_utils.AveragedModel keep beside the weights
+_COUNTERS = ("n_averaged",)
 _SHOWN = 6
 
 
@@ -31,6 +45,7 @@ def load_model(
     spec: str | os.PathLike[str],
     checkpoint: str | os.PathLike[str] | None = None,
     factory_args: Mapping[str, Any] | None = None,
+    checkpoint_key: str | None = None,
 ) -> nn.Module | ExportedProgram:
     """Build a model in evaluation mode and load its weights.
 
@@ -41,6 +56,7 @@ def load_model(
         checkpoint: file with the state dict; see :func:`load_state_dict`. For ``"pykan"`` what ``saveckpt`` was given; see
             ``kancompile.pykan_checkpoint``.
         factory_args: keyword arguments of the factory.
+        checkpoint_key: entry of the checkpoint that holds the weights; see :func:`load_state_dict`.
 
     Raises:
         KanCompileError: nothing there to import, the factory fails or returns no module, or the weights do not fit.
@@ -62,7 +78,7 @@ def load_model(
         return load_exported(Path(spec))
     model = _build(spec, dict(factory_args or {}))
     if checkpoint is not None:
-        apply_state_dict(model, load_state_dict(checkpoint), str(checkpoint))
+        apply_state_dict(model, load_state_dict(checkpoint, checkpoint_key), str(checkpoint))
     check_finite_weights(model)
     return model.eval()
 
@@ -90,92 +106,33 @@ def parse_factory_args(items: Iterable[str]) -> dict[str, Any]:
 
 
 def _build(spec: str, arguments: dict[str, Any]) -> nn.Module:
-    origin, colon, name = spec.rpartition(":")
-    if not colon or not origin or not name:
-        raise KanCompileError(
-            f"model {spec!r}: expected PACKAGE.MODULE:FACTORY, path/to/file.py:FACTORY or a path ending in .pt2"
-        )
-    is_file = origin.endswith(".py")
-    # factories often import their neighbours, at import time or when they run
-    with _search_path(Path(origin).absolute().parent if is_file else Path.cwd()):
-        module = _import_file(Path(origin), spec) if is_file else _import_module(origin, spec)
-        factory: Any = module
-        for part in name.split("."):
-            if not hasattr(factory, part):
-                public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-                raise KanCompileError(f"model {spec!r}: {origin!r} has no {name!r}; it has {_listed(public)}")
-            factory = getattr(factory, part)
+    where = f"model {spec!r}"
+    with found_object(spec, "model", also=" or a path ending in .pt2") as factory:
         if isinstance(factory, nn.Module):
             if arguments:
-                raise KanCompileError(
-                    f"model {spec!r}: found factory arguments {sorted(arguments)!r} for a finished module"
-                )
+                raise KanCompileError(f"{where}: found factory arguments {sorted(arguments)!r} for a finished module")
             return factory
-        if not isinstance(factory, Callable):  # type: ignore[arg-type]
-            raise KanCompileError(f"model {spec!r}: found {type(factory).__name__}, expected a class or function")
-        try:
-            model = factory(**arguments)
-        except Exception as error:
-            raise KanCompileError(
-                f"model {spec!r}: the factory raised {type(error).__name__}: {error}; "
-                "pass what it needs with --factory-arg NAME=VALUE"
-            ) from error
+        if not callable(factory):
+            raise KanCompileError(f"{where}: found {type(factory).__name__}, expected a class or function")
+        model = call_with(factory, arguments, f"{where}: the factory", "--factory-arg")
     if not isinstance(model, nn.Module):
-        raise KanCompileError(f"model {spec!r}: the factory returned {type(model).__name__}, expected torch.nn.Module")
+        raise KanCompileError(f"{where}: the factory returned {type(model).__name__}, expected torch.nn.Module")
     return model
 
 
-@contextmanager
-def _search_path(folder: Path) -> Iterator[None]:
-    entry = str(folder)
-    sys.path.insert(0, entry)
-    try:
-        yield
-    finally:
-        if entry in sys.path:
-            sys.path.remove(entry)
-
-
-def _import_module(name: str, spec: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        absent = error.name or name
-        if name == absent or name.startswith(f"{absent}."):
-            raise KanCompileError(
-                f"model {spec!r}: no module {name!r} here or among the installed packages; "
-                "run from its folder, or name the file, path/to/file.py:FACTORY"
-            ) from error
-        raise KanCompileError(f"model {spec!r}: it imports {absent!r}, which is not installed") from error
-    except Exception as error:
-        raise KanCompileError(f"model {spec!r}: importing it raised {type(error).__name__}: {error}") from error
-
-
-def _import_file(path: Path, spec: str) -> Any:
-    if not path.is_file():
-        raise KanCompileError(f"model {spec!r}: no file {str(path)!r}")
-    name = f"kancompile_model_{path.stem}"
-    found = importlib.util.spec_from_file_location(name, path)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module  # dataclasses and torch.export look modules up by name
-    try:
-        found.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise KanCompileError(f"model {spec!r}: importing it raised {type(error).__name__}: {error}") from error
-    return module
-
-
-def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def load_state_dict(path: str | os.PathLike[str], key: str | None = None) -> dict[str, Tensor]:
     """Read a state dict from safetensors, ``.npz`` or a ``torch.save`` file, and unwrap it.
 
-    ``{"state_dict": ...}``, ``{"model_state_dict": ...}`` and ``{"model": ...}`` are opened. Nothing is unpickled:
+    Dictionaries around it are opened by the names in :data:`WRAPPERS`, such as ``{"state_dict": ...}``, and where no name is
+    known, by the only entry that is a state dict. Nothing is unpickled:
     ``torch.load`` runs with ``weights_only=True``.
 
+    Args:
+        path: the file.
+        key: entry of the file that holds the weights, such as ``"ema"``; the first known one if ``None``.
+
     Raises:
-        KanCompileError: unreadable file, pickled objects, or no tensors inside.
+        KanCompileError: unreadable file, pickled objects, no tensors inside, or several state dicts and no known name.
     """
     path = Path(path)
     if not path.is_file():
@@ -195,7 +152,13 @@ def load_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise KanCompileError(
             f"checkpoint {str(path)!r}: cannot be read ({_first_line(error)}); give a complete .safetensors, .pt or .npz file"
         ) from error
-    return _unwrap(content, f"checkpoint {str(path)!r}")
+    where = f"checkpoint {str(path)!r}"
+    if key is not None:
+        if not isinstance(content, Mapping) or not isinstance(content.get(key), Mapping):
+            names = [str(name) for name, value in content.items() if isinstance(value, Mapping)]
+            raise KanCompileError(f"{where}: found no state dict under {key!r}; it has {_listed(names) or 'none'}")
+        content = content[key]
+    return _unwrap(content, where)
 
 
 def _load_tensors(path: Path) -> Any:
@@ -219,15 +182,29 @@ def _first_line(error: Exception) -> str:
 
 
 def _unwrap(content: Any, where: str) -> dict[str, Tensor]:
-    for _ in range(3):
+    for _ in range(4):
         if not isinstance(content, Mapping):
             break
         if content and all(isinstance(value, Tensor) for value in content.values()):
             return {str(key): value for key, value in content.items()}
-        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
+        inside = {str(key): value for key, value in content.items() if isinstance(value, Mapping) and value}
+        named = next((name for name in WRAPPERS if name in inside and _holds_tensors(inside[name])), None)
+        if named is None:
+            candidates = [key for key, value in inside.items() if _holds_tensors(value)]
+            if len(candidates) > 1:
+                raise KanCompileError(
+                    f"{where}: found several state dicts, {_listed(candidates)}, none under a known name, expected one; "
+                    "name it with --checkpoint-key"
+                )
+            named = candidates[0] if candidates else None
+        if named is None:
             break
-        content = inner
+        others = [key for key in inside if key != named and key in WRAPPERS and _holds_tensors(inside[key])]
+        if others:
+            say(
+                f"{where}: takes the weights under {named!r}; others are chosen with --checkpoint-key: {_listed(others)}"
+            )
+        content = inside[named]
     found = _listed(list(map(str, content))) if isinstance(content, Mapping) else f"a {type(content).__name__}"
     raise KanCompileError(
         f"{where}: found {found or 'nothing'}, expected a state dict (names to tensors), alone or under one of "
@@ -235,16 +212,26 @@ def _unwrap(content: Any, where: str) -> dict[str, Tensor]:
     )
 
 
+def _holds_tensors(value: Any) -> bool:
+    """Whether this is a state dict, or a wrapper around one; what optimizers keep (numbers for keys) is not."""
+    if not isinstance(value, Mapping) or not value or not all(isinstance(key, str) for key in value):
+        return False
+    return all(isinstance(item, Tensor) for item in value.values()) or any(
+        _holds_tensors(value[key]) for key in WRAPPERS if key in value
+    )
+
+
 def apply_state_dict(model: nn.Module, state: Mapping[str, Tensor], name: str = "state dict") -> None:
     """Load weights into a model; every key and every shape must fit.
 
-    A prefix that all keys share and the model does not know (``module.``, ``_orig_mod.``, ``model.``) is stripped.
+    Prefixes that all keys share and the model does not know (:data:`PREFIXES`, such as ``module.``) are stripped, in any order,
+    and counters of averaging left out.
 
     Raises:
         KanCompileError: keys are missing, unexpected or of another shape, all of them named.
     """
     own = model.state_dict()
-    state = dict(state)
+    state = {key: value for key, value in state.items() if key in own or key not in _COUNTERS}
     for _ in PREFIXES:
         for prefix in PREFIXES:
             if all(key.startswith(prefix) for key in state) and not any(key.startswith(prefix) for key in own):
@@ -262,6 +249,10 @@ def apply_state_dict(model: nn.Module, state: Mapping[str, Tensor], name: str = 
             for title, keys in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
             if keys
         ]
+        if missing and unexpected and len(missing) == len(own):
+            parts.append(
+                "no name agrees: the checkpoint is of another class of model, or its names have another prefix"
+            )
         raise KanCompileError(
             f"checkpoint {name!r}: does not fit the model\n  "
             + "\n  ".join(parts)

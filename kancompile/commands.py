@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kancompile.atomic_write import check_destinations, write_atomically
-from kancompile.command_line import OK, THRESHOLD_MISSED, recipe_overrides
+from kancompile.command_line import OK, THRESHOLD_MISSED, command_parser
+from kancompile.command_options import recipe_overrides
 from kancompile.errors import KanCompileError
 from kancompile.progress import quiet, say
 from kancompile.recipe import read_recipe
@@ -31,6 +32,7 @@ _DEVICE_FACTS = {
     "products": "multiplications with a weight for one sample, which is at least half as many cycles on a Cortex-M",
 }
 _COMPARED_SAMPLES = 4096
+HONEST_FLOAT = "float by kancompile, ONNX Runtime"
 
 
 def run_compile(options: argparse.Namespace) -> int:
@@ -52,14 +54,15 @@ def run_compile(options: argparse.Namespace) -> int:
     with _working(options):
         # all of the file is read here: what is held out must not be among the samples a compilation picks
         samples = load_calibration(
-            options.calibration,
-            key=options.calibration_key,
+            _data(options),
+            key=options.data_key,
             max_samples=max(2, recipe.calibration_samples + int(recipe.calibration_samples * options.held_out)),
             seed=options.seed,
         )
         if options.max_drop is not None and samples.labels is None:
             raise KanCompileError(
-                "--max-drop: found no labels, expected an array 'y' beside 'x' in the calibration .npz"
+                "--max-drop: found no labels, expected an array 'y' beside 'x' in the calibration .npz, a folder with one "
+                "subfolder for each class, or a loader of (samples, labels)"
             )
         model = _model(options)
         fitting, judging, judged_on = _split(samples, options)
@@ -132,7 +135,7 @@ def _validated(options: argparse.Namespace) -> Validation:
     return validate(
         options.file,
         _model(options),
-        options.data,
+        _data(options),
         key=options.data_key,
         min_sqnr=options.min_sqnr,
         max_drop=options.max_drop,
@@ -146,7 +149,7 @@ def _compared(options: argparse.Namespace) -> RuntimeComparison:
     from kancompile.runtime_comparison import compare_runtimes, runtimes_named
 
     runtimes = runtimes_named(options.runtime)
-    samples = load_calibration(options.data, key=options.data_key, max_samples=_COMPARED_SAMPLES)
+    samples = load_calibration(_data(options), key=options.data_key, name="data", max_samples=_COMPARED_SAMPLES)
     return compare_runtimes(Path(options.file), samples.samples.numpy(), runtimes)
 
 
@@ -155,16 +158,43 @@ def run_benchmark(options: argparse.Namespace) -> int:
     from kancompile.benchmarking import benchmark
 
     with _working(options):
+        model, data = _model(options), None
+        if options.data is not None:
+            from kancompile.calibration import load_calibration
+
+            data = load_calibration(_data(options), key=options.data_key, name="data", seed=options.seed).samples
+        others: dict[str, bytes] = {}
+        unavailable: dict[str, str] = {}
+        try:
+            others[HONEST_FLOAT] = _exact_file(options, model, data)
+        except KanCompileError as error:
+            unavailable[HONEST_FLOAT] = str(error)
         result = benchmark(
             options.file,
-            _model(options),
+            model,
             options.batch_sizes,
             options.threads,
             repeats=options.repeats,
+            data=data,
             seed=options.seed,
+            others=others,
+            unavailable=unavailable,
         )
     _show(options, result.to_dict(), result.table())
     return OK
+
+
+def _exact_file(options: argparse.Namespace, model: Any, data: Any) -> bytes:
+    """Compile a model without rounding anything: what a good float implementation of it costs."""
+    import torch
+
+    from kancompile.execution import RuntimeModel
+    from kancompile.pipeline import compile as compile_model
+
+    if data is None:
+        shape = RuntimeModel(options.file).input_shape
+        data = torch.rand(256, *shape, generator=torch.Generator().manual_seed(options.seed)) * 2 - 1
+    return compile_model(model, data, recipe={"precision": "float"}, seed=options.seed).session_bytes
 
 
 def run_inspect(options: argparse.Namespace) -> int:
@@ -173,9 +203,23 @@ def run_inspect(options: argparse.Namespace) -> int:
         raise KanCompileError("inspect: expected either a MODEL.onnx file or --model, one of them")
 
     from kancompile.frontend.capture import capture
-    from kancompile.inspection import describe_file, describe_program, file_table, program_table
+    from kancompile.inspection import (
+        describe_file,
+        describe_manifest,
+        describe_program,
+        file_table,
+        manifest_table,
+        program_table,
+    )
+    from kancompile.targets import TARGETS
     from kancompile.targets.kernel_audit import audit_kernels
 
+    if options.file is not None and Path(options.file).suffix in {
+        target.suffix for target in TARGETS.values() if target.suffix != ".onnx"
+    }:
+        described = describe_manifest(Path(options.file))
+        _show(options, described, manifest_table(described))
+        return OK
     if options.file is not None:
         described = describe_file(options.file)
         text = file_table(described)
@@ -203,6 +247,15 @@ def run_recipe(options: argparse.Namespace) -> int:
     return OK
 
 
+def run_completion(options: argparse.Namespace) -> int:
+    """Print the completion script of a shell."""
+    from kancompile.shell_completion import completion_script
+
+    script = completion_script(command_parser(), options.shell)
+    _show(options, {"shell": options.shell, "script": script}, script.rstrip())
+    return OK
+
+
 @contextlib.contextmanager
 def _working(options: argparse.Namespace) -> Iterator[None]:
     """Keep standard output for the result: whatever models and libraries print goes to the error stream."""
@@ -220,7 +273,15 @@ def _show(options: argparse.Namespace, data: dict[str, Any], text: str) -> None:
 def _model(options: argparse.Namespace) -> Any:
     from kancompile.checkpoint import load_model, parse_factory_args
 
-    return load_model(options.model, options.checkpoint, parse_factory_args(options.factory_arg))
+    arguments = parse_factory_args(options.factory_arg)
+    return load_model(options.model, options.checkpoint, arguments, options.checkpoint_key)
+
+
+def _data(options: argparse.Namespace) -> Any:
+    """Open what ``--calibration`` or ``--data`` names."""
+    from kancompile.data_sources import open_data
+
+    return open_data(options.data, options.transform, name=options.data_name, seed=getattr(options, "seed", 0))
 
 
 def _exported_shape(model: Any) -> tuple[int, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -12,6 +14,7 @@ from kancompile.convolutions import ConvContraction
 from kancompile.errors import KanCompileError
 from kancompile.execution import ModelFile, name_of, read_model
 from kancompile.modules import Contraction, Expansion
+from kancompile.pipeline import MANIFEST_SUFFIX
 from kancompile.program import Program
 
 _PREFIX = "kancompile."
@@ -78,6 +81,45 @@ def file_table(described: dict[str, Any]) -> str:
     counted = ", ".join(f"{count} {name}" for name, count in described["operators"].items())
     lines.append(f"operators: {counted}")
     lines += [f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in metadata.items()]
+    return "\n".join(lines)
+
+
+def describe_manifest(path: Path) -> dict[str, Any]:
+    """Describe a compiled file of another format from the manifest beside it, which must be of these very bytes.
+
+    Raises:
+        KanCompileError: the file or its manifest is missing, or they do not belong together.
+    """
+    content = read_model(path)
+    beside = [path.with_name(f"{stem}{MANIFEST_SUFFIX}") for stem in (path.name, path.stem)]
+    found = [file for file in beside if file.is_file()]
+    for file in found:
+        try:
+            manifest = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise KanCompileError(
+                f"manifest {str(file)!r}: found no JSON ({error}); compile the model again"
+            ) from error
+        if isinstance(manifest, dict) and manifest.get("model_sha256") == hashlib.sha256(content).hexdigest():
+            return {"model": name_of(path), "bytes": len(content), "manifest": str(file), "metadata": manifest}
+    expected = " or ".join(file.name for file in beside)
+    if found:
+        raise KanCompileError(
+            f"{name_of(path)}: found {found[0].name} beside it, which is of another file, expected its own {expected}; "
+            "copy the two together, or compile again"
+        )
+    raise KanCompileError(
+        f"{name_of(path)}: only ONNX files describe themselves; found no manifest beside it, expected {expected}"
+    )
+
+
+def manifest_table(described: dict[str, Any]) -> str:
+    """Print what a manifest says about a file."""
+    metadata = described["metadata"]
+    lines = [f"{described['model']}, {described['bytes']:,} bytes, described by {described['manifest']}"]
+    lines += [f"layer {layer['name']}: {_layer_text(layer)}" for layer in metadata.get("layers", [])]
+    rest = {key: value for key, value in metadata.items() if key != "layers"}
+    lines += [f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in rest.items()]
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -40,7 +41,8 @@ def track(
 ) -> Iterator[Item]:
     """Yield ``items`` and show how many are done.
 
-    On a terminal a tqdm bar; elsewhere a line now and then, for work of more than a second, and one at its end.
+    On a terminal a tqdm bar, in a notebook with ipywidgets its widget; elsewhere
+    a line now and then, for work of more than a second, and one at its end.
 
     Args:
         items: what to work on.
@@ -53,10 +55,21 @@ def track(
         total = len(items)
     if _is_quiet.get():
         yield from items
+    elif _has_widgets():
+        from tqdm.notebook import tqdm as widget  # type: ignore[import-untyped, unused-ignore]
+
+        yield from widget(items, description, total, delay=_SILENT_SECONDS, leave=False)
     elif stream.isatty():
         yield from tqdm(items, description, total, file=stream, delay=_SILENT_SECONDS, leave=False)
     else:
         yield from _lines(items, description, total, stream)
+
+
+def _has_widgets() -> bool:
+    """Whether this is a notebook that can show a bar; without ipywidgets tqdm would only complain."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return type(shell).__name__ == "ZMQInteractiveShell" and importlib.util.find_spec("ipywidgets") is not None
 
 
 def _lines(items: Iterable[Item], description: str, total: int | None, stream: TextIO) -> Iterator[Item]:

@@ -4,6 +4,7 @@ import json
 import pickle
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kancompile.checkpoint import apply_state_dict, load_model, load_state_dict, parse_factory_args
+from kancompile.checkpoint import WRAPPERS, apply_state_dict, load_model, load_state_dict, parse_factory_args
 from kancompile.errors import KanCompileError
 from kancompile.exported_file import is_arithmetic, load_exported
 
@@ -133,7 +134,7 @@ def test_factory_arguments_reach_the_factory(source: Path) -> None:
         ("nets:number", {}, "found int, expected a class or function"),
         ("nets:text", {}, "the factory returned str"),
         ("nets:broken", {}, "the factory raised ValueError: no such size"),
-        ("nets:Net", {"width": 3}, "the factory raised TypeError.*--factory-arg"),
+        ("nets:Net", {"width": 3}, "the factory: got an unexpected keyword argument 'width'; it takes .*--factory-arg"),
         ("nets:finished", {"n_out": 3}, "factory arguments .* for a finished module"),
         ("absent.pt2", {}, "cannot be read"),
         ("absent.pt2", {"n": 1}, "a .pt2 file needs none"),
@@ -215,7 +216,7 @@ def test_truncated_checkpoints_are_refused(tmp_path: Path) -> None:
             load_state_dict(path)
 
 
-@pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1, 2], {"state_dict": {}}, {"a": {"w": torch.zeros(1)}}])
+@pytest.mark.parametrize("content", [{}, {"epoch": 3}, [1, 2], {"state_dict": {}}, {"a": {"w": 1.0}}])
 def test_files_without_a_state_dict_are_refused(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(KanCompileError, match="expected a state dict"):
@@ -326,3 +327,69 @@ def test_damaged_archives_are_refused(content: bytes, tmp_path: Path) -> None:
         archive.writestr("readme", "text")
     with pytest.raises(KanCompileError, match="no archive_format entry"):
         load_exported(tmp_path / "other.pt2")
+
+
+def _net() -> nn.Module:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    for number, parameter in enumerate(model.parameters()):
+        nn.init.constant_(parameter, number + 1.0)
+    return model
+
+
+WRAPPED: dict[str, Callable[[dict[str, Tensor]], Any]] = {
+    **{name: (lambda state, name=name: {"epoch": 3, name: state}) for name in WRAPPERS},
+    "beside an optimizer": lambda state: {
+        "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1}]},
+        "net": state,
+    },
+    "under an unknown name": lambda state: {"epoch": 3, "student": state},
+    "twice wrapped": lambda state: {"checkpoint": {"state_dict": state}, "epoch": 3},
+    "two prefixes": lambda state: {"model": {f"_orig_mod.module.{key}": value for key, value in state.items()}},
+    "two prefixes, turned": lambda state: {"model": {f"module._orig_mod.{key}": value for key, value in state.items()}},
+    "averaged": lambda state: {
+        "n_averaged": torch.tensor(5),
+        **{f"module.{key}": value for key, value in state.items()},
+    },
+}
+
+
+@pytest.mark.parametrize("case", WRAPPED)
+def test_weights_are_found_inside_common_wrappers(case: str, tmp_path: Path) -> None:
+    state = _net().state_dict()
+    path = tmp_path / "kan.pt"
+    torch.save(WRAPPED[case](state), path)
+    model = _net()
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    apply_state_dict(model, load_state_dict(path), "kan.pt")
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+
+
+def test_plain_weights_come_before_averaged_ones_and_a_key_chooses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "kan.pt"
+    torch.save({"ema": {"w": torch.ones(1)}, "model": {"w": torch.zeros(1)}}, path)
+    assert load_state_dict(path)["w"] == 0
+    assert "takes the weights under 'model'; others are chosen with --checkpoint-key: ema" in capsys.readouterr().err
+    assert load_state_dict(path, "ema")["w"] == 1
+    with pytest.raises(KanCompileError, match="no state dict under 'best'; it has ema, model"):
+        load_state_dict(path, "best")
+    torch.save({"left": {"w": torch.ones(1)}, "right": {"w": torch.zeros(1)}}, path)
+    with pytest.raises(KanCompileError, match=r"several state dicts, left, right.*--checkpoint-key"):
+        load_state_dict(path)
+
+
+def test_a_factory_that_needs_arguments_says_which(source: Path) -> None:
+    (source.parent / "needy.py").write_text("def make(layers, grid=5, *, base='silu'):\n    raise AssertionError\n")
+    with pytest.raises(KanCompileError) as caught:
+        load_model(f"{source.parent / 'needy.py'}:make")
+    text = str(caught.value)
+    assert "missing a required argument: 'layers'; it takes (layers, grid=5, base='silu')" in text
+    assert "--factory-arg NAME=VALUE" in text
+
+
+def test_a_checkpoint_of_another_class_is_called_so(source: Path) -> None:
+    with pytest.raises(KanCompileError, match="no name agrees: the checkpoint is of another class"):
+        apply_state_dict(_net(), {"other.weight": torch.ones(2)}, "kan.pt")

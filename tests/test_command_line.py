@@ -154,7 +154,12 @@ def test_benchmark_prints_every_candidate(work: Path, built: Path, capsys: pytes
     result = json.loads(capsys.readouterr().out)
     assert {(t["candidate"], t["batch_size"]) for t in result["timings"]} == {
         (name, size)
-        for name in ("compiled, ONNX Runtime", "float export, ONNX Runtime", "PyTorch eager")
+        for name in (
+            "compiled, ONNX Runtime",
+            "float export, ONNX Runtime",
+            "float by kancompile, ONNX Runtime",
+            "PyTorch eager",
+        )
         for size in (1, 4)
     }
 
@@ -171,6 +176,23 @@ def test_inspect_shows_a_file(built: Path, capsys: pytest.CaptureFixture[str]) -
     assert described["bytes"] == built.stat().st_size
     assert len(described["metadata"]["layers"]) == 2
     assert described["metadata"]["recipe"]["weight_bits"] == 4
+
+
+def test_inspect_reads_the_manifest_of_other_formats(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(_compile(work, tmp_path / "o", "--quiet", "--target", "c99")) == 0
+    (source,) = (path for path in (tmp_path / "o").iterdir() if path.suffix == ".c")
+    assert main(["inspect", str(source)]) == 0
+    assert "6 inputs x" in capsys.readouterr().out
+    source.write_bytes(source.read_bytes() + b"\n")
+    assert main(["inspect", str(source)]) == 2
+    assert "which is of another file" in capsys.readouterr().err
+    (tmp_path / "alone.c").write_text("int x;")
+    assert main(["inspect", str(tmp_path / "alone.c")]) == 2
+    assert (
+        "found no manifest beside it, expected alone.c.manifest.json or alone.manifest.json" in capsys.readouterr().err
+    )
 
 
 def test_inspect_shows_what_is_found_in_a_model(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,7 +304,7 @@ def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFi
     assert "usage: kancompile" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["compile", "validate", "benchmark", "inspect", "recipe"])
+@pytest.mark.parametrize("command", ["compile", "validate", "benchmark", "inspect", "recipe", "completion"])
 def test_every_command_explains_itself_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
@@ -293,7 +315,7 @@ def test_every_command_explains_itself_with_an_example(command: str, capsys: pyt
 
 
 def test_help_and_recipes_do_not_load_pytorch() -> None:
-    for arguments in (["--help"], ["compile", "--help"], ["recipe"]):
+    for arguments in (["--help"], ["compile", "--help"], ["recipe"], ["completion", "bash"]):
         code = (
             "import sys\nfrom kancompile.command_line import main\n"
             f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"

@@ -1,0 +1,143 @@
+"""Groups of options that several commands share, and the types of their values."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from typing import Any
+
+from kancompile.cpu_presets import CPU_PRESETS
+from kancompile.errors import KanCompileError
+from kancompile.recipe import GRANULARITIES, LOWERINGS, METHODS, PRECISIONS, RANGES, STORAGES, describe_keys
+
+
+def add_model(parser: argparse.ArgumentParser, name: str, positional: bool = False, required: bool = True) -> None:
+    """Name a float model: where it comes from, its weights, and the arguments of its factory."""
+    text = "float model: PACKAGE.MODULE:FACTORY, path/to/file.py:FACTORY, or a .pt2 file"
+    if positional:
+        parser.add_argument(name, metavar="MODEL", help=text)
+    else:
+        parser.add_argument(name, dest="model", metavar="MODEL", required=required, help=text)
+    parser.add_argument("--checkpoint", metavar="FILE", help="state dict: .safetensors, torch.save file or .npz")
+    parser.add_argument(
+        "--checkpoint-key",
+        metavar="NAME",
+        help="entry of the checkpoint that holds the weights, such as ema (default: state_dict, model, net ...)",
+    )
+    parser.add_argument(
+        "--factory-arg", action="append", default=[], metavar="NAME=VALUE", help="argument of FACTORY; may be repeated"
+    )
+
+
+def add_data(parser: argparse.ArgumentParser, name: str, what: str, required: bool = True) -> None:
+    """Name samples: a file, a folder of images or a loader; see :func:`kancompile.data_sources.open_data`."""
+    parser.add_argument(
+        f"--{name}",
+        dest="data",
+        required=required,
+        metavar="DATA",
+        help=f"{what}: .npz (x, and labels y), .npy, a folder of images, or PACKAGE.MODULE:LOADER",
+    )
+    parser.add_argument(
+        f"--{name}-key", dest="data_key", metavar="NAME", help="array in the .npz that holds the inputs (default x)"
+    )
+    parser.add_argument(
+        "--transform",
+        metavar="TRANSFORM",
+        help="PACKAGE.MODULE:TRANSFORM or file.py:TRANSFORM, which prepares an image of the folder as in training",
+    )
+    parser.set_defaults(data_name=f"--{name}")
+
+
+def add_thresholds(parser: argparse.ArgumentParser) -> None:
+    """Set what a result must reach."""
+    parser.add_argument("--min-sqnr", type=float, metavar="DB", help="least output SQNR in dB")
+    add_max_drop(parser)
+
+
+def add_max_drop(parser: argparse.ArgumentParser) -> None:
+    """Set how much accuracy may be lost."""
+    parser.add_argument("--max-drop", type=float, metavar="POINTS", help="most points of accuracy (or R2) to lose")
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Choose a recipe file, and every key of a recipe by an option."""
+    group = parser.add_argument_group("recipe", "choices of the compilation; options win over the file")
+    group.add_argument("--recipe", metavar="FILE", help=".toml or .json file of the keys below")
+    choices = {
+        "precision": PRECISIONS,
+        "method": ("auto", *METHODS),
+        "range": RANGES,
+        "granularity": GRANULARITIES,
+        "storage": STORAGES,
+        "lowering": LOWERINGS,
+        "cpu": tuple(CPU_PRESETS),
+    }
+    for key, default, allowed, meaning in describe_keys():
+        option = f"--{key.replace('_', '-')}"
+        shown = "" if default == "null" else f" (default {default.strip(chr(34))})"
+        if key in choices:
+            group.add_argument(option, choices=choices[key], help=f"{meaning}{shown}")
+        else:
+            group.add_argument(option, type=number, metavar="N", help=f"{meaning}: {allowed}{shown}".replace("%", "%%"))
+    group.add_argument(
+        "--layer",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar=("PATTERN", "KEY=VALUE"),
+        help="override keys for layers, such as --layer 'layers.*' weight_bits=4; may be repeated, the last one wins",
+    )
+
+
+def recipe_overrides(options: argparse.Namespace) -> dict[str, Any]:
+    """Collect the recipe keys that were given as options.
+
+    Raises:
+        KanCompileError: an override without ``=``.
+    """
+    given = {key: getattr(options, key) for key, *_ in describe_keys() if getattr(options, key) is not None}
+    layers = []
+    for pattern, *items in options.layer:
+        overrides: dict[str, Any] = {}
+        for item in items:
+            key, equals, text = item.partition("=")
+            if not equals:
+                raise KanCompileError(f"--layer {pattern!r}: found {item!r}, expected KEY=VALUE such as weight_bits=4")
+            try:
+                overrides[key.replace("-", "_")] = ast.literal_eval(text)
+            except (ValueError, SyntaxError):
+                overrides[key.replace("-", "_")] = text
+        layers.append((pattern, overrides))
+    return given | ({"layers": layers} if layers else {})
+
+
+def number(text: str) -> int | float:
+    """Read an integer where it is one, else a float."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def count(text: str) -> int:
+    """Read 0, 1, 2 ..."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no count, expected 0, 1, 2 ...")
+    return int(text)
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Read counts that commas separate."""
+    return tuple(count(part.strip()) for part in text.split(","))
+
+
+def fraction(text: str) -> float:
+    """Read a share from 0 up to, not including, 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share, expected 0 up to, not including, 1")
+    return value
