@@ -6,6 +6,7 @@ Times are medians of blocks in alternation on this machine, and only their ratio
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -67,8 +68,8 @@ def _times(x: Tensor, compiled: RuntimeModel, float_model: RuntimeModel) -> list
             break
         array = np.ascontiguousarray(x.numpy()[np.arange(batch) % len(x)])
         runnable: dict[str, Callable[[], Any]] = {
-            COMPILED: lambda array=array: compiled.run(array),
-            FLOAT_EXPORT: lambda array=array: float_model.run(array),
+            COMPILED: partial(compiled.run, array),
+            FLOAT_EXPORT: partial(float_model.run, array),
         }
         timings = {t.candidate: t for t in take_turns(runnable, batch, 1, _REPEATS, _WARMUP, {})}
         before, after = timings[FLOAT_EXPORT].median, timings[COMPILED].median

@@ -70,7 +70,7 @@ class FloatReplay:
 
     def contraction_of(self, target: str) -> str:
         """Return the name of the node that calls a module."""
-        return next(name for name, node in self._nodes.items() if node.op == "call_module" and node.target == target)
+        return next(str(name) for name, node in self._nodes.items() if node.op == "call_module" and node.target == target)
 
     def with_value(self, name: str, value: Tensor) -> Tensor:
         """Return the program's output with the value of one node exchanged."""
@@ -133,7 +133,7 @@ def samples_that_fit(program: Program, x: Tensor) -> int:
 
 def _expanded(program: Program, targets: Sequence[str]) -> int:
     modules = [program.module(target) for target in targets]
-    return sum(torch.Size(module.in_shape).numel() * int(module.k) for module in modules)  # type: ignore[arg-type]
+    return sum(torch.Size(module.in_shape).numel() * int(module.k) for module in modules)  # type: ignore[arg-type, misc]
 
 
 def _contribution(replay: FloatReplay, pair: LayerPair) -> LayerContribution:

@@ -167,8 +167,11 @@ def draw_edges(pair: LayerPair, names: Sequence[EdgeName], seen: Observation) ->
         curves = _Curves(pair, target, points)
         at_inputs = _Curves(pair, target, inputs[:_ROWS])
         largest = float(_spread(pair, target, seen).max())
-        for name in (name for name in names if name.expansion == target):
-            edges.append(_edge(pair, name, points[:, name.input], curves, at_inputs, inputs[:, name.input], largest))
+        edges += [
+            _edge(pair, name, points[:, name.input], curves, at_inputs, inputs[:, name.input], largest)
+            for name in names
+            if name.expansion == target
+        ]
     return edges
 
 
