@@ -40,6 +40,7 @@ typical use:
   kancompile validate build/model.onnx --against my_project.models:make_kan --checkpoint kan.safetensors --data test.npz
   kancompile benchmark build/model.onnx --against my_project.models:make_kan --checkpoint kan.safetensors
   kancompile inspect build/model.onnx
+  kancompile report build/model.onnx --against my_project.models:make_kan --checkpoint kan.safetensors --data train.npz
 
 {_EXIT_CODES}"""
 
@@ -81,6 +82,16 @@ examples:
 
 The first form shows what a compiled file contains. The second shows which KAN layers are found in a model, and for
 every other operation that was looked at why it stays as it is, with the line of code."""
+
+_REPORT = """\
+examples:
+  kancompile report build/model.onnx --against models.py:make_kan --checkpoint kan.pt --data train.npz
+  kancompile report build/model.onnx --against models.py:make_kan --checkpoint kan.pt \\
+      --calibration train.npz --data test.npz --edge layers.0:3,17 --out report.html
+
+Writes one HTML page that opens offline, and its data as JSON: accuracy, size and time before and after, the error that every
+layer and branch brings, ranges, kernels, and the edge functions before and after. The tables are made again from the data
+that the file was compiled with, which is compared by hash: --calibration, or --data where that is the same file."""
 
 _RECIPE = """\
 examples:
@@ -155,6 +166,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="what to compile for: ort-cpu (default), ort-mobile ..., or all; may be repeated, for several files in DIR",
     )
+    compile_.add_argument("--report", action="store_true", help="also write a report, OUT/model.report.html and .json")
     compile_.add_argument("--seed", type=int, default=0, help="seed of every random choice (default 0)")
     compile_.add_argument(
         "--device", default="cpu", choices=("cpu", "cuda"), help="where rounding computes its matrices (default cpu)"
@@ -192,6 +204,25 @@ def _parser() -> argparse.ArgumentParser:
         "--input-shape", type=_counts, metavar="N,N", help="one sample's shape, such as 784 or 3,32,32"
     )
     inspect.add_argument("--kernels", action="store_true", help="also ask ONNX Runtime which kernels it uses")
+
+    report = _add(commands, "report", "explain a compiled file on one HTML page", _REPORT)
+    report.add_argument("file", metavar="MODEL.onnx", help="compiled file")
+    _add_model(report, "--against")
+    report.add_argument("--calibration", metavar="FILE", help="data of the compilation, .npz or .npy (default: --data)")
+    report.add_argument(
+        "--calibration-key", metavar="NAME", help="array in that .npz that holds the inputs (default x)"
+    )
+    report.add_argument("--held-out", type=_fraction, default=0.2, metavar="SHARE", help="as in compile (default 0.2)")
+    report.add_argument("--data", metavar="FILE", help="inputs to measure with (default: the held-out samples)")
+    report.add_argument("--data-key", metavar="NAME", help="array in the .npz that holds the inputs (default x)")
+    report.add_argument("--out", metavar="FILE.html", help="page to write (default: MODEL.report.html beside the file)")
+    report.add_argument("--force", action="store_true", help="replace existing files")
+    report.add_argument(
+        "--edge", action="append", default=[], metavar="LAYER:OUT,IN", help="an edge to draw; may be repeated"
+    )
+    report.add_argument("--edges", type=_count, default=12, metavar="N", help="important edges to draw (default 12)")
+    report.add_argument("--no-sweep", action="store_true", help="do not try other weight bits")
+    report.add_argument("--no-latency", action="store_true", help="measure no times, which differ from run to run")
 
     recipe = _add(commands, "recipe", "print a recipe and what its keys mean", _RECIPE)
     _add_recipe(recipe)

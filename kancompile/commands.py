@@ -25,11 +25,6 @@ if TYPE_CHECKING:
     from kancompile.validation import Validation
 
 _LEAST_TO_SPLIT = 16
-_DEVICE_FACTS = {
-    "stored_bytes": "flash bytes of constants",
-    "ram_bytes": "ram bytes",
-    "products": "multiplications with a weight for one sample, which is at least half as many cycles on a Cortex-M",
-}
 _COMPARED_SAMPLES = 4096
 
 
@@ -41,15 +36,21 @@ def run_compile(options: argparse.Namespace) -> int:
     from kancompile.emission import check_target, targets_named
     from kancompile.pipeline import compile as compile_model
     from kancompile.pipeline import manifest_path
+    from kancompile.report_command import compiled_report, report_files, report_paths
+    from kancompile.reporting.plots import check_matplotlib
+    from kancompile.reporting.terminal import compile_summary
     from kancompile.validation import validate
 
+    if options.report:
+        check_matplotlib()
     targets = targets_named(options.target or ["ort-cpu"])
     check_target(targets[0], recipe)
     paths = _paths(Path(options.out), targets)
     shared = len(targets) > 1
-    check_destinations([*paths, *(manifest_path(path, shared) for path in paths)], options.force)
+    reported = report_paths(paths[0]) if options.report else ()
+    check_destinations([*paths, *(manifest_path(path, shared) for path in paths), *reported], options.force)
 
-    with _working(options):
+    with working(options):
         # all of the file is read here: what is held out must not be among the samples a compilation picks
         samples = load_calibration(
             options.calibration,
@@ -61,7 +62,7 @@ def run_compile(options: argparse.Namespace) -> int:
             raise KanCompileError(
                 "--max-drop: found no labels, expected an array 'y' beside 'x' in the calibration .npz"
             )
-        model = _model(options)
+        model = load_float_model(options)
         fitting, judging, judged_on = _split(samples, options)
         compiled = compile_model(
             model, fitting, target=targets[0].name, recipe=recipe, seed=options.seed, device=options.device
@@ -86,6 +87,10 @@ def run_compile(options: argparse.Namespace) -> int:
     contents: dict[Path, bytes] = {}
     for path, one in written.items():
         contents |= one.files(path, shared)
+    if result.passed and options.report:
+        with working(options):
+            say("report ...")
+            contents |= report_files(compiled_report(compiled, judging, judged_on, result, paths[0]), *reported)
     if result.passed:
         write_atomically(contents, options.force)
     report = {
@@ -96,7 +101,10 @@ def run_compile(options: argparse.Namespace) -> int:
         "report": compiled.report,
         "validation": result.to_dict() | {"data": judged_on},
     }
-    _show(options, report, _summary(compiled, result, judged_on) + "\n" + _written(written, refused, result.passed))
+    text = "\n".join(
+        [compile_summary(compiled, result, judged_on), _written(written, refused, result.passed, reported, contents)]
+    )
+    show_result(options, report, text)
     if not result.passed:
         print(f"kancompile: threshold missed, nothing written: {'; '.join(result.reasons)}", file=sys.stderr)
     return OK if result.passed else THRESHOLD_MISSED
@@ -109,7 +117,7 @@ def run_validate(options: argparse.Namespace) -> int:
     data: dict[str, Any] = {}
     texts: list[str] = []
     reasons: list[str] = []
-    with _working(options):
+    with working(options):
         if options.model is not None:
             result = _validated(options)
             data |= result.to_dict()
@@ -120,7 +128,7 @@ def run_validate(options: argparse.Namespace) -> int:
             data["runtimes"] = compared.to_dict()
             texts.append(compared.table())
             reasons += compared.reasons
-    _show(options, data, "\n".join(texts))
+    show_result(options, data, "\n".join(texts))
     if reasons:
         print(f"kancompile: threshold missed: {'; '.join(reasons)}", file=sys.stderr)
     return THRESHOLD_MISSED if reasons else OK
@@ -131,7 +139,7 @@ def _validated(options: argparse.Namespace) -> Validation:
 
     return validate(
         options.file,
-        _model(options),
+        load_float_model(options),
         options.data,
         key=options.data_key,
         min_sqnr=options.min_sqnr,
@@ -154,16 +162,16 @@ def run_benchmark(options: argparse.Namespace) -> int:
     """Time a file beside its float model."""
     from kancompile.benchmarking import benchmark
 
-    with _working(options):
+    with working(options):
         result = benchmark(
             options.file,
-            _model(options),
+            load_float_model(options),
             options.batch_sizes,
             options.threads,
             repeats=options.repeats,
             seed=options.seed,
         )
-    _show(options, result.to_dict(), result.table())
+    show_result(options, result.to_dict(), result.table())
     return OK
 
 
@@ -183,41 +191,50 @@ def run_inspect(options: argparse.Namespace) -> int:
             audit = audit_kernels(Path(options.file).read_bytes())
             described["kernels"] = audit.to_dict()
             text += "\n" + audit.table()
-        _show(options, described, text)
+        show_result(options, described, text)
         return OK
-    with _working(options):
-        model = _model(options)
+    with working(options):
+        model = load_float_model(options)
         if options.input_shape is None and not str(options.model).endswith(".pt2"):
             raise KanCompileError(
                 "inspect: found no --input-shape, expected one sample's shape, such as 784 or 3,32,32"
             )
         program = capture(model, options.input_shape or _exported_shape(model))
-    _show(options, describe_program(program), program_table(program))
+    show_result(options, describe_program(program), program_table(program))
     return OK
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Report on a compiled file (see ``kancompile.report_command``)."""
+    from kancompile.report_command import run_report as run
+
+    return run(options)
 
 
 def run_recipe(options: argparse.Namespace) -> int:
     """Print the recipe that a file and options amount to."""
     recipe = read_recipe(options.recipe, **recipe_overrides(options))
-    _show(options, recipe.to_dict(), recipe.to_toml(with_meanings=True).rstrip())
+    show_result(options, recipe.to_dict(), recipe.to_toml(with_meanings=True).rstrip())
     return OK
 
 
 @contextlib.contextmanager
-def _working(options: argparse.Namespace) -> Iterator[None]:
+def working(options: argparse.Namespace) -> Iterator[None]:
     """Keep standard output for the result: whatever models and libraries print goes to the error stream."""
     with contextlib.redirect_stdout(sys.stderr), quiet(options.quiet):
         yield
 
 
-def _show(options: argparse.Namespace, data: dict[str, Any], text: str) -> None:
+def show_result(options: argparse.Namespace, data: dict[str, Any], text: str) -> None:
+    """Print data as JSON, or text, as the options say."""
     if options.json:
         print(json.dumps(data, indent=2, allow_nan=False))
     elif not options.quiet:
         print(text)
 
 
-def _model(options: argparse.Namespace) -> Any:
+def load_float_model(options: argparse.Namespace) -> Any:
+    """Build the float model that the options name."""
     from kancompile.checkpoint import load_model, parse_factory_args
 
     return load_model(options.model, options.checkpoint, parse_factory_args(options.factory_arg))
@@ -253,33 +270,17 @@ def _paths(folder: Path, targets: Sequence[Target]) -> list[Path]:
     return paths
 
 
-def _written(written: Mapping[Path, CompiledModel], refused: Mapping[Path, str], passed: bool) -> str:
+def _written(
+    written: Mapping[Path, CompiledModel],
+    refused: Mapping[Path, str],
+    passed: bool,
+    reported: Sequence[Path],
+    contents: Mapping[Path, bytes],
+) -> str:
     lines = []
     for path, compiled in written.items():
         size = f"{compiled.manifest['model_bytes']:,} bytes, {compiled.manifest['deflated_bytes']:,} deflated"
         lines.append(f"wrote {path} ({size})" if passed else f"not written ({size})")
+    lines += [f"wrote {path} ({len(contents[path]):,} bytes)" for path in reported if passed]
     lines += [f"not written: {path} ({reason})" for path, reason in refused.items()]
     return "\n".join(lines)
-
-
-def _summary(compiled: CompiledModel, result: Validation, judged_on: str) -> str:
-    manifest = compiled.manifest
-    lines = [f"{len(manifest['layers'])} KAN layers"]
-    for layer in manifest["layers"]:
-        expansions = " + ".join(_expansion_text(entry) for entry in layer["expansions"])
-        lines.append(f"  {layer['name']}: {expansions} -> {layer['n_out']}, {layer['weight_bits']}-bit weights")
-    lines += [
-        f"  not a KAN layer: {part['operator']} ({part['reason']}) {part['source']}".rstrip()
-        for part in manifest["unrecognized"]
-    ]
-    lines += [compiled.audit.table(), f"measured on {judged_on}:", result.table()]
-    lines += [f"note: {note}" for note in manifest["notes"]]
-    lines += [f"{meaning}: {manifest[key]:,}" for key, meaning in _DEVICE_FACTS.items() if key in manifest]
-    return "\n".join(lines)
-
-
-def _expansion_text(entry: dict[str, Any]) -> str:
-    size = f"{entry['n_in']} x {entry['k']}"
-    if "levels" in entry:
-        return f"{size} from {entry['tables']} table{'s' if entry['tables'] > 1 else ''} of {entry['levels']} levels"
-    return f"{size} by {entry['form']}"

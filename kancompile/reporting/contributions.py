@@ -70,7 +70,9 @@ class FloatReplay:
 
     def contraction_of(self, target: str) -> str:
         """Return the name of the node that calls a module."""
-        return next(str(name) for name, node in self._nodes.items() if node.op == "call_module" and node.target == target)
+        return next(
+            str(name) for name, node in self._nodes.items() if node.op == "call_module" and node.target == target
+        )
 
     def with_value(self, name: str, value: Tensor) -> Tensor:
         """Return the program's output with the value of one node exchanged."""

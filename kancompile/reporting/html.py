@@ -22,6 +22,12 @@ _SECTIONS = (
 )
 
 
+_ORIGINS = {
+    "bit allocation": "Entries of the bit allocation's Pareto front",
+    "one width for all layers": "The same width for all integer layers",
+}
+
+
 def render(report: Mapping[str, Any]) -> str:
     """Render report data as a page; equal data give equal bytes."""
     css = resources.files("kancompile.reporting").joinpath("report.css").read_text(encoding="utf-8")
@@ -36,11 +42,11 @@ def render(report: Mapping[str, Any]) -> str:
         "facts": _facts(report),
     }
     links = "".join(f'<a href="#{key}">{escape(title)}</a>' for key, title in _SECTIONS)
-    body = "".join(
-        f'<section id="{key}"><h2>{escape(title)}</h2>{sections[key]}</section>' for key, title in _SECTIONS
-    )
+    body = "".join(f'<section id="{key}"><h2>{escape(title)}</h2>{sections[key]}</section>' for key, title in _SECTIONS)
     if report["diagnosis"] is not None:
-        body = f'<section id="diagnosis"><h2>Why it is not better</h2>{_diagnosis(report["diagnosis"])}</section>' + body
+        body = (
+            f'<section id="diagnosis"><h2>Why it is not better</h2>{_diagnosis(report["diagnosis"])}</section>' + body
+        )
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -59,20 +65,30 @@ def _cards(report: Mapping[str, Any]) -> str:
     task = summary["task"]
     if task is not None:
         name = "R2" if task["name"] == "r2" else str(task["name"])
-        change = f"{-task['drop']:+.2f} points" if isinstance(task["drop"], int | float) else "not defined"
+        drop = task["drop"]
+        change = (
+            "no change" if drop == 0 else f"{-drop:+.2f} points" if isinstance(drop, int | float) else "not defined"
+        )
         cards.append((name, f"{number(task['compiled'])} %", f"before {number(task['float'])} %, {change}"))
     agreement = summary["argmax_agreement"]
     equal = "" if agreement is None else f"same class as before for {agreement:.2f} % of samples"
-    cards.append(("signal to error (SQNR)", decibels(summary["sqnr_db"]), equal or f"largest error {number(summary['max_abs'])}"))
+    cards.append(
+        ("signal to error (SQNR)", decibels(summary["sqnr_db"]), equal or f"largest error {number(summary['max_abs'])}")
+    )
     before = size["float_export_bytes"] or size["parameter_bytes"]
     what = "float ONNX file" if size["float_export_bytes"] else "parameters"
-    text = "" if before is None else f"before {data_size(before)} ({what}), {before / size['compiled_bytes']:.1f} times as large"
+    text = (
+        ""
+        if before is None
+        else f"before {data_size(before)} ({what}), {before / size['compiled_bytes']:.1f} times as large"
+    )
     cards.append(("size of the file", data_size(size["compiled_bytes"]), text))
     if summary["latency"]:
         best = summary["latency"]
         ratios = ", ".join(f"{row['ratio']:.1f} times at batch {row['batch_size']}" for row in best[1:])
         first = best[0]
-        micro = f"{first['compiled_seconds'] * 1e6:.0f} \N{MICRO SIGN}s, before {first['float_seconds'] * 1e6:.0f} \N{MICRO SIGN}s"
+        before_us, after_us = first["float_seconds"] * 1e6, first["compiled_seconds"] * 1e6
+        micro = f"{after_us:.0f} \N{MICRO SIGN}s, before {before_us:.0f} \N{MICRO SIGN}s"
         text = f"one sample: {micro}, one thread, this machine" + (f"; {ratios}" if ratios else "")
         cards.append(("faster than the float ONNX file", f"{first['ratio']:.1f} times", text))
     else:
@@ -127,7 +143,9 @@ def _is_convolution(report: Mapping[str, Any], name: str) -> bool:
 def _front(report: Mapping[str, Any]) -> str:
     front = report["bit_front"]
     if not front["points"]:
-        return f"<p>{'Other widths were not tried.' if front['origin'] == 'off' else 'No layer has integer weights.'}</p>"
+        return (
+            f"<p>{'Other widths were not tried.' if front['origin'] == 'off' else 'No layer has integer weights.'}</p>"
+        )
     task = report["summary"]["task"]
     name = "accuracy" if task is None or task["name"] == "accuracy" else "R2"
     baseline = task["float"] if task is not None and isinstance(task["float"], int | float) else None
@@ -139,10 +157,14 @@ def _front(report: Mapping[str, Any]) -> str:
         label = escape(bits_text(point["bits"])) + (" <b>(this file)</b>" if point["shipped"] else "")
         row = [label, data_size(point["weight_bytes"]), decibels(point["sqnr_db"])]
         row += [number(point["metric"])] if task is not None else []
-        row += ["" if point["sensitivity"] is None else f"{point['sensitivity']:.3g}"] if head[-1] == "predicted loss" else []
+        row += (
+            ["" if point["sensitivity"] is None else f"{point['sensitivity']:.3g}"]
+            if head[-1] == "predicted loss"
+            else []
+        )
         rows.append(row)
     return (
-        f"<p>Assignments from the {escape(front['origin'])}, measured on {front['samples']} samples. All but this file "
+        f"<p>{_ORIGINS.get(front['origin'], '')}, measured on {front['samples']} samples. All but this file "
         "have nearest rounding and a part of the calibration data: with few bits, methods that compensate their errors do "
         "better.</p>"
         f'<div class="plots"><figure>{front_plot(front["points"], name, baseline)}</figure></div>{table(head, rows)}'

@@ -25,7 +25,18 @@ def layer_tables(report: Mapping[str, Any]) -> str:
 
 
 def _errors(report: Mapping[str, Any]) -> str:
-    head = ["layer, branch", "precision", "bits", "levels", "weights", "tables", "SQNR", "share of error", "alone", "kernel"]
+    head = [
+        "layer, branch",
+        "precision",
+        "bits",
+        "levels",
+        "weights",
+        "tables",
+        "SQNR",
+        "share of error",
+        "alone",
+        "kernel",
+    ]
     rows, classes = [], []
     for layer in report["layers"]:
         kernels = ", ".join(dict.fromkeys(k["operator"] for k in layer["kernels"])) or MISSING
@@ -66,11 +77,23 @@ def _alone(alone: Mapping[str, Any] | None) -> list[str]:
     if alone is None:
         return [MISSING, MISSING]
     width = min(1.0, max(0.0, alone["noise_share"]))
-    return [f'<span class="bar" style="width:{4 * width:.2f}rem"></span>{percent(alone["noise_share"])}', decibels(alone["sqnr_db"])]
+    return [
+        f'<span class="bar" style="width:{4 * width:.2f}rem"></span>{percent(alone["noise_share"])}',
+        decibels(alone["sqnr_db"]),
+    ]
 
 
 def _ranges(report: Mapping[str, Any]) -> str:
-    head = ["layer, branch", "functions", "table range", "inputs seen", "outside", "dead columns", "int16 pairs", "int32 sums"]
+    head = [
+        "layer, branch",
+        "functions",
+        "table range",
+        "inputs seen",
+        "outside",
+        "dead columns",
+        "int16 pairs",
+        "int32 sums",
+    ]
     rows, classes = [], []
     for layer in report["layers"]:
         ranges = [(_range(e["low"], e["high"]), _seen(e), _outside(e)) for e in layer["expansions"]]
@@ -119,7 +142,11 @@ def _outside(expansion: Mapping[str, Any]) -> str:
     outside = expansion["outside"]
     if outside is None:
         return MISSING
-    worst = "" if outside["worst_input"] is None else f", most of input {outside['worst_input']} ({percent(outside['worst_share'])})"
+    worst = (
+        ""
+        if outside["worst_input"] is None
+        else f", most of input {outside['worst_input']} ({percent(outside['worst_share'])})"
+    )
     return f"{percent(outside['share'])}{worst}"
 
 

@@ -5,9 +5,10 @@ Text stays text, so that the page's font and its light and dark colours apply, a
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +25,7 @@ _COLOURS = {
 }
 _INK, _FAINT, _FLOAT, _TABLE, _COMPILED, _BARS = _COLOURS
 _WIDTH = 4.4
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "kancompile",
     "font.size": 10,
@@ -54,12 +55,10 @@ def check_matplotlib() -> None:
     Raises:
         KanCompileError: matplotlib is not installed.
     """
-    try:
-        import matplotlib as _
-    except ImportError as error:
+    if importlib.util.find_spec("matplotlib") is None:
         raise KanCompileError(
             "report: found no matplotlib, which draws the plots; install it: pip install 'kancompile[plots]'"
-        ) from error
+        )
 
 
 def edge_plot(edge: Mapping[str, Any]) -> str:
@@ -112,7 +111,9 @@ def error_map(errors: Mapping[str, Any]) -> str:
         axes = figure.add_subplot()
         extent = (0, errors["n_in"], errors["n_out"], 0)
         top = float(np.percentile(values, 99)) or 1.0
-        image = axes.imshow(values, aspect="auto", extent=extent, cmap="magma", vmin=0, vmax=top, interpolation="nearest")
+        image = axes.imshow(
+            values, aspect="auto", extent=extent, cmap="magma", vmin=0, vmax=top, interpolation="nearest"
+        )
         bar = figure.colorbar(image, ax=axes, pad=0.02)
         bar.outline.set_visible(False)
         bar.set_label("error in %")
@@ -131,7 +132,7 @@ def bits_text(bits: Mapping[str, int]) -> str:
 
 
 @contextmanager
-def _figure(height: float) -> Iterator[tuple[Any, Any]]:
+def _figure(height: float) -> Iterator[tuple[Any, Callable[[], str]]]:
     """Give a figure of the common width, and a function that yields its SVG once it is drawn."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG

@@ -19,6 +19,7 @@ from torch import nn
 from kancompile.calibration import Calibration
 from kancompile.emission import target_named
 from kancompile.errors import KanCompileError
+from kancompile.execution import read_model
 from kancompile.frontend.capture import capture
 from kancompile.inspection import describe_file
 from kancompile.manifest import describe_file_bytes, describe_layer
@@ -111,15 +112,7 @@ def of_file(
     Raises:
         KanCompileError: not such a file, other samples, or another model.
     """
-    content = Path(path).read_bytes() if Path(path).is_file() else None
-    described = describe_file(os.fspath(path) if content is None else content)
-    assert content is not None
-    facts = described["metadata"]
-    if "recipe" not in facts or "calibration_sha256" not in facts:
-        raise KanCompileError(
-            f"report: {os.fspath(path)!r} names no recipe and no calibration data, expected an .onnx file that kancompile "
-            "wrote; for other targets pass --report to kancompile compile"
-        )
+    content, facts = _read(path)
     if calibration.sha256() != facts["calibration_sha256"]:
         raise KanCompileError(
             f"report: found {len(calibration)} calibration samples with SHA-256 {calibration.sha256()[:12]}..., expected "
@@ -150,6 +143,36 @@ def of_file(
         validation,
         recipe,
     )
+
+
+def recipe_and_seed(path: str | os.PathLike[str]) -> tuple[Recipe, int]:
+    """Read from a compiled file how it was made.
+
+    Raises:
+        KanCompileError: not a file that kancompile wrote.
+    """
+    _, facts = _read(path)
+    return read_recipe(facts["recipe"]), int(facts["seed"])
+
+
+def calibration_hash(path: str | os.PathLike[str]) -> str:
+    """Read from a compiled file the hash of the samples it was compiled with."""
+    return str(_read(path)[1]["calibration_sha256"])
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[bytes, dict[str, Any]]:
+    content = read_model(path)
+    name = os.fspath(path)
+    if Path(path).suffix != ".onnx":
+        raise KanCompileError(
+            f"report: found {name!r}, expected an .onnx file; for other targets pass --report to kancompile compile"
+        )
+    facts = describe_file(name)["metadata"]
+    if "recipe" not in facts or "calibration_sha256" not in facts:
+        raise KanCompileError(
+            f"report: {name!r} names no recipe and no calibration data, expected an .onnx file that kancompile wrote"
+        )
+    return content, facts
 
 
 def _settled(recipe: Recipe) -> Recipe:
