@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +119,7 @@ def _summary(source: ReportSource, options: ReportOptions) -> dict[str, Any]:
         "runtime": {
             "differing": 0 if validation.runtime is None else validation.runtime.differing,
             "count": 0 if validation.runtime is None else validation.runtime.count,
+            "sqnr_db": None if validation.runtime is None else plain_number(validation.runtime.sqnr_db),
         },
         "size": {
             "parameter_bytes": parameter_bytes(source.reference),
@@ -197,9 +198,3 @@ def _list(values: Tensor) -> list[float]:
 
 def _round(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")
-
-
-def metric_name(report: Mapping[str, Any]) -> str:
-    """Return how the report calls its task measure."""
-    task = report["summary"]["task"]
-    return "accuracy" if task is None or task["name"] == "accuracy" else "R2"

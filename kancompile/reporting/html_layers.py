@@ -39,7 +39,7 @@ def _errors(report: Mapping[str, Any]) -> str:
     ]
     rows, classes = [], []
     for layer in report["layers"]:
-        kernels = ", ".join(dict.fromkeys(k["operator"] for k in layer["kernels"])) or MISSING
+        kernels = ", ".join(dict.fromkeys(k["operator"] for k in layer["kernels"])) or "float operators"
         levels = " + ".join(dict.fromkeys(number_of_levels(e["levels"]) for e in layer["expansions"]))
         rows.append(
             [

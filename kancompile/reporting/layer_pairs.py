@@ -102,8 +102,8 @@ class LayerPair:
         return {branch.name for branch in self.branches} == {branch.name for branch in self.float_branches}
 
     def origin(self, target: str) -> str:
-        """Return the float expansion that a lowered one comes from (``split-branches`` appends to the name)."""
-        found = [name for name in self.float_layer.expansions if target == name or target.startswith(f"{name}_branch")]
+        """Return the float expansion that a lowered one comes from; passes that divide one append to its name."""
+        found = [name for name in self.float_layer.expansions if target == name or target.startswith(f"{name}_")]
         return max(found, key=len) if found else target
 
     def features(self, values: Mapping[str, Tensor]) -> list[Tensor]:

@@ -77,7 +77,7 @@ def _layers(compiled: CompiledModel, result: Validation) -> list[list[str]]:
                 " + ".join(dict.fromkeys(_levels(entry) for entry in layer["expansions"])),
                 f"{layer['weight_bytes'] + tables:,}",
                 "" if error is None else f"{error.sqnr_db:.2f}",
-                ", ".join(dict.fromkeys(kernels)),
+                ", ".join(dict.fromkeys(kernels)) or "float operators",
             ]
         )
     return rows
@@ -97,8 +97,6 @@ def _differing(result: Validation) -> str:
 def _warnings(compiled: CompiledModel, result: Validation) -> list[tuple[str, str]]:
     manifest = compiled.manifest
     found = [("missed", reason) for reason in result.reasons]
-    if result.runtime is not None and result.runtime.differing:
-        found.append(("warning", "ONNX Runtime and the simulation do not agree; please report it"))
     # a layer that was not rounded is meant to be float
     integer = {layer["name"] for layer in manifest["layers"] if layer["weight_bits"] <= 8}
     float_rows = [row for row in compiled.audit.rows if not row.is_integer]
@@ -111,7 +109,10 @@ def _warnings(compiled: CompiledModel, result: Validation) -> list[tuple[str, st
         ("warning", f"{name}: constant dequantized at every call") for name in compiled.audit.dequantized_constants
     ]
     found += [("warning", note) for note in manifest["notes"] if note.startswith(_WORTH_A_LINE)]
-    found += [("note", f"stays in float: {text}") for text in manifest["left_in_float"]]
+    found += [
+        ("note", f"in float: {part['count']} x {part['operator']}, {part['reason']}")
+        for part in manifest["left_in_float"]
+    ]
     found += [("note", _not_a_layer(part)) for part in manifest["unrecognized"]]
     found += [("note", text) for text in manifest["calibration"]["notes"]]
     return list(dict.fromkeys(found))
