@@ -73,7 +73,9 @@ def run_report(options: argparse.Namespace) -> int:
         else:
             judging, judged_on = calibration, "the calibration data itself"
         source = of_file(path, load_float_model(options), calibration, judging, judged_on)
-        wanted = ReportOptions(tuple(options.edge), options.edges, not options.no_sweep, not options.no_latency)
+        wanted = ReportOptions(
+            tuple(options.edge), options.edges, sweep=not options.no_sweep, latency=not options.no_latency
+        )
         report = collect(source, wanted)
         files = report_files(report, page, data)
     write_atomically(files, options.force)

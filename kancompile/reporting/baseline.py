@@ -28,11 +28,12 @@ def parameter_bytes(model: Any) -> int | None:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) or None
 
 
-def measure_baseline(source: ReportSource, latency: bool) -> dict[str, Any]:
+def measure_baseline(source: ReportSource, float_export: bool, latency: bool) -> dict[str, Any]:
     """Measure float export and latencies as plain data.
 
     Args:
         source: the compiled model and its float twin.
+        float_export: whether to export the float model, without which there is nothing to time.
         latency: whether to measure times, which differ from run to run.
 
     Returns:
@@ -41,6 +42,9 @@ def measure_baseline(source: ReportSource, latency: bool) -> dict[str, Any]:
     """
     shape = source.program.input_shape
     found: dict[str, Any] = {"float_export_bytes": None, "latency": [], "latency_note": "", "machine": {}}
+    if not float_export:
+        found["latency_note"] = "not measured"
+        return found
     try:
         exported = export_float(source.reference, shape)
     except Exception as error:  # the exporter runs user code and raises what it likes

@@ -20,6 +20,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
 }
 _FAR = 1e3
+CONSTANT = "constant"
 
 
 def branch_meaning(pair: LayerPair, name: str) -> str:
@@ -35,6 +36,8 @@ def branch_meaning(pair: LayerPair, name: str) -> str:
     values = module.evaluate_inputs(points[:, None].expand(-1, module.n_in))[..., found[0].columns]
     k = values.shape[-1]
     near = values[:-2]
+    if bool((values == values[:1]).all()):
+        return CONSTANT
     if k == 1:
         for activation, function in _ACTIVATIONS.items():
             if torch.allclose(near, function(points[:-2]).reshape(-1, 1, 1).expand_as(near), rtol=1e-4, atol=1e-5):

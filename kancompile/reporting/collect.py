@@ -34,12 +34,14 @@ class ReportOptions:
         edges: edges to draw, ``LAYER:OUTPUT,INPUT``, beside the most important ones.
         edge_count: how many of those are drawn, divided between the layers.
         sweep: whether other bit widths are tried.
+        float_export: whether the model is exported in float, for its size and time.
         latency: whether times are measured; they differ from run to run.
     """
 
     edges: Sequence[str] = ()
     edge_count: int = _EDGES
     sweep: bool = True
+    float_export: bool = True
     latency: bool = True
 
 
@@ -105,7 +107,7 @@ def _summary(source: ReportSource, options: ReportOptions) -> dict[str, Any]:
             "compiled": plain_number(validation.metrics["compiled"][name]),
             "drop": plain_number(validation.drop),
         }
-    baseline = measure_baseline(source, options.latency)
+    baseline = measure_baseline(source, options.float_export, options.latency)
     layers = manifest["layers"]
     return {
         "samples": validation.n_samples,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kancompile.reporting.branch_meaning import CONSTANT
+
 SEVERITIES = ("serious", "warning", "note")
 
 _SERIOUS_DROP, _NOTABLE_DROP = 1.0, 0.3  # points
@@ -105,7 +107,7 @@ def _of_layer(layer: Mapping[str, Any]) -> Iterator[dict[str, str]]:
             )
     for branch in layer["branches"]:
         dead = branch["dead"]["either"]
-        if dead >= _NOTABLE_DEAD * branch["columns"]:
+        if dead >= _NOTABLE_DEAD * branch["columns"] and branch["meaning"] != CONSTANT:
             yield _say(
                 "note",
                 name,
