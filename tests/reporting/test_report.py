@@ -168,7 +168,10 @@ def test_curves_are_those_of_the_model_and_of_the_file() -> None:
     output = pair.output(pair.features({pair.anchors[pair.layer.expansions[0]]: points}))[:, 2].double()
     torch.testing.assert_close(edge.compiled - edge.compiled[0], output - output[0], rtol=1e-3, atol=1e-5)
     assert edge.table is not None
-    assert float((edge.table - edge.exact).abs().max()) < float((edge.compiled - edge.exact).abs().max())
+    # float weights on the table are nearer than 3-bit weights; beyond the table both stay where it ends
+    inside = (edge.x > -1.1) & (edge.x < 1.1)
+    errors = [float((curve - edge.exact)[inside].square().mean()) for curve in (edge.table, edge.compiled)]
+    assert errors[0] < errors[1] / 4
     assert int(edge.counts.sum()) == len(seen.inputs[name.expansion])
 
 
@@ -226,8 +229,7 @@ def test_fewer_bits_give_larger_weight_errors() -> None:
 
 
 def test_equal_measurements_give_equal_bytes() -> None:
-    report = labelled_report()
-    again = collect(labelled(), ReportOptions(edge_count=4, latency=False))
+    report, again = (collect(labelled(), FAST) for _ in range(2))
     assert json.dumps(again) == json.dumps(report)
     assert render(again) == render(report)
 
