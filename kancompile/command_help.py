@@ -19,6 +19,7 @@ typical use:
   kancompile validate build/model.onnx --against my_project.models:make_kan --checkpoint kan.safetensors --data test.npz
   kancompile benchmark build/model.onnx --against my_project.models:make_kan --checkpoint kan.safetensors
   kancompile inspect build/model.onnx
+  kancompile report build/model.onnx --against my_project.models:make_kan --checkpoint kan.safetensors --data train.npz
 
 {EXIT_CODES}"""
 
@@ -62,6 +63,16 @@ examples:
 
 The first form shows what a compiled file contains. The second shows which KAN layers are found in a model, and for
 every other operation that was looked at why it stays as it is, with the line of code."""
+
+REPORT = """\
+examples:
+  kancompile report build/model.onnx --against models.py:make_kan --checkpoint kan.pt --data train.npz
+  kancompile report build/model.onnx --against models.py:make_kan --checkpoint kan.pt \\
+      --calibration train.npz --data test.npz --edge layers.0:3,17 --out report.html
+
+Writes one HTML page that opens offline, and its data as JSON: accuracy, size and time before and after, the error that every
+layer and branch brings, ranges, kernels, and the edge functions before and after. The tables are made again from the data
+that the file was compiled with, which is compared by hash: --calibration, or --data where that is the same file."""
 
 RECIPE = """\
 examples:

@@ -12,16 +12,17 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from kancompile.command_help import BENCHMARK, COMPILE, COMPLETION, EXIT_CODES, INSPECT, MAIN, RECIPE, VALIDATE
+from kancompile.command_help import BENCHMARK, COMPILE, COMPLETION, EXIT_CODES, INSPECT, MAIN, RECIPE, REPORT, VALIDATE
 from kancompile.command_options import (
     add_data,
+    add_held_out,
     add_max_drop,
     add_model,
     add_recipe,
+    add_report,
     add_thresholds,
     count,
     counts,
-    fraction,
 )
 from kancompile.errors import KanCompileError, ThresholdMissedError
 from kancompile.shell_completion import SHELLS
@@ -77,13 +78,7 @@ def command_parser() -> argparse.ArgumentParser:
     compile_ = _add(commands, "compile", "compile a model to an ONNX file", COMPILE)
     add_model(compile_, "model", positional=True)
     add_data(compile_, "calibration", "inputs scaled as in training")
-    compile_.add_argument(
-        "--held-out",
-        type=fraction,
-        default=0.2,
-        metavar="SHARE",
-        help="share of the calibration data kept to measure the result with (default 0.2; 0: use all for both)",
-    )
+    add_held_out(compile_)
     compile_.add_argument("--out", required=True, metavar="DIR", help="folder for the model and its manifest")
     compile_.add_argument("--force", action="store_true", help="replace existing files")
     compile_.add_argument(
@@ -92,6 +87,7 @@ def command_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="what to compile for: ort-cpu (default), ort-mobile ..., or all; may be repeated, for several files in DIR",
     )
+    compile_.add_argument("--report", action="store_true", help="also write a report, OUT/model.report.html and .json")
     compile_.add_argument("--seed", type=int, default=0, help="seed of every random choice (default 0)")
     compile_.add_argument(
         "--device", default="cpu", choices=("cpu", "cuda"), help="where rounding computes its matrices (default cpu)"
@@ -127,6 +123,9 @@ def command_parser() -> argparse.ArgumentParser:
     add_model(inspect, "--model", required=False)
     inspect.add_argument("--input-shape", type=counts, metavar="N,N", help="one sample's shape, such as 784 or 3,32,32")
     inspect.add_argument("--kernels", action="store_true", help="also ask ONNX Runtime which kernels it uses")
+
+    report = _add(commands, "report", "explain a compiled file on one HTML page", REPORT)
+    add_report(report)
 
     recipe = _add(commands, "recipe", "print a recipe and what its keys mean", RECIPE)
     add_recipe(recipe)

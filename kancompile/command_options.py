@@ -29,24 +29,53 @@ def add_model(parser: argparse.ArgumentParser, name: str, positional: bool = Fal
     )
 
 
-def add_data(parser: argparse.ArgumentParser, name: str, what: str, required: bool = True) -> None:
+def add_data(parser: argparse.ArgumentParser, name: str, what: str, required: bool = True, dest: str = "data") -> None:
     """Name samples: a file, a folder of images or a loader; see :func:`kancompile.data_sources.open_data`."""
     parser.add_argument(
         f"--{name}",
-        dest="data",
+        dest=dest,
         required=required,
         metavar="DATA",
         help=f"{what}: .npz (x, and labels y), .npy, a folder of images, or PACKAGE.MODULE:LOADER",
     )
     parser.add_argument(
-        f"--{name}-key", dest="data_key", metavar="NAME", help="array in the .npz that holds the inputs (default x)"
+        f"--{name}-key", dest=f"{dest}_key", metavar="NAME", help="array in the .npz that holds the inputs (default x)"
     )
+    if dest == "data":
+        parser.add_argument(
+            "--transform",
+            metavar="TRANSFORM",
+            help="PACKAGE.MODULE:TRANSFORM or file.py:TRANSFORM, which prepares an image of the folder as in training",
+        )
+        parser.set_defaults(data_name=f"--{name}")
+
+
+def add_held_out(parser: argparse.ArgumentParser) -> None:
+    """Set the share of the calibration data that is kept to measure the result with."""
     parser.add_argument(
-        "--transform",
-        metavar="TRANSFORM",
-        help="PACKAGE.MODULE:TRANSFORM or file.py:TRANSFORM, which prepares an image of the folder as in training",
+        "--held-out",
+        type=fraction,
+        default=0.2,
+        metavar="SHARE",
+        help="share of the calibration data kept to measure the result with (default 0.2; 0: use all for both)",
     )
-    parser.set_defaults(data_name=f"--{name}")
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """Say what a report is about and what it draws."""
+    parser.add_argument("file", metavar="MODEL.onnx", help="compiled file")
+    add_model(parser, "--against")
+    add_data(parser, "calibration", "data of the compilation (default: --data)", required=False, dest="calibration")
+    add_held_out(parser)
+    add_data(parser, "data", "inputs to measure with (default: the held-out samples)", required=False)
+    parser.add_argument("--out", metavar="FILE.html", help="page to write (default: MODEL.report.html beside the file)")
+    parser.add_argument("--force", action="store_true", help="replace existing files")
+    parser.add_argument(
+        "--edge", action="append", default=[], metavar="LAYER:OUT,IN", help="an edge to draw; may be repeated"
+    )
+    parser.add_argument("--edges", type=count, default=12, metavar="N", help="important edges to draw (default 12)")
+    parser.add_argument("--no-sweep", action="store_true", help="do not try other weight bits")
+    parser.add_argument("--no-latency", action="store_true", help="measure no times, which differ from run to run")
 
 
 def add_thresholds(parser: argparse.ArgumentParser) -> None:

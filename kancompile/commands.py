@@ -26,11 +26,6 @@ if TYPE_CHECKING:
     from kancompile.validation import Validation
 
 _LEAST_TO_SPLIT = 16
-_DEVICE_FACTS = {
-    "stored_bytes": "flash bytes of constants",
-    "ram_bytes": "ram bytes",
-    "products": "multiplications with a weight for one sample, which is at least half as many cycles on a Cortex-M",
-}
 _COMPARED_SAMPLES = 4096
 HONEST_FLOAT = "float by kancompile, ONNX Runtime"
 
@@ -43,18 +38,24 @@ def run_compile(options: argparse.Namespace) -> int:
     from kancompile.emission import check_target, targets_named
     from kancompile.pipeline import compile as compile_model
     from kancompile.pipeline import manifest_path
+    from kancompile.report_command import compiled_report, report_files, report_paths
+    from kancompile.reporting.plots import check_matplotlib
+    from kancompile.reporting.terminal import compile_summary
     from kancompile.validation import validate
 
+    if options.report:
+        check_matplotlib()
     targets = targets_named(options.target or ["ort-cpu"])
     check_target(targets[0], recipe)
     paths = _paths(Path(options.out), targets)
     shared = len(targets) > 1
-    check_destinations([*paths, *(manifest_path(path, shared) for path in paths)], options.force)
+    reported = report_paths(paths[0]) if options.report else ()
+    check_destinations([*paths, *(manifest_path(path, shared) for path in paths), *reported], options.force)
 
-    with _working(options):
+    with working(options):
         # all of the file is read here: what is held out must not be among the samples a compilation picks
         samples = load_calibration(
-            _data(options),
+            opened_data(options),
             key=options.data_key,
             max_samples=max(2, recipe.calibration_samples + int(recipe.calibration_samples * options.held_out)),
             seed=options.seed,
@@ -64,7 +65,7 @@ def run_compile(options: argparse.Namespace) -> int:
                 "--max-drop: found no labels, expected an array 'y' beside 'x' in the calibration .npz, a folder with one "
                 "subfolder for each class, or a loader of (samples, labels)"
             )
-        model = _model(options)
+        model = load_float_model(options)
         fitting, judging, judged_on = _split(samples, options)
         compiled = compile_model(
             model, fitting, target=targets[0].name, recipe=recipe, seed=options.seed, device=options.device
@@ -89,6 +90,10 @@ def run_compile(options: argparse.Namespace) -> int:
     contents: dict[Path, bytes] = {}
     for path, one in written.items():
         contents |= one.files(path, shared)
+    if result.passed and options.report:
+        with working(options):
+            say("report ...")
+            contents |= report_files(compiled_report(compiled, judging, judged_on, result, paths[0]), *reported)
     if result.passed:
         write_atomically(contents, options.force)
     report = {
@@ -99,7 +104,10 @@ def run_compile(options: argparse.Namespace) -> int:
         "report": compiled.report,
         "validation": result.to_dict() | {"data": judged_on},
     }
-    _show(options, report, _summary(compiled, result, judged_on) + "\n" + _written(written, refused, result.passed))
+    text = "\n".join(
+        [compile_summary(compiled, result, judged_on), _written(written, refused, result.passed, reported, contents)]
+    )
+    show_result(options, report, text)
     if not result.passed:
         print(f"kancompile: threshold missed, nothing written: {'; '.join(result.reasons)}", file=sys.stderr)
     return OK if result.passed else THRESHOLD_MISSED
@@ -112,7 +120,7 @@ def run_validate(options: argparse.Namespace) -> int:
     data: dict[str, Any] = {}
     texts: list[str] = []
     reasons: list[str] = []
-    with _working(options):
+    with working(options):
         if options.model is not None:
             result = _validated(options)
             data |= result.to_dict()
@@ -123,7 +131,7 @@ def run_validate(options: argparse.Namespace) -> int:
             data["runtimes"] = compared.to_dict()
             texts.append(compared.table())
             reasons += compared.reasons
-    _show(options, data, "\n".join(texts))
+    show_result(options, data, "\n".join(texts))
     if reasons:
         print(f"kancompile: threshold missed: {'; '.join(reasons)}", file=sys.stderr)
     return THRESHOLD_MISSED if reasons else OK
@@ -134,8 +142,8 @@ def _validated(options: argparse.Namespace) -> Validation:
 
     return validate(
         options.file,
-        _model(options),
-        _data(options),
+        load_float_model(options),
+        opened_data(options),
         key=options.data_key,
         min_sqnr=options.min_sqnr,
         max_drop=options.max_drop,
@@ -149,7 +157,7 @@ def _compared(options: argparse.Namespace) -> RuntimeComparison:
     from kancompile.runtime_comparison import compare_runtimes, runtimes_named
 
     runtimes = runtimes_named(options.runtime)
-    samples = load_calibration(_data(options), key=options.data_key, name="data", max_samples=_COMPARED_SAMPLES)
+    samples = load_calibration(opened_data(options), key=options.data_key, name="data", max_samples=_COMPARED_SAMPLES)
     return compare_runtimes(Path(options.file), samples.samples.numpy(), runtimes)
 
 
@@ -157,12 +165,12 @@ def run_benchmark(options: argparse.Namespace) -> int:
     """Time a file beside its float model."""
     from kancompile.benchmarking import benchmark
 
-    with _working(options):
-        model, data = _model(options), None
+    with working(options):
+        model, data = load_float_model(options), None
         if options.data is not None:
             from kancompile.calibration import load_calibration
 
-            data = load_calibration(_data(options), key=options.data_key, name="data", seed=options.seed).samples
+            data = load_calibration(opened_data(options), key=options.data_key, name="data", seed=options.seed).samples
         others: dict[str, bytes] = {}
         unavailable: dict[str, str] = {}
         try:
@@ -180,7 +188,7 @@ def run_benchmark(options: argparse.Namespace) -> int:
             others=others,
             unavailable=unavailable,
         )
-    _show(options, result.to_dict(), result.table())
+    show_result(options, result.to_dict(), result.table())
     return OK
 
 
@@ -218,7 +226,7 @@ def run_inspect(options: argparse.Namespace) -> int:
         target.suffix for target in TARGETS.values() if target.suffix != ".onnx"
     }:
         described = describe_manifest(Path(options.file))
-        _show(options, described, manifest_table(described))
+        show_result(options, described, manifest_table(described))
         return OK
     if options.file is not None:
         described = describe_file(options.file)
@@ -227,23 +235,30 @@ def run_inspect(options: argparse.Namespace) -> int:
             audit = audit_kernels(Path(options.file).read_bytes())
             described["kernels"] = audit.to_dict()
             text += "\n" + audit.table()
-        _show(options, described, text)
+        show_result(options, described, text)
         return OK
-    with _working(options):
-        model = _model(options)
+    with working(options):
+        model = load_float_model(options)
         if options.input_shape is None and not str(options.model).endswith(".pt2"):
             raise KanCompileError(
                 "inspect: found no --input-shape, expected one sample's shape, such as 784 or 3,32,32"
             )
         program = capture(model, options.input_shape or _exported_shape(model))
-    _show(options, describe_program(program), program_table(program))
+    show_result(options, describe_program(program), program_table(program))
     return OK
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Report on a compiled file (see ``kancompile.report_command``)."""
+    from kancompile.report_command import run_report as run
+
+    return run(options)
 
 
 def run_recipe(options: argparse.Namespace) -> int:
     """Print the recipe that a file and options amount to."""
     recipe = read_recipe(options.recipe, **recipe_overrides(options))
-    _show(options, recipe.to_dict(), recipe.to_toml(with_meanings=True).rstrip())
+    show_result(options, recipe.to_dict(), recipe.to_toml(with_meanings=True).rstrip())
     return OK
 
 
@@ -252,36 +267,42 @@ def run_completion(options: argparse.Namespace) -> int:
     from kancompile.shell_completion import completion_script
 
     script = completion_script(command_parser(), options.shell)
-    _show(options, {"shell": options.shell, "script": script}, script.rstrip())
+    show_result(options, {"shell": options.shell, "script": script}, script.rstrip())
     return OK
 
 
 @contextlib.contextmanager
-def _working(options: argparse.Namespace) -> Iterator[None]:
+def working(options: argparse.Namespace) -> Iterator[None]:
     """Keep standard output for the result: whatever models and libraries print goes to the error stream."""
     with contextlib.redirect_stdout(sys.stderr), quiet(options.quiet):
         yield
 
 
-def _show(options: argparse.Namespace, data: dict[str, Any], text: str) -> None:
+def show_result(options: argparse.Namespace, data: dict[str, Any], text: str) -> None:
+    """Print data as JSON, or text, as the options say."""
     if options.json:
         print(json.dumps(data, indent=2, allow_nan=False))
     elif not options.quiet:
         print(text)
 
 
-def _model(options: argparse.Namespace) -> Any:
+def load_float_model(options: argparse.Namespace) -> Any:
+    """Build the float model that the options name."""
     from kancompile.checkpoint import load_model, parse_factory_args
 
     arguments = parse_factory_args(options.factory_arg)
     return load_model(options.model, options.checkpoint, arguments, options.checkpoint_key)
 
 
-def _data(options: argparse.Namespace) -> Any:
-    """Open what ``--calibration`` or ``--data`` names."""
+def opened_data(options: argparse.Namespace, dest: str = "data") -> Any:
+    """Open what ``--calibration`` or ``--data`` names, ``dest`` being the option's name in ``options``."""
     from kancompile.data_sources import open_data
 
-    return open_data(options.data, options.transform, name=options.data_name, seed=getattr(options, "seed", 0))
+    spec = getattr(options, dest)
+    # where two kinds of data are named, a transform is for those that are images
+    transform = options.transform if not hasattr(options, "calibration") or Path(spec).is_dir() else None
+    name = options.data_name if dest == "data" else f"--{dest}"
+    return open_data(spec, transform, name=name, seed=getattr(options, "seed", 0))
 
 
 def _exported_shape(model: Any) -> tuple[int, ...]:
@@ -314,33 +335,17 @@ def _paths(folder: Path, targets: Sequence[Target]) -> list[Path]:
     return paths
 
 
-def _written(written: Mapping[Path, CompiledModel], refused: Mapping[Path, str], passed: bool) -> str:
+def _written(
+    written: Mapping[Path, CompiledModel],
+    refused: Mapping[Path, str],
+    passed: bool,
+    reported: Sequence[Path],
+    contents: Mapping[Path, bytes],
+) -> str:
     lines = []
     for path, compiled in written.items():
         size = f"{compiled.manifest['model_bytes']:,} bytes, {compiled.manifest['deflated_bytes']:,} deflated"
         lines.append(f"wrote {path} ({size})" if passed else f"not written ({size})")
+    lines += [f"wrote {path} ({len(contents[path]):,} bytes)" for path in reported if passed]
     lines += [f"not written: {path} ({reason})" for path, reason in refused.items()]
     return "\n".join(lines)
-
-
-def _summary(compiled: CompiledModel, result: Validation, judged_on: str) -> str:
-    manifest = compiled.manifest
-    lines = [f"{len(manifest['layers'])} KAN layers"]
-    for layer in manifest["layers"]:
-        expansions = " + ".join(_expansion_text(entry) for entry in layer["expansions"])
-        lines.append(f"  {layer['name']}: {expansions} -> {layer['n_out']}, {layer['weight_bits']}-bit weights")
-    lines += [
-        f"  not a KAN layer: {part['operator']} ({part['reason']}) {part['source']}".rstrip()
-        for part in manifest["unrecognized"]
-    ]
-    lines += [compiled.audit.table(), f"measured on {judged_on}:", result.table()]
-    lines += [f"note: {note}" for note in manifest["notes"]]
-    lines += [f"{meaning}: {manifest[key]:,}" for key, meaning in _DEVICE_FACTS.items() if key in manifest]
-    return "\n".join(lines)
-
-
-def _expansion_text(entry: dict[str, Any]) -> str:
-    size = f"{entry['n_in']} x {entry['k']}"
-    if "levels" in entry:
-        return f"{size} from {entry['tables']} table{'s' if entry['tables'] > 1 else ''} of {entry['levels']} levels"
-    return f"{size} by {entry['form']}"

@@ -37,7 +37,7 @@ from kancompile.passes.round_to_16_bits import RoundTo16Bits
 from kancompile.passes.round_weights import RoundingOptions, RoundWeights
 from kancompile.passes.split_branches import SplitBranches
 from kancompile.passes.tabulate_expansions import TableOptions, TabulateExpansions
-from kancompile.program import Program, check
+from kancompile.program import Program, check, with_history
 from kancompile.progress import say
 from kancompile.recipe import LayerRecipe, Recipe, read_recipe
 from kancompile.targets import TARGETS
@@ -195,7 +195,8 @@ def compile(
         gate = ErrorGate(captured, x, lambda refined: lower(captured, x, refined, seed, device, timings))
         held, lowered = gate.hold(chosen)
         if chosen_target.quantized_outputs:
-            lowered = timings.measure(QuantizeOutputs.name, lambda: QuantizeOutputs()(lowered, x))
+            quantized = timings.measure(QuantizeOutputs.name, lambda: QuantizeOutputs()(lowered, x))
+            lowered = with_history(QuantizeOutputs.name, lowered, quantized)
         lowered = replace(lowered, notes=(*lowered.notes, *gate.notes(held)))
         facts = describe(lowered, samples, held, target, seed)
         facts |= {"bit_allocation": front, "error_gate": gate.to_dict(held)}
@@ -250,9 +251,9 @@ def prepare(program: Program, x: Tensor, recipe: Recipe) -> Program:
         recipe: the choices; ordinary layers of another precision stay as they are.
     """
     with torch.no_grad():
-        program = AbsorbPlainLayers(lambda name: recipe.for_layer(name).arithmetic == "int8")(program, x)
-    check(program)
-    return program
+        absorbed = AbsorbPlainLayers(lambda name: recipe.for_layer(name).arithmetic == "int8")(program, x)
+    check(absorbed)
+    return with_history(AbsorbPlainLayers.name, program, absorbed)
 
 
 def lower(
@@ -314,8 +315,9 @@ def lower(
             continue
         say(f"{name} ...")
         with torch.no_grad():
-            program = timings.measure(name, lambda: run(program))  # noqa: B023 (called at once)
-        check(program)
+            passed = timings.measure(name, lambda: run(program))  # noqa: B023 (called at once)
+        check(passed)
+        program = with_history(name, program, passed)
     if preset.int16_pairs:
         check_pairs(program)
     return program

@@ -52,6 +52,21 @@ class Unrecognized:
 
 
 @dataclass(frozen=True)
+class PassChange:
+    """What one pass did to a program.
+
+    Attributes:
+        name: of the pass.
+        changes: ``(node, before, after)`` for every node whose description changed; ``None`` where it is absent.
+        notes: lines that the pass added.
+    """
+
+    name: str
+    changes: tuple[tuple[str, str | None, str | None], ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Layer:
     """One KAN layer of a program: the names under which its modules stand in the graph."""
 
@@ -70,12 +85,14 @@ class Program:
         input_shape: shape of the input without the batch.
         unrecognized: what was looked at and left alone.
         notes: lines for the report that passes added.
+        history: what each pass did, in order.
     """
 
     graph_module: fx.GraphModule
     input_shape: tuple[int, ...]
     unrecognized: tuple[Unrecognized, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    history: tuple[PassChange, ...] = field(default=())
 
     def __call__(self, x: Tensor) -> Any:
         """Evaluate the program on ``[b, *input_shape]`` without gradients."""
@@ -249,20 +266,35 @@ def _expect_finite(layer: str, what: str, value: Tensor) -> None:
         raise KanCompileError(f"layer {layer!r}: {what} has NaN or infinite values; retrain or repair the checkpoint")
 
 
-def show(program: Program) -> str:
-    """Print a program for people and golden tests, one line for each node."""
-    lines = [f"program(input [b, {', '.join(map(str, program.input_shape))}])"]
+def with_history(name: str, before: Program, after: Program) -> Program:
+    """Return ``after``, made from ``before`` by the pass of that name, with a line about it in its history."""
+    old, new = node_texts(before), node_texts(after)
+    nodes = [*old, *(node for node in new if node not in old)]
+    changes = tuple((node, old.get(node), new.get(node)) for node in nodes if old.get(node) != new.get(node))
+    notes = after.notes[len(before.notes) :]
+    return replace(after, history=(*before.history, PassChange(name, changes, notes)))
+
+
+def node_texts(program: Program) -> dict[str, str]:
+    """Describe every operation, without its inputs, by the name of its node."""
+    texts = {}
     for node in program.graph_module.graph.nodes:
         if node.op == "call_module":
-            detail = _describe(program.module(node.target))
+            texts[node.name] = _describe(program.module(node.target))
         elif node.op == "call_function":
-            detail = str(node.target)
-        elif node.op == "output":
+            texts[node.name] = str(node.target)
+    return texts
+
+
+def show(program: Program) -> str:
+    """Print a program for people and golden tests, one line for each node."""
+    texts = node_texts(program)
+    lines = [f"program(input [b, {', '.join(map(str, program.input_shape))}])"]
+    for node in program.graph_module.graph.nodes:
+        if node.op == "output":
             lines.append(f"  return {_names(node.all_input_nodes)}")
-            continue
-        else:
-            continue
-        lines.append(f"  {node.name} = {detail}({_names(node.all_input_nodes)})")
+        elif node.name in texts:
+            lines.append(f"  {node.name} = {texts[node.name]}({_names(node.all_input_nodes)})")
     return "\n".join(lines)
 
 

@@ -64,9 +64,11 @@ def test_compile_prints_a_summary(work: Path, tmp_path: Path, capsys: pytest.Cap
     assert main(_compile(work, tmp_path, "--layer", "*.0", "weight_bits=6", "--layer", "*.1", "levels=512")) == 0
     printed = capsys.readouterr()
     assert "2 KAN layers" in printed.out
-    assert "6-bit weights" in printed.out
-    assert "512 levels" in printed.out
-    assert "QGemm" in printed.out
+    rows = [line.split() for line in printed.out.splitlines()]
+    (first,), (second,) = ([row for row in rows if row[:1] == [name]] for name in ("layers.0", "layers.1"))
+    assert first[1:6] == ["6", "x", "9", "5", "6"]  # inputs x functions, outputs, bits
+    assert second[4:7] == ["3", "8", "512"]  # outputs, bits, levels
+    assert first[-1] == second[-1] == "QGemm"
     assert "measured on 20 held-out calibration samples" in printed.out
     assert "0 of 60 outputs differ" in printed.out
     assert f"wrote {tmp_path / 'model.onnx'}" in printed.out

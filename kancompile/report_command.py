@@ -1,0 +1,121 @@
+"""What ``kancompile report`` does, and the report that ``kancompile compile --report`` writes beside the model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kancompile.atomic_write import check_destinations, write_atomically
+from kancompile.command_line import OK
+from kancompile.errors import KanCompileError
+from kancompile.reporting.plots import check_matplotlib
+
+# what loads PyTorch is imported where it is needed
+if TYPE_CHECKING:
+    from kancompile.calibration import Calibration
+    from kancompile.pipeline import CompiledModel
+    from kancompile.validation import Validation
+
+_JUDGED_SAMPLES = 4096
+
+
+def report_paths(model: Path) -> tuple[Path, Path]:
+    """Return where the page and the data of a report stand: ``model.onnx`` -> ``model.report.html``, ``model.report.json``."""
+    return model.with_name(f"{model.stem}.report.html"), model.with_name(f"{model.stem}.report.json")
+
+
+def report_files(report: Mapping[str, Any], page: Path, data: Path) -> dict[Path, bytes]:
+    """Give the content of both files; equal data give equal bytes."""
+    from kancompile.reporting.html import render
+
+    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+    return {page: render(report).encode(), data: text.encode()}
+
+
+def compiled_report(
+    compiled: CompiledModel, judging: Calibration, judged_on: str, result: Validation, path: Path
+) -> dict[str, Any]:
+    """Compute the report of a compilation that has just ended."""
+    from kancompile.reporting.collect import collect
+    from kancompile.reporting.source import of_compiled
+
+    return collect(of_compiled(compiled, judging, judged_on, result, path.name))
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Report on a compiled file."""
+    from kancompile.commands import load_float_model, opened_data, show_result, working
+
+    check_matplotlib()
+    path = Path(options.file)
+    page, data = report_paths(path)
+    if options.out is not None:
+        page = Path(options.out)
+        if page.suffix != ".html":
+            raise KanCompileError(f"--out: found {options.out!r}, expected a name that ends with .html")
+        data = page.with_suffix(".json")
+    check_destinations([page, data], options.force)
+    with working(options):
+        from kancompile.calibration import load_calibration
+        from kancompile.reporting.collect import ReportOptions, collect
+        from kancompile.reporting.source import of_file, recipe_and_seed
+
+        recipe, seed = recipe_and_seed(path)
+        calibration, held_out = _calibration(options, recipe.calibration_samples, seed, path)
+        if options.data is not None:
+            judging = load_calibration(
+                opened_data(options), key=options.data_key, max_samples=_JUDGED_SAMPLES, name="data"
+            )
+            judged_on = f"{len(judging)} samples of {Path(options.data).name}"
+        elif held_out is not None:
+            judging, judged_on = held_out, f"{len(held_out)} held-out calibration samples"
+        else:
+            judging, judged_on = calibration, "the calibration data itself"
+        source = of_file(path, load_float_model(options), calibration, judging, judged_on)
+        wanted = ReportOptions(
+            tuple(options.edge), options.edges, sweep=not options.no_sweep, latency=not options.no_latency
+        )
+        report = collect(source, wanted)
+        files = report_files(report, page, data)
+    write_atomically(files, options.force)
+    show_result(options, report, _text(report, files))
+    return OK
+
+
+def _calibration(
+    options: argparse.Namespace, limit: int, seed: int, path: Path
+) -> tuple[Calibration, Calibration | None]:
+    """Find the samples that the file was compiled with: all of the given ones, or those that were not held out."""
+    import torch
+
+    from kancompile.calibration import load_calibration
+    from kancompile.commands import opened_data
+    from kancompile.reporting.source import calibration_hash
+
+    if options.calibration is None and options.data is None:
+        raise KanCompileError("report: found neither --calibration nor --data, expected the data of the compilation")
+    given = opened_data(options, "data" if options.calibration is None else "calibration")
+    key = options.calibration_key if options.calibration is not None else options.data_key
+    wanted = calibration_hash(path)
+    share = options.held_out
+    samples = load_calibration(given, key=key, max_samples=max(2, limit + int(limit * share)), seed=seed)
+    parts: tuple[Calibration, Calibration | None] = (samples, None)
+    if len(samples) >= 4 and share > 0:
+        parts = samples.split(share, torch.Generator().manual_seed(seed))
+    thinned = load_calibration(parts[0], max_samples=limit, seed=seed)
+    if thinned.sha256() == wanted:
+        return thinned, parts[1]
+    # a file that Python compiled with all samples
+    return load_calibration(given, key=key, max_samples=limit, seed=seed), None
+
+
+def _text(report: Mapping[str, Any], files: Mapping[Path, bytes]) -> str:
+    lines = [f"{f['severity']}: {f['where']}: {f['text']}" for f in report["findings"]] or ["nothing stands out"]
+    measured = [layer for layer in report["layers"] if layer["alone"] is not None]
+    for layer in sorted(measured, key=lambda layer: -float(layer["alone"]["noise_share"]))[:3]:
+        share = f"{100 * layer['alone']['noise_share']:.1f} % of the error at the output"
+        lines += [f"{layer['name']}: {share}"]
+    return "\n".join([*lines, *(f"wrote {path} ({len(content):,} bytes)" for path, content in files.items())])

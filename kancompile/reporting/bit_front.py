@@ -1,0 +1,145 @@
+"""Weight bits against accuracy: measure a few assignments of bits, so that a reader sees what more or fewer would bring.
+
+Where the compilation allocated bits to layers, the assignments are entries of its Pareto front; otherwise all integer layers
+get the same width. Every assignment is lowered with a part of the calibration data and nearest rounding, so that other
+methods can only do better, and evaluated in the simulation, which computes what a file computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kancompile.calibration import Calibration
+from kancompile.error_measures import ErrorMeasure, TaskMetric, plain_number
+from kancompile.manifest import describe_layer
+from kancompile.pipeline import lower
+from kancompile.program import Program
+from kancompile.progress import quiet, track
+from kancompile.recipe import Recipe
+from kancompile.reporting.source import ReportSource
+
+WIDTHS = (2, 3, 4, 6, 8)
+_SAMPLES = 256
+_JUDGED = 512
+_JUDGED_ELEMENTS = 1 << 19
+_FRONT_ENTRIES = 6
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """One assignment of bits, measured.
+
+    Attributes:
+        bits: of every layer that has integer weights.
+        weight_bytes: of all layers.
+        sqnr_db: of the output on the judging data.
+        metric: task measure (accuracy or R2 in percent), ``None`` without labels.
+        shipped: whether these are the bits of the compiled file.
+        sensitivity: what the allocation predicted, ``None`` without one.
+    """
+
+    bits: Mapping[str, int]
+    weight_bytes: int
+    sqnr_db: float
+    metric: float | None
+    shipped: bool
+    sensitivity: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {
+            "bits": dict(self.bits),
+            "weight_bytes": self.weight_bytes,
+            "sqnr_db": plain_number(self.sqnr_db),
+            "metric": plain_number(self.metric),
+            "shipped": self.shipped,
+            "sensitivity": self.sensitivity,
+        }
+
+
+def measure_front(source: ReportSource) -> dict[str, Any]:
+    """Measure the front of a compiled model as plain data, smallest weights first."""
+    bits = shipped_bits(source.program)
+    allocation = source.manifest.get("bit_allocation") or {}
+    entries = allocation.get("pareto_front", [])
+    candidates: list[tuple[Mapping[str, int], float | None]]
+    if entries:
+        thinned = [
+            entries[i]
+            for i in sorted({round(p * (len(entries) - 1) / (_FRONT_ENTRIES - 1)) for p in range(_FRONT_ENTRIES)})
+        ]
+        candidates = [
+            ({name: e["bits"][name] for name in bits if name in e["bits"]}, e["sensitivity"]) for e in thinned
+        ]
+    else:
+        candidates = [(dict.fromkeys(bits, width), None) for width in WIDTHS]
+    if not bits:
+        return {"origin": "none", "samples": 0, "points": []}
+    judge = _Judge(source)
+    points = [judge.measure(source.program, bits, True, _predicted(entries, bits))]
+    x = source.calibration.samples
+    x = x[torch.linspace(0, len(x) - 1, min(len(x), _SAMPLES)).long()]
+    for assignment, sensitivity in track([c for c in candidates if dict(c[0]) != bits], "trying other bits"):
+        recipe = _with_bits(source.recipe, assignment)
+        with quiet():
+            program = lower(source.captured, x, recipe, source.seed)
+        points.append(judge.measure(program, assignment, False, sensitivity))
+    points.sort(key=lambda point: (point.weight_bytes, point.sqnr_db))
+    origin = "bit allocation" if entries else "one width for all layers"
+    return {"origin": origin, "samples": judge.samples, "points": [point.to_dict() for point in points]}
+
+
+def shipped_bits(program: Program) -> dict[str, int]:
+    """Return the weight bits of every integer layer."""
+    found = {}
+    for layer in program.layers():
+        bits = describe_layer_bits(program, layer.name)
+        if bits is not None and bits <= 8:
+            found[layer.name] = bits
+    return found
+
+
+def describe_layer_bits(program: Program, name: str) -> int | None:
+    """Return the weight bits of one layer, ``None`` where it has none of its own."""
+    layer = next(layer for layer in program.layers() if layer.name == name)
+    bits = getattr(program.module(layer.contraction), "weight_bits", None)
+    return None if bits is None else int(bits)
+
+
+def _with_bits(recipe: Recipe, bits: Mapping[str, int]) -> Recipe:
+    # nearest rounding takes a second where gptq takes six (784-64-10), and says where accuracy begins to fall
+    return recipe.with_overrides({name: {"weight_bits": width, "method": "uniform"} for name, width in bits.items()})
+
+
+def _predicted(entries: Sequence[Mapping[str, Any]], bits: Mapping[str, int]) -> float | None:
+    return next((e["sensitivity"] for e in entries if all(e["bits"].get(n) == b for n, b in bits.items())), None)
+
+
+class _Judge:
+    """Measures programs on the judging data, with float outputs computed once."""
+
+    def __init__(self, source: ReportSource) -> None:
+        data: Calibration = source.judging
+        self.samples = min(len(data), max(64, min(_JUDGED, _JUDGED_ELEMENTS // data.samples[0].numel())))
+        rows = torch.linspace(0, len(data) - 1, self.samples).long()
+        self.x = data.samples[rows]
+        self.labels: Tensor | None = None if data.labels is None else data.labels[rows]
+        self.expected = [source.captured(part) for part in self.x.split(64)]
+
+    def measure(
+        self, program: Program, bits: Mapping[str, int], shipped: bool, sensitivity: float | None
+    ) -> FrontPoint:
+        error, task = ErrorMeasure(), TaskMetric()
+        for number, part in enumerate(self.x.split(64)):
+            output = program(part)
+            error.add(self.expected[number], output, "model output")
+            if self.labels is not None:
+                task.add(self.labels[number * 64 : number * 64 + len(part)], output, "data")
+        metric = None if self.labels is None else next(iter(task.values().values()))
+        total = sum(describe_layer(program, layer)["weight_bytes"] for layer in program.layers())
+        return FrontPoint(bits, total, error.sqnr_db, metric, shipped, sensitivity)

@@ -1,0 +1,234 @@
+"""Write a report as one HTML page that needs nothing else: no script, no network, no font."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib import resources
+from typing import Any
+
+from kancompile.reporting.html_layers import layer_tables, weight_maps
+from kancompile.reporting.html_parts import data_size, decibels, number, percent, table
+from kancompile.reporting.plots import bits_text, edge_plot, front_plot
+
+_SECTIONS = (
+    ("findings", "What to know first"),
+    ("layers", "Layers and branches"),
+    ("functions", "Edge functions"),
+    ("weights", "Rounding error of the weights"),
+    ("bits", "Bits against accuracy"),
+    ("pipeline", "What each pass changed"),
+    ("facts", "How it was made"),
+)
+
+
+_ORIGINS = {
+    "bit allocation": "Entries of the bit allocation's Pareto front",
+    "one width for all layers": "The same width for all integer layers",
+}
+
+
+def render(report: Mapping[str, Any]) -> str:
+    """Render report data as a page; equal data give equal bytes."""
+    css = resources.files("kancompile.reporting").joinpath("report.css").read_text(encoding="utf-8")
+    name = escape(str(report["model"]["name"]))
+    sections = {
+        "findings": _findings(report),
+        "layers": layer_tables(report),
+        "functions": _functions(report),
+        "weights": weight_maps(report),
+        "bits": _front(report),
+        "pipeline": _pipeline(report),
+        "facts": _facts(report),
+    }
+    links = "".join(f'<a href="#{key}">{escape(title)}</a>' for key, title in _SECTIONS)
+    body = "".join(f'<section id="{key}"><h2>{escape(title)}</h2>{sections[key]}</section>' for key, title in _SECTIONS)
+    if report["diagnosis"] is not None:
+        body = (
+            f'<section id="diagnosis"><h2>Why it is not better</h2>{_diagnosis(report["diagnosis"])}</section>' + body
+        )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        # an empty icon: browsers would ask a server for one
+        '<link rel="icon" href="data:,">'
+        f"<title>{name}: kancompile report</title><style>{css}</style></head><body><main>"
+        f'<h1>{name}</h1><p class="lead">Compiled by kancompile {escape(report["model"]["versions"]["kancompile"])} for '
+        f"{escape(report['model']['target'])}, {len(report['layers'])} layers, measured on {escape(report['measured_on'])}.</p>"
+        f"{_cards(report)}<nav>{links}</nav>{body}</main></body></html>\n"
+    )
+
+
+def _cards(report: Mapping[str, Any]) -> str:
+    summary, size = report["summary"], report["summary"]["size"]
+    cards = []
+    task = summary["task"]
+    if task is not None:
+        name = "R2" if task["name"] == "r2" else str(task["name"])
+        drop = task["drop"]
+        change = (
+            "no change" if drop == 0 else f"{-drop:+.2f} points" if isinstance(drop, int | float) else "not defined"
+        )
+        cards.append((name, f"{number(task['compiled'])} %", f"before {number(task['float'])} %, {change}"))
+    agreement = summary["argmax_agreement"]
+    equal = "" if agreement is None else f"same class as before for {agreement:.2f} % of samples"
+    cards.append(
+        ("signal to error (SQNR)", decibels(summary["sqnr_db"]), equal or f"largest error {number(summary['max_abs'])}")
+    )
+    before = size["float_export_bytes"] or size["parameter_bytes"]
+    what = "float ONNX file" if size["float_export_bytes"] else "parameters"
+    text = (
+        ""
+        if before is None
+        else f"before {data_size(before)} ({what}), {before / size['compiled_bytes']:.1f} times as large"
+    )
+    cards.append(("size of the file", data_size(size["compiled_bytes"]), text))
+    if summary["latency"]:
+        best = summary["latency"]
+        ratios = ", ".join(f"{row['ratio']:.1f} times at batch {row['batch_size']}" for row in best[1:])
+        first = best[0]
+        before_us, after_us = first["float_seconds"] * 1e6, first["compiled_seconds"] * 1e6
+        micro = f"{after_us:.0f} \N{MICRO SIGN}s, before {before_us:.0f} \N{MICRO SIGN}s"
+        text = f"one sample: {micro}, one thread, this machine" + (f"; {ratios}" if ratios else "")
+        cards.append(("faster than the float ONNX file", f"{first['ratio']:.1f} times", text))
+    else:
+        cards.append(("latency", "\N{EN DASH}", summary["latency_note"]))
+    inner = "".join(
+        f'<div class="card"><h3>{escape(head)}</h3><div class="big">{escape(big)}</div><small>{escape(small)}</small></div>'
+        for head, big, small in cards
+    )
+    return f'<div class="cards">{inner}</div>'
+
+
+def _findings(report: Mapping[str, Any]) -> str:
+    if not report["findings"]:
+        return "<p>Nothing stands out.</p>"
+    items = "".join(
+        f'<li class="{escape(f["severity"])}"><b>{escape(f["severity"])}</b> '
+        f"<code>{escape(f['where'])}</code> {escape(f['text'])}</li>"
+        for f in report["findings"]
+    )
+    return f'<ul class="findings">{items}</ul>'
+
+
+def _functions(report: Mapping[str, Any]) -> str:
+    if not report["edges"]:
+        return "<p>No layer has curved functions whose inputs were seen.</p>"
+    legend = (
+        '<div class="legend"><span><i style="background:var(--float)"></i>float</span>'
+        '<span><i style="background:var(--table)"></i>look-up table, float weights</span>'
+        '<span><i style="background:var(--compiled)"></i>compiled (dashed)</span>'
+        '<span><i class="block" style="background:var(--bars)"></i>calibration inputs</span></div>'
+    )
+    figures = []
+    for edge in report["edges"]:
+        tap = f", tap {edge['tap']}" if edge["tap"] or _is_convolution(report, edge["layer"]) else ""
+        rows = "" if edge["rows_within_inputs"] is None else f", {edge['rows_within_inputs']:,} rows"
+        caption = (
+            f"<b>{escape(edge['layer'])}</b> input {edge['input']} \N{RIGHTWARDS ARROW} output {edge['output']}{tap}"
+            f'<br><span class="soft">{decibels(edge["sqnr_db"])}{rows}</span>'
+        )
+        figures.append(f"<figure><figcaption>{caption}</figcaption>{edge_plot(edge)}</figure>")
+    return (
+        "<p>What single inputs contribute to single outputs: the edges whose values vary most over the calibration inputs, "
+        "and those that were asked for. A constant of an edge belongs to the layer's bias, so curves are aligned to their mean "
+        f'over the calibration inputs.</p>{legend}<div class="plots">{"".join(figures)}</div>'
+    )
+
+
+def _is_convolution(report: Mapping[str, Any], name: str) -> bool:
+    return any(layer["name"] == name and layer["kind"] == "convolution" for layer in report["layers"])
+
+
+def _front(report: Mapping[str, Any]) -> str:
+    front = report["bit_front"]
+    if not front["points"]:
+        return (
+            f"<p>{'Other widths were not tried.' if front['origin'] == 'off' else 'No layer has integer weights.'}</p>"
+        )
+    task = report["summary"]["task"]
+    name = "accuracy" if task is None or task["name"] == "accuracy" else "R2"
+    baseline = task["float"] if task is not None and isinstance(task["float"], int | float) else None
+    head = ["bits", "weights", "SQNR", *([f"{name} %"] if task is not None else []), "predicted loss"]
+    if all(point["sensitivity"] is None for point in front["points"]):
+        head.pop()
+    rows = []
+    for point in front["points"]:
+        label = escape(bits_text(point["bits"])) + (" <b>(this file)</b>" if point["shipped"] else "")
+        row = [label, data_size(point["weight_bytes"]), decibels(point["sqnr_db"])]
+        row += [number(point["metric"])] if task is not None else []
+        row += (
+            ["" if point["sensitivity"] is None else f"{point['sensitivity']:.3g}"]
+            if head[-1] == "predicted loss"
+            else []
+        )
+        rows.append(row)
+    return (
+        f"<p>{_ORIGINS.get(front['origin'], '')}, measured on {front['samples']} samples. All but this file "
+        "have nearest rounding and a part of the calibration data: with few bits, methods that compensate their errors do "
+        "better.</p>"
+        f'<div class="plots"><figure>{front_plot(front["points"], name, baseline)}</figure></div>{table(head, rows)}'
+    )
+
+
+def _pipeline(report: Mapping[str, Any]) -> str:
+    items = []
+    for step in report["pipeline"]:
+        lines = [_change(change) for change in step["changes"]]
+        lines += [f'<li class="soft">{escape(note)}</li>' for note in step["notes"]]
+        inner = f"<ul>{''.join(lines)}</ul>" if lines else ' <span class="soft">nothing to do</span>'
+        items.append(f"<li><b>{escape(step['name'])}</b>{inner}</li>")
+    return f'<ol class="passes">{"".join(items)}</ol>'
+
+
+def _change(change: Mapping[str, Any]) -> str:
+    before, after = change["before"], change["after"]
+    arrow = " \N{RIGHTWARDS ARROW} " if before is not None and after is not None else " "
+    old = "" if before is None else f"<del>{escape(before)}</del>"
+    new = "" if after is None else escape(after)
+    return f"<li><code>{escape(change['node'])}</code> {old}{arrow}{new}{' taken out' if after is None else ''}</li>"
+
+
+def _facts(report: Mapping[str, Any]) -> str:
+    model = report["model"]
+    recipe = {key: value for key, value in model["recipe"].items() if key != "layers" and value is not None}
+    rows: list[tuple[str, Any]] = [
+        ("SHA-256 of the file", model["sha256"] or "not known"),
+        ("seed", model["seed"]),
+        ("input", "batch x " + " x ".join(map(str, model["input_shape"]))),
+        ("calibration", f"{model['calibration']['samples']} samples, SHA-256 {model['calibration']['sha256']}"),
+        ("recipe", ", ".join(f"{key} = {value}" for key, value in recipe.items())),
+    ]
+    for pattern, overrides in model["recipe"].get("layers", {}).items():
+        rows.append((f"recipe of {pattern}", ", ".join(f"{key} = {value}" for key, value in overrides.items())))
+    rows += [("kernels", f"{report['kernels']['runtime']}: {_counted(report['kernels']['operators'])}")]
+    rows += [("versions", ", ".join(f"{key} {value}" for key, value in model["versions"].items()))]
+    if report["summary"]["machine"]:
+        rows.append(("times measured on", ", ".join(f"{k} {v}" for k, v in report["summary"]["machine"].items())))
+    body = [[escape(str(key)), _wrapped(value)] for key, value in rows]
+    return table(["", ""], body, wrap={1})
+
+
+def _wrapped(value: Any) -> str:
+    return f"<code>{escape(str(value))}</code>"
+
+
+def _counted(operators: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in operators.items())
+
+
+def _diagnosis(diagnosis: Mapping[str, Any]) -> str:
+    causes: Sequence[Any] = diagnosis.get("causes", [])
+    if not causes:
+        return "<p>The diagnosis found nothing that stands out.</p>"
+    items = "".join(f"<li>{_cause(cause)}</li>" for cause in causes)
+    return f"<ol>{items}</ol>"
+
+
+def _cause(cause: Mapping[str, Any]) -> str:
+    parts: Iterable[str] = (
+        f"<b>{escape(str(key)).replace('_', ' ')}</b>: {percent(value) if key.endswith('share') else escape(str(value))}"
+        for key, value in cause.items()
+        if value not in (None, "", [], {})
+    )
+    return "; ".join(parts)

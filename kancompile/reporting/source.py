@@ -1,0 +1,216 @@
+"""What a report is about: a compiled model with its float twin, the data, and what was measured.
+
+It comes from a compilation that has just ended, or from a file on disk. A file holds tables and integer weights but not the
+program that they were made from, so the program is lowered again from the float model, the recipe and the seed that the
+file names and the calibration data that it names by hash; that it is the same is then measured, output by output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kancompile.calibration import Calibration
+from kancompile.emission import target_named
+from kancompile.errors import KanCompileError
+from kancompile.execution import read_model
+from kancompile.frontend.capture import capture
+from kancompile.inspection import describe_file
+from kancompile.manifest import describe_file_bytes, describe_layer
+from kancompile.passes.absorb_plain_layers import left_in_float
+from kancompile.passes.quantize_outputs import QuantizeOutputs
+from kancompile.pipeline import CompiledModel, lower, manifest_path, prepare
+from kancompile.program import Program, with_history
+from kancompile.recipe import Recipe, read_recipe
+from kancompile.targets.kernel_audit import KernelAudit, audit_kernels
+from kancompile.validation import Validation, check_fits, validate
+
+
+@dataclass(frozen=True)
+class ReportSource:
+    """All that a report is computed from.
+
+    Attributes:
+        name: of the file.
+        session_bytes: a file that ONNX Runtime loads.
+        captured, program: the float program and the lowered one.
+        reference: the user's model.
+        manifest: what was compiled from what.
+        audit: kernels in ONNX Runtime.
+        calibration: samples that the tables and weights were fitted to.
+        judging: samples that the result is measured with.
+        judged_on: what those are, in words.
+        validation: what was measured on them.
+        recipe: the effective recipe.
+    """
+
+    name: str
+    session_bytes: bytes
+    captured: Program
+    program: Program
+    reference: Any
+    manifest: Mapping[str, Any]
+    audit: KernelAudit
+    calibration: Calibration
+    judging: Calibration
+    judged_on: str
+    validation: Validation
+    recipe: Recipe
+
+    @property
+    def seed(self) -> int:
+        """Seed of the compilation."""
+        return int(self.manifest["seed"])
+
+
+def of_compiled(
+    compiled: CompiledModel, judging: Calibration, judged_on: str, validation: Validation, name: str = "model"
+) -> ReportSource:
+    """Take a compilation that has just ended.
+
+    Args:
+        compiled: its result.
+        judging: samples that ``validation`` was measured with.
+        judged_on: what those are, such as ``"51 held-out calibration samples"``.
+        validation: of the file, with the errors of its layers.
+        name: of the file.
+    """
+    return ReportSource(
+        name,
+        compiled.session_bytes,
+        compiled.captured,
+        compiled.program,
+        compiled.reference,
+        compiled.manifest,
+        compiled.audit,
+        compiled.calibration,
+        judging,
+        judged_on,
+        validation,
+        compiled.recipe,
+    )
+
+
+def of_file(
+    path: str | os.PathLike[str], model: nn.Module, calibration: Calibration, judging: Calibration, judged_on: str
+) -> ReportSource:
+    """Take a compiled file, and lower its program again.
+
+    Args:
+        path: an ``.onnx`` file that kancompile wrote.
+        model: the float model it was compiled from.
+        calibration: the samples it was compiled with; their hash is compared with the file's.
+        judging: samples to measure with.
+        judged_on: what those are.
+
+    Raises:
+        KanCompileError: not such a file, other samples, or another model.
+    """
+    content, facts = _read(path)
+    if calibration.sha256() != facts["calibration_sha256"]:
+        raise KanCompileError(
+            f"report: found {len(calibration)} calibration samples with SHA-256 {calibration.sha256()[:12]}..., expected "
+            f"{facts['calibration_sha256'][:12]}... as {os.fspath(path)!r} was compiled with; pass --calibration, "
+            "--calibration-key, --held-out and --seed as in the compilation"
+        )
+    check_fits(model, calibration)
+    recipe = read_recipe(facts["recipe"])
+    seed = int(facts["seed"])
+    captured = prepare(capture(model.eval(), calibration.samples[:2]), calibration.samples, recipe)
+    program = lower(captured, calibration.samples, _settled(recipe), seed)
+    if target_named(facts["target"]).quantized_outputs:
+        program = with_history(QuantizeOutputs.name, program, QuantizeOutputs()(program, calibration.samples))
+    manifest = _manifest(Path(path), content) or _facts(program, captured, calibration, recipe, facts)
+    validation = validate(content, model, judging, program=program, float_program=captured)
+    audit = audit_kernels(content)
+    return ReportSource(
+        Path(path).name,
+        content,
+        captured,
+        program,
+        model,
+        manifest,
+        audit,
+        calibration,
+        judging,
+        judged_on,
+        validation,
+        recipe,
+    )
+
+
+def recipe_and_seed(path: str | os.PathLike[str]) -> tuple[Recipe, int]:
+    """Read from a compiled file how it was made.
+
+    Raises:
+        KanCompileError: not a file that kancompile wrote.
+    """
+    _, facts = _read(path)
+    return read_recipe(facts["recipe"]), int(facts["seed"])
+
+
+def calibration_hash(path: str | os.PathLike[str]) -> str:
+    """Read from a compiled file the hash of the samples it was compiled with."""
+    return str(_read(path)[1]["calibration_sha256"])
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[bytes, dict[str, Any]]:
+    content = read_model(path)
+    name = os.fspath(path)
+    if Path(path).suffix != ".onnx":
+        raise KanCompileError(
+            f"report: found {name!r}, expected an .onnx file; for other targets pass --report to kancompile compile"
+        )
+    facts = describe_file(name)["metadata"]
+    if "recipe" not in facts or "calibration_sha256" not in facts:
+        raise KanCompileError(
+            f"report: {name!r} names no recipe and no calibration data, expected an .onnx file that kancompile wrote"
+        )
+    return content, facts
+
+
+def _settled(recipe: Recipe) -> Recipe:
+    """Take budgets out: the recipe in a file already says what they led to."""
+    method = "auto" if recipe.method == "hawq-v2" else recipe.method
+    return replace(recipe, method=method, bits_average=None, max_bytes=None, max_latency_us=None, min_sqnr=None)
+
+
+def _manifest(path: Path, content: bytes) -> dict[str, Any] | None:
+    """Read the manifest beside a file; ``None`` where there is none, or that of another file."""
+    beside = manifest_path(path)
+    try:
+        found = json.loads(beside.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return None
+    is_its_own = isinstance(found, dict) and found.get("model_sha256") == describe_file_bytes(content)["model_sha256"]
+    return found if is_its_own else None
+
+
+def _facts(
+    program: Program, captured: Program, calibration: Calibration, recipe: Recipe, metadata: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Put together what a manifest would say, for a file that lost its own."""
+    return {
+        "kancompile": {"version": metadata["version"]},
+        "target": metadata["target"],
+        "seed": int(metadata["seed"]),
+        "recipe": recipe.to_dict(),
+        "recipe_sha256": metadata["recipe_sha256"],
+        "calibration": {"samples": len(calibration), "sha256": calibration.sha256(), "notes": list(calibration.notes)},
+        "input_shape": list(program.input_shape),
+        "versions": metadata["versions"],
+        "layers": [describe_layer(program, layer) for layer in program.layers()],
+        "unrecognized": [
+            {"node": p.node, "operator": p.operator, "reason": p.reason, "source": Path(p.source).name}
+            for p in captured.unrecognized
+        ],
+        "left_in_float": list(left_in_float(program)),
+        "notes": list(program.notes),
+        "bit_allocation": {},
+    }
