@@ -318,10 +318,8 @@ def _note_raw_pixels(inputs: NDArray[np.float32], name: str) -> list[str]:
     low, high = float(inputs.min()), float(inputs.max())
     if low < 0 or not 128 <= high <= 255 or not np.array_equal(inputs, np.rint(inputs)):
         return []
-    return [
-        f"{name}: whole numbers {low:.0f} ... {high:.0f}, which look like raw pixels; where the model was trained on 0 ... 1, "
-        "pass x / 255"
-    ]
+    found = f"{name}: whole numbers {low:.0f} ... {high:.0f}, which look like raw pixels"
+    return [f"{found}; where the model was trained on 0 ... 1, pass x / 255"]
 
 
 def _locked(array: NDArray[Any]) -> NDArray[Any]:
