@@ -172,7 +172,7 @@ def load_calibration(
         found, found_labels = found[rows], None if found_labels is None else found_labels[rows]
     inputs = to_float32(found, name, notes)
     check_finite(inputs, rows, name)
-    notes.extend(_note_constants(inputs, name))
+    notes.extend([*_note_constants(inputs, name), *_note_raw_pixels(inputs, name)])
     targets = None if found_labels is None else _locked(to_label_type(found_labels))
     return Calibration(_locked(inputs), targets, batch_size, tuple(dict.fromkeys(notes)))
 
@@ -311,6 +311,15 @@ def _note_constants(inputs: NDArray[np.float32], name: str) -> list[str]:
     flat = inputs.reshape(len(inputs), -1)
     constant = int((flat.min(0) == flat.max(0)).sum())
     return [f"{name}: {constant} of {flat.shape[1]} features are constant"] if constant else []
+
+
+def _note_raw_pixels(inputs: NDArray[np.float32], name: str) -> list[str]:
+    """Hint at whole numbers from 0 up to 255, the form of images before they are scaled."""
+    low, high = float(inputs.min()), float(inputs.max())
+    if low < 0 or not 128 <= high <= 255 or not np.array_equal(inputs, np.rint(inputs)):
+        return []
+    found = f"{name}: whole numbers {low:.0f} ... {high:.0f}, which look like raw pixels"
+    return [f"{found}; where the model was trained on 0 ... 1, pass x / 255"]
 
 
 def _locked(array: NDArray[Any]) -> NDArray[Any]:

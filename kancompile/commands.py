@@ -60,6 +60,8 @@ def run_compile(options: argparse.Namespace) -> int:
             max_samples=max(2, recipe.calibration_samples + int(recipe.calibration_samples * options.held_out)),
             seed=options.seed,
         )
+        for note in samples.notes:
+            say(f"note: {note}")
         if options.max_drop is not None and samples.labels is None:
             raise KanCompileError(
                 "--max-drop: found no labels, expected an array 'y' beside 'x' in the calibration .npz, a folder with one "

@@ -266,3 +266,12 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     for name in ("bad.npz", "bad.npy", "empty.npz"):
         with pytest.raises(KanCompileError, match="found no NumPy data"):
             load_calibration(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "is_hinted"), [(0, 255, True), (0, 200, True), (0, 16, False), (-3, 255, False)]
+)
+def test_raw_pixels_are_hinted_at(low: int, high: int, is_hinted: bool) -> None:
+    x = np.linspace(low, high, 40).round().astype(np.float32).reshape(20, 2)
+    assert any("look like raw pixels" in note for note in load_calibration(x).notes) is is_hinted
+    assert not any("raw pixels" in note for note in load_calibration(x / 255 + 0.001).notes)
