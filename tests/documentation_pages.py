@@ -89,7 +89,7 @@ class Runner:
 
     def __init__(self, folder: Path, names: dict[str, Any]) -> None:
         self.folder = folder
-        self.names = {"__name__": "__page__"} | names
+        self.names = {"__name__": "__main__"} | names  # a module that exists: dataclasses look it up
 
     def run(self, block: Block) -> None:
         """Run a block.
@@ -99,7 +99,7 @@ class Runner:
         """
         if block.language == "python":
             # as many newlines in front as there are lines above, so that a traceback names the line of the page
-            code = compile("\n" * block.line + block.text, str(ROOT / block.page), "exec")
+            code = compile("\n" * block.line + block.text, str(ROOT / block.page), "exec", dont_inherit=True)
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(code, self.names)
         else:
