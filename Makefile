@@ -7,11 +7,11 @@ DATA ?=
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope
 
-.PHONY: demo web test slow lint format bench clean
+.PHONY: demo web test slow lint format docs bench clean
 
 $(VENV)/installed: pyproject.toml constraints.txt tests/clients/requirements.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,lint,examples,plots]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,lint,examples,plots,docs]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/clients/requirements.txt
 	@touch $@
 
@@ -36,10 +36,14 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(VENV)/installed
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 bench: $(VENV)/installed
 	@test -n "$(DATA)" || { echo "usage: make bench DATA=folder  (with mnist.npz: x_train, y_train, x_test, y_test)"; exit 2; }
 	$(BIN)/python -m benchmarks.latency --data $(DATA)
 	$(BIN)/python -m benchmarks.limit --data $(DATA)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist docs/_build *.egg-info
