@@ -1,0 +1,4 @@
+"""Say why a compiled model is worse than the float one, what to change, and change it."""
+
+from kancompile.diagnosis.diagnosing import Diagnosis as Diagnosis
+from kancompile.diagnosis.diagnosing import diagnose as diagnose
