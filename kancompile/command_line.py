@@ -82,6 +82,23 @@ examples:
 The first form shows what a compiled file contains. The second shows which KAN layers are found in a model, and for
 every other operation that was looked at why it stays as it is, with the line of code."""
 
+_DIAGNOSE = """\
+example:
+  kancompile diagnose models.py:make_kan --checkpoint kan.pt --calibration train.npz --data test.npz --weight-bits 4
+
+Lowers single layers and branches, divides their errors into range, levels, codes and weights, looks at the data, and ranks
+what could be wrong, each with a change of the recipe or of the data, its predicted and its measured effect. Labels 'y' in the
+.npz help to find wrong preprocessing. Writes nothing."""
+
+_TUNE = """\
+example:
+  kancompile tune models.py:make_kan --checkpoint kan.pt --calibration train.npz --data test.npz --max-drop 0.3 \\
+      --weight-bits 4 --out build
+
+Starts from the given recipe and makes the cheapest useful change first until --max-drop, --min-sqnr and --max-bytes are met;
+then writes OUT/model.onnx, its manifest and OUT/recipe.toml. Otherwise says what is missing, and writes nothing but
+OUT/tune-cache.jsonl, with which an interrupted run goes on where it was."""
+
 _RECIPE = """\
 examples:
   kancompile recipe > recipe.toml
@@ -95,9 +112,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         _filter_warnings()
-        from kancompile import commands
+        from kancompile import commands, diagnosis_commands
 
-        code = int(getattr(commands, f"run_{options.command}")(options))
+        home = diagnosis_commands if options.command in ("diagnose", "tune") else commands
+        code = int(getattr(home, f"run_{options.command}")(options))
         sys.stdout.flush()  # here a closed pipe can still be handled
         return code
     except ThresholdMissedError as error:
@@ -193,9 +211,38 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspect.add_argument("--kernels", action="store_true", help="also ask ONNX Runtime which kernels it uses")
 
+    _add_diagnosis(commands)
+
     recipe = _add(commands, "recipe", "print a recipe and what its keys mean", _RECIPE)
     _add_recipe(recipe)
     return parser
+
+
+def _add_diagnosis(commands: Any) -> None:
+    diagnose = _add(commands, "diagnose", "say why a recipe loses accuracy and what to change", _DIAGNOSE)
+    tune = _add(commands, "tune", "change a recipe until targets are met", _TUNE)
+    for parser in (diagnose, tune):
+        _add_model(parser, "model", positional=True)
+        parser.add_argument("--calibration", required=True, metavar="FILE", help="inputs, .npz or .npy")
+        parser.add_argument("--calibration-key", metavar="NAME", help="array in the .npz with the inputs (default x)")
+        parser.add_argument("--data", metavar="FILE", help="samples to judge with, labels if there are any")
+        parser.add_argument("--data-key", metavar="NAME", help="array in the .npz with the inputs (default x)")
+        parser.add_argument(
+            "--held-out",
+            type=_fraction,
+            default=0.2,
+            metavar="SHARE",
+            help="share of the calibration data to judge with where --data is not given (default 0.2)",
+        )
+        parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default 0)")
+        parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where rounding computes")
+        _add_recipe(parser)
+    diagnose.add_argument(
+        "--exact", action="store_true", help="round wide layers by slow methods too, instead of by uniform"
+    )
+    _add_max_drop(tune)
+    tune.add_argument("--out", required=True, metavar="DIR", help="folder for model, manifest, recipe.toml and cache")
+    tune.add_argument("--force", action="store_true", help="replace existing files")
 
 
 def _add(commands: Any, name: str, summary: str, text: str) -> argparse.ArgumentParser:

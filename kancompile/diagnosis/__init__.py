@@ -2,3 +2,5 @@
 
 from kancompile.diagnosis.diagnosing import Diagnosis as Diagnosis
 from kancompile.diagnosis.diagnosing import diagnose as diagnose
+from kancompile.diagnosis.tuning import Tuning as Tuning
+from kancompile.diagnosis.tuning import tune as tune

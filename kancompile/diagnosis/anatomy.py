@@ -130,7 +130,8 @@ def _dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
 
     def mapped(features: list[Tensor]) -> Tensor:
         with torch.no_grad():
-            return _linear(contraction)(*features)
+            output: Tensor = _linear(contraction)(*features)
+            return output
 
     phis = [floats[target][1] for target in layer.expansions]
     outside = float(mapped(cut).double().square().mean())

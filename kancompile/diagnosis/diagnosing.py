@@ -132,16 +132,22 @@ def diagnose(
 
 
 def samples_for(
-    calibration: Any, data: Any, recipe: Recipe, held_out: float, seed: int
+    calibration: Any,
+    data: Any,
+    recipe: Recipe,
+    held_out: float,
+    seed: int,
+    key: str | None = None,
+    data_key: str | None = None,
 ) -> tuple[Calibration, Calibration, str]:
     """Read the samples to calibrate and to judge with, and say in words which the latter are.
 
     Raises:
         KanCompileError: unreadable samples, too few of them, or of different shapes.
     """
-    samples = load_calibration(calibration, max_samples=recipe.calibration_samples, seed=seed)
+    samples = load_calibration(calibration, key=key, max_samples=recipe.calibration_samples, seed=seed)
     if data is not None:
-        judging = load_calibration(data, samples.input_shape, seed=seed, name="data")
+        judging = load_calibration(data, samples.input_shape, key=data_key, seed=seed, name="data")
         return samples, judging, f"{len(judging)} samples of the data"
     if len(samples) < LEAST_TO_SPLIT:
         raise KanCompileError(
@@ -284,6 +290,7 @@ def _best_of_each(causes: Sequence[Cause]) -> list[Cause]:
 def _evidence(kind: str, anatomy: Anatomy, recipe: Recipe) -> tuple[str, dict[str, Any]]:
     chosen = recipe.for_layer(anatomy.layer)
     who = f"layer {anatomy.layer!r}"
+    facts: dict[str, Any]
     if kind in (RANGE, HAND_OVER):
         share = anatomy.share("outside")
         facts = {
