@@ -55,6 +55,7 @@ def find_outliers(x: Tensor) -> Outliers | None:
     low, high = x.amin(0).clamp(max=0), x.amax(0).clamp(min=0)
     left = torch.ones(len(low), dtype=torch.bool)
     features: list[int] = []
+    found = None
     for _ in range(min(_MOST_OUTLIERS, len(low) // _FEWEST_FEATURES)):
         numbers = left.nonzero()[:, 0]
         extremes = {int(numbers[low[numbers].argmin()]), int(numbers[high[numbers].argmax()])}
@@ -66,12 +67,14 @@ def find_outliers(x: Tensor) -> Outliers | None:
         worst = min(spans, key=lambda feature: spans[feature])
         left[worst] = False
         features.append(worst)
-        found = Outliers(
+        now = Outliers(
             tuple(features), float(low.min()), float(high.max()), float(low[left].min()), float(high[left].max())
         )
-        if found.stretch >= STRETCHED and found.others_high > found.others_low:
-            return found
-    return None
+        before = found.stretch if found is not None else 1.0
+        # two outliers on one side hide each other, so the one that shows no effect yet is kept for the next turn
+        if now.stretch >= STRETCHED * before and now.others_high > now.others_low:
+            found = now
+    return found
 
 
 @dataclass(frozen=True)
