@@ -16,6 +16,8 @@ from kancompile.errors import KanCompileError as KanCompileError
 
 if TYPE_CHECKING:
     from kancompile.benchmarking import benchmark as benchmark
+    from kancompile.diagnosis.diagnosing import diagnose as diagnose
+    from kancompile.diagnosis.tuning import tune as tune
     from kancompile.frontend.capture import capture as capture
     from kancompile.pipeline import CompiledModel as CompiledModel
     from kancompile.pipeline import compile as compile
@@ -31,7 +33,9 @@ _HOMES = {
     "benchmark": "kancompile.benchmarking",
     "capture": "kancompile.frontend.capture",
     "compile": "kancompile.pipeline",
+    "diagnose": "kancompile.diagnosis.diagnosing",
     "show": "kancompile.program",
+    "tune": "kancompile.diagnosis.tuning",
     "validate": "kancompile.validation",
 }
 __all__ = ["KanCompileError", *_HOMES]

@@ -64,6 +64,23 @@ examples:
 The first form shows what a compiled file contains. The second shows which KAN layers are found in a model, and for
 every other operation that was looked at why it stays as it is, with the line of code."""
 
+DIAGNOSE = """\
+example:
+  kancompile diagnose models.py:make_kan --checkpoint kan.pt --calibration train.npz --data test.npz --weight-bits 4
+
+Lowers single layers and branches, divides their errors into range, levels, codes and weights, looks at the data, and ranks
+what could be wrong, each with a change of the recipe or of the data, its predicted and its measured effect. Labels 'y' in the
+.npz help to find wrong preprocessing. Writes nothing."""
+
+TUNE = """\
+example:
+  kancompile tune models.py:make_kan --checkpoint kan.pt --calibration train.npz --data test.npz --max-drop 0.3 \\
+      --weight-bits 4 --out build
+
+Starts from the given recipe and makes the cheapest useful change first until --max-drop, --min-sqnr and --max-bytes are met;
+then writes OUT/model.onnx, its manifest and OUT/recipe.toml. Otherwise says what is missing, and writes nothing but
+OUT/tune-cache.jsonl, with which an interrupted run goes on where it was."""
+
 REPORT = """\
 examples:
   kancompile report build/model.onnx --against models.py:make_kan --checkpoint kan.pt --data train.npz

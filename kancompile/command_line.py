@@ -12,9 +12,22 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from kancompile.command_help import BENCHMARK, COMPILE, COMPLETION, EXIT_CODES, INSPECT, MAIN, RECIPE, REPORT, VALIDATE
+from kancompile.command_help import (
+    BENCHMARK,
+    COMPILE,
+    COMPLETION,
+    DIAGNOSE,
+    EXIT_CODES,
+    INSPECT,
+    MAIN,
+    RECIPE,
+    REPORT,
+    TUNE,
+    VALIDATE,
+)
 from kancompile.command_options import (
     add_data,
+    add_diagnosis,
     add_held_out,
     add_max_drop,
     add_model,
@@ -123,6 +136,18 @@ def command_parser() -> argparse.ArgumentParser:
     add_model(inspect, "--model", required=False)
     inspect.add_argument("--input-shape", type=counts, metavar="N,N", help="one sample's shape, such as 784 or 3,32,32")
     inspect.add_argument("--kernels", action="store_true", help="also ask ONNX Runtime which kernels it uses")
+
+    diagnose = _add(commands, "diagnose", "say why a recipe loses accuracy and what to change", DIAGNOSE)
+    add_diagnosis(diagnose)
+    diagnose.add_argument(
+        "--exact", action="store_true", help="round wide layers by slow methods too, instead of by uniform"
+    )
+
+    tune = _add(commands, "tune", "change a recipe until targets are met", TUNE)
+    add_diagnosis(tune)
+    add_max_drop(tune)
+    tune.add_argument("--out", required=True, metavar="DIR", help="folder for model, manifest, recipe.toml and cache")
+    tune.add_argument("--force", action="store_true", help="replace existing files")
 
     report = _add(commands, "report", "explain a compiled file on one HTML page", REPORT)
     add_report(report)

@@ -61,6 +61,17 @@ def add_held_out(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_diagnosis(parser: argparse.ArgumentParser) -> None:
+    """Say what is diagnosed or tuned, and with which data and recipe."""
+    add_model(parser, "model", positional=True)
+    add_data(parser, "calibration", "inputs scaled as in training", dest="calibration")
+    add_data(parser, "data", "samples to judge with, labels if there are any", required=False)
+    add_held_out(parser)
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default 0)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where rounding computes")
+    add_recipe(parser)
+
+
 def add_report(parser: argparse.ArgumentParser) -> None:
     """Say what a report is about and what it draws."""
     parser.add_argument("file", metavar="MODEL.onnx", help="compiled file")

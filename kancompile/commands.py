@@ -257,6 +257,20 @@ def run_report(options: argparse.Namespace) -> int:
     return run(options)
 
 
+def run_diagnose(options: argparse.Namespace) -> int:
+    """Say why a recipe loses accuracy (see ``kancompile.diagnosis_commands``)."""
+    from kancompile.diagnosis_commands import run_diagnose as run
+
+    return run(options)
+
+
+def run_tune(options: argparse.Namespace) -> int:
+    """Change a recipe until targets are met (see ``kancompile.diagnosis_commands``)."""
+    from kancompile.diagnosis_commands import run_tune as run
+
+    return run(options)
+
+
 def run_recipe(options: argparse.Namespace) -> int:
     """Print the recipe that a file and options amount to."""
     recipe = read_recipe(options.recipe, **recipe_overrides(options))

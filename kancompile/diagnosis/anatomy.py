@@ -1,0 +1,269 @@
+"""Divide the error of one lowered layer into its causes: range, levels, codes and weights.
+
+With float functions ``phi``, looked-up ones ``phi'`` (table code times scale plus offset) and the contraction's linear map
+``A``, the error at the layer's output is, on float inputs of the layer,
+
+    A'(phi') - A(phi) = A(outside (phi' - phi)) + A(inside (phi' - phi)) + (A' - A)(phi')
+
+The first part is what the table's range cuts off, the second the number of its rows and its 8-bit codes, the third the
+rounding of weights. Codes alone cost ``A^2 scale^2 / 12``, uniform rounding noise. Each is a mean of squares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kancompile.convolutions import ConvContraction
+from kancompile.diagnosis.laboratory import Laboratory
+from kancompile.modules import Contraction, Expansion, IndexQuantizer, TableExpansion
+from kancompile.passes.factorize_edges import FactorizeEdges
+from kancompile.passes.factorize_expansions import FactorizeExpansions
+from kancompile.passes.split_branches import SplitBranches
+from kancompile.program import Layer, Program
+from kancompile.recipe import Recipe
+
+PARTS = ("outside", "levels", "codes", "weights")
+_SAMPLES = 256
+_ELEMENTS = 1 << 21
+_DEAD = 1e-6
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """One lowered layer.
+
+    Attributes:
+        layer: its name.
+        outside, levels, codes, weights: mean squared error at its output from each part, in squared output units.
+        outside_share: share of its inputs outside of the table.
+        outside_judged: the same on the samples that judge.
+        low, high: inputs of the first and the last row; of several tables the one that cuts off most.
+        input_low, input_high: extremes of the inputs that reach it in calibration.
+        rows: rows of its largest table.
+        weight_bits: bits of its weights as they were rounded.
+        reads: what its table reads when all layers are lowered.
+        columns, dead_columns: weight columns, and those whose function is constant over the calibration inputs.
+        is_convolution: whether its contraction is one.
+    """
+
+    layer: str
+    outside: float
+    levels: float
+    codes: float
+    weights: float
+    outside_share: float
+    outside_judged: float
+    low: float
+    high: float
+    input_low: float
+    input_high: float
+    rows: int
+    weight_bits: int
+    reads: str
+    columns: int
+    dead_columns: int
+    is_convolution: bool
+
+    @property
+    def total(self) -> float:
+        """Sum of the parts."""
+        return self.outside + self.levels + self.codes + self.weights
+
+    def share(self, part: str) -> float:
+        """Share of one part in the sum, 0 where there is no error."""
+        return float(getattr(self, part)) / self.total if self.total > 0 else 0.0
+
+    def scaled(self, factors: Mapping[str, float]) -> float:
+        """Predict which share of the layer's error is left when parts change by factors."""
+        left = sum(float(getattr(self, part)) * factors.get(part, 1.0) for part in PARTS)
+        return left / self.total if self.total > 0 else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self)
+
+
+def dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
+    """Lower one layer alone and divide its error.
+
+    Args:
+        laboratory: what lowers and holds the samples.
+        recipe: with the layer as an integer layer.
+        name: of the layer.
+    """
+    key = {"fact": "anatomy", "recipe": recipe.canonical_json(), "layer": name}
+    known = None if laboratory.memory is None else laboratory.memory.get(key)
+    if known is not None:
+        return Anatomy(**known)
+    found = _dissect(laboratory, recipe, name)
+    if laboratory.memory is not None:
+        laboratory.memory.put(key, asdict(found))
+    return found
+
+
+def _dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
+    lowered = laboratory.lowered(laboratory.alone(recipe, name))
+    exact = _as_tabulated(laboratory, recipe, name)
+    layer, low_layer = _layer(exact, name), _layer(lowered, name)
+    contraction = exact.module(layer.contraction)
+    assert isinstance(contraction, Contraction | ConvContraction)
+    x = _few(exact, layer, laboratory.x)
+    floats = exact.trace(x, [*layer.expansions, layer.contraction])
+    integers = lowered.trace(x, [*low_layer.expansions, low_layer.contraction])
+    looked_up, cut, dead, coded = [], [], 0, []
+    for target, table_target in zip(layer.expansions, low_layer.expansions, strict=True):
+        table = lowered.module(table_target)
+        assert isinstance(table, TableExpansion)
+        phi = floats[target][1]
+        real = (integers[table_target][1].float() * table.column_scale() + table.column_offset()).reshape(phi.shape)
+        inside = _inside(table, floats[target][0][0]).reshape(*phi.shape[:-1], 1)
+        looked_up.append(real)
+        cut.append((real - phi) * ~inside)
+        flat = phi.reshape(-1, phi.shape[-2] * phi.shape[-1])
+        dead += int((flat.amax(0) - flat.amin(0) <= _DEAD * flat.abs().amax().clamp(min=1e-30)).sum())
+        coded.append((table.column_scale() / 12**0.5).expand_as(phi[:1]))
+
+    def mapped(features: list[Tensor]) -> Tensor:
+        with torch.no_grad():
+            output: Tensor = _linear(contraction)(*features)
+            return output
+
+    phis = [floats[target][1] for target in layer.expansions]
+    outside = float(mapped(cut).double().square().mean())
+    rows_and_codes = [real - phi - lost for real, phi, lost in zip(looked_up, phis, cut, strict=True)]
+    inside_error = float(mapped(rows_and_codes).double().square().mean())
+    with torch.no_grad():
+        codes = float(_squared(contraction)(*[value.square() for value in coded]).double().mean())
+    with torch.no_grad():
+        rounded_apart = contraction(*looked_up)
+    difference = (integers[low_layer.contraction][1].reshape(rounded_apart.shape) - rounded_apart).double()
+    if isinstance(contraction, Contraction):
+        difference = difference.reshape(-1, contraction.n_out)
+    per_output = [0, *range(2, difference.dim())]
+    # the bias of the lowered layer takes the mean error up
+    weights = float((difference - difference.mean(per_output, keepdim=True)).square().mean())
+    codes = min(codes, inside_error)
+    return _with_ranges(
+        laboratory,
+        Anatomy(
+            layer=name,
+            outside=outside,
+            levels=inside_error - codes,
+            codes=codes,
+            weights=weights,
+            outside_share=0.0,
+            outside_judged=0.0,
+            low=0.0,
+            high=0.0,
+            input_low=0.0,
+            input_high=0.0,
+            rows=0,
+            weight_bits=int(lowered.module(low_layer.contraction).weight_bits),  # type: ignore[arg-type]
+            reads=_reads(laboratory, recipe, name),
+            columns=sum(phi.shape[-2] * phi.shape[-1] for phi in phis),
+            dead_columns=dead,
+            is_convolution=isinstance(contraction, ConvContraction),
+        ),
+        exact,
+        lowered,
+    )
+
+
+def _with_ranges(laboratory: Laboratory, anatomy: Anatomy, exact: Program, lowered: Program) -> Anatomy:
+    """Count the inputs outside of the tables on all samples."""
+    layer, low_layer = _layer(exact, anatomy.layer), _layer(lowered, anatomy.layer)
+    read = exact.inputs(laboratory.x, layer.expansions)
+    judged = exact.inputs(laboratory.judging.samples, layer.expansions)
+    worst = anatomy
+    for target, table_target in zip(layer.expansions, low_layer.expansions, strict=True):
+        table = lowered.module(table_target)
+        assert isinstance(table, TableExpansion)
+        share = float((~_inside(table, read[target])).double().mean())
+        index = table.index
+        if worst.rows == 0 or share > worst.outside_share:
+            worst = replace(
+                worst,
+                outside_share=share,
+                outside_judged=float((~_inside(table, judged[target])).double().mean()),
+                low=index.low,
+                high=index.high,
+                input_low=float(read[target].min()),
+                input_high=float(read[target].max()),
+            )
+        worst = replace(worst, rows=max(worst.rows, index.levels))
+    return worst
+
+
+def as_prepared(laboratory: Laboratory, name: str) -> list[Expansion]:
+    """List the float expansions of a layer."""
+    layer = _layer(laboratory.program, name)
+    modules = [laboratory.program.module(target) for target in layer.expansions]
+    return [module for module in modules if isinstance(module, Expansion)]
+
+
+def _as_tabulated(laboratory: Laboratory, recipe: Recipe, name: str) -> Program:
+    """Run the float rewrites that come before tabulation, for one layer."""
+
+    def applies(other: str) -> bool:
+        return other == name
+
+    program = laboratory.program
+    with torch.no_grad():
+        program = FactorizeEdges(applies)(program, laboratory.x)
+        program = FactorizeExpansions(applies)(program, laboratory.x)
+    if recipe.for_layer(name).granularity == "branch":
+        program = SplitBranches(applies)(program)
+    return program
+
+
+def _layer(program: Program, name: str) -> Layer:
+    return next(layer for layer in program.layers() if layer.name == name)
+
+
+def _few(program: Program, layer: Layer, x: Tensor) -> Tensor:
+    """Choose as many samples as fit the memory that basis values may take."""
+    columns = sum(program.trace(x[:1], layer.expansions)[target][1].numel() for target in layer.expansions)
+    wanted = max(16, min(_SAMPLES, _ELEMENTS // max(columns, 1)))
+    return x[:: max(1, len(x) // wanted)][:wanted]
+
+
+def _inside(table: TableExpansion, x: Tensor) -> Tensor:
+    """Say for every input, bool ``[b, *, n_in]``, whether it lies within half a row of the table."""
+    half = table.index.scale / 2
+    inside = within(table.index, x, half)
+    if table.channels_first:
+        return inside.movedim(1, -1)
+    return inside.reshape(-1, *table.in_shape)
+
+
+def within(index: IndexQuantizer, x: Tensor, margin: float) -> Tensor:
+    """Say for every input whether a table's rows reach it."""
+    slack = margin + 1e-6 * (index.high - index.low)
+    return (x >= index.low - slack) & (x <= index.high + slack)
+
+
+def _linear(contraction: Contraction | ConvContraction) -> Contraction | ConvContraction:
+    return _with(contraction, contraction.weight, torch.zeros_like(contraction.bias))
+
+
+def _squared(contraction: Contraction | ConvContraction) -> Contraction | ConvContraction:
+    """Give the map of variances of independent features."""
+    return _with(contraction, contraction.weight.square(), torch.zeros_like(contraction.bias))
+
+
+def _with(contraction: Contraction | ConvContraction, weight: Tensor, bias: Tensor) -> Contraction | ConvContraction:
+    if isinstance(contraction, ConvContraction):
+        return ConvContraction(contraction.layer, weight, bias, contraction.geometry, contraction.out_shape)
+    return Contraction(contraction.layer, weight, bias, contraction.out_shape)
+
+
+def _reads(laboratory: Laboratory, recipe: Recipe, name: str) -> str:
+    """Say what the layer's first table reads in the program with all layers lowered."""
+    program = laboratory.lowered(recipe)
+    table = program.module(_layer(program, name).expansions[0])
+    return table.input if isinstance(table, TableExpansion) else "real"

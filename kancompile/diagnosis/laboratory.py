@@ -1,0 +1,205 @@
+"""Lower a captured program by any recipe and measure what its output is worth, each setting once.
+
+The lowered program computes what the file computes, bit for bit, so no file and no session is needed to measure it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from kancompile.bit_budget import BitBudget
+from kancompile.calibration import Calibration
+from kancompile.convolutions import ConvContraction, QuantizedConvContraction
+from kancompile.error_measures import ErrorMeasure, TaskMetric, decibel, plain_number
+from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
+from kancompile.pipeline import lower, prepare
+from kancompile.polynomials import PolynomialExpansion
+from kancompile.program import Program
+from kancompile.progress import quiet
+from kancompile.recipe import Recipe
+
+_CHUNK = 256
+SLOW_COLUMNS = 2048
+"""Columns above which rounding methods with a Hessian matrix take seconds to minutes for every setting."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one setting is worth on the samples that judge it.
+
+    Attributes:
+        signal, noise: sums of squares of the float output and of the difference to it.
+        score: accuracy or R2 in percent, ``None`` without labels.
+        drop: points of it lost against the float program, ``None`` without labels.
+        agreement: percentage of samples of equal argmax, ``None`` where that has no meaning.
+        constant_bytes: bytes of weights and tables as stored.
+    """
+
+    signal: float
+    noise: float
+    score: float | None
+    drop: float | None
+    agreement: float | None
+    constant_bytes: int
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal-to-quantization-noise ratio of the output."""
+        return decibel(self.signal, self.noise)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {key: plain_number(value) for key, value in asdict(self).items()} | {
+            "sqnr_db": plain_number(self.sqnr_db)
+        }
+
+
+class Remembers(Protocol):
+    """What keeps measured facts from one run to the next."""
+
+    def get(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the fact that was put under a key."""
+
+    def put(self, key: Mapping[str, Any], fact: Mapping[str, Any]) -> None:
+        """Keep a fact."""
+
+
+class Laboratory:
+    """Measures settings of one model on fixed samples.
+
+    Attributes:
+        program: the float program that all settings start from.
+        fitting: samples that settings are calibrated with.
+        judging: samples that they are judged with.
+        recipe: the recipe as given, with bits allocated where it asks for that.
+        seed: of every random choice.
+    """
+
+    def __init__(
+        self,
+        captured: Program,
+        fitting: Calibration,
+        judging: Calibration,
+        recipe: Recipe,
+        seed: int = 0,
+        device: str = "cpu",
+        memory: Remembers | None = None,
+    ) -> None:
+        self.fitting, self.judging, self.seed, self.device, self.memory = fitting, judging, seed, device, memory
+        self.x = fitting.samples
+        with quiet():
+            self.program = prepare(captured, self.x, recipe)
+            if recipe.max_bytes is not None or recipe.allocated_bits is not None:
+                recipe, _ = BitBudget(self.program, self.x, recipe, seed).allocated()
+        self.recipe = recipe
+        self.names = [layer.name for layer in self.program.layers()]
+        self.lowerings = 0
+        self._programs: dict[str, Program] = {}
+        self._outcomes: dict[str, Outcome] = {}
+
+    def lowered(self, recipe: Recipe) -> Program:
+        """Lower by a recipe; the last few programs are kept."""
+        key = recipe.canonical_json()
+        if key not in self._programs:
+            while len(self._programs) >= 4:
+                del self._programs[next(iter(self._programs))]
+            self._programs[key] = self.lower_on(recipe, self.x)
+        return self._programs[key]
+
+    def lower_on(self, recipe: Recipe, x: Tensor) -> Program:
+        """Lower by a recipe on other samples ``[n, *input_shape]``."""
+        self.lowerings += 1
+        with quiet():
+            return lower(self.program, x, recipe, self.seed, self.device)
+
+    def outcome(self, recipe: Recipe) -> Outcome:
+        """Measure a recipe."""
+        key = recipe.canonical_json()
+        if key not in self._outcomes:
+            fact = {"fact": "outcome", "recipe": key}
+            known = None if self.memory is None else self.memory.get(fact)
+            if known is None:
+                self._outcomes[key] = judge(self.program, self.lowered(recipe), self.judging)
+                if self.memory is not None:
+                    self.memory.put(fact, asdict(self._outcomes[key]))
+            else:
+                self._outcomes[key] = Outcome(**known)
+        return self._outcomes[key]
+
+    def alone(self, recipe: Recipe, name: str) -> Recipe:
+        """Give the recipe that lowers one layer and keeps all others in float."""
+        return recipe.with_overrides({other: {"lowering": "keep"} for other in self.names if other != name})
+
+    def integer_layers(self, recipe: Recipe) -> list[str]:
+        """List the layers that a recipe turns into integer tables."""
+        return [name for name in self.names if recipe.for_layer(name).arithmetic == "int8"]
+
+    def fast(self, recipe: Recipe) -> tuple[Recipe, list[str]]:
+        """Replace slow rounding methods of wide layers by ``uniform``; say in which layers that was done."""
+        slow = []
+        for layer in self.program.layers():
+            module = self.program.module(layer.contraction)
+            assert isinstance(module, Contraction | ConvContraction)
+            chosen = recipe.for_layer(layer.name)
+            if chosen.rounding_method != "uniform" and module.weight[0].numel() > SLOW_COLUMNS:
+                slow.append(layer.name)
+        return (recipe.with_overrides({name: {"method": "uniform"} for name in slow}) if slow else recipe), slow
+
+
+def judge(float_program: Program, program: Program, samples: Calibration) -> Outcome:
+    """Compare a lowered program with the float one on samples, and both with their labels."""
+    measure, task, float_task = ErrorMeasure(), TaskMetric(), TaskMetric()
+    for x, y in samples.batches():
+        expected, found = float_program(x), program(x)
+        measure.add(expected.flatten(1), found.flatten(1), "judged output")
+        if y is not None:
+            task.add(y, found, "data")
+            float_task.add(y, expected, "data")
+    score = drop = None
+    if samples.targets is not None:
+        name, score = next(iter(task.values().items()))
+        drop = float_task.values()[name] - score
+    return Outcome(measure.signal, measure.noise, score, drop, measure.agreement, constant_bytes(program))
+
+
+def float_score(program: Program, samples: Calibration) -> float | None:
+    """Measure accuracy or R2 of a program in percent, ``None`` without labels."""
+    if samples.targets is None:
+        return None
+    task = TaskMetric()
+    for x, y in samples.batches():
+        assert y is not None
+        task.add(y, program(x), "data")
+    return next(iter(task.values().values()))
+
+
+def transformed(samples: Calibration, inputs: Tensor) -> Calibration:
+    """Return the samples with other inputs of the same shape."""
+    array = inputs.to(torch.float32).numpy().copy()
+    array.setflags(write=False)
+    return replace(samples, inputs=array)
+
+
+def constant_bytes(program: Program) -> int:
+    """Count the bytes of tables and weights as a file stores them."""
+    total = 0
+    for layer in program.layers():
+        module = program.module(layer.contraction)
+        if isinstance(module, QuantizedContraction):
+            total += -(-sum(codes.numel() for codes in module.weights) * module.weight_bits // 8)
+        elif isinstance(module, QuantizedConvContraction):
+            total += -(-module.weight.numel() * module.weight_bits // 8)
+        elif isinstance(module, Contraction | ConvContraction):
+            total += module.weight.numel() * (4 if module.codes is None else 2)
+        for target in layer.expansions:
+            expansion = program.module(target)
+            if isinstance(expansion, TableExpansion):
+                total += expansion.table.numel()
+            elif isinstance(expansion, PolynomialExpansion):
+                total += sum(value.numel() * value.element_size() for value in expansion.buffers())
+    return total

@@ -1,0 +1,147 @@
+"""Sensitivity sweeps: what the output loses through one layer or one branch alone, and what it regains without it.
+
+*Only one*: a layer (or one branch of it) is lowered, everything else stays in float. *All but one*: the reverse. Where errors
+add up like independent noise, the two say the same; where they do not, both are worth knowing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kancompile.diagnosis.laboratory import Laboratory, Outcome, judge
+from kancompile.error_measures import plain_number
+from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
+from kancompile.passes.split_branches import SplitBranches
+from kancompile.program import Layer, Program
+from kancompile.progress import track
+from kancompile.recipe import Recipe
+
+_CENTRED = 256
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What one layer, or one of its branches, costs at the output.
+
+    Attributes:
+        layer: its name.
+        branch: name of the branch, ``None`` for the whole layer.
+        only: outcome with nothing else lowered.
+        without: outcome with all else lowered, ``None`` for a branch.
+    """
+
+    layer: str
+    branch: str | None
+    only: Outcome
+    without: Outcome | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {
+            "layer": self.layer,
+            "branch": self.branch,
+            "only_sqnr_db": plain_number(self.only.sqnr_db),
+            "only_drop": plain_number(self.only.drop),
+            "without_sqnr_db": None if self.without is None else plain_number(self.without.sqnr_db),
+            "without_drop": None if self.without is None else plain_number(self.without.drop),
+        }
+
+
+def sweep(laboratory: Laboratory, recipe: Recipe) -> list[Sensitivity]:
+    """Measure every integer layer, and every branch of those that have several and are no convolution."""
+    found = []
+    for name in track(laboratory.integer_layers(recipe), "sensitivity of layers"):
+        alone = laboratory.alone(recipe, name)
+        only = laboratory.outcome(alone)
+        without = laboratory.outcome(recipe.with_overrides({name: {"lowering": "keep"}}))
+        found.append(Sensitivity(name, None, only, without))
+        branches = list(branch_programs(laboratory, laboratory.lowered(alone), name))
+        if len(branches) > 1:
+            for branch, program in branches:
+                outcome = judge(laboratory.program, program, laboratory.judging)
+                found.append(Sensitivity(name, branch, outcome, None))
+    return found
+
+
+def branch_programs(laboratory: Laboratory, lowered: Program, name: str) -> Iterator[tuple[str, Program]]:
+    """Yield, for every branch of a layer, the float program with that branch's tables and weights as they were lowered.
+
+    The integer contraction is a sum over columns, so the columns of one branch can be taken over into a float contraction,
+    ``V_c = s c`` for weight codes ``c``, while the others keep their float functions and weights. The mean error of a branch
+    is taken out, as the bias of the lowered layer takes it up.
+
+    Args:
+        laboratory: with the float program and calibration inputs.
+        lowered: the program in which only this layer is lowered.
+        name: of the layer.
+    """
+    split = SplitBranches(lambda other: other == name)(laboratory.program)
+    layer = next(layer for layer in split.layers() if layer.name == name)
+    contraction = split.module(layer.contraction)
+    taken = _lowered_branches(lowered, name)
+    expansions = [split.module(target) for target in layer.expansions]
+    sizes = [int(module.n_in) * int(module.k) for module in expansions]  # type: ignore[arg-type]
+    if (
+        not isinstance(contraction, Contraction)
+        or len(layer.expansions) != len(taken)
+        or sizes != [weight.shape[1] for _, _, weight in taken]
+    ):
+        return  # a convolution, or functions that were factorised over branches: there are no branches to tell apart
+    parts = contraction.weight.split(sizes, 1)
+    for number, (branch, table, weight) in enumerate(taken):
+        changed = [weight if other == number else part for other, part in enumerate(parts)]
+        bias = contraction.bias + parts[number] @ table.column_offset().flatten()
+        modules = {
+            layer.expansions[number]: table,
+            layer.contraction: Contraction(name, torch.cat(changed, 1), bias, contraction.out_shape),
+        }
+        program = split.replace_modules(modules)
+        error = _mean_error(split, program, layer, laboratory.x[:_CENTRED])
+        centred = Contraction(name, torch.cat(changed, 1), bias - error, contraction.out_shape)
+        yield branch, program.replace_modules({layer.contraction: centred})
+
+
+def _lowered_branches(lowered: Program, name: str) -> list[tuple[str, TableExpansion, Tensor]]:
+    """Cut the tables of a lowered layer into branches: name, table and float weight of its codes ``[n_out, n_in * k]``."""
+    layer = next(layer for layer in lowered.layers() if layer.name == name)
+    contraction = lowered.module(layer.contraction)
+    if not isinstance(contraction, QuantizedContraction):
+        return []
+    parts = zip(contraction.weights, contraction.scales, strict=True)
+    weight = torch.cat([codes.float() * scale for codes, scale in parts]).T
+    found = []
+    start = 0
+    for target in layer.expansions:
+        table = lowered.module(target)
+        assert isinstance(table, TableExpansion)
+        columns = weight[:, start : start + table.n_in * table.k].reshape(-1, table.n_in, table.k)
+        start += table.n_in * table.k
+        first = 0
+        for size, branch in zip(table.branch_sizes, table.branch_names, strict=True):
+            chosen = slice(first, first + size)
+            first += size
+            cut = TableExpansion(
+                table.in_shape,
+                table.index,
+                table.table[:, chosen].contiguous(),
+                table.first_row,
+                table.scale[:, chosen],
+                table.offset[:, chosen],
+                [size],
+                [branch],
+                table.input,
+            )
+            found.append((branch, cut, columns[..., chosen].flatten(1).contiguous()))
+    return found
+
+
+def _mean_error(split: Program, program: Program, layer: Layer, x: Tensor) -> Tensor:
+    expected = split.trace(x, [layer.contraction])[layer.contraction][1]
+    found = program.trace(x, [layer.contraction])[layer.contraction][1]
+    n_out = int(split.module(layer.contraction).n_out)  # type: ignore[arg-type]
+    return (found - expected).reshape(-1, n_out).mean(0)

@@ -1,0 +1,87 @@
+"""Keep measured facts in a file of JSON lines, so that tuning goes on where it was interrupted.
+
+A line is ``{"key": sha256, "fact": {...}}``. The key hashes what was measured together with everything that the measurement
+depends on: the float program, the samples, the seed and the version. A line that a power cut or Ctrl-C left half written is
+skipped, and what is written next begins on a line of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kancompile.errors import KanCompileError
+
+
+class TuneCache:
+    """A file of facts.
+
+    Attributes:
+        path: the file; it and its folder are created when the first fact is put.
+        context: plain data that every key depends on.
+        hits: facts that were found in the file.
+    """
+
+    def __init__(self, path: Path, context: Mapping[str, Any]) -> None:
+        """Read the file where it exists.
+
+        Raises:
+            KanCompileError: it cannot be read.
+        """
+        self.path, self.context, self.hits = path, dict(context), 0
+        self._facts: dict[str, dict[str, Any]] = {}
+        self._ends_midline = False
+        try:
+            content = path.read_bytes() if path.exists() else b""
+        except OSError as error:
+            raise KanCompileError(
+                f"cache {str(path)!r}: cannot be read ({error.strerror}); delete it or give another folder"
+            ) from error
+        for line in content.split(b"\n"):
+            try:
+                entry = json.loads(line)
+                self._facts[str(entry["key"])] = dict(entry["fact"])
+            except (ValueError, KeyError, TypeError):
+                continue  # an empty or half-written line
+        self._ends_midline = bool(content) and not content.endswith(b"\n")
+
+    def __len__(self) -> int:
+        """Count the facts."""
+        return len(self._facts)
+
+    def get(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the fact that was put under a key."""
+        fact = self._facts.get(self._hash(key))
+        self.hits += fact is not None
+        return fact
+
+    def put(self, key: Mapping[str, Any], fact: Mapping[str, Any]) -> None:
+        """Append a fact, in one write.
+
+        Raises:
+            KanCompileError: the file cannot be written.
+        """
+        hashed = self._hash(key)
+        self._facts[hashed] = dict(fact)
+        text = json.dumps({"key": hashed, "about": dict(key), "fact": dict(fact)}, sort_keys=True) + "\n"
+        line = (b"\n" if self._ends_midline else b"") + text.encode()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                os.write(descriptor, line)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise KanCompileError(
+                f"cache {str(self.path)!r}: cannot be written ({error.strerror}); free space or give another folder"
+            ) from error
+        self._ends_midline = False
+
+    def _hash(self, key: Mapping[str, Any]) -> str:
+        text = json.dumps({"context": self.context, "about": dict(key)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()

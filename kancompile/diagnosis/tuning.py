@@ -1,0 +1,371 @@
+"""Change a recipe step by step until the file is good enough, the cheapest useful change first.
+
+Every step lists changes, each with what it is predicted to bring (``suspects``) and how many bytes of weights and tables it
+costs. Those that are predicted to remove a tenth of the noise or more count as useful; they are measured from the cheapest on,
+and the first that holds what it promises (a twentieth of the noise at least) is kept. 16-bit and then float layers come last,
+since they are slower. Where the file may take so many bytes and takes more, weight bits are taken from the layers that lose
+least by it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kancompile.diagnosis.anatomy import Anatomy, dissect
+from kancompile.diagnosis.causes import Change
+from kancompile.diagnosis.diagnosing import layer_suspects, open_laboratory, samples_for
+from kancompile.diagnosis.laboratory import Laboratory, Outcome, constant_bytes
+from kancompile.diagnosis.tune_cache import TuneCache
+from kancompile.emission import write
+from kancompile.error_measures import plain_number
+from kancompile.errors import KanCompileError
+from kancompile.manifest import describe
+from kancompile.program import Program
+from kancompile.progress import quiet, say
+from kancompile.recipe import Recipe, read_recipe
+from kancompile.targets import TARGETS
+
+CACHE_NAME = "tune-cache.jsonl"
+_USEFUL = 0.9
+_KEPT = 0.95
+_MOST_STEPS = 64
+_SLACK = 512
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What is wanted.
+
+    Attributes:
+        max_drop: most points of accuracy or R2 that may be lost.
+        min_sqnr: least output SQNR in dB.
+        max_bytes: most bytes of weights and tables, which is what the file may take less its graph.
+    """
+
+    max_drop: float | None = None
+    min_sqnr: float | None = None
+    max_bytes: int | None = None
+
+    def missed(self, outcome: Outcome) -> list[str]:
+        """Say what is missed and by how much; NaN misses everything."""
+        reasons = []
+        if self.max_drop is not None and (outcome.drop is None or not outcome.drop <= self.max_drop):
+            found = math.nan if outcome.drop is None else outcome.drop
+            reasons.append(
+                f"the task measure drops by {found:.3f} points, allowed are {self.max_drop:g} "
+                f"({found - self.max_drop:.3f} too many)"
+            )
+        if self.min_sqnr is not None and not outcome.sqnr_db >= self.min_sqnr:
+            reasons.append(
+                f"SQNR is {outcome.sqnr_db:.2f} dB, wanted at least {self.min_sqnr:g} "
+                f"({self.min_sqnr - outcome.sqnr_db:.2f} missing)"
+            )
+        if self.max_bytes is not None and outcome.constant_bytes > self.max_bytes:
+            reasons.append(
+                f"weights and tables take {outcome.constant_bytes} bytes, allowed are {self.max_bytes} "
+                f"({outcome.constant_bytes - self.max_bytes} too many)"
+            )
+        return reasons
+
+
+@dataclass(frozen=True)
+class Step:
+    """One change that was kept.
+
+    Attributes:
+        change: what was changed.
+        predicted_db: gain of the output SQNR that was expected.
+        before, after: outcomes.
+    """
+
+    change: Change
+    predicted_db: float | None
+    before: Outcome
+    after: Outcome
+
+    def text(self) -> str:
+        """Say it in a line."""
+        grown = self.after.constant_bytes - self.before.constant_bytes
+        line = f"{self.change.text()}: SQNR {self.before.sqnr_db:.2f} -> {self.after.sqnr_db:.2f} dB"
+        if self.before.drop is not None and self.after.drop is not None:
+            line += f", drop {self.before.drop:.2f} -> {self.after.drop:.2f} points"
+        return f"{line}, {grown:+d} bytes"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {
+            "change": self.change.to_dict(),
+            "predicted_db": plain_number(self.predicted_db),
+            "before": self.before.to_dict(),
+            "after": self.after.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a recipe was tuned.
+
+    Attributes:
+        recipe: the recipe found, or the best one where the targets are missed.
+        start, outcome: outcomes of the given recipe and of that one.
+        steps: changes that were kept, in order.
+        missed: what is missing and by how much; empty where all targets are met.
+        measured, remembered: settings that were measured, and facts that the cache knew.
+        judged_on: which samples judged, in words.
+    """
+
+    recipe: Recipe
+    start: Outcome
+    outcome: Outcome
+    steps: tuple[Step, ...]
+    missed: tuple[str, ...]
+    measured: int
+    remembered: int
+    judged_on: str
+
+    @property
+    def is_met(self) -> bool:
+        """Whether all targets are met."""
+        return not self.missed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {
+            "met": self.is_met,
+            "missed": list(self.missed),
+            "judged_on": self.judged_on,
+            "start": self.start.to_dict(),
+            "outcome": self.outcome.to_dict(),
+            "steps": [step.to_dict() for step in self.steps],
+            "lowerings": self.measured,
+            "remembered": self.remembered,
+            "recipe": self.recipe.to_dict(),
+        }
+
+    def text(self) -> str:
+        """Print for people."""
+        lines = [f"measured on {self.judged_on}: {_outcome_text(self.start)}"]
+        lines += [f"{number}. {step.text()}" for number, step in enumerate(self.steps, 1)]
+        lines.append(f"{'met' if self.is_met else 'not met'}: {_outcome_text(self.outcome)}")
+        lines += [f"  {reason}" for reason in self.missed]
+        lines.append(f"{self.measured} settings lowered, {self.remembered} facts from the cache")
+        return "\n".join(lines)
+
+
+def tune(
+    model: Any,
+    calibration: Any,
+    data: Any = None,
+    *,
+    recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    max_drop: float | None = None,
+    min_sqnr: float | None = None,
+    max_bytes: int | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    held_out: float = 0.2,
+    seed: int = 0,
+    device: str = "cpu",
+    judged_on: str | None = None,
+) -> Tuning:
+    """Look for the cheapest changes of a recipe that reach targets; compile with ``tuning.recipe`` afterwards.
+
+    Args:
+        model: as for :func:`kancompile.compile`.
+        calibration: samples to calibrate with.
+        data: samples to judge with, with labels for ``max_drop``; ``None`` holds out a part of the calibration samples.
+        recipe: where to start.
+        max_drop: most points of accuracy or R2 to lose.
+        min_sqnr: least output SQNR in dB.
+        max_bytes: most bytes of the file.
+        cache: file of facts that makes an interrupted run resumable; ``None`` keeps none.
+        held_out: share held out where there is no ``data``.
+        seed: of every random choice.
+        device: where rounding methods keep their matrices.
+        judged_on: which samples judge, in words, where the caller knows better.
+
+    Raises:
+        KanCompileError: bad input, no target at all, or ``max_drop`` without labels.
+    """
+    start = read_recipe(recipe)
+    targets = Targets(max_drop, min_sqnr, max_bytes if max_bytes is not None else start.max_bytes)
+    if targets == Targets():
+        raise KanCompileError(
+            "tune: found no target, expected max_drop, min_sqnr or max_bytes (--max-drop POINTS, --min-sqnr DB, --max-bytes N)"
+        )
+    # bits are found here, step by step, not allocated by a compilation
+    start = replace(
+        start, max_bytes=None, bits_average=None, method="auto" if start.method == "hawq-v2" else start.method
+    )
+    fitting, judging, judges = samples_for(calibration, data, start, held_out, seed)
+    if max_drop is not None and judging.targets is None:
+        raise KanCompileError(
+            "max_drop: found data without labels, expected labels; add an array 'y' to the .npz, or use min_sqnr"
+        )
+    laboratory = open_laboratory(model, fitting, judging, start, seed, device)
+    if cache is not None:
+        context = {
+            "model": program_sha256(laboratory.program),
+            "fitting": fitting.sha256(),
+            "judging": judging.sha256(),
+            "labels": hashlib.sha256(b"" if judging.targets is None else judging.targets.tobytes()).hexdigest(),
+            "seed": seed,
+            "version": _version(),
+        }
+        laboratory.memory = TuneCache(Path(cache), context)
+        if len(laboratory.memory):
+            say(f"tune: {len(laboratory.memory)} facts in {os.fspath(cache)!r}")
+    if targets.max_bytes is not None:
+        overhead = _overhead(laboratory)
+        if overhead >= targets.max_bytes:
+            raise KanCompileError(
+                f"max_bytes {targets.max_bytes}: graph and biases of the file alone take about {overhead} bytes; allow more"
+            )
+        targets = replace(targets, max_bytes=targets.max_bytes - overhead)
+    return _search(laboratory, targets, judged_on or judges)
+
+
+def _overhead(laboratory: Laboratory) -> int:
+    """Measure what a file takes beside weights and tables."""
+    recipe = laboratory.recipe
+    key = {"fact": "overhead", "recipe": recipe.canonical_json()}
+    known = None if laboratory.memory is None else laboratory.memory.get(key)
+    if known is None:
+        program = laboratory.lowered(recipe)
+        facts = describe(program, laboratory.fitting, recipe, "ort-cpu", laboratory.seed)
+        with quiet():
+            size = len(write(TARGETS["ort-cpu"], program, facts, recipe))
+        # the graph may change a little with the bits of a layer
+        known = {"bytes": size - constant_bytes(program) + _SLACK}
+        if laboratory.memory is not None:
+            laboratory.memory.put(key, known)
+    return int(known["bytes"])
+
+
+def _search(laboratory: Laboratory, targets: Targets, judged_on: str) -> Tuning:
+    recipe = laboratory.recipe
+    start = outcome = laboratory.outcome(recipe)
+    steps: list[Step] = []
+    while targets.missed(outcome) and len(steps) < _MOST_STEPS:
+        is_too_large = targets.max_bytes is not None and outcome.constant_bytes > targets.max_bytes
+        found = _smaller(laboratory, recipe, outcome) if is_too_large else _better(laboratory, recipe, outcome, targets)
+        if found is None:
+            break
+        steps.append(found)
+        say(f"tune: {found.text()}")
+        recipe, outcome = found.change.applied(recipe), found.after
+    remembered = laboratory.memory.hits if isinstance(laboratory.memory, TuneCache) else 0
+    return Tuning(
+        recipe,
+        start,
+        outcome,
+        tuple(steps),
+        tuple(targets.missed(outcome)),
+        laboratory.lowerings,
+        remembered,
+        judged_on,
+    )
+
+
+def _better(laboratory: Laboratory, recipe: Recipe, outcome: Outcome, targets: Targets) -> Step | None:
+    """Find the cheapest change that removes noise, ``None`` where none is left."""
+    anatomies = [dissect(laboratory, recipe, name) for name in laboratory.integer_layers(recipe)]
+    sizes = {anatomy.layer: anatomy for anatomy in anatomies}
+    found = [
+        (_extra_bytes(suspect.change, sizes, laboratory.program), suspect.predicted_noise, suspect.change)
+        for suspect in layer_suspects(laboratory, recipe, outcome, anatomies)
+        if suspect.predicted_noise <= _USEFUL * outcome.noise
+    ]
+    for _, predicted, change in sorted(found, key=lambda entry: entry[:2]):
+        step = _tried(laboratory, recipe, outcome, targets, change, predicted)
+        if step is not None:
+            return step
+    # wider arithmetic for the layers that cost most
+    noise = {name: laboratory.outcome(laboratory.alone(recipe, name)).noise for name in _not_float(laboratory, recipe)}
+    for name in sorted(noise, key=lambda name: -noise[name]):
+        precision = "int16" if recipe.for_layer(name).arithmetic == "int8" else "float"
+        left = max(outcome.noise - noise[name], 1e-9 * outcome.noise)
+        step = _tried(laboratory, recipe, outcome, targets, Change({name: {"precision": precision}}), left)
+        if step is not None:
+            return step
+    return None
+
+
+def _tried(
+    laboratory: Laboratory, recipe: Recipe, outcome: Outcome, targets: Targets, change: Change, predicted: float
+) -> Step | None:
+    after = laboratory.outcome(change.applied(recipe))
+    if not after.noise <= _KEPT * outcome.noise:
+        return None
+    if targets.max_bytes is not None and after.constant_bytes > targets.max_bytes:
+        return None
+    gain = 10 * math.log10(outcome.noise / predicted) if predicted > 0 and outcome.noise > 0 else None
+    return Step(change, gain, outcome, after)
+
+
+def _smaller(laboratory: Laboratory, recipe: Recipe, outcome: Outcome) -> Step | None:
+    """Take one bit from the layer that loses least for each byte saved, ``None`` where all have two."""
+    candidates = []
+    for name in laboratory.integer_layers(recipe):
+        bits = recipe.for_layer(name).weight_bits
+        if bits > 2:
+            change = Change({name: {"weight_bits": bits - 1}})
+            after = laboratory.outcome(change.applied(recipe))
+            saved = outcome.constant_bytes - after.constant_bytes
+            if saved > 0:
+                candidates.append(((after.noise - outcome.noise) / saved, change, after))
+    if not candidates:
+        return None
+    _, change, after = min(candidates, key=lambda entry: entry[0])
+    return Step(change, None, outcome, after)
+
+
+def _not_float(laboratory: Laboratory, recipe: Recipe) -> list[str]:
+    return [name for name in laboratory.names if recipe.for_layer(name).arithmetic in ("int8", "int16")]
+
+
+def _extra_bytes(change: Change, anatomies: Mapping[str, Anatomy], program: Program) -> int:
+    """Predict how much weights and tables grow by a change."""
+    extra = 0
+    for name, keys in change.layers.items():
+        anatomy = anatomies[name]
+        layer = next(layer for layer in program.layers() if layer.name == name)
+        weights = program.module(layer.contraction).weight.numel()  # type: ignore[union-attr, operator]
+        if "weight_bits" in keys:
+            extra += int(weights) * (int(keys["weight_bits"]) - anatomy.weight_bits) // 8
+        if "levels" in keys:
+            functions = sum(int(program.module(target).k) for target in layer.expansions)  # type: ignore[arg-type, misc]
+            extra += functions * (int(keys["levels"]) - anatomy.rows)
+    return extra
+
+
+def program_sha256(program: Program) -> str:
+    """Hash a float program: its graph and all its constants."""
+    digest = hashlib.sha256(program.graph_module.code.encode())
+    for name, value in sorted(program.graph_module.state_dict().items()):
+        if isinstance(value, torch.Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _version() -> str:
+    try:
+        return metadata.version("kancompile")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _outcome_text(outcome: Outcome) -> str:
+    text = f"SQNR {outcome.sqnr_db:.2f} dB"
+    if outcome.score is not None and outcome.drop is not None:
+        text += f", score {outcome.score:.2f} %, drop {outcome.drop:.2f} points"
+    return f"{text}, {outcome.constant_bytes} bytes of weights and tables"
