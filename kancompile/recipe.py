@@ -186,9 +186,17 @@ class Recipe(LayerRecipe):
         return self.with_overrides({name: {"weight_bits": bits} for name, bits in bits_of.items()})
 
     def with_overrides(self, overrides: Mapping[str, Mapping[str, Any]]) -> Recipe:
-        """Return the recipe with some keys of some layers set, whatever its patterns say."""
-        exact = tuple((_escaped(name), tuple(sorted(keys.items()))) for name, keys in overrides.items())
-        return replace(self, layers=(*self.layers, *exact))
+        """Return the recipe with some keys of some layers set, whatever its patterns say.
+
+        A layer that has a pattern of its own already keeps one, so that a file can hold the result.
+        """
+        exact = {}
+        for name, keys in overrides.items():
+            earlier = {key for pattern, rows in self.layers if pattern == _escaped(name) for key, _ in rows}
+            now = self.for_layer(name) if earlier else self
+            exact[_escaped(name)] = {key: getattr(now, key) for key in earlier} | dict(keys)
+        kept = tuple(entry for entry in self.layers if entry[0] not in exact)
+        return replace(self, layers=(*kept, *((name, tuple(sorted(keys.items()))) for name, keys in exact.items())))
 
     def check_layers(self, names: Iterable[str]) -> None:
         """Verify that every pattern matches a layer, so that no typing error goes unnoticed.
@@ -248,7 +256,7 @@ def read_recipe(source: Recipe | Mapping[str, Any] | str | os.PathLike[str] | No
     if source is None:
         given: dict[str, Any] = {}
     elif isinstance(source, Recipe):
-        given = source.to_dict()
+        given = source.to_dict() | {"layers": source.layers}  # a pattern may stand there twice
     elif isinstance(source, str | os.PathLike):
         given = _read_file(Path(source))
     elif isinstance(source, Mapping):

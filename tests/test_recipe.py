@@ -1,6 +1,7 @@
 """Recipes: every key checked, every source equal, overrides by layer, one canonical form."""
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +200,21 @@ def test_recipes_cannot_be_changed() -> None:
     with pytest.raises(AttributeError):
         Recipe().weight_bits = 4  # type: ignore[misc]
     assert set(GRANULARITIES) == {"channel", "branch", "group"}
+
+
+def test_overrides_of_a_layer_are_kept_in_one_pattern() -> None:
+    recipe = read_recipe({"layers": {"a": {"weight_bits": 2, "method": "uniform"}, "*": {"weight_bits": 3}}})
+    changed = recipe.with_overrides({"a": {"levels": 64}}).with_overrides({"a": {"levels": 128}})
+    assert [pattern for pattern, _ in changed.layers] == ["*", "a"]
+    for name in ("a", "b"):
+        before, after = recipe.for_layer(name), changed.for_layer(name)
+        assert (after.weight_bits, after.method) == (before.weight_bits, before.method)
+    assert changed.for_layer("a").levels == 128
+    assert read_recipe(tomllib.loads(changed.to_toml())) == changed
+
+
+def test_a_recipe_made_from_a_recipe_keeps_a_pattern_that_stands_twice() -> None:
+    recipe = Recipe(layers=[("a", {"weight_bits": 2}), ("a", {"levels": 64})])
+    again = read_recipe(recipe)
+    assert again == recipe
+    assert again.for_layer("a").weight_bits == 2

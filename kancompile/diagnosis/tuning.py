@@ -23,7 +23,7 @@ import torch
 from kancompile.diagnosis.anatomy import Anatomy, dissect
 from kancompile.diagnosis.causes import Change
 from kancompile.diagnosis.diagnosing import layer_suspects, open_laboratory, samples_for
-from kancompile.diagnosis.laboratory import Laboratory, Outcome, constant_bytes
+from kancompile.diagnosis.laboratory import Laboratory, Outcome
 from kancompile.diagnosis.tune_cache import TuneCache
 from kancompile.emission import write
 from kancompile.error_measures import plain_number
@@ -38,7 +38,6 @@ CACHE_NAME = "tune-cache.jsonl"
 _USEFUL = 0.9
 _KEPT = 0.95
 _MOST_STEPS = 64
-_SLACK = 512
 
 
 @dataclass(frozen=True)
@@ -48,14 +47,14 @@ class Targets:
     Attributes:
         max_drop: most points of accuracy or R2 that may be lost.
         min_sqnr: least output SQNR in dB.
-        max_bytes: most bytes of weights and tables, which is what the file may take less its graph.
+        max_bytes: most bytes of the file.
     """
 
     max_drop: float | None = None
     min_sqnr: float | None = None
     max_bytes: int | None = None
 
-    def missed(self, outcome: Outcome) -> list[str]:
+    def missed(self, outcome: Outcome, file_bytes: int | None) -> list[str]:
         """Say what is missed and by how much; NaN misses everything."""
         reasons = []
         if self.max_drop is not None and (outcome.drop is None or not outcome.drop <= self.max_drop):
@@ -69,10 +68,9 @@ class Targets:
                 f"SQNR is {outcome.sqnr_db:.2f} dB, wanted at least {self.min_sqnr:g} "
                 f"({self.min_sqnr - outcome.sqnr_db:.2f} missing)"
             )
-        if self.max_bytes is not None and outcome.constant_bytes > self.max_bytes:
+        if self.max_bytes is not None and file_bytes is not None and file_bytes > self.max_bytes:
             reasons.append(
-                f"weights and tables take {outcome.constant_bytes} bytes, allowed are {self.max_bytes} "
-                f"({outcome.constant_bytes - self.max_bytes} too many)"
+                f"the file takes {file_bytes} bytes, allowed are {self.max_bytes} ({file_bytes - self.max_bytes} too many)"
             )
         return reasons
 
@@ -223,52 +221,49 @@ def tune(
         laboratory.memory = TuneCache(Path(cache), context)
         if len(laboratory.memory):
             say(f"tune: {len(laboratory.memory)} facts in {os.fspath(cache)!r}")
-    if targets.max_bytes is not None:
-        overhead = _overhead(laboratory)
-        if overhead >= targets.max_bytes:
-            raise KanCompileError(
-                f"max_bytes {targets.max_bytes}: graph and biases of the file alone take about {overhead} bytes; allow more"
-            )
-        targets = replace(targets, max_bytes=targets.max_bytes - overhead)
     return _search(laboratory, targets, judged_on or judges)
 
 
-def _overhead(laboratory: Laboratory) -> int:
-    """Measure what a file takes beside weights and tables."""
-    recipe = laboratory.recipe
-    key = {"fact": "overhead", "recipe": recipe.canonical_json()}
+def _file_bytes(laboratory: Laboratory, recipe: Recipe) -> int:
+    """Measure the file that a recipe makes."""
+    key = {"fact": "file", "recipe": recipe.canonical_json()}
     known = None if laboratory.memory is None else laboratory.memory.get(key)
     if known is None:
         program = laboratory.lowered(recipe)
         facts = describe(program, laboratory.fitting, recipe, "ort-cpu", laboratory.seed)
         with quiet():
-            size = len(write(TARGETS["ort-cpu"], program, facts, recipe))
-        # the graph may change a little with the bits of a layer
-        known = {"bytes": size - constant_bytes(program) + _SLACK}
+            known = {"bytes": len(write(TARGETS["ort-cpu"], program, facts, recipe))}
         if laboratory.memory is not None:
             laboratory.memory.put(key, known)
     return int(known["bytes"])
 
 
 def _search(laboratory: Laboratory, targets: Targets, judged_on: str) -> Tuning:
+    def size_of(recipe: Recipe) -> int | None:
+        return None if targets.max_bytes is None else _file_bytes(laboratory, recipe)
+
     recipe = laboratory.recipe
     start = outcome = laboratory.outcome(recipe)
+    size = size_of(recipe)
     steps: list[Step] = []
-    while targets.missed(outcome) and len(steps) < _MOST_STEPS:
-        is_too_large = targets.max_bytes is not None and outcome.constant_bytes > targets.max_bytes
-        found = _smaller(laboratory, recipe, outcome) if is_too_large else _better(laboratory, recipe, outcome, targets)
+    while targets.missed(outcome, size) and len(steps) < _MOST_STEPS:
+        if targets.max_bytes is not None and size is not None and size > targets.max_bytes:
+            found = _smaller(laboratory, recipe, outcome, targets.max_bytes)
+        else:
+            found = _better(laboratory, recipe, outcome, targets)
         if found is None:
             break
         steps.append(found)
         say(f"tune: {found.text()}")
         recipe, outcome = found.change.applied(recipe), found.after
+        size = size_of(recipe)
     remembered = laboratory.memory.hits if isinstance(laboratory.memory, TuneCache) else 0
     return Tuning(
         recipe,
         start,
         outcome,
         tuple(steps),
-        tuple(targets.missed(outcome)),
+        tuple(targets.missed(outcome, size)),
         laboratory.lowerings,
         remembered,
         judged_on,
@@ -302,29 +297,37 @@ def _better(laboratory: Laboratory, recipe: Recipe, outcome: Outcome, targets: T
 def _tried(
     laboratory: Laboratory, recipe: Recipe, outcome: Outcome, targets: Targets, change: Change, predicted: float
 ) -> Step | None:
-    after = laboratory.outcome(change.applied(recipe))
+    changed = change.applied(recipe)
+    after = laboratory.outcome(changed)
     if not after.noise <= _KEPT * outcome.noise:
         return None
-    if targets.max_bytes is not None and after.constant_bytes > targets.max_bytes:
+    if targets.max_bytes is not None and _file_bytes(laboratory, changed) > targets.max_bytes:
         return None
     gain = 10 * math.log10(outcome.noise / predicted) if predicted > 0 and outcome.noise > 0 else None
     return Step(change, gain, outcome, after)
 
 
-def _smaller(laboratory: Laboratory, recipe: Recipe, outcome: Outcome) -> Step | None:
-    """Take one bit from the layer that loses least for each byte saved, ``None`` where all have two."""
+def _smaller(laboratory: Laboratory, recipe: Recipe, outcome: Outcome, max_bytes: int) -> Step | None:
+    """Take weight bits from the layer that loses least by it, ``None`` where no file would be smaller.
+
+    Widths with an ONNX type (4 and 2) are tried beside the next one: others need nodes that widen them, which in small files
+    cost more than they save. What makes the file small enough comes first, by its noise; else noise for each byte decides.
+    """
+    size = _file_bytes(laboratory, recipe)
     candidates = []
     for name in laboratory.integer_layers(recipe):
         bits = recipe.for_layer(name).weight_bits
-        if bits > 2:
-            change = Change({name: {"weight_bits": bits - 1}})
-            after = laboratory.outcome(change.applied(recipe))
-            saved = outcome.constant_bytes - after.constant_bytes
-            if saved > 0:
-                candidates.append(((after.noise - outcome.noise) / saved, change, after))
+        for fewer in {bits - 1, 4, 2}:
+            if 2 <= fewer < bits:
+                change = Change({name: {"weight_bits": fewer}})
+                changed = change.applied(recipe)
+                after, left = laboratory.outcome(changed), _file_bytes(laboratory, changed)
+                if left < size:
+                    price = after.noise if left <= max_bytes else (after.noise - outcome.noise) / (size - left)
+                    candidates.append((left > max_bytes, price, name, fewer, change, after))
     if not candidates:
         return None
-    _, change, after = min(candidates, key=lambda entry: entry[0])
+    *_, change, after = min(candidates, key=lambda entry: entry[:4])
     return Step(change, None, outcome, after)
 
 

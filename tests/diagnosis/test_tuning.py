@@ -98,10 +98,10 @@ def test_a_size_budget_takes_bits_where_they_cost_least() -> None:
     given, data = samples("calibration"), samples("test")
     recipe = {"method": "uniform", "levels": 64}
     model = trained("chebyshev_kan")
-    found = tune(model, given.x, data.x, recipe=recipe, max_bytes=11000, min_sqnr=25)
+    found = tune(model, given.x, data.x, recipe=recipe, max_bytes=12000, min_sqnr=25)
     assert found.is_met, found.missed
     compiled = compile(model, given.x, recipe=found.recipe)
-    assert len(compiled.model_bytes) <= 11000
+    assert len(compiled.model_bytes) <= 12000
     assert found.outcome.constant_bytes < found.start.constant_bytes
     bits = [found.recipe.for_layer(name).weight_bits for name in (FIRST, HIDDEN)]
     assert min(bits) < 8
