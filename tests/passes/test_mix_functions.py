@@ -22,7 +22,7 @@ def _kagn(groups: int = 1) -> tuple[Program, torch.Tensor]:
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("tolerance", [1e-5, 1e-3])
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-2])
 def test_what_is_lost_stays_below_the_tolerance(groups: int, tolerance: float) -> None:
     program, x = _kagn(groups)
     with torch.no_grad():
@@ -52,9 +52,9 @@ def test_a_second_run_returns_the_same_program_and_the_first_leaves_its_input() 
     program, x = _kagn()
     with torch.no_grad():
         expected = program.graph_module(x)
-        mixed = MixFunctions(lambda _: True)(program, x)
+        mixed = MixFunctions(lambda _: True, 1e-3)(program, x)
         assert mixed is not program
-        assert MixFunctions(lambda _: True)(mixed, x) is mixed
+        assert MixFunctions(lambda _: True, 1e-3)(mixed, x) is mixed
         assert torch.equal(program.graph_module(x), expected)
     assert MixFunctions(lambda _: False)(program, x) is program
 
