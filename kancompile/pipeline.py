@@ -32,6 +32,7 @@ from kancompile.passes.fuse_index import FuseIndex
 from kancompile.passes.lower_exactly import lower_exactly
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials
 from kancompile.passes.methods import method_named
+from kancompile.passes.mix_functions import MixFunctions
 from kancompile.passes.quantize_outputs import QuantizeOutputs
 from kancompile.passes.round_to_16_bits import RoundTo16Bits
 from kancompile.passes.round_weights import RoundingOptions, RoundWeights
@@ -297,6 +298,9 @@ def lower(
             method, layer.rounding_method, layer.weight_bits, layer.granularity, layer.group_size, preset.int16_pairs
         )
 
+    def mixable(name: str) -> bool:
+        return precisions[name] == "int8" and recipe.for_layer(name).granularity != "branch"
+
     wide = LowerToPolynomials(WIDE_TOLERANCE, applies=has("int16"))
     in_branches = SplitBranches(lambda name: recipe.for_layer(name).granularity == "branch")
     stages: list[tuple[str, tuple[str, ...], Callable[[Program], Program]]] = [
@@ -305,6 +309,7 @@ def lower(
         (RoundTo16Bits.name, ("int16",), RoundTo16Bits(has("int16"))),
         (FactorizeEdges.name, ("int8",), lambda stage: FactorizeEdges(has("int8"))(stage, x)),
         (FactorizeExpansions.name, ("int8",), lambda stage: FactorizeExpansions(has("int8"))(stage, x)),
+        (MixFunctions.name, ("int8",), lambda stage: MixFunctions(mixable)(stage, x)),
         (SplitBranches.name, ("int8",), in_branches),
         (TabulateExpansions.name, ("int8",), lambda stage: TabulateExpansions(table_options)(stage, x)),
         (RoundWeights.name, ("int8",), lambda stage: RoundWeights(rounding_options, seed)(stage, x)),

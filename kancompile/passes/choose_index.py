@@ -8,6 +8,7 @@ squared error at the layer's output, over calibration inputs, of looking basis v
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -24,6 +25,8 @@ Range = Literal["minmax", "percentile", "mse"]
 _LATTICE_LEVELS = 4096
 _KEPT_RANGES = 3
 _PRUNED_FROM = 64
+_END_ROUNDS = 2
+_END_SHARES = (0.5, 0.7, 0.85, 1.2)
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,29 @@ def row_parts(index: IndexQuantizer, x: Tensor, parts: int = 8) -> tuple[Tensor,
     empty = (count == 0)[:, None]
     means = torch.where(size > 0, total / size.clamp(min=1), index.rows()[:, None])
     return means, torch.where(empty, 1 / parts, size / count.clamp(min=1)[:, None])
+
+
+def refine_ends(error_of: MeasuresLookup, choice: IndexChoice) -> IndexChoice:
+    """Move the two ends of a range, one at a time, as long as the error falls.
+
+    Functions that saturate on one side only, as a rectifier does, need few rows there.
+
+    Args:
+        error_of: measures a quantizer.
+        choice: where to start.
+    """
+    best, levels = choice, choice.index.levels
+    for _ in range(_END_ROUNDS):
+        before = best
+        for end, share in itertools.product((0, 1), _END_SHARES):
+            low, high = (best.index.low * (share if end == 0 else 1), best.index.high * (share if end == 1 else 1))
+            index = index_over(low, high, levels)
+            error = error_of(index)
+            if error < best.error:
+                best = IndexChoice(index, error, f"{choice.range}, ends refined")
+        if best is before:
+            break
+    return best
 
 
 class MeasuresLookup(Protocol):

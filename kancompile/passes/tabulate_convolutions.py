@@ -25,6 +25,7 @@ from kancompile.passes.choose_index import (
     choose_index,
     index_over,
     ranges,
+    refine_ends,
     row_inputs,
     row_numbers,
 )
@@ -164,6 +165,8 @@ def _draft(
         choice = IndexChoice(given, cost(given), "as the convolution in front has it")
     else:
         choice = choose_index(cost, other, levels, options.range, most, fewest, options.percentile)
+        if options.range == "mse" and choice.range != "lattice" and choice.error > 0.1 * other:
+            choice = refine_ends(cost, choice)
     index = choice.index
     note = (
         f"layer {layer.name!r}: table of {index.levels} rows over {index.low:.4g} ... {index.high:.4g} "

@@ -1,0 +1,86 @@
+"""Fewer functions of a channel where they depend on each other; what is lost stays below the stated share."""
+
+import pytest
+import torch
+
+from examples.zoo import kagn_conv, spline_conv
+from kancompile.frontend.capture import capture
+from kancompile.modules import Expansion
+from kancompile.passes.choose_index import IndexChoice, index_over, refine_ends
+from kancompile.passes.mix_functions import MixFunctions
+from kancompile.program import Program, check
+
+
+def _kagn(groups: int = 1) -> tuple[Program, torch.Tensor]:
+    model = kagn_conv.build(channels=(4, 8, 8), strides=(1, 2), n_classes=3, groups=groups)
+    x = torch.rand(48, 4, 9, 9, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    model.train()
+    with torch.no_grad():
+        for _ in range(5):
+            model(x)
+    return capture(model.eval(), x[:2]), x
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-2])
+def test_what_is_lost_stays_below_the_tolerance(groups: int, tolerance: float) -> None:
+    program, x = _kagn(groups)
+    with torch.no_grad():
+        mixed = MixFunctions(lambda _: True, tolerance)(program, x)
+        check(mixed)
+        saved = 0
+        for layer in program.layers():
+            before, after = program.module(layer.expansions[0]), mixed.module(layer.expansions[0])
+            if before is after:
+                continue
+            assert isinstance(before, Expansion)
+            assert isinstance(after, Expansion)
+            saved += 1
+            assert after.k < before.k
+            read = program.inputs(x, [layer.expansions[0]])[layer.expansions[0]]
+            expected = program.module(layer.contraction)(before(read))
+            found = mixed.module(layer.contraction)(after(read))
+            error = (found - expected).double().square().mean()
+            variance = expected.double().movedim(1, 0).flatten(1).var(1, correction=0).mean()
+            # the tolerance takes channels and taps as independent; errors of neighbours add up to the number of taps at most
+            assert float(error) <= 9 * tolerance * float(variance) + 1e-10
+            assert torch.equal(after(read)[..., -1], torch.ones_like(read.movedim(1, -1)))
+        assert saved
+
+
+def test_a_second_run_returns_the_same_program_and_the_first_leaves_its_input() -> None:
+    program, x = _kagn()
+    with torch.no_grad():
+        expected = program.graph_module(x)
+        mixed = MixFunctions(lambda _: True, 1e-3)(program, x)
+        assert mixed is not program
+        assert MixFunctions(lambda _: True, 1e-3)(mixed, x) is mixed
+        assert torch.equal(program.graph_module(x), expected)
+    assert MixFunctions(lambda _: False)(program, x) is program
+
+
+def test_independent_functions_stay() -> None:
+    model = spline_conv.build().eval()
+    x = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    program = capture(model, x[:2])
+    with torch.no_grad():
+        mixed = MixFunctions(lambda name: name == program.layers()[0].name, 1e-9)(program, x)
+    assert mixed is program
+
+
+def test_ends_move_to_where_the_function_is_not_flat() -> None:
+    class Rectified:
+        """Error of quantizing what a rectifier lets through."""
+
+        x = torch.linspace(-10, 10, 4001)
+
+        def __call__(self, index: object) -> float:
+            rounded = index.real(index(self.x))  # type: ignore[attr-defined]
+            return float((rounded.clamp(min=0) - self.x.clamp(min=0)).double().square().mean())
+
+    start = index_over(-10, 10, 64)
+    refined = refine_ends(Rectified(), IndexChoice(start, Rectified()(start), "minmax"))
+    assert refined.index.low > -6
+    assert refined.index.high >= 9.5
+    # half the step or less is a quarter of the error, up to the rounding of the ends
+    assert refined.error < 0.5 * Rectified()(start)
