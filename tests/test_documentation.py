@@ -63,7 +63,7 @@ NOT_RUN = Counter(
 )
 NEEDS = {"docs/pykan.md": "kan", "docs/targets/litert.md": "ai_edge_litert", "docs/report.md": "matplotlib"}
 # pages whose commands the default tests of their parts run too: a compilation takes seconds
-SLOW = ("docs/families.md", "docs/methods.md", "docs/pykan.md", "docs/report.md", "docs/targets/")
+SLOW = ("docs/diagnosis.md", "docs/families.md", "docs/methods.md", "docs/pykan.md", "docs/report.md", "docs/targets/")
 
 
 @pytest.fixture
