@@ -61,7 +61,9 @@ NOT_RUN = Counter(
         ("docs/tutorial.md", INDEX): 1,
     }
 )
-NEEDS = {"docs/pykan.md": "kan", "docs/targets/litert.md": "ai_edge_litert"}
+NEEDS = {"docs/pykan.md": "kan", "docs/targets/litert.md": "ai_edge_litert", "docs/report.md": "matplotlib"}
+# pages whose commands the default tests of their parts run too: a compilation takes seconds
+SLOW = ("docs/diagnosis.md", "docs/families.md", "docs/methods.md", "docs/pykan.md", "docs/report.md", "docs/targets/")
 
 
 @pytest.fixture
@@ -94,7 +96,7 @@ def names(folder: Path) -> dict[str, object]:
     return {"model": model.eval(), "calibration": train["x"], **data}
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [pytest.param(p, marks=[pytest.mark.slow] * p.startswith(SLOW)) for p in PAGES])
 def test_the_blocks_of_a_page_run(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runnable = [block for block in blocks(page) if block.language in RUN and block.not_run is None]
     if not runnable:
