@@ -94,6 +94,7 @@ def test_a_target_out_of_reach_writes_nothing_and_says_what_is_missing(
     assert [path.name for path in tmp_path.iterdir()] == ["tune-cache.jsonl"]
 
 
+@pytest.mark.slow
 def test_a_size_budget_takes_bits_where_they_cost_least() -> None:
     given, data = samples("calibration"), samples("test")
     recipe = {"method": "uniform", "levels": 64}
