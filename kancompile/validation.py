@@ -76,14 +76,14 @@ class Validation:
         if self.simulated is not None:
             rows.append(["simulation", *_cells(self.simulated), *self._metric_cells("simulated", names)])
         rows.append(["ONNX Runtime", *_cells(self.compiled), *self._metric_cells("compiled", names)])
-        lines = [f"{self.model}, {self.n_samples} samples", *_aligned(rows)]
+        lines = [f"{self.model}, {self.n_samples} samples", *aligned(rows)]
         if self.runtime is not None:
             lines.append(
                 f"simulation and ONNX Runtime: {self.runtime.differing} of {self.runtime.count} outputs differ, "
                 f"by at most {self.runtime.largest:.3g}"
             )
         if self.layers:
-            lines += _aligned([["layer", "SQNR dB", "max error"], *(layer.cells() for layer in self.layers)])
+            lines += aligned([["layer", "SQNR dB", "max error"], *(layer.cells() for layer in self.layers)])
         lines.append("passed" if self.passed else "not passed: " + "; ".join(self.reasons))
         return "\n".join(lines)
 
@@ -278,7 +278,8 @@ def _cells(measure: ErrorMeasure) -> list[str]:
     return [f"{measure.sqnr_db:.2f}", f"{measure.largest:.4g}", f"{measure.mean_abs:.4g}", agreement]
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Align the columns of a table: the first to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *others in rows:

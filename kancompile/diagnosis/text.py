@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kancompile.diagnosis.causes import STANDS_OUT_DB, Cause
+from kancompile.validation import aligned
 
 if TYPE_CHECKING:
     from kancompile.diagnosis.diagnosing import Diagnosis
@@ -27,7 +28,7 @@ def diagnosis_text(diagnosis: Diagnosis) -> str:
             without = entry.without
             cells += ["", ""] if without is None else [f"{without.sqnr_db:.2f}", _points(without.drop)]
             rows.append(cells)
-        lines += _aligned(rows)
+        lines += aligned(rows)
     lines += [f"note: {note}" for note in diagnosis.notes]
     standing = [cause for cause in diagnosis.causes if cause.stands_out]
     others = [cause for cause in diagnosis.causes if not cause.stands_out]
@@ -74,12 +75,3 @@ def _effect(cause: Cause) -> str:
 
 def _points(drop: float | None) -> str:
     return "" if drop is None else f"{drop:.2f}"
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *others in rows:
-        cells = [first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True))]
-        lines.append("  " + "  ".join(cells).rstrip())
-    return lines
