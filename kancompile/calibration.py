@@ -29,6 +29,7 @@ from kancompile.sample_arrays import (
 DEFAULT_BATCH_SIZE = 256
 DEFAULT_MAX_SAMPLES = 4096
 DEFAULT_MAX_BYTES = 1 << 30
+LEAST_TO_SPLIT = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +88,11 @@ class Calibration:
             return self
         chosen = torch.randperm(len(self), generator=generator)[:n].sort().values.numpy()
         return self._take(chosen)
+
+    @property
+    def can_be_split(self) -> bool:
+        """Whether there are enough samples to hold some of them out."""
+        return len(self) >= LEAST_TO_SPLIT
 
     def split(self, held_out: float, generator: torch.Generator) -> tuple[Calibration, Calibration]:
         """Divide into the samples to calibrate with and the ``held_out`` fraction (0 ... 1) to judge the result with.

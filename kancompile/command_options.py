@@ -50,14 +50,14 @@ def add_data(parser: argparse.ArgumentParser, name: str, what: str, required: bo
         parser.set_defaults(data_name=f"--{name}")
 
 
-def add_held_out(parser: argparse.ArgumentParser) -> None:
-    """Set the share of the calibration data that is kept to measure the result with."""
+def add_held_out(parser: argparse.ArgumentParser, zero: str = "use all for both") -> None:
+    """Set the share of the calibration data that is kept to measure the result with, and say what 0 means."""
     parser.add_argument(
         "--held-out",
         type=fraction,
         default=0.2,
         metavar="SHARE",
-        help="share of the calibration data kept to measure the result with (default 0.2; 0: use all for both)",
+        help=f"share of the calibration data kept to measure the result with (default 0.2; 0: {zero})",
     )
 
 
@@ -66,7 +66,7 @@ def add_diagnosis(parser: argparse.ArgumentParser) -> None:
     add_model(parser, "model", positional=True)
     add_data(parser, "calibration", "inputs scaled as in training", dest="calibration")
     add_data(parser, "data", "samples to judge with, labels if there are any", required=False)
-    add_held_out(parser)
+    add_held_out(parser, zero="only with --data")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default 0)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where rounding computes")
     add_recipe(parser)

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from kancompile.targets import Target
     from kancompile.validation import Validation
 
-_LEAST_TO_SPLIT = 16
 _COMPARED_SAMPLES = 4096
 HONEST_FLOAT = "float by kancompile, ONNX Runtime"
 
@@ -315,8 +314,10 @@ def opened_data(options: argparse.Namespace, dest: str = "data") -> Any:
     from kancompile.data_sources import open_data
 
     spec = getattr(options, dest)
-    # where two kinds of data are named, a transform is for those that are images
-    transform = options.transform if not hasattr(options, "calibration") or Path(spec).is_dir() else None
+    named = [getattr(options, name, None) for name in ("calibration", "data")]
+    # of two kinds of data, a transform is for those that are images; where none are, it is refused
+    is_for_others = not Path(spec).is_dir() and any(other and Path(other).is_dir() for other in named)
+    transform = None if is_for_others else options.transform
     name = options.data_name if dest == "data" else f"--{dest}"
     return open_data(spec, transform, name=name, seed=getattr(options, "seed", 0))
 
@@ -332,7 +333,7 @@ def _exported_shape(model: Any) -> tuple[int, ...]:
 def _split(samples: Calibration, options: argparse.Namespace) -> tuple[Calibration, Calibration, str]:
     if options.held_out == 0:
         return samples, samples, "the calibration data itself"
-    if len(samples) < _LEAST_TO_SPLIT:
+    if not samples.can_be_split:
         say(f"calibration: only {len(samples)} samples, none held out; the result is measured on the same samples")
         return samples, samples, "the calibration data itself"
 

@@ -1,4 +1,4 @@
-"""What ``kancompile diagnose`` and ``kancompile tune`` do, and their arguments."""
+"""What ``kancompile diagnose`` and ``kancompile tune`` do."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def compile(
         check_fits(model, samples)
     captured = timings.measure("capture", lambda: capture(model, samples.samples[:2]))
     x = samples.samples
-    chosen.check_layers(layer.name for layer in AbsorbPlainLayers()(captured, x).layers())
+    check_patterns(captured, x, chosen)
     captured = timings.measure("prepare", lambda: prepare(captured, x, chosen))
     _check_activations(captured, x)
     if chosen.max_bytes is not None or chosen.allocated_bits is not None:
@@ -241,6 +241,20 @@ def one_sample_seconds(model: bytes, x: Tensor, runs: int = 200) -> float:
         session.run(array)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
+
+
+def check_patterns(program: Program, x: Tensor, recipe: Recipe) -> None:
+    """Make sure that every pattern of a recipe names a layer, ordinary layers that can be absorbed included.
+
+    Args:
+        program: a captured program.
+        x: calibration inputs ``[n, *input_shape]``.
+        recipe: the choices.
+
+    Raises:
+        KanCompileError: a pattern fits no layer.
+    """
+    recipe.check_layers(layer.name for layer in AbsorbPlainLayers()(program, x).layers())
 
 
 def prepare(program: Program, x: Tensor, recipe: Recipe) -> Program:

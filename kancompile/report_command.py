@@ -103,7 +103,7 @@ def _calibration(
     share = options.held_out
     samples = load_calibration(given, key=key, max_samples=max(2, limit + int(limit * share)), seed=seed)
     parts: tuple[Calibration, Calibration | None] = (samples, None)
-    if len(samples) >= 4 and share > 0:
+    if samples.can_be_split and share > 0:
         parts = samples.split(share, torch.Generator().manual_seed(seed))
     thinned = load_calibration(parts[0], max_samples=limit, seed=seed)
     if thinned.sha256() == wanted:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -278,11 +278,15 @@ def _cells(measure: ErrorMeasure) -> list[str]:
     return [f"{measure.sqnr_db:.2f}", f"{measure.largest:.4g}", f"{measure.mean_abs:.4g}", agreement]
 
 
-def aligned(rows: list[list[str]]) -> list[str]:
-    """Align the columns of a table: the first to the left, the others to the right."""
+def aligned(rows: Sequence[Sequence[str]], last_left: bool = False) -> list[str]:
+    """Align the columns of a table: the first to the left, the others to the right, the last as ``last_left`` says."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = {0, len(widths) - 1} if last_left else {0}
     lines = []
-    for first, *others in rows:
-        cells = [first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(others, widths[1:], strict=True))]
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  " + "  ".join(cells).rstrip())
     return lines

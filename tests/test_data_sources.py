@@ -163,3 +163,15 @@ def test_a_folder_of_images_compiles_and_validates(here: Path, capsys: pytest.Ca
     result = json.loads(capsys.readouterr().out)
     assert result["n_samples"] == 84
     assert result["drop"] is not None
+
+
+def test_a_transform_without_images_is_refused_where_two_sources_are_named(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(here / "a.npz", x=np.zeros((40, 3), np.float32))
+    (here / "nets.py").write_text(
+        "import torch\nfrom tests.compiled_kan import make_model\ndef make():\n    return make_model()\n"
+    )
+    arguments = ["nets.py:make", "--calibration", "a.npz", "--data", "a.npz", "--transform", "project.py:prepare"]
+    assert main(["diagnose", *arguments]) == 2
+    assert "expected a folder of images; leave it out" in capsys.readouterr().err

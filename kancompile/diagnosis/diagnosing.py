@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kancompile.calibration import Calibration, load_calibration
+from kancompile.calibration import LEAST_TO_SPLIT, Calibration, load_calibration
 from kancompile.diagnosis.anatomy import Anatomy, dissect
 from kancompile.diagnosis.causes import (
     BITS,
@@ -30,13 +30,12 @@ from kancompile.diagnosis.sensitivity import Sensitivity, sweep
 from kancompile.diagnosis.suspects import Suspect, jointly, suspects
 from kancompile.errors import KanCompileError
 from kancompile.frontend.capture import capture
-from kancompile.passes.absorb_plain_layers import AbsorbPlainLayers
+from kancompile.pipeline import check_patterns
 from kancompile.program import Program
 from kancompile.progress import track
 from kancompile.recipe import Recipe, read_recipe
 from kancompile.validation import check_fits
 
-LEAST_TO_SPLIT = 16
 _WORTH_TRYING_DB = 0.5
 _MOST_TRIED = 12
 
@@ -149,7 +148,7 @@ def samples_for(
     if data is not None:
         judging = load_calibration(data, samples.input_shape, key=data_key, seed=seed, name="data")
         return samples, judging, f"{len(judging)} samples of the data"
-    if len(samples) < LEAST_TO_SPLIT:
+    if not samples.can_be_split:
         raise KanCompileError(
             f"calibration: found {len(samples)} samples, expected at least {LEAST_TO_SPLIT} to hold some out, or data to "
             "judge with; give --data FILE (data=...)"
@@ -178,7 +177,7 @@ def open_laboratory(
         if isinstance(model, nn.Module):
             check_fits(model, fitting)
         captured = capture(model, fitting.samples[:2])
-    recipe.check_layers(layer.name for layer in AbsorbPlainLayers()(captured, fitting.samples).layers())
+    check_patterns(captured, fitting.samples, recipe)
     return Laboratory(captured, fitting, judging, recipe, seed, device)
 
 

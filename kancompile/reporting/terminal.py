@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from kancompile.pipeline import CompiledModel
 from kancompile.reporting.baseline import parameter_bytes
 from kancompile.reporting.html_parts import number
 from kancompile.reporting.layer_facts import kernels_of
-from kancompile.validation import Validation
+from kancompile.validation import Validation, aligned
 
 _DEVICE_FACTS = {
     "stored_bytes": "flash bytes of constants",
@@ -30,8 +30,8 @@ def compile_summary(compiled: CompiledModel, result: Validation, judged_on: str)
     manifest = compiled.manifest
     count = len(manifest["layers"])
     lines = [f"{count} KAN layer{'s' if count != 1 else ''} for {manifest['target']}, measured on {judged_on}", ""]
-    lines += _aligned(_results(compiled, result))
-    lines += ["", *_aligned(_layers(compiled, result))]
+    lines += aligned(_results(compiled, result), last_left=True)
+    lines += ["", *aligned(_layers(compiled, result), last_left=True)]
     lines += [f"{meaning}: {manifest[key]:,}" for key, meaning in _DEVICE_FACTS.items() if key in manifest]
     if result.runtime is not None:
         lines += ["", f"simulation and ONNX Runtime: {_differing(result)}"]
@@ -120,13 +120,3 @@ def _warnings(compiled: CompiledModel, result: Validation) -> list[tuple[str, st
 
 def _not_a_layer(part: Mapping[str, Any]) -> str:
     return f"not a KAN layer: {part['operator']} ({part['reason']}) {part['source']}".rstrip()
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Align columns: the first and the last to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *middle, last in rows:
-        cells = [cell.rjust(width) for cell, width in zip(middle, widths[1:-1], strict=True)]
-        lines.append("  " + "  ".join([first.ljust(widths[0]), *cells, last]).rstrip())
-    return lines
