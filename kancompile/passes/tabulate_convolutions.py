@@ -11,8 +11,7 @@ Errors are measured at a sample of output pixels, where a convolution is a matri
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +28,14 @@ from kancompile.passes.choose_index import (
     row_inputs,
     row_numbers,
 )
+from kancompile.passes.convolution_codes import TableDraft, choose_codes
+from kancompile.passes.round_table_codes import Patches
 from kancompile.passes.table_values import (
-    STRETCH,
     TableOptions,
-    code_scale,
     distinct_inputs,
     measured_samples,
     most_levels,
     rounding_error,
-    stretched,
     values_at_rows,
     values_of_inputs,
 )
@@ -54,7 +52,6 @@ _MEASURED_ELEMENTS = 1 << 20
 _MEASURED_ROWS = (256, 4096)
 _MEASURED_OUTPUTS = 1 << 21
 _MEAN_SAMPLES = 32
-_ZERO_POINTS = 255
 # one row less than 8 bits can number lets a target look two inputs up at a time
 _PAIRABLE_LEVELS = 255
 
@@ -97,43 +94,6 @@ def tabulate_convolution(
     return modules, notes
 
 
-@dataclass(frozen=True)
-class _Draft:
-    """A table whose values are known and whose codes are not.
-
-    Attributes:
-        expansion: the float expansion.
-        index: its index quantizer.
-        values: float32 ``[T, levels, k]``.
-        group: number of the table of every input, int64 ``[n_in]``.
-        weight: this expansion's columns of the convolution, ``[n_out, n_in / groups * k, *kernel]``.
-    """
-
-    expansion: Expansion
-    index: IndexQuantizer
-    values: Tensor
-    group: Tensor
-    weight: Tensor
-
-    def table(self, scale: Tensor, offset: Tensor, zero_point: int) -> TableExpansion:
-        """Round the values with one code step ``scale`` and code 0 at ``offset``, ``[T, k]`` each."""
-        codes = torch.round((self.values - offset[:, None]) / scale[:, None])
-        if zero_point:  # rounding after adding the zero point could move the code of 0
-            codes = torch.round(self.values / scale[:, None]) + zero_point
-        expansion = self.expansion
-        return TableExpansion(
-            expansion.in_shape,
-            self.index,
-            codes.clamp(0, 255).to(torch.uint8).flatten(0, 1).contiguous(),
-            None if len(self.values) == 1 else (self.group * self.index.levels).to(torch.int32),
-            scale,
-            offset,
-            [branch.k for branch in expansion.branches],  # type: ignore[misc]
-            [branch.name for branch in expansion.branches],  # type: ignore[misc]
-            channels_first=expansion.channels_first,
-        )
-
-
 def _draft(
     program: Program,
     layer: Layer,
@@ -143,7 +103,7 @@ def _draft(
     part: Tensor,
     x: Tensor,
     options: TableOptions,
-) -> tuple[_Draft, str]:
+) -> tuple[TableDraft, str]:
     first, group = distinct_inputs(expansion, float(x.min()), float(x.max()))
     cost = ConvLookupCost(expansion, contraction, part, x, group)
     other = cost.rounding_error(options.weight_bits)
@@ -178,7 +138,7 @@ def _draft(
         if len(first) == 1
         else values_of_inputs(expansion, index, x, group)[:, first].transpose(0, 1)
     )
-    return _Draft(expansion, index, values, group, part), note
+    return TableDraft(expansion, index, values, group, part, cost.patches()), note
 
 
 class ConvLookupCost:
@@ -227,6 +187,10 @@ class ConvLookupCost:
         pairs = list(zip(self._columns(self.exact), self.weights, strict=True))
         return sum(rounding_error(columns, weight, bits) for columns, weight in pairs) / self.groups
 
+    def patches(self) -> Patches:
+        """Give what the sampled pixels see, for other choices."""
+        return Patches(self.seen, self.inside.squeeze(-1), tuple(self.weights), self.expansion.k)
+
     def _columns(self, values: Tensor) -> list[Tensor]:
         return split_groups(values.flatten(2), self.groups)
 
@@ -234,92 +198,6 @@ class ConvLookupCost:
         """Evaluate the functions of ``[r, t, n_in]`` inputs, dealt out over the pixels of as few images as will do."""
         points = seen.flatten(0, 1)
         return self.expansion.evaluate_inputs(points).reshape(*seen.shape, -1)
-
-
-def choose_codes(
-    drafts: Sequence[_Draft], contraction: ConvContraction, options: TableOptions
-) -> tuple[list[Tensor], list[Tensor], int]:
-    """Choose code steps, the real value of code 0, and the code of 0, by estimated error at the output.
-
-    Returns:
-        for every table scale and offset, float32 ``[T, k]``, and the zero point (0 where nothing is padded).
-    """
-    (only, *others) = drafts
-    if only.expansion.is_identity and not others and contraction.geometry.pads:  # rows hold their own numbers
-        step = torch.tensor([[only.index.scale]])
-        return [step], [-only.index.zero_point * step], only.index.zero_point
-    exponents = STRETCH if options.column_scaling is None else (options.column_scaling,)
-    low = [draft.values.amin(1) for draft in drafts]
-    high = [draft.values.amax(1) for draft in drafts]
-    if not contraction.geometry.pads:
-        least = [(b - a) / 255 for a, b in zip(low, high, strict=True)]
-        candidates = [([code_scale(step * 255, exponent) for step in least], 0) for exponent in exponents]
-    else:
-        candidates = list(_zero_preserving(low, high, exponents))
-    spread = [b - a for a, b in zip(low, high, strict=True)]
-    sizes = [_column_sizes(draft, contraction) for draft in drafts]
-    scales, zero_point = min(
-        candidates, key=lambda candidate: _codes_error(drafts, sizes, candidate[0], spread, options.weight_bits)
-    )
-    if not contraction.geometry.pads:
-        return scales, low, zero_point
-    scales = [exact_constants(scale, a, b) for scale, a, b in zip(scales, low, high, strict=True)]
-    return scales, [-zero_point * scale for scale in scales], zero_point
-
-
-def exact_constants(scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Shorten the code steps of constant functions so that a whole number of them gives the constant, ``[T, k]``.
-
-    Its rounding error would be the same in all channels and pixels, and add up.
-    """
-    steps = torch.round(low.abs() / scale).clamp(min=1)
-    return torch.where((low == high) & (low != 0), low.abs() / steps, scale)
-
-
-def _zero_preserving(
-    low: Sequence[Tensor], high: Sequence[Tensor], exponents: Sequence[float]
-) -> Iterator[tuple[list[Tensor], int]]:
-    """Yield column scales for every zero point that can represent all values.
-
-    With 0 at code ``z`` a column needs a step of ``max(-low / z, high / (255 - z))`` to reach its ends.
-    """
-    negative = any(bool((a < 0).any()) for a in low)
-    positive = any(bool((b > 0).any()) for b in high)
-    for zero_point in range(1 if negative else 0, (_ZERO_POINTS if positive else _ZERO_POINTS + 1)):
-        least = [
-            torch.maximum(-a / max(zero_point, 1), b / max(255 - zero_point, 1)).clamp(min=0)
-            for a, b in zip(low, high, strict=True)
-        ]
-        largest = torch.cat([step.flatten() for step in least]).max()
-        for exponent in exponents:
-            scaled = [stretched(step, largest, exponent) for step in least]
-            yield scaled, zero_point
-
-
-def _column_sizes(draft: _Draft, contraction: ConvContraction) -> tuple[Tensor, Tensor, int]:
-    """Give energy and largest weight of every column over its taps, ``[groups, n_out / groups, columns]``, and the taps."""
-    weight = draft.weight.flatten(2).reshape(contraction.geometry.groups, -1, *draft.weight.flatten(2).shape[1:])
-    return weight.square().sum(3), weight.abs().amax(3), int(weight.shape[3])
-
-
-def _codes_error(
-    drafts: Sequence[_Draft],
-    sizes: Sequence[tuple[Tensor, Tensor, int]],
-    scales: Sequence[Tensor],
-    spread: Sequence[Tensor],
-    bits: int,
-) -> float:
-    """Estimate the error of column scales, as ``tabulate_expansions.scaling_error``, for all tables together."""
-    codes, variances = torch.zeros(()), torch.zeros(())
-    steps = []
-    for draft, (energy, largest, taps), scale, reach in zip(drafts, sizes, scales, spread, strict=True):
-        columns = scale[draft.group].reshape(len(energy), 1, -1)
-        codes = codes + (energy * columns.square()).sum(2) / 12
-        steps.append((largest * columns).amax(2))
-        used = (reach / scale)[draft.group].reshape(len(energy), -1)
-        variances = variances + (used.square() / 12).sum(1, keepdim=True) * taps
-    step = torch.stack(steps).amax(0) / (2 ** (bits - 1) - 1)
-    return float((codes + step.square() / 12 * variances).mean())
 
 
 def _folded(
