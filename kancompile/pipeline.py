@@ -312,8 +312,9 @@ def lower(
             method, layer.rounding_method, layer.weight_bits, layer.granularity, layer.group_size, preset.int16_pairs
         )
 
-    def mixable(name: str) -> bool:
-        return precisions[name] == "int8" and recipe.for_layer(name).granularity != "branch"
+    def function_error(name: str) -> float:
+        layer = recipe.for_layer(name)
+        return layer.function_error if precisions[name] == "int8" and layer.granularity != "branch" else 0.0
 
     wide = LowerToPolynomials(WIDE_TOLERANCE, applies=has("int16"))
     in_branches = SplitBranches(lambda name: recipe.for_layer(name).granularity == "branch")
@@ -323,7 +324,7 @@ def lower(
         (RoundTo16Bits.name, ("int16",), RoundTo16Bits(has("int16"))),
         (FactorizeEdges.name, ("int8",), lambda stage: FactorizeEdges(has("int8"))(stage, x)),
         (FactorizeExpansions.name, ("int8",), lambda stage: FactorizeExpansions(has("int8"))(stage, x)),
-        (MixFunctions.name, ("int8",), lambda stage: MixFunctions(mixable)(stage, x)),
+        (MixFunctions.name, ("int8",), lambda stage: MixFunctions(function_error)(stage, x)),
         (SplitBranches.name, ("int8",), in_branches),
         (TabulateExpansions.name, ("int8",), lambda stage: TabulateExpansions(table_options)(stage, x)),
         (RoundWeights.name, ("int8",), lambda stage: RoundWeights(rounding_options, seed)(stage, x)),

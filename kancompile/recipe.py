@@ -66,6 +66,12 @@ class LayerRecipe:
         high=1.0,
         optional=True,
     )
+    function_error: float = _option(
+        1e-5,
+        "share of a convolution's output variance that looking up fewer functions may cost; 0: keep all functions",
+        low=0.0,
+        high=1e-2,
+    )
     precision: str = _option(
         "int8",
         "integer kernels, 16-bit tables and weights in float arithmetic, or an exact float lowering",

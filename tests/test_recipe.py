@@ -85,6 +85,7 @@ values = st.fixed_dictionaries(
         "method": st.sampled_from([method for method in METHODS if method != "hawq-v2"]),
         "percentile": st.floats(50, 100),
         "column_scaling": st.none() | st.floats(0, 1),
+        "function_error": st.floats(0, 1e-2),
     },
 )
 
@@ -131,6 +132,7 @@ def test_equal_values_of_another_type_hash_equally() -> None:
         ({"method": ["gptq"]}, r"method is \['gptq'\]"),
         ({"percentile": float("nan")}, "percentile is nan"),
         ({"column_scaling": 1.5}, "column_scaling is 1.5"),
+        ({"function_error": 0.5}, "function_error is 0.5"),
         ({"granularity": "group"}, "granularity 'group' with group_size None"),
         ({"group_size": 4}, "granularity 'channel' with group_size 4"),
         ({"layers": 3}, "layers of type int"),

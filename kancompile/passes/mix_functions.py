@@ -45,12 +45,11 @@ class MixFunctions:
     """Replace the functions of convolutions by fewer mixtures; the second run finds nothing more to save.
 
     Attributes:
-        applies: says for a layer's name whether it may be changed.
-        tolerance: squared error allowed at the output, as a share of the output's variance.
+        tolerance: says for a layer's name which squared error is allowed at its output, as a share of the output's
+            variance; layers with 0 stay as they are.
     """
 
-    applies: Callable[[str], bool]
-    tolerance: float = 1e-5
+    tolerance: Callable[[str], float]
 
     name = "mix-functions"
 
@@ -61,7 +60,7 @@ class MixFunctions:
             program: a captured program.
             x: calibration inputs ``[n, *input_shape]``.
         """
-        found = [layer for layer in program.layers() if self.applies(layer.name) and _is_candidate(program, layer)]
+        found = [layer for layer in program.layers() if self.tolerance(layer.name) > 0 and _is_candidate(program, layer)]
         if not found:
             return program
         picked = torch.linspace(0, len(x) - 1, min(len(x), _SAMPLES)).long()
@@ -72,7 +71,7 @@ class MixFunctions:
             expansion, contraction = program.module(layer.expansions[0]), program.module(layer.contraction)
             assert isinstance(expansion, Expansion)
             assert isinstance(contraction, ConvContraction)
-            mixed = mix(expansion, contraction, read[layer.expansions[0]], self.tolerance)
+            mixed = mix(expansion, contraction, read[layer.expansions[0]], self.tolerance(layer.name))
             if mixed is None:
                 continue
             modules[layer.expansions[0]], modules[layer.contraction], share = mixed

@@ -26,7 +26,7 @@ def _kagn(groups: int = 1) -> tuple[Program, torch.Tensor]:
 def test_what_is_lost_stays_below_the_tolerance(groups: int, tolerance: float) -> None:
     program, x = _kagn(groups)
     with torch.no_grad():
-        mixed = MixFunctions(lambda _: True, tolerance)(program, x)
+        mixed = MixFunctions(lambda _: tolerance)(program, x)
         check(mixed)
         saved = 0
         for layer in program.layers():
@@ -52,11 +52,11 @@ def test_a_second_run_returns_the_same_program_and_the_first_leaves_its_input() 
     program, x = _kagn()
     with torch.no_grad():
         expected = program.graph_module(x)
-        mixed = MixFunctions(lambda _: True, 1e-3)(program, x)
+        mixed = MixFunctions(lambda _: 1e-3)(program, x)
         assert mixed is not program
-        assert MixFunctions(lambda _: True, 1e-3)(mixed, x) is mixed
+        assert MixFunctions(lambda _: 1e-3)(mixed, x) is mixed
         assert torch.equal(program.graph_module(x), expected)
-    assert MixFunctions(lambda _: False)(program, x) is program
+    assert MixFunctions(lambda _: 0.0)(program, x) is program
 
 
 def test_independent_functions_stay() -> None:
@@ -64,7 +64,7 @@ def test_independent_functions_stay() -> None:
     x = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1
     program = capture(model, x[:2])
     with torch.no_grad():
-        mixed = MixFunctions(lambda name: name == program.layers()[0].name, 1e-9)(program, x)
+        mixed = MixFunctions(lambda name: 1e-9 * (name == program.layers()[0].name))(program, x)
     assert mixed is program
 
 
