@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kancompile.packed_codes import unpack
+
 
 @torch.library.custom_op("kancompile::quantize_index", mutates_args=())
 def quantize_index(x: Tensor, scale: float, zero_point: int, levels: int) -> Tensor:
@@ -106,12 +108,17 @@ def _(index: Tensor, table: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("kancompile::expand_planes", mutates_args=())
-def expand_planes(index: Tensor, planes: Sequence[Tensor], first_row: Tensor | None, added: Sequence[int]) -> Tensor:
+def expand_planes(
+    index: Tensor, words: Sequence[Tensor], sizes: Sequence[int], first_row: Tensor | None, added: Sequence[int]
+) -> Tensor:
     """Look up basis values function by function, and put columns of constant codes beside them.
+
+    Up to three functions stand in one number (``kancompile.packed_codes``).
 
     Args:
         index: row numbers, uint8 or int32, ``[b, *, n_in]``.
-        planes: for each function its table, uint8 ``[1, T * L]``.
+        words: tables of packed codes, float32 ``[1, T * L]``, or of the codes of one function, uint8.
+        sizes: functions in each word; together ``k``.
         first_row: as in :func:`expand`.
         added: codes of constant columns.
 
@@ -121,15 +128,17 @@ def expand_planes(index: Tensor, planes: Sequence[Tensor], first_row: Tensor | N
     rows = index.long()
     if first_row is not None:
         rows = rows + first_row
-    parts = [plane[0, rows] for plane in planes]
+    parts = [code for word, size in zip(words, sizes, strict=True) for code in unpack(word[0, rows], size)]
     if added:
         parts.append(torch.tensor(added, dtype=torch.uint8).expand(*index.shape[:-1], -1))
     return torch.cat(parts, dim=-1).unsqueeze(-2)
 
 
 @expand_planes.register_fake
-def _(index: Tensor, planes: Sequence[Tensor], first_row: Tensor | None, added: Sequence[int]) -> Tensor:
-    return planes[0].new_empty((*index.shape[:-1], 1, len(planes) * index.shape[-1] + len(added)))
+def _(
+    index: Tensor, words: Sequence[Tensor], sizes: Sequence[int], first_row: Tensor | None, added: Sequence[int]
+) -> Tensor:
+    return index.new_empty((*index.shape[:-1], 1, sum(sizes) * index.shape[-1] + len(added)), dtype=torch.uint8)
 
 
 def _columns(features: Sequence[Tensor]) -> Tensor:

@@ -1,8 +1,9 @@
 """Look the few functions of a channel up one after the other, each into a plane of its own, in front of a convolution.
 
-A Gather takes 4 to 8 ns for each row number, however short the row, a GatherElements 0.8 ns for each byte. For up to five
-functions the planes are faster, need no table of pairs, and leave no constant columns for the convolution to multiply; the
-reasons and the order of the columns are in ``kancompile.column_order``. Every value that a program computes stays the same.
+A Gather takes 4 to 8 ns for each row number, however short the row, a GatherElements 0.8 ns for each byte, and less where up to
+three functions share a number (``kancompile.packed_codes``). For up to five functions the planes are faster, need no table of pairs,
+and leave no constant columns for the convolution to multiply; the reasons and the order of the columns are in
+``kancompile.column_order``. Every value that a program computes stays the same.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from kancompile.column_order import constant_block, is_in_planes, plane_order, varying_functions
 from kancompile.convolutions import QuantizedConvContraction
 from kancompile.expansions import TableExpansion
+from kancompile.packed_codes import MOST, pack
 from kancompile.program import Layer, Program
 
 _THREADED_ROWS = 16
@@ -42,18 +44,21 @@ class PlanarTable(TableExpansion):
             table.channels_first,
         )
         self.added = added
-        self.n_planes = len(varying_functions(table))
-        for number, function in enumerate(varying_functions(table).tolist()):
-            self.register_buffer(f"plane_{number}", table.table[:, function].reshape(1, -1).contiguous())
+        groups = varying_functions(table).split(MOST)
+        self.sizes = [len(group) for group in groups]
+        for number, group in enumerate(groups):
+            self.register_buffer(f"word_{number}", pack([table.table[:, k].reshape(1, -1) for k in group.tolist()]))
 
     @property
-    def planes(self) -> list[Tensor]:
-        """Table of each function that varies, uint8 ``[1, T * levels]``."""
-        return [self.get_buffer(f"plane_{number}") for number in range(self.n_planes)]
+    def words(self) -> list[Tensor]:
+        """Tables of the functions that vary, up to three in a number, ``[1, T * levels]``."""
+        return [self.get_buffer(f"word_{number}") for number in range(len(self.sizes))]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[b, ...]`` to table codes, uint8 ``[b, *, 1, k' * n_in + m]``."""
-        codes: Tensor = torch.ops.kancompile.expand_planes(self.to_index(x), self.planes, self.first_row, self.added)
+        codes: Tensor = torch.ops.kancompile.expand_planes(
+            self.to_index(x), self.words, self.sizes, self.first_row, self.added
+        )
         return codes
 
 
@@ -129,7 +134,7 @@ def deal_planes(model: ir.Model) -> None:
             expand = ir.node("Expand", [table, model.graph.initializers[name]])
             expand.outputs[0].name = repeated
             expand.outputs[0].shape = ir.Shape([rows.shape[0], size])
-            expand.outputs[0].type = ir.TensorType(ir.DataType.UINT8)
+            expand.outputs[0].type = table.type
             model.graph.insert_before(node, [expand])
             made[repeated] = expand.outputs[0]
         node.replace_input_with(0, made[repeated])

@@ -20,6 +20,7 @@ import torch
 from onnxscript import opset21 as op
 
 import kancompile.operators  # noqa: F401  (registers the operators named below)
+from kancompile.packed_codes import DIGITS, ZERO_POINT
 from kancompile.targets.function_planes import threaded_rows
 from kancompile.targets.translation import Value, clip_codes, constant
 
@@ -90,8 +91,10 @@ def _channels_first(columns: Value, spatial: int) -> Value:
     return op.Transpose(columns, perm=[0, spatial + 1, *range(1, spatial + 1)])
 
 
-def expand_planes(index: Value, planes: Sequence[Value], first_row: Value | None, added: Sequence[int]) -> Value:
-    """GatherElements for each function, and a Concat.
+def expand_planes(
+    index: Value, words: Sequence[Value], sizes: Sequence[int], first_row: Value | None, added: Sequence[int]
+) -> Value:
+    """GatherElements for each word of up to three functions, and a Concat.
 
     Of few channels, the planes are put together channels first, in long runs, and transposed as bytes.
     """
@@ -104,7 +107,9 @@ def expand_planes(index: Value, planes: Sequence[Value], first_row: Value | None
         rows = op.Transpose(rows, perm=[0, len(lead) + 1, *range(1, len(lead) + 1)])
     flat = op.Reshape(rows, constant(np.array([threaded_rows(math.prod(lead) * n_in), -1], np.int64)))
     whole = constant(np.array([-1, *lead, n_in] if last else [-1, n_in, *lead], np.int64))
-    parts = [op.Reshape(op.GatherElements(plane, flat, axis=1), whole) for plane in planes]
+    parts = []
+    for word, size in zip(words, sizes, strict=True):
+        parts += [op.Reshape(code, whole) for code in unpack_codes(op.GatherElements(word, flat, axis=1), size)]
     if added:
         place = [len(added)]
         sizes, ones = (lead + place, [1] * len(lead) + place) if last else (place + lead, place + [1] * len(lead))
@@ -114,7 +119,21 @@ def expand_planes(index: Value, planes: Sequence[Value], first_row: Value | None
     columns = op.Concat(*parts, axis=-1 if last else 1) if len(parts) > 1 else parts[0]
     if not last:
         columns = op.Transpose(columns, perm=[0, *range(2, len(lead) + 2), 1])
-    return op.Reshape(columns, constant(np.array([-1, *lead, 1, len(planes) * n_in + len(added)], np.int64)))
+    return op.Reshape(columns, constant(np.array([-1, *lead, 1, sum(sizes) * n_in + len(added)], np.int64)))
+
+
+def unpack_codes(word: Value, size: int) -> list[Value]:
+    """QuantizeLinear for each code, highest digit first, and DequantizeLinear and Sub in between."""
+    if size == 1:
+        return [word]
+    codes = []
+    zero_point = constant(np.array(ZERO_POINT, np.uint8))
+    for place in range(size - 1, -1, -1):
+        digit = constant(np.array(DIGITS[place], np.float32))
+        codes.append(op.QuantizeLinear(word, digit, zero_point))
+        if place:
+            word = op.Sub(word, op.DequantizeLinear(codes[-1], digit, zero_point))
+    return codes[::-1]
 
 
 def dequantize_index(index: Value, scale: float, zero_point: int) -> Value:

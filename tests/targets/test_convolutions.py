@@ -145,7 +145,7 @@ def test_constant_functions_become_few_columns(channels: int, zero_point: int, b
     assert columns % 4 == 0
     assert columns - 3 * channels < 5 * channels - 3 * channels or channels == 3
     operators = [node.op_type for node in graph.node]
-    assert operators.count("GatherElements") == 3
+    assert operators.count("GatherElements") == 1, "three functions share a number"
     assert operators.count("Expand") == 1, "tables are repeated at load, constants for each batch"
     x = inputs(program, 5)
     np.testing.assert_array_equal(run(emit(program, {}), x), program(x).numpy())
@@ -155,7 +155,7 @@ def test_planes_of_two_features_share_one_block_of_constants() -> None:
     layers = [square(6, 3, padding=1, features=(2, 3))]
     program = with_constants(integer_convolutions((5, 7, 7), layers, tables=2, zero_point=9), (0,), (77,))
     graph = optimized_graph(emit(program, {}))
-    assert [node.op_type for node in graph.node].count("GatherElements") == 4
+    assert [node.op_type for node in graph.node].count("GatherElements") == 2, "one function, and three in a number"
     x = inputs(program, 4)
     np.testing.assert_array_equal(run(emit(program, {}), x), program(x).numpy())
 
