@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import logging
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,12 +20,25 @@ from kancompile.errors import KanCompileError
 from kancompile.execution import ModelFile, RuntimeModel, name_of
 from kancompile.machine import available_cores, describe_machine
 from kancompile.progress import track
+from kancompile.runtime_timing import TimedRuntimes
+from kancompile.runtimes.contract import Runtime, seconds_of
 from kancompile.validation import evaluating
 
 COMPILED = "compiled, ONNX Runtime"
 FLOAT_EXPORT = "float export, ONNX Runtime"
 EAGER = "PyTorch eager"
+_JUDGED_SAMPLES = 256  # on which other runtimes must agree with ONNX Runtime
 _BLOCK_SECONDS = 5e-2  # long against the clock, and against filling the caches that another candidate left cold
+
+
+@dataclass(frozen=True)
+class OwnClock:
+    """A candidate that times its calls itself, such as one in another process; ``seconds(calls)`` gives every call's."""
+
+    seconds: Callable[[int], list[float]]
+
+
+Candidate = Callable[[], Any] | OwnClock
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,7 @@ def benchmark(
     seed: int = 0,
     others: Mapping[str, bytes] | None = None,
     unavailable: Mapping[str, str] | None = None,
+    runtimes: Sequence[Runtime] = (),
 ) -> Benchmark:
     """Time a compiled file, the float export of its model in the same runtime, and the model in PyTorch.
 
@@ -126,9 +138,11 @@ def benchmark(
         seed: of those values.
         others: further ONNX files to time, by the name of the candidate.
         unavailable: candidates that are known not to run, and why.
+        runtimes: other runtimes to time, each with the file of its target beside ``model``, which is then a path. One that
+            is not installed, has no such file or returns something else than ONNX Runtime is listed as unavailable.
 
     Raises:
-        KanCompileError: unreadable file, or sizes and counts below their minimum.
+        KanCompileError: unreadable file, sizes and counts below their minimum, or an emulated runtime.
     """
     _check_counts(batch_sizes, threads, repeats, warmup)
     shape = RuntimeModel(model).input_shape
@@ -143,14 +157,17 @@ def benchmark(
     cells = [(batch, count) for count in threads for batch in batch_sizes]
     timings: list[Timing] = []
     machine = describe_machine()
-    with evaluating(reference) as eager:
+    judged = _inputs(data, _JUDGED_SAMPLES, shape, torch.Generator().manual_seed(seed)).numpy()
+    with evaluating(reference) as eager, TimedRuntimes(model, runtimes, judged) as timed:
         float_file = _export(reference, shape, unavailable)
         for batch, count in track(cells, "benchmarking"):
             x = _inputs(data, batch, shape, generator)
             runnable = _candidates(model, float_file, others or {}, eager, x, count)
+            for name, seconds in timed.clocks(x.numpy(), count).items():
+                runnable[name] = OwnClock(seconds)
             with torch_threads(count), torch.no_grad():
                 timings += take_turns(runnable, batch, count, repeats, warmup, unavailable)
-    return Benchmark(name_of(model), tuple(timings), unavailable, machine)
+    return Benchmark(name_of(model), tuple(timings), timed.unavailable | unavailable, machine)
 
 
 def _check_counts(batch_sizes: Sequence[int], threads: Sequence[int], repeats: int, warmup: int) -> None:
@@ -177,10 +194,10 @@ def _candidates(
     eager: Callable[[Tensor], Any],
     x: Tensor,
     threads: int,
-) -> dict[str, Callable[[], Any]]:
+) -> dict[str, Candidate]:
     array = np.ascontiguousarray(x.numpy())
     compiled = RuntimeModel(model, threads)
-    found: dict[str, Callable[[], Any]] = {COMPILED: lambda: compiled.run(array)}
+    found: dict[str, Candidate] = {COMPILED: lambda: compiled.run(array)}
     if float_file is not None:
         exported = RuntimeModel(float_file, threads)
         found[FLOAT_EXPORT] = lambda: exported.run(array)
@@ -191,7 +208,7 @@ def _candidates(
 
 
 def take_turns(
-    runnable: dict[str, Callable[[], Any]],
+    runnable: Mapping[str, Candidate],
     batch: int,
     threads: int,
     repeats: int,
@@ -201,41 +218,38 @@ def take_turns(
     """Time candidates in blocks that alternate, in an order that rotates.
 
     Args:
-        runnable: what to call, by the name of the candidate; those that fail are taken out.
+        runnable: what to call, by the name of the candidate; those that fail are left out.
         batch, threads: what to note in the timings.
         repeats: blocks measured of each candidate.
         warmup: blocks run before.
         unavailable: collects why a candidate failed.
     """
     calls: dict[str, int] = {}
-    for name, run in list(runnable.items()):
+    remaining = dict(runnable)
+    for name, run in runnable.items():
         try:
             once = min(_block(run, 1)[0] for _ in range(warmup))
         except Exception as error:  # the float candidates run user code and foreign kernels
             if name == COMPILED:
                 raise
             unavailable[name] = f"batch {batch}: {type(error).__name__}: {_first_line(error)}"
-            del runnable[name]
+            del remaining[name]
             continue
         calls[name] = max(1, round(_BLOCK_SECONDS / max(once, 1e-9)))
         for _ in range(warmup):
             _block(run, calls[name])
-    names = list(runnable)
+    names = list(remaining)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(repeats):
         for offset in range(len(names)):
             name = names[(turn + offset) % len(names)]
-            seconds[name] += _block(runnable[name], calls[name])
+            seconds[name] += _block(remaining[name], calls[name])
     return [_summary(name, batch, threads, seconds[name], calls[name]) for name in names]
 
 
-def _block(run: Callable[[], Any], calls: int) -> list[float]:
-    """Return the seconds of every call; reading the clock costs some 50 ns of the microseconds that a call takes."""
-    marks = [time.perf_counter()]
-    for _ in range(calls):
-        run()
-        marks.append(time.perf_counter())
-    return [end - start for start, end in pairwise(marks)]
+def _block(run: Candidate, calls: int) -> list[float]:
+    """Return the seconds of every call."""
+    return run.seconds(calls) if isinstance(run, OwnClock) else seconds_of(run, calls)
 
 
 def _summary(name: str, batch: int, threads: int, seconds: list[float], calls: int) -> Timing:

@@ -127,6 +127,14 @@ def command_parser() -> argparse.ArgumentParser:
     add_model(benchmark, "--against")
     benchmark.add_argument("--batch-sizes", type=counts, default=(1, 16, 256), metavar="N,N", help="default 1,16,256")
     benchmark.add_argument("--threads", type=counts, default=(1, 0), metavar="N,N", help="0 for all (default 1,0)")
+    benchmark.add_argument(
+        "--runtime",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="also time the model in NAME, such as openvino, tract, litert, c99, web, ort-mobile, or all",
+    )
     benchmark.add_argument("--repeats", type=count, default=30, help="measured blocks of each candidate (default 30)")
     add_data(benchmark, "data", "inputs; seeded values in -1 ... 1 without them", required=False)
     benchmark.add_argument("--seed", type=int, default=0, help="seed of the inputs (default 0)")

@@ -165,7 +165,9 @@ def _compared(options: argparse.Namespace) -> RuntimeComparison:
 def run_benchmark(options: argparse.Namespace) -> int:
     """Time a file beside its float model."""
     from kancompile.benchmarking import benchmark
+    from kancompile.runtime_timing import timed_runtimes
 
+    runtimes = timed_runtimes(options.runtime)
     with working(options):
         model, data = load_float_model(options), None
         if options.data is not None:
@@ -188,6 +190,7 @@ def run_benchmark(options: argparse.Namespace) -> int:
             seed=options.seed,
             others=others,
             unavailable=unavailable,
+            runtimes=runtimes,
         )
     show_result(options, result.to_dict(), result.table())
     return OK

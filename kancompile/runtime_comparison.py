@@ -8,9 +8,8 @@ quanta and, as a rule, one step or two; runtimes with a tolerance are judged by 
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,13 @@ from kancompile.errors import KanCompileError
 from kancompile.execution import read_model
 from kancompile.progress import say
 from kancompile.runtimes import RUNTIMES
-from kancompile.runtimes.contract import Runtime
+from kancompile.runtimes.contract import Prepared, Runtime, bounded_rows
 from kancompile.runtimes.ort import ORT
 from kancompile.runtimes.output_quantum import output_quantum
 from kancompile.targets import TARGETS
 
 _TIMED_SAMPLES = 512
-_TIMED_VALUES = 1 << 23
+_TIMED_VALUES = 1 << 18
 _TIMED_SECONDS = 0.1
 _TIMED_RUNS = 3
 
@@ -162,14 +161,43 @@ def _row(
     timed: bool,
 ) -> RuntimeRow:
     file = artifact_of(runtime, model)
-    lacking = runtime.missing()
-    if lacking is None and not file.is_file():
-        lacking = (
-            f"found no {file.name} beside {model.name}: compile the model with --target {runtime.artifact} as well"
-        )
+    lacking = lacking_for(runtime, model)
     if lacking is not None:
         return RuntimeRow(runtime.name, file.name, missing=lacking)
-    y = runtime.run(file, x)
+    row = judge(runtime, file, runtime.run(file, x), expected, quantum)
+    if not timed or runtime.emulated:
+        return row
+    with ORT.prepare(model, 1) as reference, runtime.prepare(file, 1) as prepared:
+        return replace(row, speed=_speed(prepared, reference, x))
+
+
+def lacking_for(runtime: Runtime, model: Path) -> str | None:
+    """Say why a runtime cannot run the file of its target beside a model: it is not installed, or there is no such file."""
+    lacking = runtime.missing()
+    file = artifact_of(runtime, model)
+    if lacking is None and not file.is_file():
+        return f"found no {file.name} beside {model.name}: compile the model with --target {runtime.artifact} as well"
+    return lacking
+
+
+def judge(
+    runtime: Runtime,
+    file: Path,
+    y: NDArray[np.float32],
+    expected: NDArray[np.float32],
+    quantum: NDArray[np.float32] | None = None,
+) -> RuntimeRow:
+    """Compare what a runtime returned for a file with what ONNX Runtime returned.
+
+    Args:
+        runtime: which.
+        file: what it ran.
+        y, expected: outputs ``[n, ...]`` of both.
+        quantum: value of one unit of the last layer's sum, where it is known.
+
+    Raises:
+        KanCompileError: the shapes differ.
+    """
     if y.shape != expected.shape:
         raise KanCompileError(
             f"runtime {runtime.name!r}: {file.name} returned shape {y.shape!r}, expected {expected.shape!r} as in ONNX "
@@ -186,33 +214,23 @@ def _row(
         None if quantum is None else float((difference / quantum).max()),
         float(difference.max()) / step,
         runtime.tolerance_steps,
-        _speed(lambda part: runtime.run(file, part), lambda part: ORT.run(model, part), x)
-        if timed and not runtime.emulated
-        else None,
     )
 
 
-def _speed(
-    run: Callable[[NDArray[np.float32]], Any], reference: Callable[[NDArray[np.float32]], Any], x: NDArray[np.float32]
-) -> float:
-    """Return the speed of one way to run relative to another: the median of runs in turns, less what one sample takes."""
-    part = x[:_TIMED_SAMPLES]
-    while _marginal(reference, part) < _TIMED_SECONDS and 2 * part.size <= _TIMED_VALUES:
-        part = np.concatenate([part, part])
+def _speed(prepared: Prepared, reference: Prepared, x: NDArray[np.float32]) -> float:
+    """Return the speed of one loaded file relative to another: the median of blocks of calls in turns."""
+    part = np.ascontiguousarray(x[: min(_TIMED_SAMPLES, bounded_rows(_TIMED_VALUES)(x))])
+    blocks = [(one, _calls(one, part)) for one in (prepared, reference)]
     ratios = []
     for _ in range(_TIMED_RUNS):
-        own, other = _marginal(run, part), _marginal(reference, part)
-        ratios.append(other / own)
+        own, other = (statistics.median(one.seconds(part, calls)) for one, calls in blocks)
+        ratios.append(other / max(own, 1e-9))
     return statistics.median(ratios)
 
 
-def _marginal(run: Callable[[NDArray[np.float32]], Any], x: NDArray[np.float32]) -> float:
-    """Return the seconds of a run beyond those of a single sample, which loads the file as well."""
-    start = time.perf_counter()
-    run(x[:1])
-    between = time.perf_counter()
-    run(x)
-    return max(time.perf_counter() - between - (between - start), 1e-9)
+def _calls(prepared: Prepared, x: NDArray[np.float32]) -> int:
+    """Return how many calls take as long as a block shall; the first one, which may allocate, is not counted."""
+    return max(1, round(_TIMED_SECONDS / max(min(prepared.seconds(x, 2)), 1e-9)))
 
 
 def _plain(value: Any) -> Any:

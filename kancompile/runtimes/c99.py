@@ -1,41 +1,39 @@
-"""Runtime ``c99``: the file of target ``c99``, compiled by the C compiler of this machine and run over all samples."""
+"""Runtime ``c99``: the file of target ``c99``, compiled to a shared library by the C compiler of this machine."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kancompile.errors import KanCompileError
-from kancompile.runtimes.contract import Runtime
+from kancompile.runtimes.contract import Array, InProcess, Prepared, Runtime
 
 COMPILERS = ("cc", "gcc", "clang")
-FLAGS = ("-std=c99", "-O2")
+FLAGS = ("-std=c99", "-O2", "-shared", "-fPIC")
 
-READ_AND_WRITE = r"""
-#include <stdio.h>
+RUN_ALL = r"""
+void kan_model_run_all(const float *x, float *y, long n);
 
-int main(void)
+void kan_model_run_all(const float *x, float *y, long n)
 {
     static kan_model_state state;
-    static float x[KAN_MODEL_INPUTS], y[KAN_MODEL_OUTPUTS];
-    while (fread(x, sizeof x, 1, stdin) == 1) {
+    for (; n > 0; n--, x += KAN_MODEL_INPUTS, y += KAN_MODEL_OUTPUTS) {
         kan_model_quantize(&state, x);
         kan_model_run(&state);
         kan_model_output(&state, y);
-        if (fwrite(y, sizeof y, 1, stdout) != 1)
-            return 1;
     }
-    return 0;
 }
 """
-"""A program behind a model that maps samples on its standard input to outputs on its standard output."""
+"""A function behind a model that maps samples to outputs, one after the other, as firmware does."""
 
 
 def find_compiler() -> str | None:
@@ -61,22 +59,16 @@ def output_shape(source: str) -> tuple[int, ...]:
     return tuple(int(size) for size in found.group(1).split(",") if size.strip())
 
 
-def run(model: Path, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Compile a file and run it.
-
-    Args:
-        model: the ``.c`` file.
-        inputs: ``[n, ...]``.
-
-    Returns:
-        ``[n, ...]``.
+@contextmanager
+def prepare(model: Path, threads: int) -> Iterator[Prepared]:
+    """Compile a ``.c`` file and load it; it computes in one thread.
 
     Raises:
-        KanCompileError: no compiler, no such file, a file that does not compile, or samples of another size.
+        KanCompileError: no compiler, no such file, or a file that does not compile; calls raise it for samples of another size.
     """
     compiler = find_compiler()
     if compiler is None:
-        raise KanCompileError(f"runtime 'c99': found {missing()}")
+        raise KanCompileError(f"runtime 'c99': {missing()}")
     try:
         source = model.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError) as error:
@@ -84,29 +76,32 @@ def run(model: Path, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
             f"model {str(model)!r}: cannot be read ({error}); give a .c file of target 'c99'"
         ) from error
     shape = output_shape(source)
-    expected = re.search(r"#define KAN_MODEL_INPUTS (\d+)", source)
-    found = int(np.prod(inputs.shape[1:]))
-    if expected is None or int(expected.group(1)) != found:
-        wanted = expected.group(1) if expected else "unknown"
-        raise KanCompileError(f"model {str(model)!r}: found samples of {found} values, expected {wanted}")
-    with tempfile.TemporaryDirectory() as folder:
+    inputs = re.search(r"#define KAN_MODEL_INPUTS (\d+)", source)
+    # Windows does not delete a library that is loaded
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         program = Path(folder) / "program.c"
-        program.write_text(source + READ_AND_WRITE, encoding="ascii")
-        binary = Path(folder) / "program"
-        built = subprocess.run([compiler, *FLAGS, str(program), "-o", str(binary)], capture_output=True, text=True)
+        program.write_text(source + RUN_ALL, encoding="ascii")
+        library = Path(folder) / "program.so"
+        built = subprocess.run([compiler, *FLAGS, str(program), "-o", str(library)], capture_output=True, text=True)
         if built.returncode:
             raise KanCompileError(
                 f"model {str(model)!r}: {compiler} refuses it: {built.stderr.strip()[:500]}; compile the model again"
             )
-        data = np.ascontiguousarray(inputs, np.float32).tobytes()
-        done = subprocess.run([str(binary)], input=data, capture_output=True)
-    size = int(np.prod(shape)) * len(inputs) * 4
-    if done.returncode or len(done.stdout) != size:
-        raise KanCompileError(
-            f"model {str(model)!r}: the compiled program ended with {done.returncode} and {len(done.stdout)} bytes, "
-            f"expected 0 and {size}; compile the model again"
-        )
-    return np.frombuffer(done.stdout, np.float32).reshape(len(inputs), *shape)
+        run_all = ctypes.CDLL(str(library)).kan_model_run_all
+        run_all.restype, run_all.argtypes = None, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long)
+
+        def call(x: Array) -> Array:
+            found = int(np.prod(x.shape[1:]))
+            if inputs is None or int(inputs.group(1)) != found:
+                wanted = inputs.group(1) if inputs else "unknown"
+                raise KanCompileError(f"model {str(model)!r}: found samples of {found} values, expected {wanted}")
+            if x.dtype != np.float32 or not x.flags.c_contiguous:
+                raise KanCompileError(f"model {str(model)!r}: found samples of {x.dtype}, expected contiguous float32")
+            y = np.empty((len(x), *shape), np.float32)
+            run_all(x.ctypes.data, y.ctypes.data, len(x))
+            return y
+
+        yield InProcess(call)
 
 
-RUNTIME = Runtime("c99", "c99", missing, run, 0)
+RUNTIME = Runtime("c99", "c99", missing, prepare, 0)

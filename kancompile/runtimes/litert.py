@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kancompile.errors import KanCompileError
-from kancompile.runtimes.contract import Runtime
+from kancompile.machine import available_cores
+from kancompile.runtimes.contract import Array, InProcess, Runtime, bounded_rows, in_process
 
 _VALUES_AT_ONCE = 1 << 18
 
@@ -22,40 +19,47 @@ def missing() -> str | None:
     return None
 
 
-def run(model: Path, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Evaluate a ``.tflite`` file on ``x`` ``[n, ...]`` in one thread.
+def load(model: Path, threads: int) -> InProcess:
+    """Load a ``.tflite`` file; tensors are allocated anew only where the number of rows changes.
 
     Raises:
-        KanCompileError: ai-edge-litert is missing, or refuses the file or the inputs.
+        KanCompileError: ai-edge-litert refuses the file; calls raise it too, where inputs do not fit.
     """
-    reason = missing()
-    if reason is not None:
-        raise KanCompileError(f"runtime 'litert': {reason}")
-    if not len(x):
-        raise KanCompileError(f"runtime 'litert': found inputs of shape {x.shape!r}, expected at least one row")
     from ai_edge_litert.interpreter import Interpreter
 
     try:
-        interpreter = Interpreter(model_content=Path(model).read_bytes(), num_threads=1)
+        interpreter = Interpreter(
+            model_content=Path(model).read_bytes(), num_threads=threads if threads else available_cores()
+        )
         source, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-        expected = tuple(int(size) for size in source["shape_signature"][1:])
-        if expected != x.shape[1:]:
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _refused(model, error) from error
+    expected = tuple(int(size) for size in source["shape_signature"][1:])
+    allocated: list[tuple[int, ...]] = []
+
+    def call(x: Array) -> Array:
+        if x.shape[1:] != expected:
             raise KanCompileError(
                 f"runtime 'litert': found inputs of shape {x.shape[1:]!r}, expected {expected!r} as {model} reads them"
             )
-        rows_at_once = max(1, _VALUES_AT_ONCE // math.prod(x.shape[1:]))
-        outputs = []
-        for first in range(0, len(x), rows_at_once):
-            part = np.ascontiguousarray(x[first : first + rows_at_once], np.float32)
-            interpreter.resize_tensor_input(source["index"], part.shape)
-            interpreter.allocate_tensors()
-            interpreter.set_tensor(source["index"], part)
+        try:
+            if allocated != [x.shape]:
+                interpreter.resize_tensor_input(source["index"], x.shape)
+                interpreter.allocate_tensors()
+                allocated[:] = [x.shape]
+            interpreter.set_tensor(source["index"], x)
             interpreter.invoke()
-            outputs.append(interpreter.get_tensor(result["index"]))
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise KanCompileError(f"runtime 'litert': ai-edge-litert cannot run {model} ({reason})") from error
-    return np.concatenate(outputs)
+            outputs: Array = interpreter.get_tensor(result["index"])
+        except (ValueError, RuntimeError) as error:
+            raise _refused(model, error) from error
+        return outputs
+
+    return InProcess(call, bounded_rows(_VALUES_AT_ONCE))
 
 
-RUNTIME = Runtime("litert", "litert", missing, run, tolerance_steps=0)
+def _refused(model: Path, error: Exception) -> KanCompileError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return KanCompileError(f"runtime 'litert': ai-edge-litert cannot run {model} ({reason})")
+
+
+RUNTIME = Runtime("litert", "litert", missing, in_process(load), tolerance_steps=0, has_threads=True)

@@ -4,37 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kancompile.execution import RuntimeModel
-from kancompile.runtimes.contract import Runtime, available
+from kancompile.runtimes.contract import Array, InProcess, Runtime, available, in_process
 
 BATCH = 256
 
 
-def run(model: Path, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Run a ``.onnx`` or ``.ort`` file in one thread.
-
-    Args:
-        model: the file.
-        inputs: ``[n, ...]``.
-
-    Returns:
-        ``[n, ...]``.
+def load(model: Path, threads: int) -> InProcess:
+    """Create a session for a ``.onnx`` or ``.ort`` file.
 
     Raises:
-        KanCompileError: it cannot be loaded, or samples do not fit.
+        KanCompileError: it cannot be loaded; calls raise it too, where samples do not fit.
     """
-    session = RuntimeModel(model)
-    session.check_input(inputs.shape[1:], "data")
-    batch = session.batch or BATCH
-    parts = [
-        session.run(np.ascontiguousarray(x, np.float32))[0] for x in np.split(inputs, range(batch, len(inputs), batch))
-    ]
-    outputs: NDArray[np.float32] = np.concatenate(parts)
-    return outputs
+    session = RuntimeModel(model, threads)
+
+    def call(x: Array) -> Array:
+        outputs: Array = session.run(x)[0]
+        return outputs
+
+    def rows_at_once(x: Array) -> int:
+        session.check_input(x.shape[1:], "data")
+        return session.batch or BATCH
+
+    return InProcess(call, rows_at_once)
 
 
-ORT = Runtime("ort", "ort-cpu", available, run, 0)
-ORT_MOBILE = Runtime("ort-mobile", "ort-mobile", available, run, 0)
+ORT = Runtime("ort", "ort-cpu", available, in_process(load), 0, has_threads=True)
+ORT_MOBILE = Runtime("ort-mobile", "ort-mobile", available, in_process(load), 0, has_threads=True)

@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
+from kancompile.errors import KanCompileError
 from kancompile.runtimes import emulation
-from kancompile.runtimes.contract import Runtime
+from kancompile.runtimes.contract import Array, Prepared, Runtime
 from kancompile.runtimes.emulation import ARM64, X86, Processor
+
+
+@dataclass(frozen=True)
+class _Emulated:
+    """A file for an emulated processor, which a process of its own loads on every run."""
+
+    processor: Processor
+    model: Path
+
+    def run(self, x: Array) -> Array:
+        return emulation.run_emulated(self.processor, self.model, x)
+
+    def seconds(self, x: Array, calls: int) -> list[float]:
+        raise KanCompileError(f"processor {self.processor.name!r}: it is emulated, so its speed says nothing")
+
+
+@contextmanager
+def _prepare(processor: Processor, model: Path, threads: int) -> Iterator[Prepared]:
+    yield _Emulated(processor, model)
 
 
 def _runtime(family: str, processor: Processor) -> Runtime:
@@ -14,7 +38,7 @@ def _runtime(family: str, processor: Processor) -> Runtime:
         f"ort-{family}-{processor.name}",
         "ort-cpu",
         partial(emulation.missing, processor),
-        partial(emulation.run_emulated, processor),
+        partial(_prepare, processor),
         0,
         emulated=True,
     )

@@ -1,20 +1,16 @@
 """Runtime ``tract``: an inference engine in Rust, an independent reading of the ONNX file.
 
 It multiplies dequantized values in float, so outputs differ from integer kernels in the last bits. It knows no 4-bit tensors and
-no 16-bit QuantizeLinear, which :func:`run` says together with the recipe that avoids them.
+no 16-bit QuantizeLinear, which :func:`load` says together with the recipe that avoids them. Its Python package runs one thread.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import math
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kancompile.errors import KanCompileError
-from kancompile.runtimes.contract import Runtime
+from kancompile.runtimes.contract import Array, InProcess, Runtime, bounded_rows, in_process
 
 _VALUES_AT_ONCE = 1 << 18
 
@@ -26,27 +22,30 @@ def missing() -> str | None:
     return None
 
 
-def run(model: Path, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Evaluate an ONNX file on ``x`` ``[n, ...]``.
+def load(model: Path, threads: int) -> InProcess:
+    """Load an ONNX file.
 
     Raises:
-        KanCompileError: tract is missing, or refuses the file or the inputs.
+        KanCompileError: tract refuses the file; calls raise it too, where tract refuses the inputs.
     """
-    reason = missing()
-    if reason is not None:
-        raise KanCompileError(f"runtime 'tract': {reason}")
-    if not len(x):
-        raise KanCompileError(f"runtime 'tract': found inputs of shape {x.shape!r}, expected at least one row")
     import tract
 
-    rows_at_once = max(1, _VALUES_AT_ONCE // math.prod(x.shape[1:]))
+    def refused(error: Exception) -> KanCompileError:
+        return KanCompileError(f"runtime 'tract': cannot run {model} ({_reason(str(error))})")
+
     try:
         runnable = tract.onnx().load(str(model)).into_model().into_runnable()
-        parts = [x[first : first + rows_at_once] for first in range(0, len(x), rows_at_once)]
-        outputs = [runnable.run([np.ascontiguousarray(part, np.float32)])[0].to_numpy() for part in parts]
     except tract.TractError as error:
-        raise KanCompileError(f"runtime 'tract': cannot run {model} ({_reason(str(error))})") from error
-    return np.concatenate(outputs)
+        raise refused(error) from error
+
+    def call(x: Array) -> Array:
+        try:
+            outputs: Array = runnable.run([x])[0].to_numpy()
+        except tract.TractError as error:
+            raise refused(error) from error
+        return outputs
+
+    return InProcess(call, bounded_rows(_VALUES_AT_ONCE))
 
 
 def _reason(text: str) -> str:
@@ -58,4 +57,4 @@ def _reason(text: str) -> str:
     return first
 
 
-RUNTIME = Runtime("tract", "ort-cpu", missing, run, tolerance_steps=2)
+RUNTIME = Runtime("tract", "ort-cpu", missing, in_process(load), tolerance_steps=2)

@@ -6,19 +6,23 @@ The npm package is looked for in the folder that ``KANCOMPILE_NODE_MODULES`` nam
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import os
 import shutil
 import subprocess
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kancompile.errors import KanCompileError
-from kancompile.runtimes.contract import Runtime
+from kancompile.runtimes.contract import Array, Prepared, Runtime, bounded_rows
 
 NODE_MODULES = "KANCOMPILE_NODE_MODULES"
 PACKAGE = "onnxruntime-web"
@@ -58,33 +62,82 @@ def install_command(folder: Path) -> str:
     return f"npm install --prefix {folder.parent} {PACKAGE}@{VERSION}"
 
 
-def run(model: Path, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Evaluate an ONNX file on ``x`` ``[n, ...]`` in one thread of WebAssembly.
+@contextmanager
+def prepare(model: Path, threads: int) -> Iterator[Prepared]:
+    """Load an ONNX file into a Node process, which computes in one thread of WebAssembly and stays until the context ends.
 
     Raises:
-        KanCompileError: Node or the package is missing, or the runtime refuses the file.
+        KanCompileError: the runtime refuses the file; calls raise it too, where it refuses the inputs or does not answer.
     """
-    reason = missing()
-    if reason is not None:
-        raise KanCompileError(f"runtime 'web': {reason}")
-    if not len(x):
-        raise KanCompileError(f"runtime 'web': found inputs of shape {x.shape!r}, expected at least one row")
-    rows_at_once = max(1, _VALUES_AT_ONCE // math.prod(x.shape[1:]))
-    with tempfile.TemporaryDirectory() as folder:
-        source, result = Path(folder) / "input.f32", Path(folder) / "output.f32"
-        source.write_bytes(np.ascontiguousarray(x, "<f4").tobytes())
-        command = ["node", str(_RUNNER), str(node_modules().resolve()), str(model), str(source), str(result)]
-        command += [str(rows_at_once), *map(str, x.shape)]
+    with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "stderr", "w+", encoding="utf-8") as said:
+        command = ["node", str(_RUNNER), str(node_modules().resolve()), str(model)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True)
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_SECONDS)
-        except subprocess.TimeoutExpired as error:
-            raise KanCompileError(
-                f"runtime 'web': {model}: no answer for {len(x)} inputs in {_SECONDS} s; give fewer inputs"
-            ) from error
-        if done.returncode != 0:
-            raise KanCompileError(f"runtime 'web': {PACKAGE} cannot run {model} ({_error_line(done.stderr)})")
-        shape = json.loads(done.stdout.splitlines()[-1])["shape"]
+            node = _Node(process, model, Path(folder), said)
+            node.answer("loading")
+            yield node
+        finally:
+            process.kill()
+            process.communicate()
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A file in a Node process that ``onnxruntime_web.mjs`` runs; inputs and outputs pass through files of a folder."""
+
+    process: subprocess.Popen[str]
+    model: Path
+    folder: Path
+    said: IO[str]
+
+    def run(self, x: Array) -> Array:
+        result = self.folder / "output.f32"
+        rows_at_once = bounded_rows(_VALUES_AT_ONCE)(x)
+        shape = self._ask(x, output=str(result), rows_at_once=rows_at_once)["shape"]
         return np.frombuffer(result.read_bytes(), "<f4").reshape(shape)
+
+    def seconds(self, x: Array, calls: int) -> list[float]:
+        seconds: list[float] = self._ask(x, calls=calls)["seconds"]
+        return seconds
+
+    def _ask(self, x: Array, **wanted: Any) -> dict[str, Any]:
+        source = self.folder / "input.f32"
+        source.write_bytes(np.ascontiguousarray(x, "<f4").tobytes())
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # a process that has ended says why where its answer is read
+            self.process.stdin.write(json.dumps({"input": str(source), "dimensions": x.shape} | wanted) + "\n")
+            self.process.stdin.flush()
+        return self.answer(f"{len(x)} inputs")
+
+    def answer(self, what: str) -> dict[str, Any]:
+        """Read the next line.
+
+        Raises:
+            KanCompileError: it is an error, there is none in time, or the process has ended.
+        """
+        assert self.process.stdout is not None
+        expired = threading.Event()
+
+        def stop() -> None:
+            expired.set()
+            self.process.kill()
+
+        late = threading.Timer(_SECONDS, stop)
+        late.start()
+        try:
+            line = self.process.stdout.readline()
+        finally:
+            late.cancel()
+        if expired.is_set():
+            raise KanCompileError(
+                f"runtime 'web': {self.model}: no answer for {what} in {_SECONDS} s; give fewer inputs"
+            )
+        answered = json.loads(line) if line else {}
+        if not line or "error" in answered:
+            self.said.seek(0)
+            reason = answered.get("error") or _error_line(self.said.read())
+            raise KanCompileError(f"runtime 'web': {PACKAGE} cannot run {self.model} ({reason})")
+        return dict(answered)
 
 
 def _error_line(text: str) -> str:
@@ -93,4 +146,4 @@ def _error_line(text: str) -> str:
     return next((line for line in lines if "rror:" in line), lines[-1] if lines else "no text")
 
 
-RUNTIME = Runtime("web", "ort-cpu", missing, run, tolerance_steps=0)
+RUNTIME = Runtime("web", "ort-cpu", missing, prepare, tolerance_steps=0)

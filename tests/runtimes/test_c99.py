@@ -58,17 +58,17 @@ def test_bad_input_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     model = tmp_path / "model.c"
     x = np.zeros((2, 6), np.float32)
     with pytest.raises(KanCompileError, match="cannot be read"):
-        c99.run(model, x)
+        c99.RUNTIME.run(model, x)
     model.write_text("int main(void) { return 0; }")
     with pytest.raises(KanCompileError, match=r"expected a \.c file that kancompile wrote"):
-        c99.run(model, x)
+        c99.RUNTIME.run(model, x)
     model.write_bytes(emit(integer_program(), {}))
     with pytest.raises(KanCompileError, match="found samples of 7 values, expected 6"):
-        c99.run(model, np.zeros((2, 7), np.float32))
+        c99.RUNTIME.run(model, np.zeros((2, 7), np.float32))
     model.write_bytes(emit(integer_program(), {}) + b"\nnonsense\n")
     with pytest.raises(KanCompileError, match="refuses it: "):
-        c99.run(model, x)
+        c99.RUNTIME.run(model, x)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert "apt-get install gcc" in (c99.missing() or "")
     with pytest.raises(KanCompileError, match="no C compiler"):
-        c99.run(model, x)
+        c99.RUNTIME.run(model, x)

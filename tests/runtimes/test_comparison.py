@@ -13,7 +13,7 @@ from kancompile.command_line import main
 from kancompile.errors import KanCompileError
 from kancompile.runtime_comparison import compare_runtimes, runtimes_named
 from kancompile.runtimes import RUNTIMES
-from kancompile.runtimes.contract import Runtime, available
+from kancompile.runtimes.contract import InProcess, Runtime, available, in_process
 from kancompile.runtimes.output_quantum import output_quantum
 from kancompile.targets import TARGETS, ort_mobile
 from kancompile.targets.ort_cpu import emit
@@ -39,13 +39,15 @@ def x() -> np.ndarray:
 def off(by: float, tolerance: int) -> Runtime:
     """Make a runtime that is off by a part of its output range, in one value."""
 
-    def run(path: Path, inputs: np.ndarray) -> np.ndarray:
-        y = RUNTIMES["ort"].run(path, inputs).copy()
-        if len(y) > 1:
+    def load(path: Path, threads: int) -> InProcess:
+        def call(inputs: np.ndarray) -> np.ndarray:
+            y = RUNTIMES["ort"].run(path, inputs).copy()
             y[0, 0] += by * (y.max() - y.min()) / 255
-        return y
+            return y
 
-    return Runtime("other", "ort-cpu", available, run, tolerance)
+        return InProcess(call)
+
+    return Runtime("other", "ort-cpu", available, in_process(load), tolerance)
 
 
 def test_formats_agree_bit_for_bit(model: Path, x: np.ndarray) -> None:
@@ -81,7 +83,7 @@ def test_not_a_number_is_never_equal(model: Path, x: np.ndarray) -> None:
 
 
 def test_what_is_missing_is_listed(model: Path, x: np.ndarray, tmp_path: Path) -> None:
-    absent = Runtime("absent", "ort-cpu", lambda: "absent is not installed: pip install absent", off(0, 0).run, 0)
+    absent = Runtime("absent", "ort-cpu", lambda: "absent is not installed: pip install absent", off(0, 0).prepare, 0)
     alone = tmp_path / "model.onnx"
     alone.write_bytes(model.read_bytes())
     compared = compare_runtimes(alone, x, [absent, RUNTIMES["ort-mobile"]], timed=False)
@@ -95,7 +97,7 @@ def test_what_is_missing_is_listed(model: Path, x: np.ndarray, tmp_path: Path) -
 
 def test_names_and_families(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [runtime.name for runtime in runtimes_named(["all"])] == list(RUNTIMES)
-    web = Runtime("web", "ort-cpu", lambda: "no node: npm i", off(0, 0).run, 0)
+    web = Runtime("web", "ort-cpu", lambda: "no node: npm i", off(0, 0).prepare, 0)
     monkeypatch.setattr(comparison, "RUNTIMES", {"ort": RUNTIMES["ort"], "web": web})
     assert [runtime.name for runtime in runtimes_named(["ort"])] == ["ort"]
     with pytest.raises(KanCompileError, match="runtime 'web': no node: npm i"):

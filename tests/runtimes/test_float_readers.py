@@ -119,10 +119,10 @@ def test_tract_says_what_it_cannot_read(tmp_path: Path) -> None:
         onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)]).SerializeToString()
     )
     with pytest.raises(KanCompileError, match='4-bit tensors: compile with storage = "fastest"'):
-        tract.run(path, np.zeros((1, 6), np.float32))
+        tract.RUNTIME.run(path, np.zeros((1, 6), np.float32))
     path.write_bytes(emit(integer_program((6, 5), (1024,)), {}))
     with pytest.raises(KanCompileError, match="levels = 256 or fewer in the first layer"):
-        tract.run(path, np.zeros((1, 6), np.float32))
+        tract.RUNTIME.run(path, np.zeros((1, 6), np.float32))
 
 
 @pytest.mark.parametrize("module", [openvino, tract], ids=["openvino", "tract"])

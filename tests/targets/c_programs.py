@@ -13,12 +13,31 @@ import pytest
 import torch
 
 from kancompile.program import Program
-from kancompile.runtimes.c99 import READ_AND_WRITE, output_shape
+from kancompile.runtimes.c99 import output_shape
 from kancompile.targets.c99 import companions, emit
 
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", "-Wconversion", "-Wshadow", "-Wmissing-prototypes")
 UNDEFINED = ("-fsanitize=undefined", "-fsanitize-undefined-trap-on-error")
 WORDS = ("-DKAN_WORD_BITS=16", "-DKAN_WORD_BITS=32")
+
+# maps samples on standard input to outputs on standard output
+READ_AND_WRITE = r"""
+#include <stdio.h>
+
+int main(void)
+{
+    static kan_model_state state;
+    static float x[KAN_MODEL_INPUTS], y[KAN_MODEL_OUTPUTS];
+    while (fread(x, sizeof x, 1, stdin) == 1) {
+        kan_model_quantize(&state, x);
+        kan_model_run(&state);
+        kan_model_output(&state, y);
+        if (fwrite(y, sizeof y, 1, stdout) != 1)
+            return 1;
+    }
+    return 0;
+}
+"""
 
 
 def compiler(name: str = "gcc") -> str:
