@@ -27,6 +27,7 @@ from kancompile.command_help import (
 )
 from kancompile.command_options import (
     add_data,
+    add_diagnose,
     add_diagnosis,
     add_held_out,
     add_max_drop,
@@ -101,6 +102,7 @@ def command_parser() -> argparse.ArgumentParser:
         help="what to compile for: ort-cpu (default), ort-mobile ..., or all; may be repeated, for several files in DIR",
     )
     compile_.add_argument("--report", action="store_true", help="also write a report, OUT/model.report.html and .json")
+    add_diagnose(compile_)
     compile_.add_argument("--seed", type=int, default=0, help="seed of every random choice (default 0)")
     compile_.add_argument(
         "--device", default="cpu", choices=("cpu", "cuda"), help="where rounding computes its matrices (default cpu)"

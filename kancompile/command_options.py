@@ -85,8 +85,16 @@ def add_report(parser: argparse.ArgumentParser) -> None:
         "--edge", action="append", default=[], metavar="LAYER:OUT,IN", help="an edge to draw; may be repeated"
     )
     parser.add_argument("--edges", type=count, default=12, metavar="N", help="important edges to draw (default 12)")
+    add_diagnose(parser)
     parser.add_argument("--no-sweep", action="store_true", help="do not try other weight bits")
     parser.add_argument("--no-latency", action="store_true", help="measure no times, which differ from run to run")
+
+
+def add_diagnose(parser: argparse.ArgumentParser) -> None:
+    """Ask for a diagnosis in a report."""
+    parser.add_argument(
+        "--diagnose", action="store_true", help="also say in the report why it is not better; takes time"
+    )
 
 
 def add_thresholds(parser: argparse.ArgumentParser) -> None:

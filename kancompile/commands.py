@@ -37,11 +37,15 @@ def run_compile(options: argparse.Namespace) -> int:
     from kancompile.emission import check_target, targets_named
     from kancompile.pipeline import compile as compile_model
     from kancompile.pipeline import manifest_path
-    from kancompile.report_command import compiled_report, report_files, report_paths
+    from kancompile.report_command import compiled_report, diagnosis_lines, report_files, report_paths
     from kancompile.reporting.plots import check_matplotlib
     from kancompile.reporting.terminal import compile_summary
     from kancompile.validation import validate
 
+    if options.diagnose and not options.report:
+        raise KanCompileError(
+            "--diagnose: found no --report, in which the diagnosis stands; add it, or run kancompile diagnose"
+        )
     if options.report:
         check_matplotlib()
     targets = targets_named(options.target or ["ort-cpu"])
@@ -89,12 +93,15 @@ def run_compile(options: argparse.Namespace) -> int:
                     raise
                 refused[path] = str(error)  # "all" means all that can
     contents: dict[Path, bytes] = {}
+    found: list[str] = []
     for path, one in written.items():
         contents |= one.files(path, shared)
     if result.passed and options.report:
         with working(options):
             say("report ...")
-            contents |= report_files(compiled_report(compiled, judging, judged_on, result, paths[0]), *reported)
+            explained = compiled_report(compiled, judging, judged_on, result, paths[0], options.diagnose)
+            contents |= report_files(explained, *reported)
+            found = diagnosis_lines(explained)
     if result.passed:
         write_atomically(contents, options.force)
     report = {
@@ -106,7 +113,11 @@ def run_compile(options: argparse.Namespace) -> int:
         "validation": result.to_dict() | {"data": judged_on},
     }
     text = "\n".join(
-        [compile_summary(compiled, result, judged_on), _written(written, refused, result.passed, reported, contents)]
+        [
+            compile_summary(compiled, result, judged_on),
+            *found,
+            _written(written, refused, result.passed, reported, contents),
+        ]
     )
     show_result(options, report, text)
     if not result.passed:

@@ -36,13 +36,18 @@ def report_files(report: Mapping[str, Any], page: Path, data: Path) -> dict[Path
 
 
 def compiled_report(
-    compiled: CompiledModel, judging: Calibration, judged_on: str, result: Validation, path: Path
+    compiled: CompiledModel,
+    judging: Calibration,
+    judged_on: str,
+    result: Validation,
+    path: Path,
+    diagnose: bool = False,
 ) -> dict[str, Any]:
     """Compute the report of a compilation that has just ended."""
-    from kancompile.reporting.collect import collect
+    from kancompile.reporting.collect import ReportOptions, collect
     from kancompile.reporting.source import of_compiled
 
-    return collect(of_compiled(compiled, judging, judged_on, result, path.name))
+    return collect(of_compiled(compiled, judging, judged_on, result, path.name), ReportOptions(diagnose=diagnose))
 
 
 def run_report(options: argparse.Namespace) -> int:
@@ -74,9 +79,13 @@ def run_report(options: argparse.Namespace) -> int:
             judging, judged_on = held_out, f"{len(held_out)} held-out calibration samples"
         else:
             judging, judged_on = calibration, "the calibration data itself"
-        source = of_file(path, load_float_model(options), calibration, judging, judged_on)
+        source = of_file(path, load_float_model(options), calibration, judging, judged_on, options.data is not None)
         wanted = ReportOptions(
-            tuple(options.edge), options.edges, sweep=not options.no_sweep, latency=not options.no_latency
+            tuple(options.edge),
+            options.edges,
+            sweep=not options.no_sweep,
+            latency=not options.no_latency,
+            diagnose=options.diagnose,
         )
         report = collect(source, wanted)
         files = report_files(report, page, data)
@@ -114,8 +123,22 @@ def _calibration(
 
 def _text(report: Mapping[str, Any], files: Mapping[Path, bytes]) -> str:
     lines = [f"{f['severity']}: {f['where']}: {f['text']}" for f in report["findings"]] or ["nothing stands out"]
+    lines += diagnosis_lines(report)
     measured = [layer for layer in report["layers"] if layer["alone"] is not None]
     for layer in sorted(measured, key=lambda layer: -float(layer["alone"]["noise_share"]))[:3]:
         share = f"{100 * layer['alone']['noise_share']:.1f} % of the error at the output"
         lines += [f"{layer['name']}: {share}"]
     return "\n".join([*lines, *(f"wrote {path} ({len(content):,} bytes)" for path, content in files.items())])
+
+
+def diagnosis_lines(report: Mapping[str, Any]) -> list[str]:
+    """Say the causes that stand out, each with its change and what that was measured to bring; nothing without a diagnosis."""
+    if report["diagnosis"] is None:
+        return []
+    standing = [cause for cause in report["diagnosis"]["causes"] if cause["stands_out"]]
+    lines = []
+    for cause in standing:
+        gain = cause["effect"]["measured_db"]
+        brings = "" if gain is None else f" ({gain:+.1f} dB)" if isinstance(gain, int | float) else f" ({gain} dB)"
+        lines.append(f"diagnosis: {cause['kind']}: {cause['title']}: {cause['change']['text']}{brings}")
+    return lines or ["diagnosis: nothing stands out"]

@@ -14,6 +14,7 @@ from kancompile.program import PassChange
 from kancompile.reporting.baseline import measure_baseline, parameter_bytes
 from kancompile.reporting.bit_front import measure_front
 from kancompile.reporting.contributions import measure_contributions
+from kancompile.reporting.diagnosed import diagnosis_of
 from kancompile.reporting.edges import Edge, EdgeName, draw_edges, important_edges, parse_edge
 from kancompile.reporting.findings import findings
 from kancompile.reporting.layer_facts import layer_facts
@@ -36,6 +37,7 @@ class ReportOptions:
         sweep: whether other bit widths are tried.
         float_export: whether the model is exported in float, for its size and time.
         latency: whether times are measured; they differ from run to run.
+        diagnose: whether the recipe is diagnosed, which lowers the model some dozens of times.
     """
 
     edges: Sequence[str] = ()
@@ -43,6 +45,7 @@ class ReportOptions:
     sweep: bool = True
     float_export: bool = True
     latency: bool = True
+    diagnose: bool = False
 
 
 def collect(source: ReportSource, options: ReportOptions | None = None) -> dict[str, Any]:
@@ -90,7 +93,7 @@ def collect(source: ReportSource, options: ReportOptions | None = None) -> dict[
         "unrecognized": list(manifest["unrecognized"]),
         "left_in_float": list(manifest["left_in_float"]),
         "notes": list(manifest["notes"]),
-        "diagnosis": None,
+        "diagnosis": diagnosis_of(source) if options.diagnose else None,
     }
     report["findings"] = findings(report)
     return report

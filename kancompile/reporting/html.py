@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from importlib import resources
 from typing import Any
 
+from kancompile.reporting.html_diagnosis import diagnosis_section
 from kancompile.reporting.html_layers import layer_tables, weight_maps
-from kancompile.reporting.html_parts import data_size, decibels, number, percent, table
+from kancompile.reporting.html_parts import data_size, decibels, number, table
 from kancompile.reporting.plots import bits_text, edge_plot, front_plot
 
 _SECTIONS = (
     ("findings", "What to know first"),
+    ("diagnosis", "Why it is not better"),
     ("layers", "Layers and branches"),
     ("functions", "Edge functions"),
     ("weights", "Rounding error of the weights"),
@@ -41,12 +43,11 @@ def render(report: Mapping[str, Any]) -> str:
         "pipeline": _pipeline(report),
         "facts": _facts(report),
     }
-    links = "".join(f'<a href="#{key}">{escape(title)}</a>' for key, title in _SECTIONS)
-    body = "".join(f'<section id="{key}"><h2>{escape(title)}</h2>{sections[key]}</section>' for key, title in _SECTIONS)
     if report["diagnosis"] is not None:
-        body = (
-            f'<section id="diagnosis"><h2>Why it is not better</h2>{_diagnosis(report["diagnosis"])}</section>' + body
-        )
+        sections["diagnosis"] = diagnosis_section(report["diagnosis"])
+    shown = [(key, title) for key, title in _SECTIONS if key in sections]
+    links = "".join(f'<a href="#{key}">{escape(title)}</a>' for key, title in shown)
+    body = "".join(f'<section id="{key}"><h2>{escape(title)}</h2>{sections[key]}</section>' for key, title in shown)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -215,20 +216,3 @@ def _wrapped(value: Any) -> str:
 
 def _counted(operators: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in operators.items())
-
-
-def _diagnosis(diagnosis: Mapping[str, Any]) -> str:
-    causes: Sequence[Any] = diagnosis.get("causes", [])
-    if not causes:
-        return "<p>The diagnosis found nothing that stands out.</p>"
-    items = "".join(f"<li>{_cause(cause)}</li>" for cause in causes)
-    return f"<ol>{items}</ol>"
-
-
-def _cause(cause: Mapping[str, Any]) -> str:
-    parts: Iterable[str] = (
-        f"<b>{escape(str(key)).replace('_', ' ')}</b>: {percent(value) if key.endswith('share') else escape(str(value))}"
-        for key, value in cause.items()
-        if value not in (None, "", [], {})
-    )
-    return "; ".join(parts)

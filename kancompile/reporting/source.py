@@ -48,6 +48,7 @@ class ReportSource:
         judged_on: what those are, in words.
         validation: what was measured on them.
         recipe: the effective recipe.
+        judged_apart: whether the judging samples come from elsewhere than the calibration samples.
     """
 
     name: str
@@ -62,6 +63,7 @@ class ReportSource:
     judged_on: str
     validation: Validation
     recipe: Recipe
+    judged_apart: bool = False
 
     @property
     def seed(self) -> int:
@@ -98,7 +100,12 @@ def of_compiled(
 
 
 def of_file(
-    path: str | os.PathLike[str], model: nn.Module, calibration: Calibration, judging: Calibration, judged_on: str
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    calibration: Calibration,
+    judging: Calibration,
+    judged_on: str,
+    judged_apart: bool = False,
 ) -> ReportSource:
     """Take a compiled file, and lower its program again.
 
@@ -108,6 +115,7 @@ def of_file(
         calibration: the samples it was compiled with; their hash is compared with the file's.
         judging: samples to measure with.
         judged_on: what those are.
+        judged_apart: whether they come from elsewhere than the calibration samples.
 
     Raises:
         KanCompileError: not such a file, other samples, or another model.
@@ -123,7 +131,7 @@ def of_file(
     recipe = read_recipe(facts["recipe"])
     seed = int(facts["seed"])
     captured = prepare(capture(model.eval(), calibration.samples[:2]), calibration.samples, recipe)
-    program = lower(captured, calibration.samples, _settled(recipe), seed)
+    program = lower(captured, calibration.samples, settled(recipe), seed)
     if target_named(facts["target"]).quantized_outputs:
         program = with_history(QuantizeOutputs.name, program, QuantizeOutputs()(program, calibration.samples))
     manifest = _manifest(Path(path), content) or _facts(program, captured, calibration, recipe, facts)
@@ -142,6 +150,7 @@ def of_file(
         judged_on,
         validation,
         recipe,
+        judged_apart,
     )
 
 
@@ -175,7 +184,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[bytes, dict[str, Any]]:
     return content, facts
 
 
-def _settled(recipe: Recipe) -> Recipe:
+def settled(recipe: Recipe) -> Recipe:
     """Take budgets out: the recipe in a file already says what they led to."""
     method = "auto" if recipe.method == "hawq-v2" else recipe.method
     return replace(recipe, method=method, bits_average=None, max_bytes=None, max_latency_us=None, min_sqnr=None)

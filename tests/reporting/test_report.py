@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
-import shutil
-import subprocess
 from dataclasses import replace
 from functools import lru_cache
 from html.parser import HTMLParser
@@ -18,41 +16,23 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from examples.zoo import efficient_kan, spline_conv, wav_kan
-from kancompile.calibration import load_calibration
 from kancompile.command_line import main
 from kancompile.errors import KanCompileError
 from kancompile.expansions import TableExpansion
-from kancompile.pipeline import compile, lower
+from kancompile.pipeline import lower
 from kancompile.reporting.collect import ReportOptions, collect
 from kancompile.reporting.edges import EdgeName, draw_edges, parse_edge
 from kancompile.reporting.html import render
 from kancompile.reporting.layer_pairs import LayerPair
 from kancompile.reporting.observation import observe
 from kancompile.reporting.schema import report_schema
-from kancompile.reporting.source import ReportSource, of_compiled
-from kancompile.runtimes import web
-from kancompile.validation import validate
+from kancompile.reporting.source import ReportSource
 from tests.compiled_kan import FACTORY, FACTORY_ARGS, make_inputs, make_model
+from tests.reporting.report_sources import no_browser, opened, source_of
 
 FAST = ReportOptions(edge_count=4, sweep=False, float_export=False)
-DRIVER = Path(__file__).with_name("open_report.mjs")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def source_of(model: nn.Module, x: Tensor, judged: Any, recipe: dict[str, Any] | None = None) -> ReportSource:
-    compiled = compile(model.eval(), x, recipe=recipe)
-    judging = load_calibration(judged)
-    result = validate(
-        compiled.session_bytes,
-        compiled.reference,
-        judging,
-        program=compiled.program,
-        float_program=compiled.captured,
-    )
-    return of_compiled(compiled, judging, f"{len(judging)} test samples", result, "model.onnx")
 
 
 @lru_cache
@@ -342,18 +322,7 @@ def test_missing_matplotlib_is_said_before_any_work(
     assert "pip install 'kancompile[plots]'" in capsys.readouterr().err
 
 
-def missing() -> str | None:
-    if shutil.which("node") is None:
-        return "no node on the PATH; install it: apt-get install nodejs"
-    if CHROMIUM is None:
-        return "no chromium on the PATH; install it: apt-get install chromium"
-    if not (web.node_modules() / "playwright-core").is_dir():
-        folder = web.node_modules().parent
-        return f"no playwright-core; install it: npm install --prefix {folder} playwright-core@1.65.1"
-    return None
-
-
-@pytest.mark.skipif(missing() is not None, reason=str(missing()))
+@pytest.mark.skipif(no_browser() is not None, reason=str(no_browser()))
 @pytest.mark.parametrize(("width", "scheme"), [(375, "light"), (375, "dark"), (1280, "dark")])
 def test_the_page_fits_a_phone_and_needs_no_network(tmp_path: Path, width: int, scheme: str) -> None:
     report = copy.deepcopy(labelled_report())
@@ -361,10 +330,7 @@ def test_the_page_fits_a_phone_and_needs_no_network(tmp_path: Path, width: int, 
     report["findings"] = [{"severity": "warning", "where": "w" * 120, "text": "t" * 200}]
     path = tmp_path / "report.html"
     path.write_text(render(report))
-    command = ["node", str(DRIVER), str(web.node_modules()), str(CHROMIUM), str(path), str(width), scheme]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout)
+    seen = opened(path, width, scheme)
     assert seen["overflow"] <= 0
     assert seen["scrolls"]
     assert seen["errors"] == []
