@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kancompile.errors import KanCompileError
+from kancompile.sample_arrays import shape_hint
 
 ModelFile = str | os.PathLike[str] | bytes
 
@@ -95,8 +96,10 @@ class RuntimeModel:
             expected in (-1, found) for found, expected in zip(shape, self.input_shape, strict=True)
         )
         if not fits:
+            hint = shape_hint(shape, self.input_shape)
             raise KanCompileError(
                 f"{what}: found samples of shape {shape!r}, expected {self.input_shape!r} as {self.name} reads them"
+                + (f"; {hint}" if hint else "")
             )
 
     def run(self, x: NDArray[np.float32]) -> list[NDArray[Any]]:

@@ -199,19 +199,27 @@ def compile(
             quantized = timings.measure(QuantizeOutputs.name, lambda: QuantizeOutputs()(lowered, x))
             lowered = with_history(QuantizeOutputs.name, lowered, quantized)
         lowered = replace(lowered, notes=(*lowered.notes, *gate.notes(held)))
-        facts = describe(lowered, samples, held, target, seed)
-        facts |= {"bit_allocation": front, "error_gate": gate.to_dict(held)}
-        data = timings.measure("emit", lambda: write(chosen_target, lowered, facts, held))
+        about = {"bit_allocation": front, "error_gate": gate.to_dict(held)}
+        facts, data = timings.measure("emit", lambda: emitted(held, lowered, about))
         return held, lowered, facts, data
+
+    def emitted(held: Recipe, lowered: Program, about: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        facts = describe(lowered, samples, held, target, seed) | about
+        return facts, write(chosen_target, lowered, facts, held)
 
     effective, lowered, facts, data = build()
 
-    def stored_bytes() -> int:
-        return chosen_target.facts(data).get("stored_bytes", len(data))
+    def stored_bytes(content: bytes | None = None) -> int:
+        content = data if content is None else content
+        return int(chosen_target.facts(content).get("stored_bytes", len(content)))
+
+    def stored_with(max_bytes: int) -> int:
+        """Size of the same file with another budget in the recipe that it holds."""
+        about = {key: facts[key] for key in ("bit_allocation", "error_gate")}
+        return stored_bytes(emitted(replace(effective, max_bytes=max_bytes), lowered, about)[1])
 
     while budget is not None and chosen.max_bytes is not None and stored_bytes() > chosen.max_bytes:
-        # tables, biases and the graph take room too; how much is known once a file exists
-        chosen, front = budget.allocated(others=stored_bytes() - budget.weight_bytes())
+        chosen, front = budget.again(stored_bytes(), stored_with)
         effective, lowered, facts, data = build()
     session = data if chosen_target.loads_in_ort else write(TARGETS["ort-cpu"], lowered, facts, effective)
     audit = timings.measure("kernel audit", lambda: audit_kernels(session))

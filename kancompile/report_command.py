@@ -107,10 +107,12 @@ def _calibration(
     if options.calibration is None and options.data is None:
         raise KanCompileError("report: found neither --calibration nor --data, expected the data of the compilation")
     given = opened_data(options, "data" if options.calibration is None else "calibration")
-    key = options.calibration_key if options.calibration is not None else options.data_key
+    name, key = (
+        ("calibration", options.calibration_key) if options.calibration is not None else ("data", options.data_key)
+    )
     wanted = calibration_hash(path)
     share = options.held_out
-    samples = load_calibration(given, key=key, max_samples=max(2, limit + int(limit * share)), seed=seed)
+    samples = load_calibration(given, key=key, max_samples=max(2, limit + int(limit * share)), seed=seed, name=name)
     parts: tuple[Calibration, Calibration | None] = (samples, None)
     if samples.can_be_split and share > 0:
         parts = samples.split(share, torch.Generator().manual_seed(seed))
@@ -118,7 +120,7 @@ def _calibration(
     if thinned.sha256() == wanted:
         return thinned, parts[1]
     # a file that Python compiled with all samples
-    return load_calibration(given, key=key, max_samples=limit, seed=seed), None
+    return load_calibration(given, key=key, max_samples=limit, seed=seed, name=name), None
 
 
 def _text(report: Mapping[str, Any], files: Mapping[Path, bytes]) -> str:

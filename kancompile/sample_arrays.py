@@ -74,8 +74,11 @@ def choose_key(keys: Sequence[str], key: str | None, label_key: str, name: str) 
         others = [candidate for candidate in keys if candidate != label_key]
         if len(others) == 1:
             return others[0]
+    # samples are called as the option that names them, perhaps followed by their file
+    called = name.partition(" ")[0].lstrip("-")
+    option = f"--{called}-key NAME, in Python " if called in ("calibration", "data") else ""
     raise KanCompileError(
-        f"{name}: found arrays {list(keys)!r}, expected one named {wanted!r}; name it with --calibration-key (key=)"
+        f"{name}: found arrays {list(keys)!r}, expected one named {wanted!r}; name it with {option}key="
     )
 
 
@@ -139,11 +142,24 @@ def _shape_message(found: tuple[int, ...], shape: tuple[int, ...], name: str) ->
     text = f"{name}: found shape {found!r}, expected [n, {', '.join(map(str, shape))}]"
     if found == shape:
         return f"{text}; add the batch dimension, x[None]"
-    if int(np.prod(found[1:])) == int(np.prod(shape)):
-        if sorted(found[1:]) == sorted(shape):
-            return f"{text}; transpose the dimensions as the model reads them"
-        return f"{text}; reshape it, x.reshape(-1, {', '.join(map(str, shape))})"
-    return f"{text}; prepare the data as for training"
+    return f"{text}; {shape_hint(found[1:], shape) or 'prepare the data as for training'}"
+
+
+def shape_hint(found: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    """Say how samples of one shape become samples of another one, empty where nothing simple does.
+
+    Args:
+        found, shape: of one sample.
+    """
+    if len(found) == len(shape) == 3 and found == (*shape[1:], shape[0]):
+        return "these have the channels last, the model reads them first: pass x.transpose(0, 3, 1, 2)"
+    if len(found) == len(shape) == 3 and found == (shape[-1], *shape[:-1]):
+        return "these have the channels first, the model reads them last: pass x.transpose(0, 2, 3, 1)"
+    if sorted(found) == sorted(shape):
+        return "transpose the dimensions as the model reads them"
+    if int(np.prod(found)) == int(np.prod(shape)):
+        return f"reshape them, x.reshape(-1, {', '.join(map(str, shape))})"
+    return ""
 
 
 def check_labels(labels: NDArray[Any], n: int, name: str) -> None:

@@ -210,14 +210,36 @@ def check_fits(reference: Reference, samples: Calibration) -> None:
     except Exception as error:  # user code may raise anything
         raise KanCompileError(
             f"calibration: found samples of shape {samples.input_shape!r}, on which the model raises "
-            f"{type(error).__name__} ({_first_line(error)}); expected inputs as it was trained with"
+            f"{type(error).__name__} ({_first_line(error)}); expected inputs as it was trained with{_other_shape(reference, x)}"
         ) from error
     # a model that begins with reshape(-1, n_in) takes any multiple of n_in and answers for another number of samples
     if isinstance(output, Tensor) and output.shape[:1] != x.shape[:1]:
         raise KanCompileError(
             f"calibration: found samples of shape {samples.input_shape!r}, for {len(x)} of which the model returns shape "
-            f"{tuple(output.shape)!r}; expected one row for each, so inputs as it was trained with"
+            f"{tuple(output.shape)!r}; expected one row for each, so inputs as it was trained with{_other_shape(reference, x)}"
         )
+
+
+def _other_shape(reference: Reference, x: Tensor) -> str:
+    """Try the usual other layouts of samples, and say which one the model takes; empty where it takes none of them."""
+    layouts = [("flat: pass x.reshape(len(x), -1)", x.flatten(1))] if x.ndim > 2 else []
+    if x.ndim == 4:
+        layouts = [
+            ("with the channels first: pass x.transpose(0, 3, 1, 2)", x.permute(0, 3, 1, 2)),
+            ("with the channels last: pass x.transpose(0, 2, 3, 1)", x.permute(0, 2, 3, 1)),
+            *layouts,
+        ]
+    if x.ndim == 3:
+        layouts.append(("with a channel of their own: pass x[:, None]", x[:, None]))
+    for how, other in layouts:
+        try:
+            with evaluating(reference) as model, torch.no_grad():
+                output = model(other.contiguous())
+        except Exception:  # user code may raise anything, and then this is not the layout
+            continue
+        if isinstance(output, Tensor) and output.shape[:1] == x.shape[:1]:
+            return f"; it takes these {how}"
+    return ""
 
 
 def _evaluate(model: Callable[[Tensor], Any], x: Tensor, what: str) -> Tensor:
@@ -262,7 +284,10 @@ def _missed(
         reasons.append(f"SQNR is {compiled.sqnr_db:.2f} dB, wanted at least {min_sqnr:g}")
     if max_drop is not None:
         if drop is None:
-            raise KanCompileError("max_drop: found data without labels, expected labels; add an array 'y' to the .npz")
+            raise KanCompileError(
+                "max_drop: found data without labels, expected an array 'y' beside 'x' in an .npz, a folder with one subfolder "
+                "for each class, or a loader of (samples, labels); in Python labels= or such pairs"
+            )
         if not drop <= max_drop:
             reasons.append(f"the task measure drops by {drop:.3f} points, allowed are {max_drop:g}")
     if min_agreement is not None:

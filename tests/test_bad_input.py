@@ -215,3 +215,60 @@ def test_the_command_line_says_the_same(
     assert "Traceback" not in printed.err
     assert printed.out == ""
     assert not (tmp_path / "out").exists()
+
+
+class Pixels(nn.Module):
+    """Reads images with three channels first, as convolutions do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolution(x).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "hint"),
+    [
+        (Pixels(), (8, 9, 3), r"channels first: pass x.transpose\(0, 3, 1, 2\)"),
+        (nn.Linear(24, 2), (2, 3, 4), r"flat: pass x.reshape\(len\(x\), -1\)"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(1)), (8, 9), r"channel of their own: pass x\[:, None\]"),
+        (Pixels(), (8, 9, 4), "expected inputs as it was trained with$"),  # nothing helps
+    ],
+)
+def test_another_layout_is_named_if_the_model_takes_it(model: nn.Module, shape: tuple[int, ...], hint: str) -> None:
+    with pytest.raises(KanCompileError, match=hint):
+        check_fits(model, load_calibration(np.zeros((4, *shape), np.float32)))
+
+
+def test_a_file_names_the_layout_that_it_reads() -> None:
+    from kancompile.benchmarking import export_float
+
+    content = export_float(Pixels(), (3, 8, 9))
+    with pytest.raises(KanCompileError, match=r"data: found samples of shape \(8, 9, 3\).*transpose\(0, 3, 1, 2\)"):
+        validate(content, Pixels(), np.zeros((4, 8, 9, 3), np.float32))
+
+
+@pytest.mark.parametrize("command", ["compile", "validate", "diagnose", "report"])
+def test_arrays_are_chosen_with_the_option_of_the_data_they_are_in(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = make_inputs(30).numpy()
+    np.savez(tmp_path / "odd.npz", a=x, b=x)
+    np.save(tmp_path / "train.npy", x)
+    model = tmp_path / "model.onnx"
+    model.write_bytes(compiled_kan().model_bytes)
+    odd, good = str(tmp_path / "odd.npz"), str(tmp_path / "train.npy")
+    named, factory = ["--factory-arg", FACTORY_ARGS], [FACTORY, "--factory-arg", FACTORY_ARGS]
+    commands = {
+        "compile": (["compile", *factory, "--calibration", odd, "--out", str(tmp_path / "o")], "--calibration-key"),
+        "validate": (["validate", str(model), "--against", FACTORY, *named, "--data", odd], "--data-key"),
+        "diagnose": (["diagnose", *factory, "--calibration", good, "--data", odd], "--data-key"),
+        "report": (["report", str(model), "--against", FACTORY, *named, "--data", odd], "--data-key"),
+    }
+    arguments, option = commands[command]
+    assert main(arguments) == 2
+    printed = capsys.readouterr().err
+    assert f"name it with {option} NAME" in printed
+    assert not any(other in printed for other in {"--calibration-key", "--data-key"} - {option})

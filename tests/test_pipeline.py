@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -135,8 +136,34 @@ def test_byte_budget_is_kept_or_refused() -> None:
     budget = len(free.model_bytes) - 250
     compiled = kancompile.compile(build(WIDTHS), inputs(), recipe={"method": "uniform", "max_bytes": budget})
     assert len(compiled.model_bytes) <= budget
-    with pytest.raises(KanCompileError, match=r"smallest reachable size is \d+ bytes"):
-        kancompile.compile(build(WIDTHS), inputs(), recipe={"max_bytes": 100})
+
+
+@pytest.mark.parametrize(
+    ("widths", "recipe", "below_weights"),
+    [
+        # so small that 8 bits take less than unpacking fewer
+        pytest.param(WIDTHS, {"method": "gptq", "levels": 64}, True, marks=pytest.mark.slow),
+        ((8, 64, 32), {"method": "uniform"}, True),
+        pytest.param((8, 64, 32), {"method": "uniform"}, False, marks=pytest.mark.slow),
+    ],
+)
+def test_the_smallest_size_that_is_named_is_reachable(
+    widths: tuple[int, ...], recipe: dict[str, object], below_weights: bool
+) -> None:
+    model, x = build(widths), inputs()
+    free = kancompile.compile(model, x, recipe=recipe)
+    weights = sum(layer["columns"] * layer["n_out"] for layer in free.manifest["layers"]) // 4
+    # less than 2-bit weights take, and enough for those but not for what the file holds beside them
+    budget = 100 if below_weights else weights + 300
+    with pytest.raises(
+        KanCompileError, match=r"smallest reachable size is \d+ bytes, of which weights take"
+    ) as refused:
+        kancompile.compile(model, x, recipe=recipe | {"max_bytes": budget})
+    named = int(re.search(r"size is (\d+) bytes", str(refused.value))[1])  # type: ignore[index]
+    assert budget < named <= len(free.model_bytes) + 20  # the recipe in the file says the budget
+    assert len(kancompile.compile(model, x, recipe=recipe | {"max_bytes": named}).model_bytes) <= named
+    with pytest.raises(KanCompileError, match=f"smallest reachable size is {named} bytes"):
+        kancompile.compile(model, x, recipe=recipe | {"max_bytes": named - 1})
 
 
 def test_latency_budget_is_measured() -> None:

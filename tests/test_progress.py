@@ -1,6 +1,10 @@
 """Progress: a bar on a terminal, few lines elsewhere, silence where wanted; the items always come through."""
 
+import importlib.util
 import io
+import os
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,3 +65,50 @@ def test_quiet_silences_inside_its_block_only(clock: list[float]) -> None:
             say("inner", stream)
     say("after", stream)
     assert stream.getvalue() == "inner\nafter\n"
+
+
+NOTEBOOK_CELL = """
+import sys
+from kancompile import progress
+progress._SILENT_SECONDS = 0
+%s
+assert list(progress.track(range(4), "rounding weights")) == [0, 1, 2, 3]
+"""
+
+
+def outputs_in_a_notebook(monkeypatch: pytest.MonkeyPatch, before: str = "") -> list[dict[str, Any]]:
+    """Execute a cell that tracks work in a real kernel; a bar would be closed at the end, so updates are looked at."""
+    reason = "needs the test requirements: pip install nbclient ipykernel"
+    nbclient = pytest.importorskip("nbclient", reason=reason)
+    pytest.importorskip("ipykernel", reason=reason)
+    nbformat = pytest.importorskip("nbformat", reason=reason)
+    root = Path(__file__).parent.parent
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]))
+    cells = [nbformat.v4.new_code_cell(NOTEBOOK_CELL % before)]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    nbclient.NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    outputs: list[dict[str, Any]] = notebook.cells[0].outputs
+    return outputs
+
+
+@pytest.mark.filterwarnings("ignore")  # of the machinery of notebooks
+@pytest.mark.skipif(importlib.util.find_spec("ipywidgets") is None, reason="no ipywidgets: pip install ipywidgets")
+def test_a_notebook_shows_a_widget(monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = outputs_in_a_notebook(monkeypatch)
+    assert [output for output in outputs if output.get("name") == "stderr"] == []
+    views = [output for output in outputs if "application/vnd.jupyter.widget-view+json" in output.get("data", {})]
+    text = [output["data"].get("text/plain", "") for output in views]
+    assert len(views) == 1, outputs
+    assert "rounding weights" in text[0] or "0/4" in text[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_notebook_without_widgets_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    hide = """
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == "ipywidgets" else find(name, *more)
+"""
+    outputs = outputs_in_a_notebook(monkeypatch, hide)
+    assert {output.get("name") for output in outputs} == {"stderr"}
+    assert "rounding weights: 4/4 done" in "".join(output["text"] for output in outputs)

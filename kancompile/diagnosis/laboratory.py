@@ -16,6 +16,7 @@ from kancompile.bit_budget import BitBudget
 from kancompile.calibration import Calibration
 from kancompile.convolutions import ConvContraction, QuantizedConvContraction
 from kancompile.error_measures import ErrorMeasure, TaskMetric, decibel, plain_number
+from kancompile.errors import KanCompileError
 from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
 from kancompile.pipeline import lower, prepare
 from kancompile.polynomials import PolynomialExpansion
@@ -95,7 +96,13 @@ class Laboratory:
         with quiet():
             self.program = prepare(captured, self.x, recipe)
             if recipe.max_bytes is not None or recipe.allocated_bits is not None:
-                recipe, _ = BitBudget(self.program, self.x, recipe, seed).allocated()
+                budget = BitBudget(self.program, self.x, recipe, seed)
+                if recipe.max_bytes is not None and recipe.max_bytes < budget.smallest:
+                    raise KanCompileError(
+                        f"max_bytes {recipe.max_bytes}: weights in the fewest bits take {budget.smallest} bytes, not counting "
+                        "tables and the graph; raise the budget"
+                    )
+                recipe, _ = budget.allocated()
         self.recipe = recipe
         self.names = [layer.name for layer in self.program.layers()]
         self.lowerings = 0
