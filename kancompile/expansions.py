@@ -296,6 +296,12 @@ class TableExpansion(nn.Module):
         """Return the same look-up behind another index quantizer or kind of input."""
         return self._with(index, input, self.table if table is None else table, self.scale, self.offset)
 
+    def reading_real(self) -> TableExpansion:
+        """Return the same look-up for real values, whatever the layer before hands over."""
+        if self.input in ("real", "float"):
+            return self
+        return self.with_index(self.index, "real" if self.index.is_8_bit else "float")
+
     def with_codes(self, table: Tensor, scale: Tensor, offset: Tensor | None = None) -> TableExpansion:
         """Return the same look-up of other codes, ``scale`` real units a step, code 0 standing for ``offset``."""
         return self._with(self.index, self.input, table, scale, self.offset if offset is None else offset)

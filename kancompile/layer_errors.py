@@ -2,33 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx
+import torch
+from torch import Tensor
 
 from kancompile.convolutions import QuantizedConvContraction
 from kancompile.error_measures import ErrorMeasure, plain_number
 from kancompile.errors import KanCompileError
 from kancompile.modules import QuantizedContraction, TableExpansion
-from kancompile.program import Program
+from kancompile.program import Layer, Program
 
 
 @dataclass(frozen=True)
 class LayerError:
-    """Error of one contraction's output, errors of earlier layers included."""
+    """Error of one contraction's output.
+
+    Attributes:
+        layer: its name.
+        sqnr_db, max_abs: with the inputs that the lowered layers before it yield, so with their errors.
+        own_sqnr_db: of the layer alone, with the inputs that it has in the float program; ``None`` where it was not measured.
+    """
 
     layer: str
     sqnr_db: float
     max_abs: float
+    own_sqnr_db: float | None = None
 
     def cells(self) -> list[str]:
         """Return a table row."""
-        return [self.layer, f"{self.sqnr_db:.2f}", f"{self.max_abs:.4g}"]
+        own = "" if self.own_sqnr_db is None else f"{self.own_sqnr_db:.2f}"
+        return [self.layer, f"{self.sqnr_db:.2f}", own, f"{self.max_abs:.4g}"]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        return {"layer": self.layer, "sqnr_db": plain_number(self.sqnr_db), "max_abs": plain_number(self.max_abs)}
+        return {
+            "layer": self.layer,
+            "sqnr_db": plain_number(self.sqnr_db),
+            "own_sqnr_db": plain_number(self.own_sqnr_db),
+            "max_abs": plain_number(self.max_abs),
+        }
 
 
 class LayerErrors:
@@ -38,56 +53,85 @@ class LayerErrors:
     table's range cuts off then counts as error of this layer. Convolutions that hand over row numbers are measured before
     that rounding: a range that is short where the functions behind are flat costs nothing, and what it does cost is
     part of the error of the layer behind.
+
+    Attributes:
+        measures: of every layer, errors of the layers before it included.
+        own: of every layer alone; empty unless asked for.
     """
 
-    def __init__(self, float_program: Program, program: Program) -> None:
+    def __init__(self, float_program: Program, program: Program, own: bool = False) -> None:
         """Pair the layers.
+
+        Args:
+            float_program: the captured program.
+            program: the lowered one.
+            own: whether every layer is computed once more, with the inputs that it has in the float program.
 
         Raises:
             KanCompileError: the programs have not the same layers.
         """
-        self.names = [layer.name for layer in float_program.layers()]
-        found = [layer.name for layer in program.layers()]
+        self.float_layers, self.layers = float_program.layers(), program.layers()
+        self.names = [layer.name for layer in self.float_layers]
+        found = [layer.name for layer in self.layers]
         if self.names != found:
             raise KanCompileError(
                 f"layers: found {found!r} in the lowered program, expected {self.names!r} as in the float one"
             )
         self.float_program, self.program = float_program, program
-        self.float_targets = [layer.contraction for layer in float_program.layers()]
-        self.targets = [layer.contraction for layer in program.layers()]
         nodes = program.graph_module.graph.nodes
         self.readers = {str(node.target): list(node.users) for node in nodes if node.op == "call_module"}
         self.measures = [ErrorMeasure() for _ in self.names]
+        self.own = [ErrorMeasure() for _ in self.names] if own else []
 
     def add(self, x: Tensor) -> None:
         """Evaluate both programs on one batch."""
-        expected = self.float_program.trace(x, self.float_targets)
-        actual = self.program.trace(x, self.targets)
-        for name, a, b, measure in zip(self.names, self.float_targets, self.targets, self.measures, strict=True):
-            contraction = self.program.module(b)
-            if isinstance(contraction, QuantizedConvContraction) and contraction.hands_over == "index":
-                real = contraction.with_output(None, "real")(*actual[b][0])
-            else:
-                real = _real_values(self.program, b, actual[b][1], self.readers[b])
+        float_targets = [layer.contraction for layer in self.float_layers]
+        if self.own:
+            float_targets += [target for layer in self.float_layers for target in layer.expansions]
+        expected = self.float_program.trace(x, float_targets)
+        actual = self.program.trace(x, [layer.contraction for layer in self.layers])
+        for number, (float_layer, layer) in enumerate(zip(self.float_layers, self.layers, strict=True)):
+            reference = expected[float_layer.contraction][1].flatten(1)
+            what = f"layer {layer.name!r}"
             # passes may regroup dimensions, never reorder them
-            measure.add(expected[a][1].flatten(1), real.flatten(1), f"layer {name!r}")
+            real = self._real_values(layer.contraction, *actual[layer.contraction])
+            self.measures[number].add(reference, real.flatten(1), what)
+            if self.own:
+                inputs = {target: expected[target][0][0] for target in float_layer.expansions}
+                features = [self._features(float_layer, target, inputs) for target in layer.expansions]
+                with torch.no_grad():
+                    output = self.program.module(layer.contraction)(*features)
+                alone = self._real_values(layer.contraction, tuple(features), output)
+                self.own[number].add(reference, alone.flatten(1), f"{what} alone")
 
     def result(self) -> tuple[LayerError, ...]:
         """Return the errors in the order of evaluation."""
-        pairs = zip(self.names, self.measures, strict=True)
-        return tuple(LayerError(name, measure.sqnr_db, measure.largest) for name, measure in pairs)
+        own: list[float | None] = [measure.sqnr_db for measure in self.own]
+        return tuple(
+            LayerError(name, measure.sqnr_db, measure.largest, alone)
+            for name, measure, alone in zip(self.names, self.measures, own or [None] * len(self.names), strict=True)
+        )
 
+    def _features(self, float_layer: Layer, target: str, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Evaluate one lowered expansion on what its float twin reads."""
+        module = self.program.module(target)
+        if isinstance(module, TableExpansion):
+            module = module.reading_real()
+        with torch.no_grad():
+            features: Tensor = module(inputs[float_layer.origin(target)])
+        return features
 
-def _real_values(program: Program, target: str, output: Tensor, readers: list[fx.Node]) -> Tensor:
-    contraction = program.module(target)
-    index = None
-    if isinstance(contraction, QuantizedContraction):
-        index = contraction.output
-    if index is not None:
-        return (output.double() - index.zero_point) * index.scale
-    for reader in readers:
-        table = program.module(str(reader.target)) if reader.op == "call_module" else None
-        if isinstance(table, TableExpansion) and table.input == "scaled":
-            multiplier, offset = table.index.to_rows()
-            return (output.double() - offset) / multiplier
-    return output
+    def _real_values(self, target: str, features: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Give the output of a contraction in real units; ``features`` are what it read."""
+        contraction = self.program.module(target)
+        if isinstance(contraction, QuantizedConvContraction) and contraction.hands_over == "index":
+            real: Tensor = contraction.with_output(None, "real")(*features)
+            return real
+        if isinstance(contraction, QuantizedContraction) and (index := contraction.output) is not None:
+            return (output.double() - index.zero_point) * index.scale
+        for reader in self.readers[target]:
+            table = self.program.module(str(reader.target)) if reader.op == "call_module" else None
+            if isinstance(table, TableExpansion) and table.input == "scaled":
+                multiplier, offset = table.index.to_rows()
+                return (output.double() - offset) / multiplier
+        return output

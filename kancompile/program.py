@@ -74,6 +74,19 @@ class Layer:
     contraction: str
     expansions: tuple[str, ...]
 
+    def origin(self, lowered: str) -> str:
+        """Return the expansion of this layer that a lowered one comes from; passes that divide one append to its name.
+
+        Raises:
+            KanCompileError: it comes from none.
+        """
+        found = [name for name in self.expansions if lowered == name or lowered.startswith(f"{name}_")]
+        if not found:
+            raise KanCompileError(
+                f"layer {self.name!r}: found expansion {lowered!r}, expected parts of {self.expansions!r}"
+            )
+        return max(found, key=len)
+
 
 @dataclass(frozen=True)
 class Program:

@@ -34,7 +34,7 @@ class Validation:
         runtime: ONNX Runtime against the simulation; ``differing`` is 0 where they agree bit for bit.
         metrics: task measures by name for ``"float"``, ``"compiled"`` and ``"simulated"``; empty without labels.
         drop: points of the first task measure lost from float to compiled, ``None`` without labels.
-        layers: error of every contraction output.
+        layers: error of every contraction output, with the errors of the layers before it and without.
         reasons: why it did not pass.
     """
 
@@ -83,7 +83,7 @@ class Validation:
                 f"by at most {self.runtime.largest:.3g}"
             )
         if self.layers:
-            lines += aligned([["layer", "SQNR dB", "max error"], *(layer.cells() for layer in self.layers)])
+            lines += aligned([["layer", "SQNR dB", "own dB", "max error"], *(layer.cells() for layer in self.layers)])
         lines.append("passed" if self.passed else "not passed: " + "; ".join(self.reasons))
         return "\n".join(lines)
 
@@ -130,7 +130,9 @@ def validate(
     runtime_model = RuntimeModel(model, threads)
     compiled, simulated, runtime = ErrorMeasure(), ErrorMeasure(), ErrorMeasure()
     tasks = {kind: TaskMetric() for kind in ("float", "compiled", *(["simulated"] if program is not None else []))}
-    layers = LayerErrors(float_program, program) if float_program is not None and program is not None else None
+    layers = None
+    if float_program is not None and program is not None:
+        layers = LayerErrors(float_program, program, own=True)
     unusable = dict.fromkeys(tasks, 0)
     n_samples = n_labelled = 0
     batches = stream_batches(data, labels=labels, key=key, batch_size=batch_size)

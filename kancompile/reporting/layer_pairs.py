@@ -103,8 +103,7 @@ class LayerPair:
 
     def origin(self, target: str) -> str:
         """Return the float expansion that a lowered one comes from; passes that divide one append to its name."""
-        found = [name for name in self.float_layer.expansions if target == name or target.startswith(f"{name}_")]
-        return max(found, key=len) if found else target
+        return self.float_layer.origin(target)
 
     def features(self, values: Mapping[str, Tensor]) -> list[Tensor]:
         """Evaluate the lowered expansions on real inputs, given by the name of the node that yields them."""
@@ -226,9 +225,7 @@ def _anchor(program: Program, target: str) -> str:
 
 
 def _reading_real(module: nn.Module) -> nn.Module:
-    if isinstance(module, TableExpansion) and module.input in ("index", "scaled"):
-        return module.with_index(module.index, "real" if module.index.is_8_bit else "float")
-    return module
+    return module.reading_real() if isinstance(module, TableExpansion) else module
 
 
 def _contraction(program: Program, layer: Layer) -> AnyContraction:
