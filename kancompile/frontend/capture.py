@@ -18,6 +18,7 @@ from kancompile.frontend.convolution_layer import canonicalize_convolution
 from kancompile.frontend.convolution_map import is_over_positions
 from kancompile.frontend.export import example_rows, export
 from kancompile.frontend.flow import Flow, analyse
+from kancompile.frontend.patch_layer import canonicalize_patches, find_patches
 from kancompile.frontend.probing import TOLERANCE, confirm
 from kancompile.frontend.regions import Region, find_regions
 from kancompile.frontend.rewrite import rewrite
@@ -88,6 +89,15 @@ def _canonical_layer(flow: Flow, region: Region, name: str) -> CanonicalLayer:
         layer = canonicalize_convolution(flow, region, name)
         confirm(flow, layer)
         return layer
+    refusal: NotLowerableError | None = None
+    try:
+        patches = find_patches(flow, region)
+        if patches is not None:
+            layer = canonicalize_patches(flow, region, name, patches)
+            confirm(flow, layer)
+            return layer
+    except NotLowerableError as error:
+        refusal = error  # a dense matrix may hold it, if the image is small
     if can_be_per_token(flow, region):
         try:
             layer = canonicalize(flow, region, name, per_token=True)
@@ -95,8 +105,11 @@ def _canonical_layer(flow: Flow, region: Region, name: str) -> CanonicalLayer:
             return layer
         except NotLowerableError:
             pass  # the dimensions in front are no tokens; the form below says what is wrong if anything is
-    layer = canonicalize(flow, region, name, per_token=False)
-    confirm(flow, layer)
+    try:
+        layer = canonicalize(flow, region, name, per_token=False)
+        confirm(flow, layer)
+    except NotLowerableError as error:
+        raise refusal or error from error
     return layer
 
 

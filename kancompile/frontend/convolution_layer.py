@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
-from kancompile.convolutions import ConvContraction, Geometry
+from kancompile.convolutions import Geometry
 from kancompile.frontend.batch_layout import NotLowerableError, layout_of
-from kancompile.frontend.canonical import CanonicalLayer, is_kan, positions_of, refuse_other_layers
-from kancompile.frontend.columns import Columns, merge_columns, sample_points, sample_tokens, tokens_are_alike
+from kancompile.frontend.canonical import CanonicalLayer, positions_of, refuse_other_layers
+from kancompile.frontend.convolution_form import ChannelPart, ConvolutionForm, Image, dealt
 from kancompile.frontend.convolution_map import ConvolutionNode, leading_convolutions, pixelwise_map
 from kancompile.frontend.flow import Flow, operator_name
 from kancompile.frontend.origins import Cut, locate
@@ -66,44 +65,14 @@ def _without_final_movement(flow: Flow, region: Region) -> Region:
     return Region(target, region.cuts, tuple(affine))
 
 
-@dataclass(frozen=True)
-class _Image:
-    """How an anchor's elements are channels and pixels: ``pixel_of`` is int64 ``[pixels, channels]``, element numbers."""
-
-    anchor: fx.Node
-    shape: tuple[int, ...]
-    spatial: tuple[int, ...]
-    channels_first: bool
-    pixel_of: Tensor
-
-    @property
-    def channels(self) -> int:
-        return int(self.pixel_of.shape[1])
-
-
-def _image(flow: Flow, anchor: fx.Node, spatial: tuple[int, ...], channels_first: bool) -> _Image:
+def _image(flow: Flow, anchor: fx.Node, spatial: tuple[int, ...], channels_first: bool) -> Image:
     shape = layout_of(anchor, flow.batch).shape
     size, pixels = math.prod(shape), math.prod(spatial)
     if size % pixels or (not channels_first and shape[:-1] != spatial):
         raise NotLowerableError(f"an input of shape {shape} has no {'x'.join(map(str, spatial))} pixels")
     numbers = torch.arange(size)
     pixel_of = numbers.reshape(-1, pixels).T if channels_first else numbers.reshape(pixels, -1)
-    return _Image(anchor, shape, spatial, channels_first, pixel_of)
-
-
-@dataclass
-class _Part:
-    """What the layer reads from one anchor; ``places`` are the elements of every cut, ``[pixels, n_in, k]``, -1 for none."""
-
-    image: _Image
-    selection: Selection | None
-    expansion: Expansion
-    cuts: tuple[int, ...]
-    places: tuple[Tensor, ...]
-
-    @property
-    def n_in(self) -> int:
-        return self.expansion.n_in
+    return Image(anchor, shape, spatial, channels_first, pixel_of)
 
 
 class _Builder:
@@ -116,15 +85,17 @@ class _Builder:
         name: str,
         convolutions: Sequence[ConvolutionNode],
         cuts: Sequence[Cut],
-        images: Sequence[_Image],
+        images: Sequence[Image],
     ) -> None:
         self.flow, self.region, self.name = flow, region, name
         self.convolutions, self.cuts, self.images = convolutions, cuts, images
-        self.kernel, self.taps = convolutions[0].kernel, convolutions[0].taps
+        self.taps = convolutions[0].taps
         same = len({convolution.geometry.groups for convolution in convolutions}) == 1
-        self.groups = convolutions[0].geometry.groups if same else 1
-        self.pads = convolutions[0].geometry.pads
+        moves = convolutions[0].geometry
+        self.groups = moves.groups if same else 1
         self.out_shape = layout_of(region.target, flow.batch).shape
+        geometry = Geometry(moves.stride, moves.padding, moves.dilation, self.groups)
+        self.form = ConvolutionForm(region, name, convolutions[0].kernel, geometry, self.out_shape)
         self.row_elements = largest_row(flow, [*region.affine, *region.cuts])
 
     def build(self) -> CanonicalLayer:
@@ -133,26 +104,9 @@ class _Builder:
             raise NotLowerableError("convolution of constants")
         kernels, bias = self._kernels()
         weights, constants = self._columns(parts, kernels)
-        kept: list[tuple[_Part, Columns]] = []
-        kan = False
-        for part, weight in zip(parts, weights, strict=True):
-            if not tokens_are_alike(part.expansion):
-                raise NotLowerableError("functions differ between pixels")
-            values = sample_tokens(part.expansion, sample_points())
-            columns = Columns(part.expansion, weight.reshape(-1, part.n_in, part.expansion.k))
-            merged, shift, values = merge_columns(columns, values)
-            constants.append((shift, _dealt(part.n_in, self.groups)))
-            if merged is not None:
-                kan = kan or is_kan(merged.expansion, values)
-                kept.append((part, merged))
-        if not kept or all(columns.expansion.is_identity for _, columns in kept):
-            raise NotLowerableError("plain convolution")
-        if not kan:
-            raise NotLowerableError("convolution after a plain activation")
-        kept, bias = self._with_constants(kept, constants, bias)
-        return self._layer(kept, bias)
+        return self.form.assemble(parts, weights, constants, bias)
 
-    def _read(self, image: _Image) -> _Part | None:
+    def _read(self, image: Image) -> ChannelPart | None:
         """Make the cuts of one anchor branches of one expansion, ``None`` where all of them are constant."""
         flow, cuts = self.flow, self.cuts
         own = [number for number, cut in enumerate(cuts) if cut.anchor is image.anchor]
@@ -178,7 +132,7 @@ class _Builder:
             inner = None if node is image.anchor else cut_out(flow, [image.anchor], node, selection)
             branches.append(Branch(node.name, inner, position.contiguous()))
         expansion = Expansion(read, branches, channels_first=image.channels_first)
-        return _Part(image, selection, expansion, tuple(own), tuple(places[:, channels] for places in every))
+        return ChannelPart(image, selection, expansion, tuple(own), tuple(places[:, channels] for places in every))
 
     def _kernels(self) -> tuple[list[Tensor], Tensor]:
         """Fold what follows the convolutions: kernels ``[n_out, taps, c]`` of each, and the bias of the layer."""
@@ -200,7 +154,7 @@ class _Builder:
         return kernels, bias
 
     def _columns(
-        self, parts: Sequence[_Part], kernels: Sequence[Tensor]
+        self, parts: Sequence[ChannelPart], kernels: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
         """Sort the kernels by (channel, function).
 
@@ -254,17 +208,17 @@ class _Builder:
         matrices, constant = pixelwise_map(in_front, base, columns, n_channels, self.row_elements, "in front of")
         return {number: matrices[number] for number in numbers}, constant
 
-    def _owners(self, convolution: ConvolutionNode, first: _Part, maps: dict[int, Tensor]) -> Tensor:
+    def _owners(self, convolution: ConvolutionNode, first: ChannelPart, maps: dict[int, Tensor]) -> Tensor:
         """Give every input channel of a convolution a place in its group, int64 ``[c, 2]``, for the constant it carries.
 
         It is that of the channel of the first expansion whose functions it carries as well, else the next one.
         """
         n_channels = int(self.flow.values[convolution.source].shape[1])
-        owners = _dealt(n_channels, self.groups)
+        owners = dealt(n_channels, self.groups)
         relevant = [maps[number].reshape(n_channels, first.n_in, -1) for number in first.cuts if number in maps]
         if relevant:
             size = torch.cat([matrix.abs() for matrix in relevant], dim=-1).amax(-1)  # [c, n_in]
-            own = _dealt(first.n_in, self.groups)[size.argmax(1)]
+            own = dealt(first.n_in, self.groups)[size.argmax(1)]
             holds = size.amax(1) > 0
             for group in range(self.groups):  # constants alone take places in order, whatever stands between them
                 alone = ~holds & (owners[:, 0] == group)
@@ -272,53 +226,8 @@ class _Builder:
             owners = torch.where(holds[:, None], own, owners)
         return owners
 
-    def _with_constants(
-        self, kept: list[tuple[_Part, Columns]], constants: Sequence[tuple[Tensor, Tensor]], bias: Tensor
-    ) -> tuple[list[tuple[_Part, Columns]], Tensor]:
-        """Put constants into the bias or, where there is padding, into one more function of the first expansion."""
-        n_out = self.out_shape[0]
-        if not self.pads:
-            for weight, _ in constants:
-                bias = bias + weight.sum(1).reshape(n_out, self.taps).sum(1)
-            return kept, bias
-        part, columns = kept[0]
-        n_in = columns.expansion.n_in
-        groups = self.groups if n_in % self.groups == 0 else 1
-        added = torch.zeros(n_out * self.taps, n_in)
-        for weight, owners in constants:
-            share = n_in // groups
-            place = (owners[:, 0] % groups) * share + owners[:, 1] % share
-            added.index_add_(1, place, weight)
-        if not bool(added.any()):
-            return kept, bias
-        branches = [*columns.expansion.branches, _ones(columns.expansion)]
-        expansion = Expansion(columns.expansion.anchor_shape, branches, columns.expansion.channels_first)
-        weight = torch.cat([columns.weight, added[..., None]], dim=-1)
-        return [(part, Columns(expansion, weight)), *kept[1:]], bias
 
-    def _layer(self, kept: Sequence[tuple[_Part, Columns]], bias: Tensor) -> CanonicalLayer:
-        n_out, groups = self.out_shape[0], self.groups
-        weights = [columns.weight.reshape(n_out, self.taps, *columns.weight.shape[1:]) for _, columns in kept]
-        grouped = _block_diagonal(weights, groups) if groups > 1 else None
-        if grouped is None:
-            groups, grouped = 1, torch.cat([weight.flatten(2) for weight in weights], dim=-1)
-        geometry = self.convolutions[0].geometry
-        return CanonicalLayer(
-            self.region,
-            tuple(part.image.anchor for part, _ in kept),
-            tuple(part.selection for part, _ in kept),
-            tuple(columns.expansion for _, columns in kept),
-            ConvContraction(
-                self.name,
-                grouped.transpose(1, 2).reshape(n_out, -1, *self.kernel).contiguous(),
-                bias,
-                Geometry(geometry.stride, geometry.padding, geometry.dilation, groups),
-                self.out_shape,
-            ),
-        )
-
-
-def _selection(image: _Image, channels: Tensor) -> Selection | None:
+def _selection(image: Image, channels: Tensor) -> Selection | None:
     if image.channels_first:
         whole = len(channels) == image.channels and image.shape == (image.channels, *image.spatial)
         return None if whole else ChannelSelection((), image.channels, channels, image.spatial)
@@ -346,37 +255,3 @@ def _picked(places: Tensor, n_channels: int) -> Tensor:
 def _product(left: Tensor, right: Tensor) -> Tensor:
     """Multiply matrices; where every column of ``right`` or row of ``left`` has one entry, nothing but that is rounded."""
     return (left.double() @ right.double()).float()
-
-
-def _dealt(count: int, groups: int) -> Tensor:
-    """Give ``count`` channels in order their group and place within it, int64 ``[count, 2]``."""
-    groups = groups if count % groups == 0 else 1
-    numbers, share = torch.arange(count), count // groups
-    return torch.stack([numbers // share, numbers % share], dim=1)
-
-
-def _ones(expansion: Expansion) -> Branch:
-    """Build the branch that is 1 for every input."""
-    graph = fx.Graph()
-    graph.output(graph.call_function(torch.ops.aten.ones_like.default, (graph.placeholder("x"),)))
-    position = torch.arange(math.prod(expansion.in_shape)).reshape(*expansion.in_shape, 1)
-    return Branch("one", fx.GraphModule({}, graph), position)
-
-
-def _block_diagonal(weights: Sequence[Tensor], groups: int) -> Tensor | None:
-    """Keep the blocks of groups, ``[n_out, taps, n_in, k]`` -> ``[n_out, taps, c / groups]``; ``None`` where others count."""
-    n_out = len(weights[0])
-    if n_out % groups or any(weight.shape[2] % groups for weight in weights):
-        return None
-    blocks = []
-    for group in range(groups):
-        rows = slice(group * n_out // groups, (group + 1) * n_out // groups)
-        parts = []
-        for weight in weights:
-            share = weight.shape[2] // groups
-            inside = weight[rows, :, group * share : (group + 1) * share]
-            if int(torch.count_nonzero(inside)) != int(torch.count_nonzero(weight[rows])):
-                return None
-            parts.append(inside.flatten(2))
-        blocks.append(torch.cat(parts, dim=-1))
-    return torch.cat(blocks)

@@ -222,6 +222,9 @@ def pixelwise_map(
 
     def pull_back(seed: Tensor) -> list[Tensor]:
         """Give the derivative of ``<seed, y>`` by every column at every pixel, ``[rows, pixels, c_j]``."""
+        count = len(seed)
+        if count == 1:  # the derivative of a batch norm of one image in channels-last order is wrong in PyTorch 2.13
+            seed = seed.expand(2, *seed.shape[1:])
         with torch.enable_grad():
             inputs = [value.expand(len(seed), *value.shape).clone().requires_grad_() for value in base]
             try:
@@ -230,9 +233,9 @@ def pixelwise_map(
             except RuntimeError as error:
                 raise NotLowerableError(f"its affine part has no derivative ({str(error).splitlines()[0]})") from error
         return [
-            torch.zeros(len(seed), *wanted.shape)
+            torch.zeros(count, *wanted.shape)
             if gradient is None
-            else gradient.flatten(1)[:, wanted.clamp(min=0)] * (wanted >= 0)
+            else gradient.flatten(1)[:count, wanted.clamp(min=0)] * (wanted >= 0)
             for gradient, wanted in zip(gradients, columns, strict=True)
         ]
 

@@ -58,6 +58,8 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     _ATEN._embedding_bag.default: embedding_bag,
     _ATEN._embedding_bag_forward_only.default: embedding_bag,
 }
+WHOLE = frozenset({_ATEN.im2col.default})
+"""Operators that are not decomposed."""
 
 
 def is_checked(operator: Any) -> bool:

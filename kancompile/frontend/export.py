@@ -24,7 +24,7 @@ from torch.export import ExportedProgram
 
 from kancompile.errors import KanCompileError
 from kancompile.exported_file import load_exported
-from kancompile.frontend.decompositions import DECOMPOSITIONS, is_checked
+from kancompile.frontend.decompositions import DECOMPOSITIONS, WHOLE, is_checked
 from kancompile.frontend.source_lines import error_source
 
 EXAMPLE_ROWS = 3
@@ -123,7 +123,8 @@ def quiet() -> Iterator[None]:
 def _decompositions() -> dict[Any, Callable[..., Any]]:
     """Core ATen decompositions and our own; collecting them takes as long as applying them, so it is done once."""
     table: dict[Any, Callable[..., Any]] = torch.export.default_decompositions().materialize()
-    return {**table, **DECOMPOSITIONS}
+    # patches of images stay one call, from which the convolution that they are for can be read
+    return {operator: rule for operator, rule in {**table, **DECOMPOSITIONS}.items() if operator not in WHOLE}
 
 
 @contextmanager
