@@ -33,6 +33,8 @@ def test_a_model_that_compiles_has_figures() -> None:
     assert row.float_error < 1e-5
     assert row.layer_sqnr is not None
     assert row.layer_sqnr > 35
+    assert row.own_sqnr is not None
+    assert row.own_sqnr >= row.layer_sqnr - 3  # without the errors of earlier layers
     assert row.speedup is not None
 
 
@@ -40,10 +42,13 @@ def test_a_model_that_does_not_compile_has_its_error() -> None:
     row = measure(FamilyModel("powers", "test", lambda: Powers(True), epochs=1), 3, lambda text: None)
     assert "test_compatibility.py" in row.error
     assert "other samples of its batch" in row.error
-    text = page([row, Row("good", "zoo", accuracy=90.0, layers=2, float_error=2e-5, layer_sqnr=30.0, speedup=4.0)])
+    good = Row("good", "zoo", accuracy=90.0, layers=2, float_error=2e-5, layer_sqnr=30.0, own_sqnr=36.0, speedup=4.0)
+    text = page([row, good])
     assert "1 of 2 models compile. Median speed-up 4.0x." in text
     assert "Float lowering error above 1e-5: good of zoo (2.0e-05)." in text
-    assert "Layers below 35 dB: good of zoo (30.0 dB)." in text
+    assert "Layers below 35 dB, earlier layers' errors included: good of zoo (30.0 dB)." in text
+    assert "Layers below 35 dB alone: none." in text
+    assert "| 30.0 dB | 36.0 dB |" in text
     assert f"1. {row.error}" in text
 
 

@@ -205,7 +205,7 @@ class _Interpolated(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[b, *]`` to ``[b, *, rank]``."""
         x = x.clamp(self.low, self.high)
-        rows = nn.functional.embedding(torch.bucketize(x, self.inner, right=True), self.table)
+        rows = nn.functional.embedding(torch.bucketize(x.contiguous(), self.inner, right=True), self.table)
         offset = x.unsqueeze(-1) - rows[..., :1]
         values: Tensor = rows[..., 1 : 1 + self.rank] + offset * rows[..., 1 + self.rank :]
         return values
