@@ -12,75 +12,9 @@ from torch.nn import functional
 
 from examples.zoo import kagn_conv
 from kancompile.convolutions import ConvContraction
-from kancompile.errors import KanCompileError
-from kancompile.frontend import capture
-from kancompile.program import Program, show
-from tests.frontend.capturing import captured, draw, expansions, functions_are_shared
-
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-
-
-def seeded(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw parameters and statistics from a seed."""
-    for number, (name, value) in enumerate([*module.named_parameters(), *module.named_buffers()]):
-        drawn = draw(*value.shape, seed=seed + number) if value.dim() else value
-        with torch.no_grad():
-            if "var" in name:
-                value.copy_(drawn.abs() + 0.5)
-            elif value.dim():
-                value.copy_(drawn / max(1, value[0].numel() if value.dim() > 1 else 1) ** 0.5)
-    return module
-
-
-def powers(x: Tensor, degree: int, order: str = "degree") -> Tensor:
-    """Concatenate powers of ``tanh(x)`` along the channels, degree-major or feature-major."""
-    u = torch.tanh(x)
-    basis = [u ** (power + 1) for power in range(degree)]
-    return torch.cat(basis, dim=1) if order == "degree" else torch.stack(basis, dim=2).flatten(1, 2)
-
-
-def chebyshev(x: Tensor, degree: int) -> Tensor:
-    """Concatenate the polynomials T_0 = 1 to T_degree of ``tanh(x)``, degree-major."""
-    u = torch.tanh(x)
-    basis = [torch.ones_like(u), u]
-    while len(basis) <= degree:
-        basis.append(2 * u * basis[-1] - basis[-2])
-    return torch.cat(basis, dim=1)
-
-
-class PowersConv(nn.Module):
-    """A convolution of powers of the input."""
-
-    def __init__(self, n_in: int = 4, n_out: int = 6, kernel: int = 3, order: str = "degree", **moves: int) -> None:
-        super().__init__()
-        self.order = order
-        dims = moves.pop("dims", 2)
-        self.conv = CONVOLUTIONS[dims](3 * n_in, n_out, kernel, **moves)
-        seeded(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(powers(x, 3, self.order))
-
-
-class Wrapped(nn.Module):
-    """Modules and a function of them and the input."""
-
-    def __init__(self, function: Callable[..., Tensor], **modules: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        self.names = tuple(modules)
-        for name, module in modules.items():
-            self.add_module(name, seeded(module, len(name)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x, *(self.get_submodule(name) for name in self.names))
-
-
-def convolution(program: Program, layer: int = 0) -> ConvContraction:
-    """Give the convolution of a layer."""
-    found = program.module(program.layers()[layer].contraction)
-    assert isinstance(found, ConvContraction)
-    return found
+from kancompile.program import show
+from tests.frontend.capturing import captured, expansions, functions_are_shared
+from tests.frontend.convolution_models import PowersConv, Wrapped, chebyshev, convolution, powers, seeded
 
 
 def test_kagn_classifier() -> None:
@@ -404,55 +338,6 @@ def test_padding_behind_the_basis_is_that_of_the_convolution() -> None:
         conv=nn.Conv2d(12, 5, 3, padding=(0, 1)),
     )
     assert convolution(captured(model, (4, 6, 7))).geometry.padding == (3, 2)
-
-
-def _refusals() -> list[tuple[Callable[..., Tensor], dict[str, nn.Module], str]]:
-    return [
-        (lambda x, conv: conv(powers(x, 3)), {"conv": nn.ConvTranspose2d(12, 4, 3)}, "transposed convolution"),
-        (
-            lambda x, conv: conv(powers(x, 3)),
-            {"conv": nn.Conv2d(12, 4, 3, padding=1, padding_mode="reflect")},
-            "pixels",
-        ),
-        (lambda x, conv: conv(powers(functional.pad(x, (1, 1, 1, 1)), 3)), {"conv": nn.Conv2d(12, 4, 3)}, "pixels"),
-        (lambda x, conv: conv(powers(x, 3).flip(2)), {"conv": nn.Conv2d(12, 4, 3)}, "move between pixels"),
-        (lambda x, conv: conv(powers(x, 3).transpose(2, 3)), {"conv": nn.Conv2d(12, 4, 3)}, "move between pixels"),
-        (
-            lambda x, conv: conv(x * torch.sin(x * torch.arange(1.0, 31).reshape(6, 5))),
-            {"conv": nn.Conv2d(4, 4, 3)},
-            "functions differ between pixels",
-        ),
-        (
-            lambda x, conv: conv(functional.relu(x)),
-            {"conv": nn.Conv2d(4, 4, 3)},
-            "convolution after a plain activation",
-        ),
-        (lambda x, conv: conv(x), {"conv": nn.Conv2d(4, 4, 3)}, "plain linear layer"),
-        (
-            lambda x, conv: conv(powers(x, 3)) * torch.arange(1.0, 31).reshape(6, 5),
-            {"conv": nn.Conv2d(12, 4, 3, padding=1)},
-            "weights behind the convolution differ between pixels",
-        ),
-    ]
-
-
-@pytest.mark.parametrize(("function", "modules", "reason"), _refusals())
-def test_refusals(function: Callable[..., Tensor], modules: dict[str, nn.Module], reason: str) -> None:
-    with pytest.raises(KanCompileError, match=rf"test_capture_convolutions.py:\d+\): .*{reason}"):
-        capture(Wrapped(function, **modules), (4, 6, 5))
-
-
-def test_refused_convolution_stays_beside_captured_ones() -> None:
-    model = Wrapped(
-        lambda x, first, second: second(powers(first(x), 3)),
-        first=PowersConv(4, 4, padding=1),
-        second=nn.ConvTranspose2d(12, 3, 2, stride=2),
-    )
-    program = captured(model, (4, 6, 5))
-    assert [layer.name for layer in program.layers()] == ["first"]
-    (entry,) = program.unrecognized
-    assert entry.reason == "transposed convolution"
-    assert entry.source.startswith("test_capture_convolutions.py:")
 
 
 class RandomLayers(nn.Module):
