@@ -131,11 +131,10 @@ def command_parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--threads", type=counts, default=(1, 0), metavar="N,N", help="0 for all (default 1,0)")
     benchmark.add_argument(
         "--runtime",
-        nargs="+",
-        action="extend",
+        action="append",
         default=[],
         metavar="NAME",
-        help="also time the model in NAME, such as openvino, tract, litert, c99, web, ort-mobile, or all",
+        help="also time the model in NAME, such as openvino, tract, litert, c99, web, ort-mobile, or all; may be repeated",
     )
     benchmark.add_argument("--repeats", type=count, default=30, help="measured blocks of each candidate (default 30)")
     add_data(benchmark, "data", "inputs; seeded values in -1 ... 1 without them", required=False)
