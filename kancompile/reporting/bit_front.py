@@ -24,6 +24,8 @@ from kancompile.recipe import Recipe
 from kancompile.reporting.source import ReportSource
 
 WIDTHS = (2, 3, 4, 6, 8)
+_FEW_WIDTHS = (2, 4, 8)
+_MANY_LAYERS = 8  # whose every lowering takes ten seconds and more, if they are convolutions
 _SAMPLES = 256
 _JUDGED = 512
 _JUDGED_ELEMENTS = 1 << 19
@@ -77,7 +79,8 @@ def measure_front(source: ReportSource) -> dict[str, Any]:
             ({name: e["bits"][name] for name in bits if name in e["bits"]}, e["sensitivity"]) for e in thinned
         ]
     else:
-        candidates = [(dict.fromkeys(bits, width), None) for width in WIDTHS]
+        widths = WIDTHS if len(bits) < _MANY_LAYERS else _FEW_WIDTHS
+        candidates = [(dict.fromkeys(bits, width), None) for width in widths]
     if not bits:
         return {"origin": "none", "samples": 0, "points": []}
     judge = _Judge(source)
