@@ -79,10 +79,7 @@ def canonicalize(flow: Flow, region: Region, name: str, per_token: bool) -> Cano
         if merged is not None:
             kan = kan or is_kan(merged.expansion, values)
             kept.append((part, merged))
-    if not kept or all(columns.expansion.is_identity for _, columns in kept):
-        raise NotLowerableError("plain linear layer")
-    if not kan:
-        raise NotLowerableError("linear layer after a plain activation")
+    refuse_plain([columns.expansion for _, columns in kept], kan, "linear layer")
     return CanonicalLayer(
         region,
         tuple(part.anchor for part, _ in kept),
@@ -185,6 +182,23 @@ def can_be_per_token(flow: Flow, region: Region) -> bool:
         return bool(_lead(layout_of(region.target, flow.batch), layouts))
     except NotLowerableError:
         return False
+
+
+def refuse_plain(expansions: Sequence[Expansion], kan: bool, what: str) -> None:
+    """Refuse a layer that is no KAN layer.
+
+    Args:
+        expansions: what it reads, parts that carry nothing left out.
+        kan: whether one of them is more than an activation.
+        what: the layer, in words.
+
+    Raises:
+        NotLowerableError: it reads features themselves, or plain activations of them.
+    """
+    if all(expansion.is_identity for expansion in expansions):
+        raise NotLowerableError(f"plain {what}")
+    if not kan:
+        raise NotLowerableError(f"{what} after a plain activation")
 
 
 def refuse_other_layers(flow: Flow, region: Region) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from kancompile.convolutions import ConvContraction, Geometry
 from kancompile.frontend.batch_layout import NotLowerableError
-from kancompile.frontend.canonical import CanonicalLayer, is_kan
+from kancompile.frontend.canonical import CanonicalLayer, is_kan, refuse_plain
 from kancompile.frontend.columns import Columns, merge_columns, sample_points, sample_tokens, tokens_are_alike
 from kancompile.frontend.regions import Region
 from kancompile.frontend.subgraph import Selection
@@ -101,10 +101,7 @@ class ConvolutionForm:
             if merged is not None:
                 kan = kan or is_kan(merged.expansion, values)
                 kept.append((part, merged))
-        if not kept or all(columns.expansion.is_identity for _, columns in kept):
-            raise NotLowerableError("plain convolution")
-        if not kan:
-            raise NotLowerableError("convolution after a plain activation")
+        refuse_plain([columns.expansion for _, columns in kept], kan, "convolution")
         kept, bias = self._with_constants(kept, constants, bias)
         return self._layer(kept, bias)
 
