@@ -44,9 +44,10 @@ class TableDraft:
 
         A table that all channels share is rounded with all its codes together (``round_table_codes``).
         """
-        codes = torch.round((self.values - offset[:, None]) / scale[:, None])
         if zero_point:  # rounding after adding the zero point could move the code of 0
             codes = torch.round(self.values / scale[:, None]) + zero_point
+        else:
+            codes = torch.round((self.values - offset[:, None]) / scale[:, None])
         codes = codes.clamp(0, 255)
         if len(codes) == 1 and not self.expansion.is_identity:
             codes = round_together(codes[0], self.values[0], scale[0], offset[0], self.patches, self.index)[None]
