@@ -34,7 +34,7 @@ from kancompile.atomic_write import write_atomically
 from kancompile.benchmarking import FLOAT_EXPORT, benchmark
 from kancompile.errors import KanCompileError
 from kancompile.execution import RuntimeModel
-from kancompile.pipeline import lower
+from kancompile.lowering import lower
 from kancompile.polynomials import PolynomialExpansion
 from kancompile.program import Program
 from kancompile.progress import quiet

@@ -1,4 +1,4 @@
-"""From a trained model to a file: the passes in their order, and everything that is known about the result."""
+"""From a trained model to a file, and everything that is known about the result."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,37 +17,21 @@ from torch import Tensor, nn
 from kancompile.atomic_write import check_destinations, write_atomically
 from kancompile.bit_budget import BitBudget, check_latency
 from kancompile.calibration import Calibration, load_calibration
-from kancompile.cpu_presets import CPU_PRESETS
 from kancompile.emission import check_target, target_named, write
 from kancompile.error_gate import ErrorGate
 from kancompile.errors import KanCompileError
 from kancompile.execution import RuntimeModel
 from kancompile.frontend.capture import capture
+from kancompile.lowering import Lowering, Timings, check_patterns, prepare
 from kancompile.manifest import ABOUT_THE_FILE, describe, describe_file_bytes, describe_layer
-from kancompile.pair_products import prove_layer
-from kancompile.passes.absorb_plain_layers import AbsorbPlainLayers
-from kancompile.passes.factorize_edges import FactorizeEdges
-from kancompile.passes.factorize_expansions import FactorizeExpansions
-from kancompile.passes.fuse_index import FuseIndex
-from kancompile.passes.lower_exactly import lower_exactly
-from kancompile.passes.lower_to_polynomials import LowerToPolynomials
-from kancompile.passes.methods import method_named
-from kancompile.passes.mix_functions import MixFunctions
 from kancompile.passes.quantize_outputs import QuantizeOutputs
-from kancompile.passes.round_to_16_bits import RoundTo16Bits
-from kancompile.passes.round_weights import RoundingOptions, RoundWeights
-from kancompile.passes.split_branches import SplitBranches
-from kancompile.passes.tabulate_expansions import TableOptions, TabulateExpansions
-from kancompile.program import Program, check, with_history
-from kancompile.progress import say
-from kancompile.recipe import LayerRecipe, Recipe, read_recipe
+from kancompile.program import Program, with_history
+from kancompile.recipe import Recipe, read_recipe
 from kancompile.targets import TARGETS
 from kancompile.targets.kernel_audit import KernelAudit, audit_kernels
 from kancompile.validation import check_fits
 
 MANIFEST_SUFFIX = ".manifest.json"
-WIDE_TOLERANCE = 2.0**-17
-"""Relative error of the functions of a 16-bit layer: half a step of its codes."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +100,7 @@ class CompiledModel:
         target = target_named(name)
         about = (*ABOUT_THE_FILE, *target_named(self.manifest["target"]).facts(self.model_bytes))
         facts = {key: value for key, value in self.manifest.items() if key not in about} | {"target": name}
-        timings = _Timings()
+        timings = Timings()
         program = self.program
         if target.quantized_outputs:
             program = QuantizeOutputs()(program, self.calibration.samples)
@@ -169,7 +153,7 @@ def compile(
         KanCompileError: bad input of any kind; nothing is written.
         ThresholdMissedError: no lowering reaches the recipe's ``min_sqnr``.
     """
-    timings = _Timings()
+    timings = Timings()
     chosen_target = target_named(target)
     chosen = read_recipe(recipe)
     if chosen.max_latency_us is not None and not chosen_target.loads_in_ort:
@@ -192,8 +176,10 @@ def compile(
     else:
         budget, front = None, {}
 
+    lowering = Lowering(captured, x, seed, device)
+
     def build() -> tuple[Recipe, Program, dict[str, Any], bytes]:
-        gate = ErrorGate(captured, x, lambda refined: lower(captured, x, refined, seed, device, timings))
+        gate = ErrorGate(captured, x, lambda refined: lowering(refined, timings))
         held, lowered = gate.hold(chosen)
         if chosen_target.quantized_outputs:
             quantized = timings.measure(QuantizeOutputs.name, lambda: QuantizeOutputs()(lowered, x))
@@ -251,135 +237,6 @@ def one_sample_seconds(model: bytes, x: Tensor, runs: int = 200) -> float:
     return statistics.median(seconds)
 
 
-def check_patterns(program: Program, x: Tensor, recipe: Recipe) -> None:
-    """Make sure that every pattern of a recipe names a layer, ordinary layers that can be absorbed included.
-
-    Args:
-        program: a captured program.
-        x: calibration inputs ``[n, *input_shape]``.
-        recipe: the choices.
-
-    Raises:
-        KanCompileError: a pattern fits no layer.
-    """
-    recipe.check_layers(layer.name for layer in AbsorbPlainLayers()(program, x).layers())
-
-
-def prepare(program: Program, x: Tensor, recipe: Recipe) -> Program:
-    """Bring a captured program into the form that integer lowering starts from; its values stay the same up to rounding.
-
-    Args:
-        program: a captured program.
-        x: calibration inputs ``[n, *input_shape]``.
-        recipe: the choices; ordinary layers of another precision stay as they are.
-    """
-    with torch.no_grad():
-        absorbed = AbsorbPlainLayers(lambda name: recipe.for_layer(name).arithmetic == "int8")(program, x)
-    check(absorbed)
-    return with_history(AbsorbPlainLayers.name, program, absorbed)
-
-
-def lower(
-    program: Program,
-    x: Tensor,
-    recipe: Recipe,
-    seed: int = 0,
-    device: str = "cpu",
-    timings: _Timings | None = None,
-) -> Program:
-    """Run the passes of a recipe over a captured program.
-
-    Args:
-        program: a captured program.
-        x: calibration inputs ``[n, *input_shape]``.
-        recipe: the choices.
-        seed: of every random choice.
-        device: where rounding methods keep their matrices.
-        timings: collects the seconds of every pass.
-    """
-    timings = timings or _Timings()
-    preset = CPU_PRESETS[recipe.cpu]
-
-    precisions = {layer.name: recipe.for_layer(layer.name).arithmetic for layer in program.layers()}
-
-    def has(*wanted: str) -> Callable[[str], bool]:
-        return lambda name: precisions[name] in wanted
-
-    def table_options(name: str) -> TableOptions | None:
-        layer = recipe.for_layer(name)
-        if precisions[name] != "int8":
-            return None
-        # methods that compensate their errors leave about as much as nearest rounding with two bits more
-        bits = layer.weight_bits if layer.rounding_method == "uniform" else min(8, layer.weight_bits + 2)
-        return TableOptions(layer.levels, layer.range, layer.percentile, bits, layer.column_scaling)  # type: ignore[arg-type]
-
-    def rounding_options(name: str) -> RoundingOptions:
-        layer: LayerRecipe = recipe.for_layer(name)
-        method = method_named(layer.rounding_method, device)
-        return RoundingOptions(
-            method, layer.rounding_method, layer.weight_bits, layer.granularity, layer.group_size, preset.int16_pairs
-        )
-
-    def function_error(name: str) -> float:
-        layer = recipe.for_layer(name)
-        return layer.function_error if precisions[name] == "int8" and layer.granularity != "branch" else 0.0
-
-    wide = LowerToPolynomials(WIDE_TOLERANCE, applies=has("int16"))
-    in_branches = SplitBranches(lambda name: recipe.for_layer(name).granularity == "branch")
-    stages: list[tuple[str, tuple[str, ...], Callable[[Program], Program]]] = [
-        (LowerToPolynomials.name, ("float",), lambda stage: lower_exactly(stage, x, has("float"))),
-        (LowerToPolynomials.name, ("int16",), lambda stage: wide(stage, x)),
-        (RoundTo16Bits.name, ("int16",), RoundTo16Bits(has("int16"))),
-        (FactorizeEdges.name, ("int8",), lambda stage: FactorizeEdges(has("int8"))(stage, x)),
-        (FactorizeExpansions.name, ("int8",), lambda stage: FactorizeExpansions(has("int8"))(stage, x)),
-        (MixFunctions.name, ("int8",), lambda stage: MixFunctions(function_error)(stage, x)),
-        (SplitBranches.name, ("int8",), in_branches),
-        (TabulateExpansions.name, ("int8",), lambda stage: TabulateExpansions(table_options)(stage, x)),
-        (RoundWeights.name, ("int8",), lambda stage: RoundWeights(rounding_options, seed)(stage, x)),
-        (FuseIndex.name, ("int8",), FuseIndex()),
-    ]
-    for name, needed, run in stages:
-        if not any(precision in needed for precision in precisions.values()):
-            continue
-        say(f"{name} ...")
-        with torch.no_grad():
-            passed = timings.measure(name, lambda: run(program))  # noqa: B023 (called at once)
-        check(passed)
-        program = with_history(name, program, passed)
-    if preset.int16_pairs:
-        check_pairs(program)
-    return program
-
-
-def check_pairs(program: Program) -> None:
-    """Refuse a program that processors without VNNI would compute otherwise.
-
-    Raises:
-        KanCompileError: sums of two neighbouring products of a layer can leave int16.
-    """
-    for layer in program.layers():
-        proof = prove_layer(program, layer)
-        if proof is not None and not proof.holds:
-            raise KanCompileError(
-                f"layer {layer.name!r}: {proof.overflowing} sums of two neighbouring products can leave int16 (up to "
-                f"{proof.largest}), expected none for processors without VNNI; use 7 weight bits for this layer, or a recipe "
-                'with cpu = "x86-vnni" or "arm64"'
-            )
-
-
-class _Timings:
-    """Seconds of every stage, in order."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def measure(self, name: str, work: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
-        result = work()
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-        return result
-
-
 def _check_activations(program: Program, x: Tensor) -> None:
     """Refuse calibration data that drives an activation to NaN or infinity, naming the layer."""
     layers = program.layers()
@@ -392,4 +249,4 @@ def _check_activations(program: Program, x: Tensor) -> None:
                 )
 
 
-__all__ = ["CompiledModel", "compile", "describe_layer", "lower", "manifest_path"]
+__all__ = ["CompiledModel", "compile", "describe_layer", "manifest_path"]

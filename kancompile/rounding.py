@@ -27,7 +27,7 @@ from kancompile.errors import KanCompileError
 
 _CACHED_BYTES = 1 << 30
 _FLOAT64_COLUMNS = 8192
-_STRIP = 1024
+_STRIP = 256
 
 
 @dataclass(frozen=True)
@@ -133,16 +133,27 @@ def second_moments(features: FeatureSource, layer: str, device: str = "cpu") -> 
     for chunk in features:
         # indexing first keeps the bytes moved small: uint8 columns are picked before they become float32
         values = chunk.to(device).index_select(1, picked).float() - center
-        for start in range(0, m, _STRIP):
-            stop = min(start + _STRIP, m)
-            total[start:stop, :stop] += values[:, start:stop].T @ values[:, :stop]
+        add_products(total, values)
     covariance = total.div_(features.n).float() if dtype is torch.float64 else total.div_(features.n)
+    mirror(covariance)
+    return SecondMoments(features.n, mean, variance, live, covariance)
+
+
+def add_products(total: Tensor, values: Tensor) -> None:
+    """Add ``values.T @ values`` to the strips of rows of ``total [m, m]`` that hold its lower triangle; see :func:`mirror`."""
+    m = values.shape[1]
     for start in range(0, m, _STRIP):
         stop = min(start + _STRIP, m)
-        covariance[:start, start:stop] = covariance[start:stop, :start].T
-        square = covariance[start:stop, start:stop]
+        total[start:stop, :stop] += values[:, start:stop].T @ values[:, :stop]
+
+
+def mirror(total: Tensor) -> None:
+    """Fill in what lies above those strips, so that the matrix is exactly symmetric."""
+    for start in range(0, len(total), _STRIP):
+        stop = min(start + _STRIP, len(total))
+        total[:start, start:stop] = total[start:stop, :start].T
+        square = total[start:stop, start:stop]
         square.copy_((square + square.T) / 2)
-    return SecondMoments(features.n, mean, variance, live, covariance)
 
 
 @dataclass(frozen=True)

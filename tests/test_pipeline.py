@@ -14,9 +14,9 @@ import kancompile
 from examples.zoo.efficient_kan import build
 from kancompile.errors import KanCompileError
 from kancompile.execution import RuntimeModel
+from kancompile.lowering import lower
 from kancompile.passes.brecq import Brecq
 from kancompile.passes.methods import METHODS, method_named
-from kancompile.pipeline import lower
 from kancompile.program import Program
 from kancompile.recipe import read_recipe
 from kancompile.targets import TARGETS

@@ -30,7 +30,7 @@ from kancompile.diagnosis.sensitivity import Sensitivity, sweep
 from kancompile.diagnosis.suspects import Suspect, jointly, suspects
 from kancompile.errors import KanCompileError
 from kancompile.frontend.capture import capture
-from kancompile.pipeline import check_patterns
+from kancompile.lowering import check_patterns
 from kancompile.program import Program
 from kancompile.progress import track
 from kancompile.recipe import Recipe, read_recipe

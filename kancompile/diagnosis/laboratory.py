@@ -17,8 +17,8 @@ from kancompile.calibration import Calibration
 from kancompile.convolutions import ConvContraction, QuantizedConvContraction
 from kancompile.error_measures import ErrorMeasure, TaskMetric, decibel, plain_number
 from kancompile.errors import KanCompileError
+from kancompile.lowering import Lowering, prepare
 from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
-from kancompile.pipeline import lower, prepare
 from kancompile.polynomials import PolynomialExpansion
 from kancompile.program import Program
 from kancompile.progress import quiet
@@ -104,6 +104,7 @@ class Laboratory:
                     )
                 recipe, _ = budget.allocated()
         self.recipe = recipe
+        self._lowering = Lowering(self.program, self.x, seed, device)
         self.names = [layer.name for layer in self.program.layers()]
         self.lowerings = 0
         self._programs: dict[str, Program] = {}
@@ -115,14 +116,17 @@ class Laboratory:
         if key not in self._programs:
             while len(self._programs) >= 4:
                 del self._programs[next(iter(self._programs))]
-            self._programs[key] = self.lower_on(recipe, self.x)
+            self._programs[key] = self._run(self._lowering, recipe)
         return self._programs[key]
 
     def lower_on(self, recipe: Recipe, x: Tensor) -> Program:
         """Lower by a recipe on other samples ``[n, *input_shape]``."""
+        return self._run(Lowering(self.program, x, self.seed, self.device), recipe)
+
+    def _run(self, lowering: Lowering, recipe: Recipe) -> Program:
         self.lowerings += 1
         with quiet():
-            return lower(self.program, x, recipe, self.seed, self.device)
+            return lowering(recipe)
 
     def outcome(self, recipe: Recipe) -> Outcome:
         """Measure a recipe."""

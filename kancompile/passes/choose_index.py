@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kancompile.errors import KanCompileError
 from kancompile.modules import Expansion, IndexQuantizer
+from kancompile.operators import look_up
 
 LEVELS = (16, 32, 64, 128, 255, 512, 1024, 2048, 4096)  # 255 rows fit a byte and leave one number free for pairs
 Range = Literal["minmax", "percentile", "mse"]
@@ -213,13 +214,19 @@ class LookupCost:
         self.expansion, self.x, self.weight, self.shared = expansion, x, weight, shared
         with torch.no_grad():
             self.exact = expansion(x.reshape(-1, *expansion.anchor_shape))
+        self._known: dict[IndexQuantizer, float] = {}
 
     def __call__(self, index: IndexQuantizer) -> float:
         """Return the mean squared error over samples and outputs with one quantizer."""
+        if index not in self._known:
+            self._known[index] = self._measure(index)
+        return self._known[index]
+
+    def _measure(self, index: IndexQuantizer) -> float:
         rows = row_numbers(index, self.x)
         points = row_inputs(index, self.x) if self.shared else index.rows()
         if self.shared:
-            looked_up = self.expansion.sample_shared(points)[rows]
+            looked_up = look_up(self.expansion.sample_shared(points), rows)
         else:
             table = self.expansion.sample(points).flatten(1, -2)  # [levels, inputs, k]
             looked_up = table[rows.flatten(1), torch.arange(table.shape[1])].reshape(self.exact.shape)

@@ -5,7 +5,7 @@ Padding is 0 in all columns, so where there is padding one code stands for 0 in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from kancompile.convolutions import ConvContraction
 from kancompile.modules import Expansion, IndexQuantizer, TableExpansion
-from kancompile.passes.round_table_codes import Patches, round_together
+from kancompile.passes.round_table_codes import round_together
 from kancompile.passes.table_values import STRETCH, TableOptions, code_scale, stretched
 
 _ZERO_POINTS = 255
+_BLOCK_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class TableDraft:
         values: float32 ``[T, levels, k]``.
         group: number of the table of every input, int64 ``[n_in]``.
         weight: this expansion's columns of the convolution, ``[n_out, n_in / groups * k, *kernel]``.
-        patches: what a sample of the output pixels sees.
+        hessian: how errors of the values of some functions, int64 ``[m]``, add up (``round_table_codes.code_hessian``).
     """
 
     expansion: Expansion
@@ -37,7 +38,7 @@ class TableDraft:
     values: Tensor
     group: Tensor
     weight: Tensor
-    patches: Patches
+    hessian: Callable[[Tensor], Tensor]
 
     def table(self, scale: Tensor, offset: Tensor, zero_point: int) -> TableExpansion:
         """Round the values with one code step ``scale`` and code 0 at ``offset``, ``[T, k]`` each.
@@ -50,7 +51,7 @@ class TableDraft:
             codes = torch.round((self.values - offset[:, None]) / scale[:, None])
         codes = codes.clamp(0, 255)
         if len(codes) == 1 and not self.expansion.is_identity:
-            codes = round_together(codes[0], self.values[0], scale[0], offset[0], self.patches, self.index)[None]
+            codes = round_together(codes[0], self.values[0], scale[0], offset[0], self.hessian)[None]
         expansion = self.expansion
         return TableExpansion(
             expansion.in_shape,
@@ -80,16 +81,15 @@ def choose_codes(
     exponents = STRETCH if options.column_scaling is None else (options.column_scaling,)
     low = [draft.values.amin(1) for draft in drafts]
     high = [draft.values.amax(1) for draft in drafts]
-    if not contraction.geometry.pads:
-        least = [(b - a) / 255 for a, b in zip(low, high, strict=True)]
-        candidates = [([code_scale(step * 255, exponent) for step in least], 0) for exponent in exponents]
+    if contraction.geometry.pads:
+        candidates, zero_points = zero_preserving(low, high, exponents)
     else:
-        candidates = list(_zero_preserving(low, high, exponents))
+        candidates = [torch.stack([code_scale(b - a, e) for e in exponents]) for a, b in zip(low, high, strict=True)]
+        zero_points = torch.zeros(len(exponents))
     spread = [b - a for a, b in zip(low, high, strict=True)]
-    sizes = [_column_sizes(draft, contraction) for draft in drafts]
-    scales, zero_point = min(
-        candidates, key=lambda candidate: _codes_error(drafts, sizes, candidate[0], spread, options.weight_bits)
-    )
+    sizes = [ColumnSizes.of(draft, contraction) for draft in drafts]
+    best = int(codes_errors(sizes, candidates, spread, options.weight_bits).argmin())
+    scales, zero_point = [steps[best] for steps in candidates], int(zero_points[best])
     if not contraction.geometry.pads:
         return scales, low, zero_point
     scales = [exact_constants(scale, a, b) for scale, a, b in zip(scales, low, high, strict=True)]
@@ -105,47 +105,74 @@ def exact_constants(scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return torch.where((low == high) & (low != 0), low.abs() / steps, scale)
 
 
-def _zero_preserving(
+def zero_preserving(
     low: Sequence[Tensor], high: Sequence[Tensor], exponents: Sequence[float]
-) -> Iterator[tuple[list[Tensor], int]]:
-    """Yield column scales for every zero point that can represent all values.
+) -> tuple[list[Tensor], Tensor]:
+    """Give column scales for every zero point that can represent all values, ``[c, T, k]`` each, and the zero points ``[c]``.
 
     With 0 at code ``z`` a column needs a step of ``max(-low / z, high / (255 - z))`` to reach its ends.
     """
     negative = any(bool((a < 0).any()) for a in low)
     positive = any(bool((b > 0).any()) for b in high)
-    for zero_point in range(1 if negative else 0, (_ZERO_POINTS if positive else _ZERO_POINTS + 1)):
-        least = [
-            torch.maximum(-a / max(zero_point, 1), b / max(255 - zero_point, 1)).clamp(min=0)
-            for a, b in zip(low, high, strict=True)
-        ]
-        largest = torch.cat([step.flatten() for step in least]).max()
-        for exponent in exponents:
-            scaled = [stretched(step, largest, exponent) for step in least]
-            yield scaled, zero_point
+    zero_points = torch.arange(1 if negative else 0, _ZERO_POINTS + (0 if positive else 1))
+    below, above = (side.clamp(min=1)[:, None, None] for side in (zero_points, 255 - zero_points))
+    least = [torch.maximum(-a / below, b / above).clamp(min=0) for a, b in zip(low, high, strict=True)]
+    largest = torch.cat([step.flatten(1) for step in least], dim=1).amax(1)[:, None, None]
+    scaled = [
+        torch.stack([stretched(step, largest, exponent) for exponent in exponents], dim=1).flatten(0, 1) for step in least
+    ]
+    return scaled, zero_points.repeat_interleave(len(exponents))
 
 
-def _column_sizes(draft: TableDraft, contraction: ConvContraction) -> tuple[Tensor, Tensor, int]:
-    """Give energy and largest weight of every column over its taps, ``[groups, n_out / groups, columns]``, and the taps."""
-    weight = draft.weight.flatten(2).reshape(contraction.geometry.groups, -1, *draft.weight.flatten(2).shape[1:])
-    return weight.square().sum(3), weight.abs().amax(3), int(weight.shape[3])
+@dataclass(frozen=True)
+class ColumnSizes:
+    """Weights behind the functions of one expansion, added up over the taps and the channels that share a table.
+
+    Attributes:
+        energy: sum of squares, ``[groups, n_out / groups, T * k]``.
+        largest: largest size, of the same shape.
+        columns: how many columns of a group read a function, ``[groups, T * k]``.
+    """
+
+    energy: Tensor
+    largest: Tensor
+    columns: Tensor
+
+    @classmethod
+    def of(cls, draft: TableDraft, contraction: ConvContraction) -> ColumnSizes:
+        groups, k, tables = contraction.geometry.groups, draft.expansion.k, len(draft.values)
+        weight = draft.weight.flatten(2).reshape(groups, len(draft.weight) // groups, -1, k, draft.weight[0, 0].numel())
+        place = draft.group.reshape(groups, 1, -1, 1).expand(-1, weight.shape[1], -1, k)
+        empty = torch.zeros(groups, weight.shape[1], tables, k)
+        energy = empty.scatter_add(2, place, weight.square().sum(4))
+        largest = empty.scatter_reduce(2, place, weight.abs().amax(4), "amax")
+        columns = empty.scatter_add(2, place, torch.full(place.shape, float(weight.shape[4])))[:, 0]
+        return cls(energy.flatten(2), largest.flatten(2), columns.flatten(1))
 
 
-def _codes_error(
-    drafts: Sequence[TableDraft],
-    sizes: Sequence[tuple[Tensor, Tensor, int]],
-    scales: Sequence[Tensor],
-    spread: Sequence[Tensor],
-    bits: int,
-) -> float:
-    """Estimate the error of column scales, as ``tabulate_expansions.scaling_error``, for all tables together."""
-    codes, variances = torch.zeros(()), torch.zeros(())
-    steps = []
-    for draft, (energy, largest, taps), scale, reach in zip(drafts, sizes, scales, spread, strict=True):
-        columns = scale[draft.group].reshape(len(energy), 1, -1)
-        codes = codes + (energy * columns.square()).sum(2) / 12
-        steps.append((largest * columns).amax(2))
-        used = (reach / scale)[draft.group].reshape(len(energy), -1)
-        variances = variances + (used.square() / 12).sum(1, keepdim=True) * taps
-    step = torch.stack(steps).amax(0) / (2 ** (bits - 1) - 1)
-    return float((codes + step.square() / 12 * variances).mean())
+def codes_errors(
+    sizes: Sequence[ColumnSizes], scales: Sequence[Tensor], spread: Sequence[Tensor], bits: int
+) -> Tensor:
+    """Estimate the error of column scales, as ``tabulate_expansions.scaling_error``, for all tables together.
+
+    Args:
+        sizes: of every table's weights.
+        scales: candidates for every table, ``[c, T, k]``.
+        spread: range of every function, ``[T, k]`` for each table.
+        bits: of the weights.
+
+    Returns:
+        one estimate for each candidate, ``[c]``.
+    """
+    block = max(1, _BLOCK_ELEMENTS // max(size.largest.numel() for size in sizes))
+    found = []
+    for part in zip(*(scale.split(block) for scale in scales), strict=True):
+        codes, variances, steps = torch.zeros(()), torch.zeros(()), []
+        for size, scale, reach in zip(sizes, part, spread, strict=True):
+            step = scale.flatten(1)
+            codes = codes + torch.einsum("gon,cn->cgo", size.energy, step.square()) / 12
+            steps.append((size.largest * step[:, None, None]).amax(3))
+            variances = variances + (reach / scale).square().flatten(1) / 12 @ size.columns.T
+        weight_step = torch.stack(steps).amax(0) / (2 ** (bits - 1) - 1)
+        found.append((codes + weight_step.square() / 12 * variances[..., None]).mean((1, 2)))
+    return torch.cat(found)

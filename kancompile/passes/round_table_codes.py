@@ -16,12 +16,14 @@ run time.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kancompile.modules import IndexQuantizer
+from kancompile.rounding import add_products, mirror
 
 _MOST_TOGETHER = 5
 _MOST_CODES = 2048
@@ -49,7 +51,7 @@ class Patches:
 
 
 def round_together(
-    codes: Tensor, values: Tensor, scale: Tensor, offset: Tensor, patches: Patches, index: IndexQuantizer
+    codes: Tensor, values: Tensor, scale: Tensor, offset: Tensor, hessian_of: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Improve the codes of a table that all channels share.
 
@@ -58,8 +60,7 @@ def round_together(
             where more than 5 columns vary, or more than 2,048 codes: functions so many overlap little.
         values: what they stand for, ``[levels, k]``.
         scale, offset: real value of a code step and of code 0, ``[k]``.
-        patches: what output pixels see.
-        index: which row an input reads.
+        hessian_of: gives, for the numbers of some functions, how errors of their values add up (:func:`code_hessian`).
 
     Returns:
         codes of no larger objective, ``[levels, k]``.
@@ -69,7 +70,7 @@ def round_together(
         return codes
     step = scale[varying].double()
     target = (values[:, varying].double() - offset[varying].double()) / step
-    hessian = code_hessian(patches, index, varying) * (step[:, None] * step).repeat(len(codes), len(codes))
+    hessian = hessian_of(varying) * (step[:, None] * step).repeat(len(codes), len(codes))
     better = codes.clone()
     better[:, varying] = descend(codes[:, varying].double(), target, hessian).to(codes.dtype)
     return better
@@ -110,8 +111,8 @@ def code_hessian(patches: Patches, index: IndexQuantizer, functions: Tensor) -> 
             place = row[:, None, :, None].expand(-1, len(flat), -1, m)
             slopes.scatter_add_(2, place, weight * counted[:, None, :, None])
             mean += slopes.flatten(2).sum(0).double()
-            equations = slopes.flatten(2).flatten(0, 1)
-            total += (equations.T @ equations).double()
+            add_products(total, slopes.flatten(2).flatten(0, 1))
+        mirror(total)
         total -= mean.T @ mean / pixels
     total /= pixels * n_out
     share = torch.eye(levels, dtype=torch.float64) * (_UNSEEN_SHARE / levels / n_out)

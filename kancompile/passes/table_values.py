@@ -150,5 +150,5 @@ def stretched(least: Tensor, largest: Tensor, exponent: float) -> Tensor:
     weights small in units of codes, so that they have no part in the choice of a weight scale.
     """
     scale = least.clamp(min=1e-15).pow(exponent) * largest.clamp(min=1e-30).pow(1 - exponent)
-    unused = 1e-6 * largest if float(largest) > 1e-12 else torch.ones_like(largest)
+    unused = torch.where(largest > 1e-12, 1e-6 * largest, 1.0)
     return torch.where(least > 0, torch.maximum(scale, least), unused)

@@ -12,12 +12,14 @@ Errors are measured at a sample of output pixels, where a convolution is a matri
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from kancompile.convolutions import ConvContraction
 from kancompile.modules import Expansion, IndexQuantizer, TableExpansion
+from kancompile.operators import look_up
 from kancompile.passes.choose_index import (
     LEVELS,
     IndexChoice,
@@ -29,7 +31,8 @@ from kancompile.passes.choose_index import (
     row_numbers,
 )
 from kancompile.passes.convolution_codes import TableDraft, choose_codes
-from kancompile.passes.round_table_codes import Patches
+from kancompile.passes.known_tables import KnownTables, MeasuredInputs
+from kancompile.passes.round_table_codes import Patches, code_hessian
 from kancompile.passes.table_values import (
     TableOptions,
     distinct_inputs,
@@ -57,7 +60,12 @@ _PAIRABLE_LEVELS = 255
 
 
 def tabulate_convolution(
-    program: Program, layer: Layer, inputs: dict[str, Tensor], options: TableOptions, samples: int
+    program: Program,
+    layer: Layer,
+    inputs: dict[str, Tensor],
+    options: TableOptions,
+    samples: int,
+    known: KnownTables,
 ) -> tuple[dict[str, nn.Module], list[str]]:
     """Build the tables of one convolution, and the convolution that reads them with a quantizer for its output.
 
@@ -67,6 +75,7 @@ def tabulate_convolution(
         inputs: what each of its expansions reads, ``[n, n_in, *spatial]``.
         options: of the layer.
         samples: calibration samples used to measure errors.
+        known: of the same program and inputs.
     """
     contraction = program.module(layer.contraction)
     assert isinstance(contraction, ConvContraction)
@@ -80,7 +89,7 @@ def tabulate_convolution(
     drafts, notes = [], []
     for target, expansion, part in zip(layer.expansions, expansions, parts, strict=True):
         x = measured_samples(inputs[target], samples)
-        draft, note = _draft(program, layer, target, expansion, contraction, part, x, options)
+        draft, note = _draft(program, layer, target, expansion, contraction, part, x, options, known)
         drafts.append(draft)
         notes.append(note)
     scales, offsets, zero_point = choose_codes(drafts, contraction, options)
@@ -103,9 +112,14 @@ def _draft(
     part: Tensor,
     x: Tensor,
     options: TableOptions,
+    known: KnownTables,
 ) -> tuple[TableDraft, str]:
-    first, group = distinct_inputs(expansion, float(x.min()), float(x.max()))
-    cost = ConvLookupCost(expansion, contraction, part, x, group)
+    def measure() -> MeasuredInputs:
+        first, group = distinct_inputs(expansion, float(x.min()), float(x.max()))
+        return MeasuredInputs(first, group, ConvLookupCost(expansion, contraction, part, x, group))
+
+    measured = known.inputs_of(target, measure)
+    first, group, cost = measured.first, measured.group, measured.cost
     other = cost.rounding_error(options.weight_bits)
     most = most_levels(len(first) * expansion.k, part.numel())
     levels, capped = options.levels, ""
@@ -138,7 +152,7 @@ def _draft(
         if len(first) == 1
         else values_of_inputs(expansion, index, x, group)[:, first].transpose(0, 1)
     )
-    return TableDraft(expansion, index, values, group, part, cost.patches()), note
+    return TableDraft(expansion, index, values, group, part, partial(cost.code_hessian, index)), note
 
 
 class ConvLookupCost:
@@ -166,12 +180,19 @@ class ConvLookupCost:
         self.inside = sampler.take(inside, image, position, 0)[..., None]
         self.seen = sampler.take(x.movedim(1, -1), image, position, 0.0)
         self.exact = self._evaluate(self.seen) * self.inside
+        self._known: dict[IndexQuantizer, float] = {}
+        self._hessians: dict[tuple[IndexQuantizer, tuple[int, ...]], Tensor] = {}
 
     def __call__(self, index: IndexQuantizer) -> float:
         """Return the mean squared error over pixels and output channels with one quantizer."""
+        if index not in self._known:
+            self._known[index] = self._measure(index)
+        return self._known[index]
+
+    def _measure(self, index: IndexQuantizer) -> float:
         rows = row_numbers(index, self.seen)
         if not bool(self.group.any()):
-            looked_up = self.expansion.sample_shared(row_inputs(index, self.x))[rows]
+            looked_up = look_up(self.expansion.sample_shared(row_inputs(index, self.x)), rows)
         else:
             points = torch.stack(
                 [row_inputs(index, self.x[:, self.group == number]) for number in range(int(self.group.max()) + 1)]
@@ -187,9 +208,13 @@ class ConvLookupCost:
         pairs = list(zip(self._columns(self.exact), self.weights, strict=True))
         return sum(rounding_error(columns, weight, bits) for columns, weight in pairs) / self.groups
 
-    def patches(self) -> Patches:
-        """Give what the sampled pixels see, for other choices."""
-        return Patches(self.seen, self.inside.squeeze(-1), tuple(self.weights), self.expansion.k)
+    def code_hessian(self, index: IndexQuantizer, functions: Tensor) -> Tensor:
+        """Measure how errors of table values add up at the output (see ``round_table_codes.code_hessian``)."""
+        key = index, tuple(functions.tolist())
+        if key not in self._hessians:
+            patches = Patches(self.seen, self.inside.squeeze(-1), tuple(self.weights), self.expansion.k)
+            self._hessians[key] = code_hessian(patches, index, functions)
+        return self._hessians[key]
 
     def _columns(self, values: Tensor) -> list[Tensor]:
         return split_groups(values.flatten(2), self.groups)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from kancompile.convolutions import ConvContraction
 from kancompile.modules import Contraction, Expansion, IndexQuantizer, TableExpansion
 from kancompile.passes.choose_index import LEVELS, LookupCost, choose_index, row_numbers
+from kancompile.passes.known_tables import KnownTables, MeasuredInputs
 from kancompile.passes.table_values import (
     STRETCH,
     TableOptions,
@@ -29,7 +31,7 @@ from kancompile.passes.table_values import (
     values_at_rows,
 )
 from kancompile.passes.tabulate_convolutions import tabulate_convolution
-from kancompile.passes.trace_readers import reads_one_convolution
+from kancompile.passes.trace_readers import quantizer_in_front, reads_one_convolution
 from kancompile.program import Layer, Program
 from kancompile.quantizers import round_to_nearest, search_scale
 
@@ -46,10 +48,12 @@ class TabulateExpansions:
     Attributes:
         options: gives the options of a layer by its name, ``None`` to keep the layer in float.
         samples: calibration samples used to measure errors (ranges always use all of them).
+        known: what earlier calls with the same program and inputs found.
     """
 
     options: Callable[[str], TableOptions | None]
     samples: int = 256
+    known: KnownTables | None = None
 
     name = "tabulate-expansions"
 
@@ -65,13 +69,18 @@ class TabulateExpansions:
         if not any(isinstance(program.module(target), Expansion) for target in wanted):
             return program
         read = program.inputs(x, wanted)
+        known = KnownTables() if self.known is None else self.known
         for layer in layers:
             inputs = {target: read[target] for target in layer.expansions}
             options = self.options(layer.name)
             assert options is not None
             is_linear = isinstance(program.module(layer.contraction), Contraction)
             run = tabulate_layer if is_linear else tabulate_convolution
-            modules, said = run(program, layer, inputs, options, self.samples)
+            in_front = tuple(quantizer_in_front(program, target) for target in layer.expansions)
+            modules, said = known.layer(
+                (layer.name, options, in_front),
+                partial(run, program, layer, inputs, options, self.samples, known),
+            )
             program = program.replace_modules(modules, said)
         return program
 
@@ -81,7 +90,12 @@ class TabulateExpansions:
 
 
 def tabulate_layer(
-    program: Program, layer: Layer, inputs: dict[str, Tensor], options: TableOptions, samples: int
+    program: Program,
+    layer: Layer,
+    inputs: dict[str, Tensor],
+    options: TableOptions,
+    samples: int,
+    known: KnownTables,
 ) -> tuple[dict[str, nn.Module], list[str]]:
     """Build the tables of one linear layer and the contraction that reads them."""
     contraction = program.module(layer.contraction)
@@ -97,8 +111,8 @@ def tabulate_layer(
         size = expansion.n_in * expansion.k
         part = weight[:, start : start + size]
         x = inputs[target].reshape(-1, *expansion.in_shape)
-        first, group = distinct_inputs(expansion, float(x.min()), float(x.max()))
-        cost = LookupCost(expansion, measured_samples(x, samples), part, shared=len(first) == 1)
+        measured = known.inputs_of(target, partial(_measured_inputs, expansion, x, part, samples))
+        first, group, cost = measured.first, measured.group, measured.cost
         other = rounding_error(cost.exact, part, options.weight_bits)
         most = most_levels(len(first) * expansion.k, part.numel())
         # rows of one table that all inputs share cost nothing up to 255; tables of many inputs take room
@@ -123,6 +137,12 @@ def tabulate_layer(
         start += size
     modules[layer.contraction] = Contraction(contraction.layer, torch.cat(folded, dim=1), bias, contraction.out_shape)
     return modules, notes
+
+
+def _measured_inputs(expansion: Expansion, x: Tensor, weight: Tensor, samples: int) -> MeasuredInputs:
+    first, group = distinct_inputs(expansion, float(x.min()), float(x.max()))
+    cost = LookupCost(expansion, measured_samples(x, samples), weight, shared=len(first) == 1)
+    return MeasuredInputs(first, group, cost)
 
 
 def tabulate(

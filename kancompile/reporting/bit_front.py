@@ -16,16 +16,14 @@ from torch import Tensor
 
 from kancompile.calibration import Calibration
 from kancompile.error_measures import ErrorMeasure, TaskMetric, plain_number
+from kancompile.lowering import Lowering
 from kancompile.manifest import describe_layer
-from kancompile.pipeline import lower
 from kancompile.program import Program
 from kancompile.progress import quiet, track
 from kancompile.recipe import Recipe
 from kancompile.reporting.source import ReportSource
 
 WIDTHS = (2, 3, 4, 6, 8)
-_FEW_WIDTHS = (2, 4, 8)
-_MANY_LAYERS = 8  # whose every lowering takes ten seconds and more, if they are convolutions
 _SAMPLES = 256
 _JUDGED = 512
 _JUDGED_ELEMENTS = 1 << 19
@@ -79,22 +77,27 @@ def measure_front(source: ReportSource) -> dict[str, Any]:
             ({name: e["bits"][name] for name in bits if name in e["bits"]}, e["sensitivity"]) for e in thinned
         ]
     else:
-        widths = WIDTHS if len(bits) < _MANY_LAYERS else _FEW_WIDTHS
-        candidates = [(dict.fromkeys(bits, width), None) for width in widths]
+        candidates = [(dict.fromkeys(bits, width), None) for width in WIDTHS]
     if not bits:
         return {"origin": "none", "samples": 0, "points": []}
     judge = _Judge(source)
     points = [judge.measure(source.program, bits, True, _predicted(entries, bits))]
-    x = source.calibration.samples
-    x = x[torch.linspace(0, len(x) - 1, min(len(x), _SAMPLES)).long()]
+    lowering = _with_few_samples(source)
     for assignment, sensitivity in track([c for c in candidates if dict(c[0]) != bits], "trying other bits"):
         recipe = _with_bits(source.recipe, assignment)
         with quiet():
-            program = lower(source.captured, x, recipe, source.seed)
+            program = lowering(recipe)
         points.append(judge.measure(program, assignment, False, sensitivity))
     points.sort(key=lambda point: (point.weight_bytes, point.sqnr_db))
     origin = "bit allocation" if entries else "one width for all layers"
     return {"origin": origin, "samples": judge.samples, "points": [point.to_dict() for point in points]}
+
+
+def _with_few_samples(source: ReportSource) -> Lowering:
+    x = source.calibration.samples
+    if len(x) <= _SAMPLES:
+        return source.lowering
+    return Lowering(source.captured, x[torch.linspace(0, len(x) - 1, _SAMPLES).long()], source.seed)
 
 
 def shipped_bits(program: Program) -> dict[str, int]:

@@ -22,7 +22,7 @@ from kancompile.program import CONTRACTIONS, Program
 from kancompile.progress import track
 from kancompile.reporting.layer_pairs import LayerPair
 
-_ELEMENTS = 1 << 25
+_ELEMENTS = 1 << 23
 _FEW, _MANY = 8, 256
 
 

@@ -22,10 +22,11 @@ from kancompile.errors import KanCompileError
 from kancompile.execution import read_model
 from kancompile.frontend.capture import capture
 from kancompile.inspection import describe_file
+from kancompile.lowering import Lowering, prepare
 from kancompile.manifest import describe_file_bytes, describe_layer
 from kancompile.passes.absorb_plain_layers import left_in_float
 from kancompile.passes.quantize_outputs import QuantizeOutputs
-from kancompile.pipeline import CompiledModel, lower, manifest_path, prepare
+from kancompile.pipeline import CompiledModel, manifest_path
 from kancompile.program import Program, with_history
 from kancompile.recipe import Recipe, read_recipe
 from kancompile.targets.kernel_audit import KernelAudit, audit_kernels
@@ -40,6 +41,7 @@ class ReportSource:
         name: of the file.
         session_bytes: a file that ONNX Runtime loads.
         captured, program: the float program and the lowered one.
+        lowering: makes one of the other, with the calibration samples.
         reference: the user's model.
         manifest: what was compiled from what.
         audit: kernels in ONNX Runtime.
@@ -55,6 +57,7 @@ class ReportSource:
     session_bytes: bytes
     captured: Program
     program: Program
+    lowering: Lowering
     reference: Any
     manifest: Mapping[str, Any]
     audit: KernelAudit
@@ -88,6 +91,7 @@ def of_compiled(
         compiled.session_bytes,
         compiled.captured,
         compiled.program,
+        Lowering(compiled.captured, compiled.calibration.samples, int(compiled.manifest["seed"])),
         compiled.reference,
         compiled.manifest,
         compiled.audit,
@@ -131,7 +135,8 @@ def of_file(
     recipe = read_recipe(facts["recipe"])
     seed = int(facts["seed"])
     captured = prepare(capture(model.eval(), calibration.samples[:2]), calibration.samples, recipe)
-    program = lower(captured, calibration.samples, settled(recipe), seed)
+    lowering = Lowering(captured, calibration.samples, seed)
+    program = lowering(settled(recipe))
     if target_named(facts["target"]).quantized_outputs:
         program = with_history(QuantizeOutputs.name, program, QuantizeOutputs()(program, calibration.samples))
     manifest = _manifest(Path(path), content) or _facts(program, captured, calibration, recipe, facts)
@@ -142,6 +147,7 @@ def of_file(
         content,
         captured,
         program,
+        lowering,
         model,
         manifest,
         audit,

@@ -20,7 +20,7 @@ from kancompile.passes.group_scales import (
     snap_scales,
 )
 from kancompile.passes.methods import method_named
-from kancompile.pipeline import lower
+from kancompile.lowering import lower
 from kancompile.program import Program
 from kancompile.quantizers import code_range
 from kancompile.recipe import read_recipe

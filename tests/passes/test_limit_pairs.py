@@ -14,7 +14,7 @@ from kancompile.passes.methods import METHODS
 from kancompile.passes.round_weights import RoundingOptions, RoundWeights
 from kancompile.passes.tabulate_expansions import TableOptions, TabulateExpansions
 from kancompile.passes.uniform import Uniform
-from kancompile.pipeline import check_pairs, lower
+from kancompile.lowering import check_pairs, lower
 from kancompile.program import Program
 from kancompile.recipe import read_recipe
 from kancompile.rounding import FeatureSource, RoundingProblem, objective

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -32,6 +34,12 @@ def _patches(x: Tensor, weight: Tensor, geometry: Geometry, k: int) -> Patches:
     return Patches(
         sampler.take(x.movedim(1, -1), image, position, 0.0), inside, tuple(flat_weight(weight, geometry.groups)), k
     )
+
+
+def _hessian_of(
+    x: Tensor, weight: Tensor, geometry: Geometry, k: int, index: IndexQuantizer
+) -> Callable[[Tensor], Tensor]:
+    return partial(code_hessian, _patches(x, weight, geometry, k), index)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -111,7 +119,7 @@ def test_errors_of_functions_that_depend_on_each_other_cancel() -> None:
     nearest[:, 1] = 255
     scale[1] = 1 / 255
     seen, unseen = torch.randn(2, 64, CHANNELS, SIZE, SIZE, generator=generator)
-    together = round_together(nearest, values, scale, offset, _patches(seen, weight, geometry, 3), index)
+    together = round_together(nearest, values, scale, offset, _hessian_of(seen, weight, geometry, 3, index))
 
     def error(codes: Tensor) -> float:
         wrong = (codes * scale + offset - values).float()[index(unseen).long()].movedim(-1, 2).flatten(1, 2)
@@ -126,10 +134,11 @@ def test_errors_of_functions_that_depend_on_each_other_cancel() -> None:
 def test_many_functions_stay_at_the_nearest_codes() -> None:
     index = IndexQuantizer(0.4, 5, LEVELS)
     codes = torch.arange(LEVELS)[:, None].expand(-1, 6).float()
-    patches = _patches(
+    hessian_of = _hessian_of(
         torch.randn(2, 1, SIZE, SIZE, generator=_generator(0)),
         torch.randn(2, 6, 3, 3, generator=_generator(1)),
         Geometry((1, 1), (0, 0), (1, 1)),
         6,
+        index,
     )
-    assert round_together(codes, codes + 0.3, torch.ones(6), torch.zeros(6), patches, index) is codes
+    assert round_together(codes, codes + 0.3, torch.ones(6), torch.zeros(6), hessian_of) is codes

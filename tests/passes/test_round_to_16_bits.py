@@ -15,7 +15,8 @@ from kancompile.frontend.capture import capture
 from kancompile.modules import Contraction
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials
 from kancompile.passes.round_to_16_bits import RoundTo16Bits
-from kancompile.pipeline import WIDE_TOLERANCE, CompiledModel
+from kancompile.lowering import WIDE_TOLERANCE
+from kancompile.pipeline import CompiledModel
 from kancompile.polynomials import PolynomialExpansion
 from kancompile.program import check
 from kancompile.targets.kernel_audit import optimized_graph

@@ -21,7 +21,7 @@ from examples.zoo import efficient_kan, spline_conv, wav_kan
 from kancompile.command_line import main
 from kancompile.errors import KanCompileError
 from kancompile.expansions import TableExpansion
-from kancompile.pipeline import lower
+from kancompile.lowering import lower
 from kancompile.reporting.collect import ReportOptions, collect
 from kancompile.reporting.edges import EdgeName, draw_edges, parse_edge
 from kancompile.reporting.html import render

@@ -1,0 +1,60 @@
+"""Keep what tabulating a program found out, for the next tabulation of the same program with other options.
+
+Reports, the error gate and the diagnosis lower one program many times, mostly with other bits. What a quantizer costs does not
+depend on them, nor does a layer on the options of another, but for the quantizers that convolutions in front hand over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from kancompile.modules import IndexQuantizer
+from kancompile.passes.table_values import TableOptions
+
+LayerKey = tuple[str, TableOptions, tuple[IndexQuantizer | None, ...]]
+
+
+@dataclass(frozen=True)
+class MeasuredInputs:
+    """What an expansion reads.
+
+    Attributes:
+        first: the first input of each distinct set of functions (see ``table_values.distinct_inputs``).
+        group: number of the set of every input, int64 ``[n_in]``.
+        cost: what measures a quantizer.
+    """
+
+    first: list[int]
+    group: Tensor
+    cost: Any
+
+
+@dataclass(frozen=True)
+class KnownTables:
+    """What is known of one program and its calibration inputs.
+
+    Attributes:
+        inputs: by name of the expansion.
+        layers: finished modules and lines for the report, by layer, options and quantizers in front.
+    """
+
+    inputs: dict[str, MeasuredInputs] = field(default_factory=dict)
+    layers: dict[LayerKey, tuple[dict[str, nn.Module], list[str]]] = field(default_factory=dict)
+
+    def inputs_of(self, expansion: str, measure: Callable[[], MeasuredInputs]) -> MeasuredInputs:
+        """Return what is known of an expansion's inputs, measured now if need be."""
+        if expansion not in self.inputs:
+            self.inputs[expansion] = measure()
+        return self.inputs[expansion]
+
+    def layer(
+        self, key: LayerKey, tabulate: Callable[[], tuple[dict[str, nn.Module], list[str]]]
+    ) -> tuple[dict[str, nn.Module], list[str]]:
+        """Return the tables of a layer, built now if need be."""
+        if key not in self.layers:
+            self.layers[key] = tabulate()
+        return self.layers[key]
