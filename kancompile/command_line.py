@@ -101,7 +101,11 @@ def command_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="what to compile for: ort-cpu (default), ort-mobile ..., or all; may be repeated, for several files in DIR",
     )
-    compile_.add_argument("--report", action="store_true", help="also write a report, OUT/model.report.html and .json")
+    compile_.add_argument(
+        "--report",
+        action="store_true",
+        help="also write a report, OUT/model.report.html and .json, even where a threshold is missed",
+    )
     add_diagnose(compile_)
     compile_.add_argument("--seed", type=int, default=0, help="seed of every random choice (default 0)")
     compile_.add_argument(

@@ -30,7 +30,7 @@ HONEST_FLOAT = "float by kancompile, ONNX Runtime"
 
 
 def run_compile(options: argparse.Namespace) -> int:
-    """Compile, measure on held-out data, and write the files unless a threshold is missed."""
+    """Compile, measure on held-out data, and write the files; where a threshold is missed, no more than the report asked for."""
     recipe = read_recipe(options.recipe, **recipe_overrides(options))
 
     from kancompile.calibration import load_calibration
@@ -40,7 +40,6 @@ def run_compile(options: argparse.Namespace) -> int:
     from kancompile.report_command import compiled_report, diagnosis_lines, report_files, report_paths
     from kancompile.reporting.plots import check_matplotlib
     from kancompile.reporting.terminal import compile_summary
-    from kancompile.validation import validate
 
     if options.diagnose and not options.report:
         raise KanCompileError(
@@ -75,15 +74,7 @@ def run_compile(options: argparse.Namespace) -> int:
         compiled = compile_model(
             model, fitting, target=targets[0].name, recipe=recipe, seed=options.seed, device=options.device
         )
-        result = validate(
-            compiled.session_bytes,
-            compiled.reference,
-            judging,
-            program=compiled.program,
-            float_program=compiled.captured,
-            min_sqnr=recipe.min_sqnr,
-            max_drop=options.max_drop,
-        )
+        result = compiled.validate(judging, min_sqnr=recipe.min_sqnr, max_drop=options.max_drop)
         written, refused = {paths[0]: compiled}, {}
         for target, path in zip(targets[1:], paths[1:], strict=True):
             try:
@@ -94,19 +85,18 @@ def run_compile(options: argparse.Namespace) -> int:
                 refused[path] = str(error)  # "all" means all that can
     contents: dict[Path, bytes] = {}
     found: list[str] = []
-    for path, one in written.items():
+    for path, one in written.items() if result.passed else ():
         contents |= one.files(path, shared)
-    if result.passed and options.report:
+    if options.report:
         with working(options):
             say("report ...")
             explained = compiled_report(compiled, judging, judged_on, result, paths[0], options.diagnose)
             contents |= report_files(explained, *reported)
             found = diagnosis_lines(explained)
-    if result.passed:
-        write_atomically(contents, options.force)
+    write_atomically(contents, options.force)
     report = {
         "path": str(paths[0]) if result.passed else None,
-        "files": {str(path): len(content) for path, content in contents.items()} if result.passed else {},
+        "files": {str(path): len(content) for path, content in contents.items()},
         "refused": {str(path): reason for path, reason in refused.items()},
         "passed": result.passed,
         "report": compiled.report,
@@ -121,7 +111,8 @@ def run_compile(options: argparse.Namespace) -> int:
     )
     show_result(options, report, text)
     if not result.passed:
-        print(f"kancompile: threshold missed, nothing written: {'; '.join(result.reasons)}", file=sys.stderr)
+        missing = f"no model written; {reported[0]} says where the error comes from" if reported else "nothing written"
+        print(f"kancompile: threshold missed, {missing}: {'; '.join(result.reasons)}", file=sys.stderr)
     return OK if result.passed else THRESHOLD_MISSED
 
 
@@ -377,6 +368,6 @@ def _written(
     for path, compiled in written.items():
         size = f"{compiled.manifest['model_bytes']:,} bytes, {compiled.manifest['deflated_bytes']:,} deflated"
         lines.append(f"wrote {path} ({size})" if passed else f"not written ({size})")
-    lines += [f"wrote {path} ({len(contents[path]):,} bytes)" for path in reported if passed]
+    lines += [f"wrote {path} ({len(contents[path]):,} bytes)" for path in reported]
     lines += [f"not written: {path} ({reason})" for path, reason in refused.items()]
     return "\n".join(lines)

@@ -56,7 +56,6 @@ def run_tune(options: argparse.Namespace) -> int:
     from kancompile.diagnosis.tuning import CACHE_NAME, tune
     from kancompile.pipeline import compile as compile_model
     from kancompile.pipeline import manifest_path
-    from kancompile.validation import validate
 
     folder = Path(options.out)
     path, recipe_path = folder / "model.onnx", folder / "recipe.toml"
@@ -82,15 +81,7 @@ def run_tune(options: argparse.Namespace) -> int:
         text = tuned.text()
         if tuned.is_met:
             compiled = compile_model(model, fitting, recipe=tuned.recipe, seed=options.seed, device=options.device)
-            result = validate(
-                compiled.session_bytes,
-                compiled.reference,
-                judging,
-                program=compiled.program,
-                float_program=compiled.captured,
-                min_sqnr=min_sqnr,
-                max_drop=options.max_drop,
-            )
+            result = compiled.validate(judging, min_sqnr=min_sqnr, max_drop=options.max_drop)
             reasons = list(result.reasons)
             budget = max_bytes if max_bytes is not None else recipe.max_bytes
             if budget is not None and len(compiled.model_bytes) > budget:

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kancompile.breakpoints import ObserveRegion
 from kancompile.error_measures import ErrorMeasure, decibel, plain_number
 from kancompile.errors import ThresholdMissedError
 from kancompile.layer_errors import LayerErrors
 from kancompile.modules import Contraction, TableExpansion
+from kancompile.observed_region import ObserveRegion
 from kancompile.program import Program
 from kancompile.progress import say
 from kancompile.recipe import Recipe

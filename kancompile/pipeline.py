@@ -29,7 +29,7 @@ from kancompile.program import Program, with_history
 from kancompile.recipe import Recipe, read_recipe
 from kancompile.targets import TARGETS
 from kancompile.targets.kernel_audit import KernelAudit, audit_kernels
-from kancompile.validation import check_fits
+from kancompile.validation import Validation, check_fits, validate
 
 MANIFEST_SUFFIX = ".manifest.json"
 
@@ -67,6 +67,27 @@ class CompiledModel:
     def report(self) -> dict[str, Any]:
         """Everything known without running the model again, as plain data for JSON."""
         return self.manifest | {"kernels": self.audit.to_dict(), "seconds": self.timings}
+
+    def validate(self, data: Any, *, min_sqnr: float | None = None, max_drop: float | None = None) -> Validation:
+        """Compare the file with the float model and the simulation, output by output and layer by layer.
+
+        Args:
+            data: samples, with labels or without (see :func:`kancompile.validate`).
+            min_sqnr: least SQNR of the output in dB.
+            max_drop: most points that accuracy (or R2, in percent) may lose; needs labels.
+
+        Raises:
+            KanCompileError: data that does not fit, or a threshold on something not measurable.
+        """
+        return validate(
+            self.session_bytes,
+            self.reference,
+            data,
+            program=self.program,
+            float_program=self.captured,
+            min_sqnr=min_sqnr,
+            max_drop=max_drop,
+        )
 
     def save(self, path: str | os.PathLike[str], force: bool = False, shared: bool = False) -> Path:
         """Write the model to ``path``, and beside it its manifest and what else its target needs: all of them or none.

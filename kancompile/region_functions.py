@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kancompile.breakpoints import Region, count_before
+from kancompile.breakpoints import count_before
+from kancompile.observed_region import Region
 
 _PROBES = 96
 _FARTHEST = 1e5

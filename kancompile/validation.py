@@ -158,7 +158,7 @@ def validate(
     metrics = {kind: task.values() for kind, task in tasks.items()} if n_labelled else {}
     drop = _drop(metrics)
     reasons = [f"{count} {kind} outputs are NaN or infinite" for kind, count in unusable.items() if count]
-    reasons += _missed(compiled, drop, min_sqnr, max_drop, min_agreement)
+    reasons += _missed(compiled, metrics, min_sqnr, max_drop, min_agreement)
     return Validation(
         name_of(model),
         n_samples,
@@ -275,7 +275,7 @@ def _drop(metrics: dict[str, dict[str, float]]) -> float | None:
 
 def _missed(
     compiled: ErrorMeasure,
-    drop: float | None,
+    metrics: dict[str, dict[str, float]],
     min_sqnr: float | None,
     max_drop: float | None,
     min_agreement: float | None,
@@ -285,13 +285,14 @@ def _missed(
     if min_sqnr is not None and not compiled.sqnr_db >= min_sqnr:
         reasons.append(f"SQNR is {compiled.sqnr_db:.2f} dB, wanted at least {min_sqnr:g}")
     if max_drop is not None:
+        drop = _drop(metrics)
         if drop is None:
             raise KanCompileError(
                 "max_drop: found data without labels, expected an array 'y' beside 'x' in an .npz, a folder with one subfolder "
                 "for each class, or a loader of (samples, labels); in Python labels= or such pairs"
             )
         if not drop <= max_drop:
-            reasons.append(f"the task measure drops by {drop:.3f} points, allowed are {max_drop:g}")
+            reasons.append(f"{next(iter(metrics['float']))} drops by {drop:.3f} points, allowed are {max_drop:g}")
     if min_agreement is not None:
         if compiled.agreement is None:
             raise KanCompileError("min_agreement: found outputs that are no class scores [b, classes]; use min_sqnr")

@@ -129,6 +129,24 @@ def test_a_missed_threshold_writes_nothing_and_exits_with_1(
     assert not (tmp_path / "o").exists()
 
 
+def test_a_missed_threshold_leaves_the_report_that_was_asked_for(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coarse = ("--weight-bits", "2", "--method", "uniform", "--min-sqnr", "1", "--max-drop", "0", "--quiet")
+    assert main(_compile(work, tmp_path / "plain", *coarse)) == 1
+    assert "threshold missed, nothing written: accuracy" in capsys.readouterr().err
+    assert not (tmp_path / "plain").exists()
+    assert main(_compile(work, tmp_path / "o", *coarse, "--report", "--json")) == 1
+    printed = capsys.readouterr()
+    page, data = tmp_path / "o" / "model.report.html", tmp_path / "o" / "model.report.json"
+    assert sorted((tmp_path / "o").iterdir()) == [page, data]
+    assert f"threshold missed, no model written; {page} says where the error comes from: accuracy" in printed.err
+    result, report = json.loads(printed.out), json.loads(data.read_text())
+    assert (result["path"], result["passed"], list(result["files"])) == (None, False, [str(page), str(data)])
+    assert report["summary"]["reasons"] == result["validation"]["reasons"] != []
+    assert any(finding["severity"] == "serious" for finding in report["findings"])
+
+
 def test_validate_compares_and_gates(work: Path, built: Path, capsys: pytest.CaptureFixture[str]) -> None:
     against = ["validate", str(built), "--against", FACTORY, *_model(work), "--data", str(work / "test.npz")]
     assert main([*against, "--data-key", "inputs", "--min-sqnr", "5", "--max-drop", "30", "--min-agreement", "60"]) == 0

@@ -14,8 +14,9 @@ from scipy.interpolate import BSpline
 from scipy.special import erf
 from torch import Tensor
 
-from kancompile.breakpoints import Region, find_breakpoints
+from kancompile.breakpoints import find_breakpoints
 from kancompile.modules import Branch
+from kancompile.observed_region import Region
 from kancompile.piecewise_fit import Lowered, lower
 from kancompile.polynomials import BreakpointCells, PolynomialExpansion, Repeat, UniformCells, Zone, group_size
 from kancompile.region_functions import CannotFit, Functions, describe_functions

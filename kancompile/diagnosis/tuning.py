@@ -60,7 +60,7 @@ class Targets:
         if self.max_drop is not None and (outcome.drop is None or not outcome.drop <= self.max_drop):
             found = math.nan if outcome.drop is None else outcome.drop
             reasons.append(
-                f"the task measure drops by {found:.3f} points, allowed are {self.max_drop:g} "
+                f"accuracy or R2 drops by {found:.3f} points, allowed are {self.max_drop:g} "
                 f"({found - self.max_drop:.3f} too many)"
             )
         if self.min_sqnr is not None and not outcome.sqnr_db >= self.min_sqnr:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
 from kancompile.modules import IndexQuantizer
+from kancompile.passes.choose_index import MeasuresLookup
 from kancompile.passes.table_values import TableOptions
 
+Cost = TypeVar("Cost", bound=MeasuresLookup)
 LayerKey = tuple[str, TableOptions, tuple[IndexQuantizer | None, ...]]
 
 
 @dataclass(frozen=True)
-class MeasuredInputs:
+class MeasuredInputs(Generic[Cost]):
     """What an expansion reads.
 
     Attributes:
@@ -30,7 +32,7 @@ class MeasuredInputs:
 
     first: list[int]
     group: Tensor
-    cost: Any
+    cost: Cost
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,10 @@ class KnownTables:
         layers: finished modules and lines for the report, by layer, options and quantizers in front.
     """
 
-    inputs: dict[str, MeasuredInputs] = field(default_factory=dict)
+    inputs: dict[str, MeasuredInputs[Any]] = field(default_factory=dict)
     layers: dict[LayerKey, tuple[dict[str, nn.Module], list[str]]] = field(default_factory=dict)
 
-    def inputs_of(self, expansion: str, measure: Callable[[], MeasuredInputs]) -> MeasuredInputs:
+    def inputs_of(self, expansion: str, measure: Callable[[], MeasuredInputs[Cost]]) -> MeasuredInputs[Cost]:
         """Return what is known of an expansion's inputs, measured now if need be."""
         if expansion not in self.inputs:
             self.inputs[expansion] = measure()

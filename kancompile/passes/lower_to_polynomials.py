@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from kancompile.breakpoints import Region, find_breakpoints, merge
+from kancompile.breakpoints import find_breakpoints, merge
+from kancompile.observed_region import Region
 from kancompile.convolutions import ConvContraction
 from kancompile.errors import KanCompileError
 from kancompile.modules import Branch, Contraction, Expansion

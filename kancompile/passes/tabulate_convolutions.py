@@ -114,7 +114,7 @@ def _draft(
     options: TableOptions,
     known: KnownTables,
 ) -> tuple[TableDraft, str]:
-    def measure() -> MeasuredInputs:
+    def measure() -> MeasuredInputs[ConvLookupCost]:
         first, group = distinct_inputs(expansion, float(x.min()), float(x.max()))
         return MeasuredInputs(first, group, ConvLookupCost(expansion, contraction, part, x, group))
 

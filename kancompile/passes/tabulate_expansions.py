@@ -139,7 +139,7 @@ def tabulate_layer(
     return modules, notes
 
 
-def _measured_inputs(expansion: Expansion, x: Tensor, weight: Tensor, samples: int) -> MeasuredInputs:
+def _measured_inputs(expansion: Expansion, x: Tensor, weight: Tensor, samples: int) -> MeasuredInputs[LookupCost]:
     first, group = distinct_inputs(expansion, float(x.min()), float(x.max()))
     cost = LookupCost(expansion, measured_samples(x, samples), weight, shared=len(first) == 1)
     return MeasuredInputs(first, group, cost)

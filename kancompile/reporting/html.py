@@ -44,7 +44,7 @@ def render(report: Mapping[str, Any]) -> str:
         "facts": _facts(report),
     }
     if report["diagnosis"] is not None:
-        sections["diagnosis"] = diagnosis_section(report["diagnosis"])
+        sections["diagnosis"] = diagnosis_section(report["diagnosis"], report["layers"])
     shown = [(key, title) for key, title in _SECTIONS if key in sections]
     links = "".join(f'<a href="#{key}">{escape(title)}</a>' for key, title in shown)
     body = "".join(f'<section id="{key}"><h2>{escape(title)}</h2>{sections[key]}</section>' for key, title in shown)

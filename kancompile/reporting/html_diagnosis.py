@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from kancompile.reporting.html_layers import branch_name
 from kancompile.reporting.html_parts import MISSING, decibels, number, percent, table
 
 _PARTS = ("outside", "levels", "codes", "weights")
 
 
-def diagnosis_section(diagnosis: Mapping[str, Any]) -> str:
-    """Render what :meth:`kancompile.diagnosis.Diagnosis.to_dict` gives."""
+def diagnosis_section(diagnosis: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> str:
+    """Render what :meth:`kancompile.diagnosis.Diagnosis.to_dict` gives, with names of branches from a report's layers."""
     standing = [cause for cause in diagnosis["causes"] if cause["stands_out"]]
     others = [cause for cause in diagnosis["causes"] if not cause["stands_out"]]
     outcome, score = diagnosis["outcome"], diagnosis["outcome"]["score"]
@@ -37,7 +38,7 @@ def diagnosis_section(diagnosis: Mapping[str, Any]) -> str:
         ]
         head = ["also measured", "layers", "change", "predicted", "measured"]
         parts.append(table(head, rows, wrap={2}))
-    parts += [_sweeps(diagnosis["sensitivities"]), _anatomies(diagnosis["layers"])]
+    parts += [_sweeps(diagnosis["sensitivities"], layers), _anatomies(diagnosis["layers"])]
     return "".join(parts)
 
 
@@ -88,17 +89,19 @@ def _signed(value: Any, unit: str, digits: int) -> str:
     return f"{value:+.{digits}f} {unit}" if isinstance(value, int | float) else f"{escape(str(value))} {unit}"
 
 
-def _sweeps(sensitivities: Sequence[Mapping[str, Any]]) -> str:
+def _sweeps(sensitivities: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]]) -> str:
     if not sensitivities:
         return ""
     has_labels = any(entry["only_drop"] is not None for entry in sensitivities)
     head = ["quantized", "only this", "all but this"]
     if has_labels:
         head = ["quantized", "only this", "points lost", "all but this", "points lost"]
+    branches = {(layer["name"], branch["name"]): branch for layer in layers for branch in layer["branches"]}
     rows, classes = [], []
     for entry in sensitivities:
-        name = entry["layer"] if entry["branch"] is None else f"branch {entry['branch']}"
-        cells = [escape(str(name))]
+        layer, name = str(entry["layer"]), entry["branch"]
+        branch = branches.get((layer, name), {"name": str(name), "meaning": ""})
+        cells = [escape(layer) if name is None else branch_name(branch)]
         for way in ("only", "without"):
             cells.append(decibels(entry[f"{way}_sqnr_db"]))
             if has_labels:

@@ -58,7 +58,7 @@ def _errors(report: Mapping[str, Any]) -> str:
         for branch in layer["branches"] if len(layer["branches"]) > 1 else []:
             rows.append(
                 [
-                    _branch(branch),
+                    branch_name(branch),
                     "",
                     str(branch["weight_bits"]),
                     number_of_levels(branch["levels"]),
@@ -114,12 +114,13 @@ def _ranges(report: Mapping[str, Any]) -> str:
         for branch in layer["branches"] if len(layer["branches"]) > 1 else []:
             dead_text = f"{branch['dead']['either']:,} of {branch['columns']:,}"
             outside = percent(branch["outside_share"])
-            rows.append([_branch(branch), f"{branch['k']} of each input", "", "", outside, dead_text, "", ""])
+            rows.append([branch_name(branch), f"{branch['k']} of each input", "", "", outside, dead_text, "", ""])
             classes.append("branch")
     return table(head, rows, classes)
 
 
-def _branch(branch: Mapping[str, Any]) -> str:
+def branch_name(branch: Mapping[str, Any]) -> str:
+    """Say what a branch is, and how the graph calls it."""
     meaning = f"{escape(branch['meaning'])} " if branch["meaning"] else ""
     return f"{meaning}<code>{escape(branch['name'])}</code>"
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from examples.zoo.chebyshev_kan import ChebyKAN
 from kancompile.command_line import main
-from kancompile.diagnosis.laboratory import Laboratory
 from kancompile.diagnosis.tune_cache import TuneCache
 from kancompile.diagnosis.tuning import Tuning, tune
 from kancompile.errors import KanCompileError
+from kancompile.lowering import Lowering
 from kancompile.pipeline import compile
 from kancompile.program import Program
 from kancompile.recipe import Recipe, read_recipe
@@ -113,13 +113,13 @@ class Interrupted:
 
     def __init__(self, after: int) -> None:
         self.left = after
-        self.original = Laboratory.lower_on
+        self.original = Lowering.__call__
 
-    def __call__(self, laboratory: Laboratory, recipe: Recipe, x: Tensor) -> Program:
+    def __call__(self, lowering: Lowering, recipe: Recipe) -> Program:
         if self.left == 0:
             raise KeyboardInterrupt
         self.left -= 1
-        return self.original(laboratory, recipe, x)
+        return self.original(lowering, recipe)
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(whole.steps) > 1
     with pytest.MonkeyPatch.context() as patch:
         stop = Interrupted(after=4)
-        patch.setattr(Laboratory, "lower_on", lambda self, recipe, x: stop(self, recipe, x))
+        patch.setattr(Lowering, "__call__", lambda self, recipe: stop(self, recipe))
         with pytest.raises(KeyboardInterrupt):
             run(cache)
     known = cache.read_bytes().count(b"\n")
@@ -151,7 +151,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
 
 def test_ctrl_c_leaves_only_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stop = Interrupted(after=2)
-    monkeypatch.setattr(Laboratory, "lower_on", lambda self, recipe, x: stop(self, recipe, x))
+    monkeypatch.setattr(Lowering, "__call__", lambda self, recipe: stop(self, recipe))
     assert tuned(tmp_path, *PLANTED, "--min-sqnr", "35") == 130
     assert [path.name for path in tmp_path.iterdir()] == ["tune-cache.jsonl"]
 
