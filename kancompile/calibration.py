@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -43,13 +44,15 @@ class Calibration:
         inputs: read-only float32 array ``[n, *input_shape]``.
         targets: read-only array ``[n, ...]`` of labels, or ``None``.
         batch_size: samples in one batch.
-        notes: what a reader of the report should know, such as converted types or constant features.
+        remarks: how they were read, where a reader of the report should know, such as converted types.
+        name: what they are called there.
     """
 
     inputs: NDArray[np.float32]
     targets: NDArray[Any] | None = None
     batch_size: int = DEFAULT_BATCH_SIZE
-    notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    name: str = "calibration"
 
     def __len__(self) -> int:
         """Count the samples (not the batches)."""
@@ -74,6 +77,12 @@ class Calibration:
     def labels(self) -> Tensor | None:
         """Labels as one fresh tensor ``[n, ...]``, or ``None``."""
         return None if self.targets is None else torch.from_numpy(self.targets.copy())
+
+    @functools.cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the report should know: the remarks, and what stands out in these very samples."""
+        found = [*_note_constants(self.inputs, self.name), *_note_raw_pixels(self.inputs, self.name)]
+        return tuple(dict.fromkeys([*self.remarks, *found]))
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield batches with their labels."""
@@ -158,12 +167,12 @@ def load_calibration(
             f"{name}: found batch_size {batch_size!r} and max_samples {max_samples!r}, "
             "expected at least 1 and at least 2"
         )
-    notes = list(source.notes) if isinstance(source, Calibration) else []
+    remarks = list(source.remarks) if isinstance(source, Calibration) else []
     if isinstance(source, Calibration | str | os.PathLike | np.ndarray | Tensor) or _is_pair(source):
         found, found_labels = _whole(source, key, label_key, labels is None, name)
     else:
         batches = _iterated(source, name)
-        found, found_labels = _collect(batches, shape, key, label_key, max_samples, max_bytes, name, notes)
+        found, found_labels = _collect(batches, shape, key, label_key, max_samples, max_bytes, name, remarks)
     if labels is not None:
         found_labels = to_array(labels, f"{name} labels")
     check_samples(found, shape, name)
@@ -173,14 +182,13 @@ def load_calibration(
     limit = min(max_samples, max(2, max_bytes // max(1, 4 * found[0].size)))
     rows = np.arange(len(found))
     if len(found) > limit:
-        notes.append(f"{name}: {limit} of {len(found)} samples used, chosen with seed {seed}")
+        remarks.append(f"{name}: {limit} of {len(found)} samples used, chosen with seed {seed}")
         rows = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[:limit].sort().values.numpy()
         found, found_labels = found[rows], None if found_labels is None else found_labels[rows]
-    inputs = to_float32(found, name, notes)
+    inputs = to_float32(found, name, remarks)
     check_finite(inputs, rows, name)
-    notes.extend([*_note_constants(inputs, name), *_note_raw_pixels(inputs, name)])
     targets = None if found_labels is None else _locked(to_label_type(found_labels))
-    return Calibration(_locked(inputs), targets, batch_size, tuple(dict.fromkeys(notes)))
+    return Calibration(_locked(inputs), targets, batch_size, tuple(remarks), name)
 
 
 def _whole(

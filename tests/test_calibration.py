@@ -175,7 +175,12 @@ def test_half_precision_tensors_are_read() -> None:
 def test_constant_features_work_and_are_noted() -> None:
     x = _values(20, 4)
     x[:, 1:3] = 0.5
-    assert load_calibration(x).notes == ("calibration: 2 of 4 features are constant",)
+    whole = load_calibration(x)
+    assert whole.notes == ("calibration: 2 of 4 features are constant",)
+    x[:, 0], x[7, 0] = 0.0, 1.0
+    halves = load_calibration(x).split(0.5, torch.Generator().manual_seed(0))
+    found = sorted(load_calibration(half).notes for half in halves)  # only one of them has sample 7
+    assert found == [(f"calibration: {count} of 4 features are constant",) for count in (2, 3)]
 
 
 def test_image_shapes_are_kept() -> None:

@@ -28,6 +28,8 @@ _SAMPLES = 256
 _JUDGED = 512
 _JUDGED_ELEMENTS = 1 << 19
 _FRONT_ENTRIES = 6
+NO_FRONT = {"origin": "off", "samples": 0, "float_metric": None, "points": []}
+"""What stands in a report where nothing was measured."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def measure_front(source: ReportSource) -> dict[str, Any]:
     else:
         candidates = [(dict.fromkeys(bits, width), None) for width in WIDTHS]
     if not bits:
-        return {"origin": "none", "samples": 0, "points": []}
+        return NO_FRONT | {"origin": "none"}
     judge = _Judge(source)
     points = [judge.measure(source.program, bits, True, _predicted(entries, bits))]
     lowering = _with_few_samples(source)
@@ -90,7 +92,12 @@ def measure_front(source: ReportSource) -> dict[str, Any]:
         points.append(judge.measure(program, assignment, False, sensitivity))
     points.sort(key=lambda point: (point.weight_bytes, point.sqnr_db))
     origin = "bit allocation" if entries else "one width for all layers"
-    return {"origin": origin, "samples": judge.samples, "points": [point.to_dict() for point in points]}
+    return {
+        "origin": origin,
+        "samples": judge.samples,
+        "float_metric": plain_number(judge.float_metric),
+        "points": [point.to_dict() for point in points],
+    }
 
 
 def _with_few_samples(source: ReportSource) -> Lowering:
@@ -136,16 +143,22 @@ class _Judge:
         self.x = data.samples[rows]
         self.labels: Tensor | None = None if data.labels is None else data.labels[rows]
         self.expected = [source.captured(part) for part in self.x.split(64)]
+        self.float_metric = self._metric(self.expected)
 
     def measure(
         self, program: Program, bits: Mapping[str, int], shipped: bool, sensitivity: float | None
     ) -> FrontPoint:
-        error, task = ErrorMeasure(), TaskMetric()
-        for number, part in enumerate(self.x.split(64)):
-            output = program(part)
-            error.add(self.expected[number], output, "model output")
-            if self.labels is not None:
-                task.add(self.labels[number * 64 : number * 64 + len(part)], output, "data")
-        metric = None if self.labels is None else next(iter(task.values().values()))
+        error, outputs = ErrorMeasure(), [program(part) for part in self.x.split(64)]
+        for expected, output in zip(self.expected, outputs, strict=True):
+            error.add(expected, output, "model output")
         total = sum(describe_layer(program, layer)["weight_bytes"] for layer in program.layers())
-        return FrontPoint(bits, total, error.sqnr_db, metric, shipped, sensitivity)
+        return FrontPoint(bits, total, error.sqnr_db, self._metric(outputs), shipped, sensitivity)
+
+    def _metric(self, outputs: Sequence[Tensor]) -> float | None:
+        """Measure the task on outputs of all samples, ``None`` without labels."""
+        if self.labels is None:
+            return None
+        task = TaskMetric()
+        for labels, output in zip(self.labels.split(64), outputs, strict=True):
+            task.add(labels, output, "data")
+        return next(iter(task.values().values()))

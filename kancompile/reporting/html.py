@@ -9,7 +9,7 @@ from typing import Any
 
 from kancompile.reporting.html_diagnosis import diagnosis_section
 from kancompile.reporting.html_layers import layer_tables, weight_maps
-from kancompile.reporting.html_parts import data_size, decibels, number, table
+from kancompile.reporting.html_parts import MISSING, data_size, decibels, number, table
 from kancompile.reporting.plots import bits_text, edge_plot, front_plot
 
 _SECTIONS = (
@@ -149,7 +149,7 @@ def _front(report: Mapping[str, Any]) -> str:
         )
     task = report["summary"]["task"]
     name = "accuracy" if task is None or task["name"] == "accuracy" else "R2"
-    baseline = task["float"] if task is not None and isinstance(task["float"], int | float) else None
+    baseline = front["float_metric"] if isinstance(front["float_metric"], int | float) else None
     head = ["bits", "weights", "SQNR", *([f"{name} %"] if task is not None else []), "predicted loss"]
     if all(point["sensitivity"] is None for point in front["points"]):
         head.pop()
@@ -164,6 +164,8 @@ def _front(report: Mapping[str, Any]) -> str:
             else []
         )
         rows.append(row)
+    if baseline is not None:
+        rows.append(["float", MISSING, MISSING, number(baseline), *[""] * (len(head) - 4)])
     return (
         f"<p>{_ORIGINS.get(front['origin'], '')}, measured on {front['samples']} samples. All but this file "
         "have nearest rounding and a part of the calibration data: with few bits, methods that compensate their errors do "

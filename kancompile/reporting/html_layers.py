@@ -19,7 +19,8 @@ def layer_tables(report: Mapping[str, Any]) -> str:
         "error at the model's output when only this layer, or this branch, is compiled and all else computes in float.</p>"
         f"{_errors(report)}"
         "<p>Inputs beyond the first and last row of a table use that row. Dead columns are functions of one input that never "
-        "change on the calibration data, or whose weights are all 0. Sums are the largest that any input could cause.</p>"
+        "change on the calibration data, or whose weights are all 0. Sums are the largest that any input could cause, "
+        "in percent of 2<sup>31</sup>.</p>"
         f"{_ranges(report)}"
     )
 
@@ -146,7 +147,7 @@ def _outside(expansion: Mapping[str, Any]) -> str:
     worst = (
         ""
         if outside["worst_input"] is None
-        else f", most of input {outside['worst_input']} ({percent(outside['worst_share'])})"
+        else f'<br><span class="soft">input {outside["worst_input"]}: {percent(outside["worst_share"])}</span>'
     )
     return f"{percent(outside['share'])}{worst}"
 
@@ -155,14 +156,14 @@ def _pairs(proof: Mapping[str, Any] | None) -> str:
     if proof is None:
         return MISSING
     if proof["exact"]:
-        return f"proved: at most {proof['largest']:,}"
+        return f"proved, \N{LESS-THAN OR EQUAL TO} {proof['largest']:,}"
     return f"<b>{proof['overflowing']:,} of {proof['pairs']:,} overflow</b>"
 
 
 def _sums(sums: Mapping[str, Any] | None) -> str:
     if sums is None:
         return MISSING
-    return f"at most {percent(sums['largest'] / sums['limit'])} of 2<sup>31</sup>"
+    return f"\N{LESS-THAN OR EQUAL TO} {percent(sums['largest'] / sums['limit'])}"
 
 
 def weight_maps(report: Mapping[str, Any]) -> str:

@@ -92,9 +92,14 @@ def front_plot(points: Sequence[Mapping[str, Any]], metric: str, baseline: float
         for point, size in zip(shown, kilobytes, strict=True):
             colour = _COMPILED if point["shipped"] else _FLOAT
             axes.plot([size], [point[key]], "o", color=colour, markersize=9 if point["shipped"] else 6)
-            axes.annotate(bits_text(point["bits"]), (size, point[key]), (0, 8), textcoords="offset points", ha="center")
+            axes.annotate(
+                bits_text(point["bits"]), (size, point[key]), (0, -17), textcoords="offset points", ha="center"
+            )
         if key == "metric" and baseline is not None:
             axes.axhline(baseline, color=_TABLE, linewidth=1, linestyle=(0, (4, 2)))
+            axes.annotate(
+                "float", (0, baseline), (2, 4), xycoords=("axes fraction", "data"), textcoords="offset points"
+            )
         axes.set_xlabel("weights in kB")
         axes.set_ylabel(f"{metric} in %" if key == "metric" else "SQNR of the output in dB")
         axes.margins(0.12, 0.2)

@@ -132,6 +132,8 @@ def command(processor: Processor) -> list[str]:
             *emulator,
             "-E",
             f"PYTHONPATH={os.pathsep.join(filter(None, sys.path))}",
+            "-E",
+            "OPENBLAS_CORETYPE=Nehalem",  # NumPy's OpenBLAS takes an emulated Nehalem for a Haswell, and crashes
             os.path.realpath(sys.executable),
         ]
     root = arm64_folder() / f"root-{processor.name}"

@@ -22,6 +22,7 @@ from kancompile.command_line import main
 from kancompile.errors import KanCompileError
 from kancompile.expansions import TableExpansion
 from kancompile.lowering import lower
+from kancompile.reporting.bit_front import measure_front
 from kancompile.reporting.collect import ReportOptions, collect
 from kancompile.reporting.edges import EdgeName, draw_edges, parse_edge
 from kancompile.reporting.html import render
@@ -103,6 +104,17 @@ def test_data_fit_the_schema_and_say_what_validation_measured() -> None:
     broken = report | {"surprise": 1}
     with pytest.raises(jsonschema.ValidationError, match="surprise"):
         jsonschema.validate(broken, report_schema())
+
+
+def test_the_front_compares_with_float_on_the_same_samples() -> None:
+    source = labelled()
+    x, labels = source.judging.samples, source.judging.labels
+    assert labels is not None
+    front = measure_front(source)
+    assert front["samples"] == len(x)
+    assert front["float_metric"] == pytest.approx(100 * float((source.captured(x).argmax(1) == labels).float().mean()))
+    shipped = next(point for point in front["points"] if point["shipped"])
+    assert shipped["metric"] == pytest.approx(100 * float((source.program(x).argmax(1) == labels).float().mean()))
 
 
 def test_a_layer_alone_brings_what_it_brings_when_lowered_alone() -> None:
