@@ -189,8 +189,8 @@ def _failing(reason: str) -> Callable[[], nn.Module]:
 
 def table(rows: Sequence[Row]) -> str:
     """Write the rows as a Markdown table, and the reasons below it."""
-    head = ("family", "model", "float accuracy", "KAN layers", "float lowering error", "int8 SQNR", "least layer")
-    head = (*head, "least layer alone", "argmax equal", "accuracy lost", "speed-up", "limits")
+    head = ["family", "model", "float accuracy", "KAN layers", "float lowering error", "int8 SQNR", "least layer"]
+    head += ["least layer alone", "argmax equal", "accuracy lost", "speed-up", "limits"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     footnotes: list[str] = []
     for row in rows:

@@ -24,7 +24,7 @@ import kancompile
 from benchmarks.results_file import write_results
 from examples.train_cifar10 import load_split
 from examples.zoo import kagn_conv, spline_conv
-from kancompile.benchmarking import COMPILED, FLOAT_EXPORT, Benchmark, export_float, take_turns
+from kancompile.benchmarking import COMPILED, FLOAT_EXPORT, Benchmark, Timing, export_float, take_turns
 from kancompile.execution import RuntimeModel
 from kancompile.machine import describe_machine
 from kancompile.progress import quiet, say
@@ -48,7 +48,9 @@ def measure(name: str, model: nn.Module, x: Tensor, arguments: argparse.Namespac
     with quiet():
         compiled = kancompile.compile(model, x[:CALIBRATION_SAMPLES]).model_bytes
         files = {COMPILED: compiled, FLOAT_EXPORT: export_float(model, tuple(x.shape[1:]))}
-    timings, unavailable, machine = [], {}, describe_machine()
+    timings: list[Timing] = []
+    unavailable: dict[str, str] = {}
+    machine = describe_machine()
     for threads in arguments.threads:
         sessions = {candidate: RuntimeModel(content, threads) for candidate, content in files.items()}
         for batch in arguments.batch_sizes:

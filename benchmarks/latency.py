@@ -35,13 +35,13 @@ from kancompile.benchmarking import (
     FLOAT_EXPORT,
     Benchmark,
     Timing,
-    describe_machine,
     export_float,
     take_turns,
     torch_threads,
 )
 from kancompile.error_measures import ErrorMeasure, TaskMetric, plain_number
 from kancompile.execution import RuntimeModel
+from kancompile.machine import describe_machine
 from kancompile.progress import quiet, say
 
 POLYNOMIAL = "compiled to float polynomials"

@@ -54,7 +54,7 @@ def contractions_file(compiled: CompiledModel) -> bytes:
         name = f"product_{number}"
         codes, scale = contraction.weights[0].numpy(), contraction.scales[0].numpy()
         bias = contraction.bias.numpy()
-        constants = {
+        constants: dict[str, NDArray[Any]] = {
             "one": np.array(1, np.float32),
             "zero": np.array(0, np.uint8),
             "weight": codes,

@@ -61,7 +61,8 @@ def wide_model() -> MeasuredModel:
     """Build efficient-KAN 512-512-512 with seeded random weights, and uniform random inputs in -1 ... 1."""
     model = efficient_kan.build(WIDE_WIDTHS, seed=0)
     x = torch.rand(2 * CALIBRATION_SAMPLES, WIDE_WIDTHS[0], generator=torch.Generator().manual_seed(1)) * 2 - 1
-    return MeasuredModel("efficient-KAN 512-512-512", model.eval(), *x.split(CALIBRATION_SAMPLES), labels=None)
+    calibration, test = x.split(CALIBRATION_SAMPLES)
+    return MeasuredModel("efficient-KAN 512-512-512", model.eval(), calibration, test, labels=None)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -92,8 +92,10 @@ def front_plot(points: Sequence[Mapping[str, Any]], metric: str, baseline: float
         for point, size in zip(shown, kilobytes, strict=True):
             colour = _COMPILED if point["shipped"] else _FLOAT
             axes.plot([size], [point[key]], "o", color=colour, markersize=9 if point["shipped"] else 6)
+            # away from the line of the float model
+            above = 8 if key != "metric" or baseline is None or point[key] > baseline else -17
             axes.annotate(
-                bits_text(point["bits"]), (size, point[key]), (0, -17), textcoords="offset points", ha="center"
+                bits_text(point["bits"]), (size, point[key]), (0, above), textcoords="offset points", ha="center"
             )
         if key == "metric" and baseline is not None:
             axes.axhline(baseline, color=_TABLE, linewidth=1, linestyle=(0, (4, 2)))
