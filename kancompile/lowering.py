@@ -31,7 +31,7 @@ from kancompile.recipe import Recipe
 
 WIDE_TOLERANCE = 2.0**-17
 """Relative error of the functions of a 16-bit layer: half a step of its codes."""
-_KEPT_SHAPES = 2
+_KEPT_FORMS = 2
 
 Stage = tuple[str, tuple[str, ...], Callable[[Program], Program]]
 """Name of a pass, the precisions that need it, and what runs it."""
@@ -54,7 +54,7 @@ class Lowering:
             device: where rounding methods keep their matrices.
         """
         self.program, self.x, self.seed, self.device = program, x, seed, device
-        self._shaped: dict[tuple[tuple[str, float, bool], ...], tuple[Program, KnownTables]] = {}
+        self._forms: dict[tuple[tuple[str, float, bool], ...], tuple[Program, KnownTables]] = {}
 
     def __call__(self, recipe: Recipe, timings: Timings | None = None) -> Program:
         """Run the passes of a recipe.
@@ -67,21 +67,26 @@ class Lowering:
             KanCompileError: the program cannot be lowered so.
         """
         timings = timings or Timings()
-        layers = [recipe.for_layer(layer.name) for layer in self.program.layers()]
-        precisions = frozenset(layer.arithmetic for layer in layers)
-        key = tuple((layer.arithmetic, layer.function_error, layer.granularity == "branch") for layer in layers)
-        if key in self._shaped:
-            self._shaped[key] = self._shaped.pop(key)  # the last in use
-        else:
-            while len(self._shaped) >= _KEPT_SHAPES:
-                del self._shaped[next(iter(self._shaped))]
-            shaped = _run(self._function_stages(recipe), self.program, precisions, timings)
-            self._shaped[key] = shaped, KnownTables()
-        program, known = self._shaped[key]
-        program = _run(self._rounding_stages(recipe, known), program, precisions, timings)
+        program, known = self._form(recipe, timings)
+        program = _run(self._rounding_stages(recipe, known), program, recipe, timings)
         if CPU_PRESETS[recipe.cpu].int16_pairs:
             check_pairs(program)
         return program
+
+    def functions(self, recipe: Recipe) -> Program:
+        """Give the program in the form that a recipe tabulates: in float, functions factorised and mixed, branches split."""
+        return self._form(recipe, Timings())[0]
+
+    def _form(self, recipe: Recipe, timings: Timings) -> tuple[Program, KnownTables]:
+        layers = [recipe.for_layer(layer.name) for layer in self.program.layers()]
+        key = tuple((layer.arithmetic, layer.function_error, layer.granularity == "branch") for layer in layers)
+        if key in self._forms:
+            self._forms[key] = self._forms.pop(key)  # the last in use
+        else:
+            while len(self._forms) >= _KEPT_FORMS:
+                del self._forms[next(iter(self._forms))]
+            self._forms[key] = _run(self._function_stages(recipe), self.program, recipe, timings), KnownTables()
+        return self._forms[key]
 
     def _function_stages(self, recipe: Recipe) -> list[Stage]:
         """List the passes that give the functions of layers another form, which does not depend on levels and bits."""
@@ -203,7 +208,8 @@ def _with_precision(recipe: Recipe, precision: str) -> Callable[[str], bool]:
     return lambda name: recipe.for_layer(name).arithmetic == precision
 
 
-def _run(stages: list[Stage], program: Program, precisions: frozenset[str], timings: Timings) -> Program:
+def _run(stages: list[Stage], program: Program, recipe: Recipe, timings: Timings) -> Program:
+    precisions = {recipe.for_layer(layer.name).arithmetic for layer in program.layers()}
     for name, needed, run in stages:
         if precisions.isdisjoint(needed):
             continue

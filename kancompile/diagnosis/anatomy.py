@@ -21,9 +21,6 @@ from torch import Tensor
 from kancompile.convolutions import ConvContraction
 from kancompile.diagnosis.laboratory import Laboratory
 from kancompile.modules import Contraction, Expansion, IndexQuantizer, TableExpansion
-from kancompile.passes.factorize_edges import FactorizeEdges
-from kancompile.passes.factorize_expansions import FactorizeExpansions
-from kancompile.passes.split_branches import SplitBranches
 from kancompile.program import Layer, Program
 from kancompile.recipe import Recipe
 
@@ -107,8 +104,8 @@ def dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
 
 
 def _dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
-    lowered = laboratory.lowered(laboratory.alone(recipe, name))
-    exact = _as_tabulated(laboratory, recipe, name)
+    alone = laboratory.alone(recipe, name)
+    lowered, exact = laboratory.lowered(alone), laboratory.functions(alone)
     layer, low_layer = _layer(exact, name), _layer(lowered, name)
     contraction = exact.module(layer.contraction)
     assert isinstance(contraction, Contraction | ConvContraction)
@@ -204,21 +201,6 @@ def as_prepared(laboratory: Laboratory, name: str) -> list[Expansion]:
     layer = _layer(laboratory.program, name)
     modules = [laboratory.program.module(target) for target in layer.expansions]
     return [module for module in modules if isinstance(module, Expansion)]
-
-
-def _as_tabulated(laboratory: Laboratory, recipe: Recipe, name: str) -> Program:
-    """Run the float rewrites that come before tabulation, for one layer."""
-
-    def applies(other: str) -> bool:
-        return other == name
-
-    program = laboratory.program
-    with torch.no_grad():
-        program = FactorizeEdges(applies)(program, laboratory.x)
-        program = FactorizeExpansions(applies)(program, laboratory.x)
-    if recipe.for_layer(name).granularity == "branch":
-        program = SplitBranches(applies)(program)
-    return program
 
 
 def _layer(program: Program, name: str) -> Layer:

@@ -119,6 +119,11 @@ class Laboratory:
             self._programs[key] = self._run(self._lowering, recipe)
         return self._programs[key]
 
+    def functions(self, recipe: Recipe) -> Program:
+        """Give the float program in the form that a recipe tabulates."""
+        with quiet():
+            return self._lowering.functions(recipe)
+
     def lower_on(self, recipe: Recipe, x: Tensor) -> Program:
         """Lower by a recipe on other samples ``[n, *input_shape]``."""
         return self._run(Lowering(self.program, x, self.seed, self.device), recipe)
