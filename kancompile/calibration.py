@@ -45,7 +45,7 @@ class Calibration:
         targets: read-only array ``[n, ...]`` of labels, or ``None``.
         batch_size: samples in one batch.
         remarks: how they were read, where a reader of the report should know, such as converted types.
-        name: what they are called there.
+        name: what the data are called there.
     """
 
     inputs: NDArray[np.float32]

@@ -104,7 +104,7 @@ def command_parser() -> argparse.ArgumentParser:
     compile_.add_argument(
         "--report",
         action="store_true",
-        help="also write a report, OUT/model.report.html and .json, even where a threshold is missed",
+        help="also write a report, OUT/model.report.html and .json (model.missed.report.* where a threshold is missed)",
     )
     add_diagnose(compile_)
     compile_.add_argument("--seed", type=int, default=0, help="seed of every random choice (default 0)")

@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from kancompile.validation import Validation
 
 _COMPARED_SAMPLES = 4096
+_MISSED = ".missed"
 HONEST_FLOAT = "float by kancompile, ONNX Runtime"
 
 
 def run_compile(options: argparse.Namespace) -> int:
-    """Compile, measure on held-out data, and write the files; where a threshold is missed, no more than the report asked for."""
+    """Compile, measure on held-out data, and write the files; where those miss a threshold, no more than a report on that."""
     recipe = read_recipe(options.recipe, **recipe_overrides(options))
 
     from kancompile.calibration import load_calibration
@@ -88,12 +89,14 @@ def run_compile(options: argparse.Namespace) -> int:
     for path, one in written.items() if result.passed else ():
         contents |= one.files(path, shared)
     if options.report:
+        # a page about a model that is not written must not stand beside one that an earlier run wrote, as if it were its own
+        reported = reported if result.passed else report_paths(paths[0].with_suffix(_MISSED + paths[0].suffix))
         with working(options):
             say("report ...")
             explained = compiled_report(compiled, judging, judged_on, result, paths[0], options.diagnose)
             contents |= report_files(explained, *reported)
             found = diagnosis_lines(explained)
-    write_atomically(contents, options.force)
+    write_atomically(contents, options.force or not result.passed)
     report = {
         "path": str(paths[0]) if result.passed else None,
         "files": {str(path): len(content) for path, content in contents.items()},

@@ -66,7 +66,7 @@ def _(x: Tensor, multiplier: float, offset: float, levels: int) -> Tensor:
 
 
 def look_up(table: Tensor, rows: Tensor) -> Tensor:
-    """Return ``table[rows]``; four times faster than that."""
+    """Return ``table[rows]`` of a table ``[n, k]`` for rows from 0; four times faster than that."""
     return table.index_select(0, rows.flatten()).reshape(*rows.shape, table.shape[1])
 
 

@@ -23,7 +23,7 @@ from kancompile.errors import KanCompileError
 from kancompile.execution import RuntimeModel
 from kancompile.frontend.capture import capture
 from kancompile.lowering import Lowering, Timings, check_patterns, prepare
-from kancompile.manifest import ABOUT_THE_FILE, describe, describe_file_bytes, describe_layer
+from kancompile.manifest import ABOUT_THE_FILE, describe, describe_file_bytes
 from kancompile.passes.quantize_outputs import QuantizeOutputs
 from kancompile.program import Program, with_history
 from kancompile.recipe import Recipe, read_recipe
@@ -270,4 +270,4 @@ def _check_activations(program: Program, x: Tensor) -> None:
                 )
 
 
-__all__ = ["CompiledModel", "compile", "describe_layer", "manifest_path"]
+__all__ = ["CompiledModel", "compile", "manifest_path"]

@@ -148,7 +148,7 @@ def add_products(total: Tensor, values: Tensor) -> None:
 
 
 def mirror(total: Tensor) -> None:
-    """Fill in what lies above those strips, so that the matrix is exactly symmetric."""
+    """Copy the strips that :func:`add_products` adds to across the diagonal, so that ``total`` is exactly symmetric."""
     for start in range(0, len(total), _STRIP):
         stop = min(start + _STRIP, len(total))
         total[:start, start:stop] = total[start:stop, :start].T

@@ -138,13 +138,17 @@ def test_a_missed_threshold_leaves_the_report_that_was_asked_for(
     assert not (tmp_path / "plain").exists()
     assert main(_compile(work, tmp_path / "o", *coarse, "--report", "--json")) == 1
     printed = capsys.readouterr()
-    page, data = tmp_path / "o" / "model.report.html", tmp_path / "o" / "model.report.json"
+    page, data = (tmp_path / "o" / f"model.missed.report.{kind}" for kind in ("html", "json"))
     assert sorted((tmp_path / "o").iterdir()) == [page, data]
     assert f"threshold missed, no model written; {page} says where the error comes from: accuracy" in printed.err
     result, report = json.loads(printed.out), json.loads(data.read_text())
     assert (result["path"], result["passed"], list(result["files"])) == (None, False, [str(page), str(data)])
     assert report["summary"]["reasons"] == result["validation"]["reasons"] != []
     assert any(finding["severity"] == "serious" for finding in report["findings"])
+    # the next attempt is not in its way
+    assert main(_compile(work, tmp_path / "o", *coarse, "--report")) == 1
+    assert main(_compile(work, tmp_path / "o", "--quiet", "--report")) == 0
+    assert (tmp_path / "o" / "model.report.html").is_file()
 
 
 def test_validate_compares_and_gates(work: Path, built: Path, capsys: pytest.CaptureFixture[str]) -> None:

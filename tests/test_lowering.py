@@ -7,25 +7,56 @@ from typing import Any
 
 import pytest
 import torch
+from torch import fx
 
+from kancompile.convolutions import ConvContraction
 from kancompile.lowering import Lowering, lower
 from kancompile.passes import choose_index, tabulate_convolutions
 from kancompile.passes.mix_functions import MixFunctions
-from kancompile.program import Program
+from kancompile.program import Program, show
 from kancompile.recipe import read_recipe
 from tests.convolution_programs import float_convolutions, square
 from tests.programs import calibration_inputs, float_program
 
+
+def _with_two_readers() -> Program:
+    """Give a convolution that two others read, whose outputs are added: it hands its own quantizer to both."""
+    program = float_convolutions((3, 8, 8), [square(4, 3, padding=1), square(3, 3)])
+    other = float_convolutions((4, 8, 8), [square(3, 3)], seed=5)
+    root = dict(program.graph_module.named_children())
+    root["other_expand"], convolve = other.module("layer0_expand0"), other.module("layer0_convolve")
+    assert isinstance(convolve, ConvContraction)
+    root["other_convolve"] = ConvContraction(
+        "layers.other", convolve.weight, convolve.bias, convolve.geometry, convolve.out_shape
+    )
+    graph = fx.Graph()
+
+    def layer(name: str, convolution: str, value: fx.Node) -> fx.Node:
+        return graph.call_module(convolution, (graph.call_module(name, (value,)),))
+
+    first = layer("layer0_expand0", "layer0_convolve", graph.placeholder("x"))
+    second = layer("layer1_expand0", "layer1_convolve", first)
+    third = layer("other_expand", "other_convolve", first)
+    graph.output(graph.call_function(torch.ops.aten.add.Tensor, (second, third)))
+    return Program(fx.GraphModule(root, graph), (3, 8, 8))
+
+
 PROGRAMS: dict[str, Callable[[], Program]] = {
     "linear": float_program,
     "convolutions": lambda: float_convolutions((3, 8, 8), [square(6, 3, padding=1), square(4, 3, stride=2)]),
+    "two readers": _with_two_readers,
 }
 RECIPES: list[dict[str, Any]] = [
     {},
     {"weight_bits": 4},
     {"weight_bits": 2, "method": "gptq"},
     {"levels": 64},
-    {"layers": {"layers.1": {"lowering": "keep"}}},
+    {"range": "percentile", "percentile": 90},
+    {"column_scaling": 0.0},
+    {"granularity": "branch"},
+    {"function_error": 0.0},
+    {"function_error": 1e-2},
+    {"layers": {"layers.0": {"lowering": "keep"}}},
     {"layers": {"layers.1": {"weight_bits": 3}}},
     {"precision": "int16"},
     {},
@@ -37,9 +68,11 @@ def _prepared(name: str) -> tuple[Program, torch.Tensor]:
     return program, calibration_inputs(program, 48)
 
 
-def _same(one: Program, other: Program) -> bool:
+def _same(one: Program, other: Program, x: torch.Tensor) -> bool:
+    """Whether buffers, what modules say of themselves (with their quantizers), and outputs are equal."""
     ours, theirs = one.graph_module.state_dict(), other.graph_module.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    buffers = ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    return buffers and show(one) == show(other) and torch.equal(one(x), other(x))
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -49,7 +82,7 @@ def test_what_was_lowered_before_does_not_matter(name: str) -> None:
     for values in RECIPES:
         recipe = read_recipe(values)
         again, alone = lowering(recipe), lower(program, x, recipe)
-        assert _same(again, alone), values
+        assert _same(again, alone, x), values
         assert again.notes == alone.notes
         assert [change.name for change in again.history] == [change.name for change in alone.history]
 

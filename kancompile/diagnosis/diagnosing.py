@@ -26,7 +26,7 @@ from kancompile.diagnosis.causes import (
 )
 from kancompile.diagnosis.data_causes import DataSuspicions
 from kancompile.diagnosis.laboratory import Laboratory, Outcome
-from kancompile.diagnosis.sensitivity import Sensitivity, sweep
+from kancompile.diagnosis.sensitivity import Sensitivity, sensitivities_of
 from kancompile.diagnosis.suspects import Suspect, jointly, suspects
 from kancompile.errors import KanCompileError
 from kancompile.frontend.capture import capture
@@ -190,9 +190,10 @@ def examine(laboratory: Laboratory, judged_on: str, has_data: bool, exact: bool 
         for name in slow
     ]
     base = laboratory.outcome(recipe)
-    sensitivities = sweep(laboratory, recipe)
-    names = laboratory.integer_layers(recipe)
-    anatomies = [dissect(laboratory, recipe, name) for name in track(names, "anatomy of layers")]
+    sensitivities, anatomies = [], []
+    for name in track(laboratory.integer_layers(recipe), "measuring layers"):
+        sensitivities += sensitivities_of(laboratory, recipe, name)
+        anatomies.append(dissect(laboratory, recipe, name))
     notes += [
         f"layer {entry.layer!r}: {entry.dead_columns} of {entry.columns} weight columns read functions that are constant over "
         "the calibration data, so nothing is known about them"

@@ -111,9 +111,11 @@ class Laboratory:
         self._outcomes: dict[str, Outcome] = {}
 
     def lowered(self, recipe: Recipe) -> Program:
-        """Lower by a recipe; the last few programs are kept."""
+        """Lower by a recipe; the last few programs in use are kept."""
         key = recipe.canonical_json()
-        if key not in self._programs:
+        if key in self._programs:
+            self._programs[key] = self._programs.pop(key)
+        else:
             while len(self._programs) >= 4:
                 del self._programs[next(iter(self._programs))]
             self._programs[key] = self._run(self._lowering, recipe)

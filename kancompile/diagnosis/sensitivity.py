@@ -18,7 +18,6 @@ from kancompile.error_measures import plain_number
 from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
 from kancompile.passes.split_branches import SplitBranches
 from kancompile.program import Layer, Program
-from kancompile.progress import track
 from kancompile.recipe import Recipe
 
 _CENTRED = 256
@@ -52,19 +51,17 @@ class Sensitivity:
         }
 
 
-def sweep(laboratory: Laboratory, recipe: Recipe) -> list[Sensitivity]:
-    """Measure every integer layer, and every branch of those that have several and are no convolution."""
-    found = []
-    for name in track(laboratory.integer_layers(recipe), "sensitivity of layers"):
-        alone = laboratory.alone(recipe, name)
-        only = laboratory.outcome(alone)
-        without = laboratory.outcome(recipe.with_overrides({name: {"lowering": "keep"}}))
-        found.append(Sensitivity(name, None, only, without))
-        branches = list(branch_programs(laboratory, laboratory.lowered(alone), name))
-        if len(branches) > 1:
-            for branch, program in branches:
-                outcome = judge(laboratory.program, program, laboratory.judging)
-                found.append(Sensitivity(name, branch, outcome, None))
+def sensitivities_of(laboratory: Laboratory, recipe: Recipe, name: str) -> list[Sensitivity]:
+    """Measure an integer layer, and every branch where it has several and is no convolution."""
+    alone = laboratory.alone(recipe, name)
+    only = laboratory.outcome(alone)
+    without = laboratory.outcome(recipe.with_overrides({name: {"lowering": "keep"}}))
+    found = [Sensitivity(name, None, only, without)]
+    branches = list(branch_programs(laboratory, laboratory.lowered(alone), name))
+    if len(branches) > 1:
+        for branch, program in branches:
+            outcome = judge(laboratory.program, program, laboratory.judging)
+            found.append(Sensitivity(name, branch, outcome, None))
     return found
 
 

@@ -1,7 +1,8 @@
 """Keep what tabulating a program found out, for the next tabulation of the same program with other options.
 
 Reports, the error gate and the diagnosis lower one program many times, mostly with other bits. What a quantizer costs does not
-depend on them, nor does a layer on the options of another, but for the quantizers that convolutions in front hand over.
+depend on them, nor does a layer on the options of another, but for the quantizer of a convolution in front, which only an integer
+one has.
 """
 
 from __future__ import annotations

@@ -112,8 +112,8 @@ def code_hessian(patches: Patches, index: IndexQuantizer, functions: Tensor) -> 
             slopes.scatter_add_(2, place, weight * counted[:, None, :, None])
             mean += slopes.flatten(2).sum(0).double()
             add_products(total, slopes.flatten(2).flatten(0, 1))
-        mirror(total)
         total -= mean.T @ mean / pixels
+    mirror(total)
     total /= pixels * n_out
     share = torch.eye(levels, dtype=torch.float64) * (_UNSEEN_SHARE / levels / n_out)
     return total + torch.kron(share, unseen)

@@ -55,6 +55,7 @@ _MEASURED_ELEMENTS = 1 << 20
 _MEASURED_ROWS = (256, 4096)
 _MEASURED_OUTPUTS = 1 << 21
 _MEAN_SAMPLES = 32
+_KEPT_HESSIANS = 2  # up to 33 MB each
 # one row less than 8 bits can number lets a target look two inputs up at a time
 _PAIRABLE_LEVELS = 255
 
@@ -212,6 +213,8 @@ class ConvLookupCost:
         """Measure how errors of table values add up at the output (see ``round_table_codes.code_hessian``)."""
         key = index, tuple(functions.tolist())
         if key not in self._hessians:
+            while len(self._hessians) >= _KEPT_HESSIANS:
+                del self._hessians[next(iter(self._hessians))]
             patches = Patches(self.seen, self.inside.squeeze(-1), tuple(self.weights), self.expansion.k)
             self._hessians[key] = code_hessian(patches, index, functions)
         return self._hessians[key]

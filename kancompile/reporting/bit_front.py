@@ -28,8 +28,6 @@ _SAMPLES = 256
 _JUDGED = 512
 _JUDGED_ELEMENTS = 1 << 19
 _FRONT_ENTRIES = 6
-NO_FRONT = {"origin": "off", "samples": 0, "float_metric": None, "points": []}
-"""What stands in a report where nothing was measured."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def measure_front(source: ReportSource) -> dict[str, Any]:
     else:
         candidates = [(dict.fromkeys(bits, width), None) for width in WIDTHS]
     if not bits:
-        return NO_FRONT | {"origin": "none"}
+        return no_front("none")
     judge = _Judge(source)
     points = [judge.measure(source.program, bits, True, _predicted(entries, bits))]
     lowering = _with_few_samples(source)
@@ -98,6 +96,11 @@ def measure_front(source: ReportSource) -> dict[str, Any]:
         "float_metric": plain_number(judge.float_metric),
         "points": [point.to_dict() for point in points],
     }
+
+
+def no_front(origin: str) -> dict[str, Any]:
+    """Give what stands in a report where nothing was measured: ``"off"``, or ``"none"`` without integer weights."""
+    return {"origin": origin, "samples": 0, "float_metric": None, "points": []}
 
 
 def _with_few_samples(source: ReportSource) -> Lowering:

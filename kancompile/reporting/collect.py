@@ -12,7 +12,7 @@ from kancompile.error_measures import plain_number
 from kancompile.inspection import describe_program
 from kancompile.program import PassChange
 from kancompile.reporting.baseline import measure_baseline, parameter_bytes
-from kancompile.reporting.bit_front import NO_FRONT, measure_front
+from kancompile.reporting.bit_front import measure_front, no_front
 from kancompile.reporting.contributions import measure_contributions
 from kancompile.reporting.diagnosed import diagnosis_of
 from kancompile.reporting.edges import Edge, EdgeName, draw_edges, important_edges, parse_edge
@@ -83,7 +83,7 @@ def collect(source: ReportSource, options: ReportOptions | None = None) -> dict[
             for pair in pairs
         ],
         "edges": [_edge_dict(edge) for edge in _edges(pairs, chosen, seen, options.edge_count)],
-        "bit_front": measure_front(source) if options.sweep else NO_FRONT,
+        "bit_front": measure_front(source) if options.sweep else no_front("off"),
         "pipeline": [_captured(source), *(_change(change) for change in source.program.history)],
         "kernels": {
             "runtime": source.audit.runtime,

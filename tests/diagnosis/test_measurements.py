@@ -8,7 +8,7 @@ from kancompile.diagnosis.anatomy import Anatomy, dissect
 from kancompile.diagnosis.diagnosing import open_laboratory, samples_for
 from kancompile.diagnosis.inputs import compare_distributions, find_outliers, grid_of
 from kancompile.diagnosis.laboratory import Laboratory, constant_bytes
-from kancompile.diagnosis.sensitivity import branch_programs, sweep
+from kancompile.diagnosis.sensitivity import branch_programs, sensitivities_of
 from kancompile.diagnosis.suspects import suspects
 from kancompile.error_measures import ErrorMeasure
 from kancompile.errors import KanCompileError
@@ -99,7 +99,12 @@ def test_constant_bytes_count_what_a_file_stores() -> None:
 
 def test_all_but_one_and_only_one_agree_for_two_layers() -> None:
     lab, recipe = laboratory()
-    whole = [entry for entry in sweep(lab, recipe) if entry.branch is None]
+    whole = [
+        entry
+        for name in lab.integer_layers(recipe)
+        for entry in sensitivities_of(lab, recipe, name)
+        if entry.branch is None
+    ]
     assert [entry.layer for entry in whole] == [FIRST, HIDDEN]
     assert whole[0].without is not None
     # with two layers, all but the first is only the second

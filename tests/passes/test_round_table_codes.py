@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from kancompile.convolutions import Geometry
-from kancompile.modules import IndexQuantizer
+from kancompile.convolutions import ConvContraction, Geometry
+from kancompile.modules import Expansion, IndexQuantizer
 from kancompile.passes import round_table_codes
 from kancompile.passes.round_table_codes import Patches, code_hessian, descend, round_together
+from kancompile.passes.tabulate_convolutions import ConvLookupCost
 from kancompile.patches import PatchSampler, flat_weight
+from tests.convolution_programs import float_convolutions, square
 
 LEVELS, CHANNELS, SIZE = 12, 4, 5
 
@@ -142,3 +144,19 @@ def test_many_functions_stay_at_the_nearest_codes() -> None:
         index,
     )
     assert round_together(codes, codes + 0.3, torch.ones(6), torch.zeros(6), hessian_of) is codes
+
+
+def test_hessians_are_kept_by_index_and_functions() -> None:
+    program = float_convolutions((3, 8, 8), [square(6, 3, padding=1)])
+    expansion, contraction = program.module("layer0_expand0"), program.module("layer0_convolve")
+    assert isinstance(expansion, Expansion)
+    assert isinstance(contraction, ConvContraction)
+    x = torch.randn(8, 3, 8, 8, generator=_generator(0))
+    cost = ConvLookupCost(expansion, contraction, contraction.weight, x, torch.zeros(3, dtype=torch.int64))
+    wanted = [(IndexQuantizer(step, 8, 16), torch.tensor(functions)) for step in (0.2, 0.4) for functions in ([0], [0, 1], [1])]
+    found = [cost.code_hessian(index, functions) for index, functions in [*wanted, *wanted[::-1]]]
+    patches = Patches(cost.seen, cost.inside.squeeze(-1), tuple(cost.weights), expansion.k)
+    for (index, functions), first, again in zip(wanted, found, found[::-1], strict=False):
+        expected = code_hessian(patches, index, functions)
+        assert torch.equal(first, expected)
+        assert torch.equal(again, expected)
