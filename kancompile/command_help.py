@@ -35,7 +35,7 @@ The calibration data is an .npz with an array 'x' [n, ...] of inputs scaled as i
 labels), or a loader in your code (--calibration models.py:make_loader). A few hundred samples are enough.
 A part of it is held out to measure the result. Writes OUT/model.onnx and OUT/model.manifest.json
 (other targets: model.ort, model.c and model.h and so on, beside each other), all or none; where a threshold is missed
-nothing is written."""
+nothing is written but the report that --report asks for, OUT/model.missed.report.html."""
 
 VALIDATE = """\
 example:

@@ -25,9 +25,8 @@ from kancompile.diagnosis.inputs import (
     grid_of,
     usual_scalings,
 )
-from kancompile.diagnosis.laboratory import Laboratory, Outcome, float_score, judge, transformed
+from kancompile.diagnosis.laboratory import Laboratory, Outcome, transformed
 from kancompile.modules import Expansion
-from kancompile.program import Program
 from kancompile.recipe import Recipe
 
 _UNLIKE = 0.25  # standard deviations between distributions
@@ -83,7 +82,7 @@ class DataSuspicions:
         mismatch = compare_distributions(x, data)
         if mismatch.distance < _UNLIKE or mismatch.scaled_distance > _EXPLAINED * mismatch.distance:
             return None
-        own = judge(lab.program, lab.lowered(self.recipe), lab.fitting)
+        own = lab.judge(lab.lowered(self.recipe), lab.fitting)
         after = self._lowered_on(mismatch.scaling(x), lab.judging)
         evidence = {
             "calibration_low": float(x.min()),
@@ -112,7 +111,7 @@ class DataSuspicions:
             return None
         best: tuple[float, float, Scaling] | None = None
         for scaling in usual_scalings(lab.x):
-            compared = compare_scores(lab.program, sets, scaling)
+            compared = compare_scores(lab, sets, scaling)
             if compared is not None and (best is None or compared[1] > best[1]):
                 best = (*compared, scaling)
         if best is None:
@@ -266,10 +265,10 @@ class DataSuspicions:
             return (last.movedim(-1, 1) if expansion.channels_first else last).reshape(x.shape)
 
         judging = transformed(lab.judging, clamp(lab.judging.samples))
-        raw, kept = float_score(lab.program, lab.judging), float_score(lab.program, judging)
+        raw, kept = lab.float_score(lab.judging), lab.float_score(judging)
         if raw is not None and kept is not None and kept < raw - _WORSE_POINTS:
             return None  # the model needs these values
-        before = judge(lab.program, lab.lowered(self.recipe), judging)
+        before = lab.judge(lab.lowered(self.recipe), judging)
         after = self._lowered_on(clamp(lab.x), judging)
         names = ", ".join(map(str, found.features))
         advice = (
@@ -279,7 +278,7 @@ class DataSuspicions:
         # a pilot predicts: few samples on both sides
         few = judging._take(np.arange(min(_PILOT, len(judging))))
         pilot = self._lowered_on(clamp(lab.x[:_PILOT]), few).sqnr_db
-        predicted = pilot - judge(lab.program, lab.lowered(self.recipe), few).sqnr_db
+        predicted = pilot - lab.judge(lab.lowered(self.recipe), few).sqnr_db
         return Change(advice=advice), Effect(predicted, None, before, after)
 
     def unseen(self, base: Outcome, anatomies: list[Anatomy]) -> Iterator[Cause]:
@@ -292,7 +291,7 @@ class DataSuspicions:
         lab = self.laboratory
         worst = max(beyond, key=lambda anatomy: anatomy.outside_judged)
         effect = self._joined()
-        own = judge(lab.program, lab.lowered(self.recipe), lab.fitting)
+        own = lab.judge(lab.lowered(self.recipe), lab.fitting)
         title = (
             f"{100 * worst.outside_judged:.2f} % of the inputs of {worst.layer!r} on the data lie outside its table "
             f"({worst.low:.4g} ... {worst.high:.4g}), {100 * worst.outside_share:.2f} % in calibration"
@@ -312,7 +311,7 @@ class DataSuspicions:
         lab = self.laboratory
         if len(lab.fitting) < 8:
             return
-        half = judge(lab.program, lab.lower_on(self.recipe, lab.x[::2]), lab.judging)
+        half = lab.judge(lab.lower_on(self.recipe, lab.x[::2]))
         lost = base.sqnr_db - half.sqnr_db
         if not lost >= _NOTICED_DB:
             return
@@ -329,15 +328,15 @@ class DataSuspicions:
         lab = self.laboratory
         rows = np.arange(len(lab.judging))
         shown, kept = lab.judging._take(rows[::2]), lab.judging._take(rows[1::2])
-        before = judge(lab.program, lab.lowered(self.recipe), kept)
+        before = lab.judge(lab.lowered(self.recipe), kept)
         joined = torch.cat([lab.x, shown.samples])
         return Effect(None, None, before, self._lowered_on(joined, kept))
 
     def _lowered_on(self, x: Tensor, judging: Calibration) -> Outcome:
-        return judge(self.laboratory.program, self.laboratory.lower_on(self.recipe, x), judging)
+        return self.laboratory.judge(self.laboratory.lower_on(self.recipe, x), judging)
 
 
-def compare_scores(program: Program, sets: Sequence[Calibration], scaling: Scaling) -> tuple[float, float] | None:
+def compare_scores(laboratory: Laboratory, sets: Sequence[Calibration], scaling: Scaling) -> tuple[float, float] | None:
     """Score the float program on samples as they are and scaled.
 
     Returns:
@@ -349,7 +348,7 @@ def compare_scores(program: Program, sets: Sequence[Calibration], scaling: Scali
     for samples in sets:
         assert samples.targets is not None
         other = transformed(samples, scaling(samples.samples))
-        scores = float_score(program, samples), float_score(program, other)
+        scores = laboratory.float_score(samples), laboratory.float_score(other)
         if scores[0] is None or scores[1] is None or not math.isfinite(scores[0] + scores[1]):
             return None
         now, then = now + scores[0] * len(samples), then + scores[1] * len(samples)
@@ -358,11 +357,11 @@ def compare_scores(program: Program, sets: Sequence[Calibration], scaling: Scali
         assert labels is not None
         if labels.is_floating_point() or labels[0].numel() != 1:
             continue
-        for (x, y), (scaled, _) in zip(samples.batches(), other.batches(), strict=True):
-            assert y is not None
-            before = program(x).flatten(1).argmax(1) == y.flatten()
-            after = program(scaled).flatten(1).argmax(1) == y.flatten()
-            gained, lost = gained + int((after & ~before).sum()), lost + int((before & ~after).sum())
+        before, after = (
+            torch.cat(laboratory.float_outputs(part)).flatten(1).argmax(1) == labels.flatten()
+            for part in (samples, other)
+        )
+        gained, lost = gained + int((after & ~before).sum()), lost + int((before & ~after).sum())
     if then - now < _POINTS * count or gained - lost < _DEVIATIONS * math.sqrt(gained + lost):
         return None
     return now / count, then / count

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -109,6 +110,7 @@ class Laboratory:
         self.lowerings = 0
         self._programs: dict[str, Program] = {}
         self._outcomes: dict[str, Outcome] = {}
+        self._float_outputs: WeakKeyDictionary[Calibration, list[Tensor]] = WeakKeyDictionary()
 
     def lowered(self, recipe: Recipe) -> Program:
         """Lower by a recipe; the last few programs in use are kept."""
@@ -142,12 +144,44 @@ class Laboratory:
             fact = {"fact": "outcome", "recipe": key}
             known = None if self.memory is None else self.memory.get(fact)
             if known is None:
-                self._outcomes[key] = judge(self.program, self.lowered(recipe), self.judging)
+                self._outcomes[key] = self.judge(self.lowered(recipe))
                 if self.memory is not None:
                     self.memory.put(fact, asdict(self._outcomes[key]))
             else:
                 self._outcomes[key] = Outcome(**known)
         return self._outcomes[key]
+
+    def judge(self, program: Program, samples: Calibration | None = None) -> Outcome:
+        """Compare a lowered program with the float one on samples, those that judge if none are given, and with their labels."""
+        samples = self.judging if samples is None else samples
+        measure, task = ErrorMeasure(), TaskMetric()
+        for (x, y), expected in zip(samples.batches(), self.float_outputs(samples), strict=True):
+            found = program(x)
+            measure.add(expected.flatten(1), found.flatten(1), "judged output")
+            if y is not None:
+                task.add(y, found, "data")
+        score = drop = None
+        float_score = self.float_score(samples)
+        if float_score is not None:
+            score = next(iter(task.values().values()))
+            drop = float_score - score
+        return Outcome(measure.signal, measure.noise, score, drop, measure.agreement, constant_bytes(program))
+
+    def float_score(self, samples: Calibration) -> float | None:
+        """Measure accuracy or R2 of the float program in percent, ``None`` without labels."""
+        if samples.targets is None:
+            return None
+        task = TaskMetric()
+        for (_, y), output in zip(samples.batches(), self.float_outputs(samples), strict=True):
+            assert y is not None
+            task.add(y, output, "data")
+        return next(iter(task.values().values()))
+
+    def float_outputs(self, samples: Calibration) -> list[Tensor]:
+        """Evaluate the float program on samples, batch by batch, once for as long as they are in use."""
+        if samples not in self._float_outputs:
+            self._float_outputs[samples] = [self.program(x) for x in samples]
+        return self._float_outputs[samples]
 
     def alone(self, recipe: Recipe, name: str) -> Recipe:
         """Give the recipe that lowers one layer and keeps all others in float."""
@@ -167,33 +201,6 @@ class Laboratory:
             if chosen.rounding_method != "uniform" and module.weight[0].numel() > SLOW_COLUMNS:
                 slow.append(layer.name)
         return (recipe.with_overrides({name: {"method": "uniform"} for name in slow}) if slow else recipe), slow
-
-
-def judge(float_program: Program, program: Program, samples: Calibration) -> Outcome:
-    """Compare a lowered program with the float one on samples, and both with their labels."""
-    measure, task, float_task = ErrorMeasure(), TaskMetric(), TaskMetric()
-    for x, y in samples.batches():
-        expected, found = float_program(x), program(x)
-        measure.add(expected.flatten(1), found.flatten(1), "judged output")
-        if y is not None:
-            task.add(y, found, "data")
-            float_task.add(y, expected, "data")
-    score = drop = None
-    if samples.targets is not None:
-        name, score = next(iter(task.values().items()))
-        drop = float_task.values()[name] - score
-    return Outcome(measure.signal, measure.noise, score, drop, measure.agreement, constant_bytes(program))
-
-
-def float_score(program: Program, samples: Calibration) -> float | None:
-    """Measure accuracy or R2 of a program in percent, ``None`` without labels."""
-    if samples.targets is None:
-        return None
-    task = TaskMetric()
-    for x, y in samples.batches():
-        assert y is not None
-        task.add(y, program(x), "data")
-    return next(iter(task.values().values()))
 
 
 def transformed(samples: Calibration, inputs: Tensor) -> Calibration:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kancompile.diagnosis.laboratory import Laboratory, Outcome, judge
+from kancompile.diagnosis.laboratory import Laboratory, Outcome
 from kancompile.error_measures import plain_number
 from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
 from kancompile.passes.split_branches import SplitBranches
@@ -60,7 +60,7 @@ def sensitivities_of(laboratory: Laboratory, recipe: Recipe, name: str) -> list[
     branches = list(branch_programs(laboratory, laboratory.lowered(alone), name))
     if len(branches) > 1:
         for branch, program in branches:
-            outcome = judge(laboratory.program, program, laboratory.judging)
+            outcome = laboratory.judge(program)
             found.append(Sensitivity(name, branch, outcome, None))
     return found
 
