@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kancompile.atomic_write import check_destinations, write_atomically
-from kancompile.command_line import OK, THRESHOLD_MISSED, command_parser
 from kancompile.command_options import recipe_overrides
+from kancompile.command_parser import command_parser
+from kancompile.command_session import load_float_model, opened_data, show_result, working
 from kancompile.errors import KanCompileError
-from kancompile.progress import quiet, say
+from kancompile.exit_codes import OK, THRESHOLD_MISSED
+from kancompile.progress import say
 from kancompile.recipe import read_recipe
 
 # What loads PyTorch is imported where it is needed: wrong usage is answered at once, and a recipe needs none of it.
@@ -292,42 +292,6 @@ def run_completion(options: argparse.Namespace) -> int:
     script = completion_script(command_parser(), options.shell)
     show_result(options, {"shell": options.shell, "script": script}, script.rstrip())
     return OK
-
-
-@contextlib.contextmanager
-def working(options: argparse.Namespace) -> Iterator[None]:
-    """Keep standard output for the result: whatever models and libraries print goes to the error stream."""
-    with contextlib.redirect_stdout(sys.stderr), quiet(options.quiet):
-        yield
-
-
-def show_result(options: argparse.Namespace, data: dict[str, Any], text: str) -> None:
-    """Print data as JSON, or text, as the options say."""
-    if options.json:
-        print(json.dumps(data, indent=2, allow_nan=False))
-    elif not options.quiet:
-        print(text)
-
-
-def load_float_model(options: argparse.Namespace) -> Any:
-    """Build the float model that the options name."""
-    from kancompile.checkpoint import load_model, parse_factory_args
-
-    arguments = parse_factory_args(options.factory_arg)
-    return load_model(options.model, options.checkpoint, arguments, options.checkpoint_key)
-
-
-def opened_data(options: argparse.Namespace, dest: str = "data") -> Any:
-    """Open what ``--calibration`` or ``--data`` names, ``dest`` being the option's name in ``options``."""
-    from kancompile.data_sources import open_data
-
-    spec = getattr(options, dest)
-    named = [getattr(options, name, None) for name in ("calibration", "data")]
-    # of two kinds of data, a transform is for those that are images; where none are, it is refused
-    is_for_others = not Path(spec).is_dir() and any(other and Path(other).is_dir() for other in named)
-    transform = None if is_for_others else options.transform
-    name = options.data_name if dest == "data" else f"--{dest}"
-    return open_data(spec, transform, name=name, seed=getattr(options, "seed", 0))
 
 
 def _exported_shape(model: Any) -> tuple[int, ...]:

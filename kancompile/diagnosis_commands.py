@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kancompile.atomic_write import check_destinations, write_atomically
-from kancompile.command_line import OK, THRESHOLD_MISSED
 from kancompile.command_options import recipe_overrides
-from kancompile.commands import load_float_model, opened_data, show_result, working
+from kancompile.command_session import load_float_model, opened_data, show_result, working
+from kancompile.exit_codes import OK, THRESHOLD_MISSED
 from kancompile.recipe import Recipe, read_recipe
 
 # what loads PyTorch is imported where it is needed

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kancompile.atomic_write import check_destinations, write_atomically
-from kancompile.command_line import OK
+from kancompile.command_session import load_float_model, opened_data, show_result, working
 from kancompile.errors import KanCompileError
+from kancompile.exit_codes import OK
 from kancompile.reporting.plots import check_matplotlib
 
 # what loads PyTorch is imported where it is needed
@@ -52,8 +53,6 @@ def compiled_report(
 
 def run_report(options: argparse.Namespace) -> int:
     """Report on a compiled file."""
-    from kancompile.commands import load_float_model, opened_data, show_result, working
-
     check_matplotlib()
     path = Path(options.file)
     page, data = report_paths(path)
@@ -101,7 +100,6 @@ def _calibration(
     import torch
 
     from kancompile.calibration import load_calibration
-    from kancompile.commands import opened_data
     from kancompile.reporting.source import calibration_hash
 
     if options.calibration is None and options.data is None:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from kancompile import command_line, commands
+from kancompile import commands, exit_codes
 from kancompile.command_line import main
 from kancompile.errors import KanCompileError
 from tests.compiled_kan import FACTORY, FACTORY_ARGS, make_inputs, make_model
@@ -419,5 +419,5 @@ def test_the_entry_point_is_the_module() -> None:
         [sys.executable, "-m", "kancompile", "--version"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert process.stdout.startswith("kancompile ")
-    assert command_line.OK == 0
+    assert exit_codes.OK == 0
     assert isinstance(make_model(), nn.Module)
