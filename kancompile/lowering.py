@@ -27,6 +27,7 @@ from kancompile.passes.split_branches import SplitBranches
 from kancompile.passes.tabulate_expansions import TableOptions, TabulateExpansions
 from kancompile.program import Program, check, with_history
 from kancompile.progress import say
+from kancompile.recently_used import RecentlyUsed
 from kancompile.recipe import Recipe
 
 WIDE_TOLERANCE = 2.0**-17
@@ -35,6 +36,8 @@ _KEPT_FORMS = 2
 
 Stage = tuple[str, tuple[str, ...], Callable[[Program], Program]]
 """Name of a pass, the precisions that need it, and what runs it."""
+FormKey = tuple[tuple[str, float, bool], ...]
+"""What the form of every layer's functions depends on: arithmetic, function error, whether branches are split."""
 
 
 class Lowering:
@@ -54,7 +57,7 @@ class Lowering:
             device: where rounding methods keep their matrices.
         """
         self.program, self.x, self.seed, self.device = program, x, seed, device
-        self._forms: dict[tuple[tuple[str, float, bool], ...], tuple[Program, KnownTables]] = {}
+        self._forms: RecentlyUsed[FormKey, tuple[Program, KnownTables]] = RecentlyUsed(_KEPT_FORMS)
 
     def __call__(self, recipe: Recipe, timings: Timings | None = None) -> Program:
         """Run the passes of a recipe.
@@ -80,16 +83,14 @@ class Lowering:
     def _form(self, recipe: Recipe, timings: Timings) -> tuple[Program, KnownTables]:
         layers = [recipe.for_layer(layer.name) for layer in self.program.layers()]
         key = tuple((layer.arithmetic, layer.function_error, layer.granularity == "branch") for layer in layers)
-        if key in self._forms:
-            self._forms[key] = self._forms.pop(key)  # the last in use
-        else:
-            while len(self._forms) >= _KEPT_FORMS:
-                del self._forms[next(iter(self._forms))]
+
+        def make() -> tuple[Program, KnownTables]:
             program = _run(self._function_stages(recipe), self.program, recipe, timings)
             # where the passes had nothing to do, forms are the very same graph
-            alike = (known for other, known in self._forms.values() if other.graph_module is program.graph_module)
-            self._forms[key] = program, next(alike, None) or KnownTables()
-        return self._forms[key]
+            alike = (known for other, known in self._forms if other.graph_module is program.graph_module)
+            return program, next(alike, None) or KnownTables()
+
+        return self._forms.get(key, make)
 
     def _function_stages(self, recipe: Recipe) -> list[Stage]:
         """List the passes that give the functions of layers another form, which does not depend on levels and bits."""

@@ -109,4 +109,4 @@ def test_few_forms_of_the_functions_are_kept() -> None:
     lowering = Lowering(program, x)
     for error in (1e-3, 1e-4, 1e-5, 1e-6):
         lowering(read_recipe({"function_error": error}))
-    assert len(lowering._forms) == 2
+    assert len(list(lowering._forms)) == 2

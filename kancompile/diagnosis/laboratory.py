@@ -23,9 +23,11 @@ from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
 from kancompile.polynomials import PolynomialExpansion
 from kancompile.program import Program
 from kancompile.progress import quiet
+from kancompile.recently_used import RecentlyUsed
 from kancompile.recipe import Recipe
 
 _CHUNK = 256
+_KEPT_PROGRAMS = 4
 SLOW_COLUMNS = 2048
 """Columns above which rounding methods with a Hessian matrix take seconds to minutes for every setting."""
 
@@ -108,20 +110,13 @@ class Laboratory:
         self._lowering = Lowering(self.program, self.x, seed, device)
         self.names = [layer.name for layer in self.program.layers()]
         self.lowerings = 0
-        self._programs: dict[str, Program] = {}
+        self._programs: RecentlyUsed[str, Program] = RecentlyUsed(_KEPT_PROGRAMS)
         self._outcomes: dict[str, Outcome] = {}
         self._float_outputs: WeakKeyDictionary[Calibration, list[Tensor]] = WeakKeyDictionary()
 
     def lowered(self, recipe: Recipe) -> Program:
         """Lower by a recipe; the last few programs in use are kept."""
-        key = recipe.canonical_json()
-        if key in self._programs:
-            self._programs[key] = self._programs.pop(key)
-        else:
-            while len(self._programs) >= 4:
-                del self._programs[next(iter(self._programs))]
-            self._programs[key] = self._run(self._lowering, recipe)
-        return self._programs[key]
+        return self._programs.get(recipe.canonical_json(), lambda: self._run(self._lowering, recipe))
 
     def functions(self, recipe: Recipe) -> Program:
         """Give the float program in the form that a recipe tabulates."""

@@ -9,9 +9,10 @@ squared error at the layer's output, over calibration inputs, of looking basis v
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
@@ -186,21 +187,29 @@ def refine_ends(error_of: MeasuresLookup, choice: IndexChoice) -> IndexChoice:
     return best
 
 
-class MeasuresLookup(Protocol):
-    """What measures the error of an index quantizer at a layer's output.
+class MeasuresLookup(ABC):
+    """What measures the error of index quantizers at a layer's output, each one once.
 
     Attributes:
         x: calibration inputs, any shape.
     """
 
-    x: Tensor
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self._known: dict[IndexQuantizer, float] = {}
 
     def __call__(self, index: IndexQuantizer) -> float:
-        """Return the mean squared error over samples and outputs with one quantizer."""
-        ...
+        """Return the mean squared error over samples (or pixels) and outputs with one quantizer."""
+        if index not in self._known:
+            self._known[index] = self._measure(index)
+        return self._known[index]
+
+    @abstractmethod
+    def _measure(self, index: IndexQuantizer) -> float:
+        """Measure that error."""
 
 
-class LookupCost:
+class LookupCost(MeasuresLookup):
     """Measure what looking basis values up, instead of computing them, costs at a layer's output.
 
     Attributes:
@@ -211,16 +220,10 @@ class LookupCost:
     """
 
     def __init__(self, expansion: Expansion, x: Tensor, weight: Tensor, shared: bool) -> None:
-        self.expansion, self.x, self.weight, self.shared = expansion, x, weight, shared
+        super().__init__(x)
+        self.expansion, self.weight, self.shared = expansion, weight, shared
         with torch.no_grad():
             self.exact = expansion(x.reshape(-1, *expansion.anchor_shape))
-        self._known: dict[IndexQuantizer, float] = {}
-
-    def __call__(self, index: IndexQuantizer) -> float:
-        """Return the mean squared error over samples and outputs with one quantizer."""
-        if index not in self._known:
-            self._known[index] = self._measure(index)
-        return self._known[index]
 
     def _measure(self, index: IndexQuantizer) -> float:
         rows = row_numbers(index, self.x)

@@ -23,6 +23,7 @@ from kancompile.operators import look_up
 from kancompile.passes.choose_index import (
     LEVELS,
     IndexChoice,
+    MeasuresLookup,
     choose_index,
     index_over,
     ranges,
@@ -50,6 +51,7 @@ from kancompile.passes.trace_readers import (
 )
 from kancompile.patches import PatchSampler, columns_of_groups, flat_weight, group_order, split_groups
 from kancompile.program import Layer, Program
+from kancompile.recently_used import RecentlyUsed
 
 _MEASURED_ELEMENTS = 1 << 20
 _MEASURED_ROWS = (256, 4096)
@@ -156,7 +158,7 @@ def _draft(
     return TableDraft(expansion, index, values, group, part, partial(cost.code_hessian, index)), note
 
 
-class ConvLookupCost:
+class ConvLookupCost(MeasuresLookup):
     """Measure what looking basis values up, instead of computing them, costs at the output of a convolution.
 
     The counterpart of ``choose_index.LookupCost``, at a sample of output pixels.
@@ -170,7 +172,8 @@ class ConvLookupCost:
     def __init__(
         self, expansion: Expansion, contraction: ConvContraction, weight: Tensor, x: Tensor, group: Tensor
     ) -> None:
-        self.expansion, self.x, self.group = expansion, x, group
+        super().__init__(x)
+        self.expansion, self.group = expansion, group
         self.groups = contraction.geometry.groups
         self.weights = flat_weight(weight, self.groups)
         sampler = PatchSampler(contraction.geometry, contraction.kernel, expansion.in_shape[:-1])
@@ -181,14 +184,7 @@ class ConvLookupCost:
         self.inside = sampler.take(inside, image, position, 0)[..., None]
         self.seen = sampler.take(x.movedim(1, -1), image, position, 0.0)
         self.exact = self._evaluate(self.seen) * self.inside
-        self._known: dict[IndexQuantizer, float] = {}
-        self._hessians: dict[tuple[IndexQuantizer, tuple[int, ...]], Tensor] = {}
-
-    def __call__(self, index: IndexQuantizer) -> float:
-        """Return the mean squared error over pixels and output channels with one quantizer."""
-        if index not in self._known:
-            self._known[index] = self._measure(index)
-        return self._known[index]
+        self._hessians: RecentlyUsed[tuple[IndexQuantizer, tuple[int, ...]], Tensor] = RecentlyUsed(_KEPT_HESSIANS)
 
     def _measure(self, index: IndexQuantizer) -> float:
         rows = row_numbers(index, self.seen)
@@ -211,13 +207,9 @@ class ConvLookupCost:
 
     def code_hessian(self, index: IndexQuantizer, functions: Tensor) -> Tensor:
         """Measure how errors of table values add up at the output (see ``round_table_codes.code_hessian``)."""
+        patches = Patches(self.seen, self.inside.squeeze(-1), tuple(self.weights), self.expansion.k)
         key = index, tuple(functions.tolist())
-        if key not in self._hessians:
-            while len(self._hessians) >= _KEPT_HESSIANS:
-                del self._hessians[next(iter(self._hessians))]
-            patches = Patches(self.seen, self.inside.squeeze(-1), tuple(self.weights), self.expansion.k)
-            self._hessians[key] = code_hessian(patches, index, functions)
-        return self._hessians[key]
+        return self._hessians.get(key, lambda: code_hessian(patches, index, functions))
 
     def _columns(self, values: Tensor) -> list[Tensor]:
         return split_groups(values.flatten(2), self.groups)
