@@ -1,0 +1,1 @@
+"""Rewrites of programs, one in a file, and the methods that round weights."""

@@ -98,9 +98,7 @@ class AdaRound:
             learned = polish_rounded(problem, learned, self.scales, self.sweeps)
         return better_outputs(problem, learned, start) if self.keep_better else learned
 
-    def _error(
-        self, problem: RoundingProblem, live: Tensor, generator: torch.Generator
-    ) -> Callable[[Tensor], Tensor]:
+    def _error(self, problem: RoundingProblem, live: Tensor, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
         """Return the error as a function of ``V - V_hat``: mean over samples, summed over outputs."""
         damping = self.scales.damping * float(problem.column_moments[1][live].mean())
         if len(live) <= self.covariance_columns:
@@ -115,9 +113,7 @@ class AdaRound:
 
         return sampled
 
-    def _batches(
-        self, problem: RoundingProblem, live: Tensor, generator: torch.Generator
-    ) -> Iterator[Tensor]:
+    def _batches(self, problem: RoundingProblem, live: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield centred mini-batches without end: from all samples where they fit in memory, else chunk by chunk."""
         device = self.scales.device
         center = problem.column_moments[0][live].float().to(device)

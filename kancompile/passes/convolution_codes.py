@@ -119,7 +119,8 @@ def zero_preserving(
     least = [torch.maximum(-a / below, b / above).clamp(min=0) for a, b in zip(low, high, strict=True)]
     largest = torch.cat([step.flatten(1) for step in least], dim=1).amax(1)[:, None, None]
     scaled = [
-        torch.stack([stretched(step, largest, exponent) for exponent in exponents], dim=1).flatten(0, 1) for step in least
+        torch.stack([stretched(step, largest, exponent) for exponent in exponents], dim=1).flatten(0, 1)
+        for step in least
     ]
     return scaled, zero_points.repeat_interleave(len(exponents))
 
@@ -140,6 +141,7 @@ class ColumnSizes:
 
     @classmethod
     def of(cls, draft: TableDraft, contraction: ConvContraction) -> ColumnSizes:
+        """Sum up the weights ``[n_out, c, *kernel]`` of a layer by the table that their columns read."""
         groups, k, tables = contraction.geometry.groups, draft.expansion.k, len(draft.values)
         weight = draft.weight.flatten(2).reshape(groups, len(draft.weight) // groups, -1, k, draft.weight[0, 0].numel())
         place = draft.group.reshape(groups, 1, -1, 1).expand(-1, weight.shape[1], -1, k)
@@ -150,9 +152,7 @@ class ColumnSizes:
         return cls(energy.flatten(2), largest.flatten(2), columns.flatten(1))
 
 
-def codes_errors(
-    sizes: Sequence[ColumnSizes], scales: Sequence[Tensor], spread: Sequence[Tensor], bits: int
-) -> Tensor:
+def codes_errors(sizes: Sequence[ColumnSizes], scales: Sequence[Tensor], spread: Sequence[Tensor], bits: int) -> Tensor:
     """Estimate the error of column scales, as ``tabulate_expansions.scaling_error``, for all tables together.
 
     Args:

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from kancompile.breakpoints import find_breakpoints, merge
-from kancompile.observed_region import Region
 from kancompile.convolutions import ConvContraction
 from kancompile.errors import KanCompileError
 from kancompile.modules import Branch, Contraction, Expansion
+from kancompile.observed_region import Region
 from kancompile.piecewise_fit import Lowered, lower
 from kancompile.polynomials import PolynomialExpansion
 from kancompile.program import Layer, Program

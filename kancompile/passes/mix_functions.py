@@ -60,7 +60,9 @@ class MixFunctions:
             program: a captured program.
             x: calibration inputs ``[n, *input_shape]``.
         """
-        found = [layer for layer in program.layers() if self.tolerance(layer.name) > 0 and _is_candidate(program, layer)]
+        found = [
+            layer for layer in program.layers() if self.tolerance(layer.name) > 0 and _is_candidate(program, layer)
+        ]
         if not found:
             return program
         picked = torch.linspace(0, len(x) - 1, min(len(x), _SAMPLES)).long()
@@ -181,7 +183,9 @@ def _near_given(forward: Tensor, back: Tensor, phi: Tensor, weight: Tensor) -> t
         candidate = forward @ rows.T, back @ torch.linalg.inv(rows)
         values = phi @ candidate[0]
         spread = values.amax(0) - values.amin(0)
-        cost = float((torch.einsum("oikt,kr->oirt", weight, candidate[1]).square().sum((0, 1, 3)) * spread.square()).sum())
+        cost = float(
+            (torch.einsum("oikt,kr->oirt", weight, candidate[1]).square().sum((0, 1, 3)) * spread.square()).sum()
+        )
         if cost < least:
             best, least = candidate, cost
     return best

@@ -24,7 +24,14 @@ from kancompile.passes.group_scales import WIDEST_BITS, common_scale, settle_gro
 from kancompile.passes.guard import with_guard
 from kancompile.passes.limit_pairs import limit_layer
 from kancompile.passes.reconstruct_blocks import blocks_of, reconstruct_block
-from kancompile.passes.round_convolutions import convolution_problems, integer_convolution, merge_groups, tied_columns, branch_of_column, layer_tables
+from kancompile.passes.round_convolutions import (
+    branch_of_column,
+    convolution_problems,
+    integer_convolution,
+    layer_tables,
+    merge_groups,
+    tied_columns,
+)
 from kancompile.passes.uniform import Uniform
 from kancompile.program import Layer, Program
 from kancompile.progress import track

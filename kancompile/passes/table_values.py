@@ -128,7 +128,9 @@ def values_of_inputs(expansion: Expansion, index: IndexQuantizer, x: Tensor, gro
     """
     parts = [row_parts(index, x[:, group == number]) for number in range(int(group.max()) + 1)]
     points, share = (torch.stack(values) for values in zip(*parts, strict=True))  # [T, levels, parts]
-    values = expansion.evaluate_inputs(points.flatten(1)[group].T).reshape(*points.shape[1:], *expansion.in_shape[-1:], -1)
+    values = expansion.evaluate_inputs(points.flatten(1)[group].T).reshape(
+        *points.shape[1:], *expansion.in_shape[-1:], -1
+    )
     return _weighted_mean(values, share[group].permute(1, 2, 0)[..., None])
 
 

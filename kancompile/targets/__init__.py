@@ -41,9 +41,7 @@ class Target:
 
 
 TARGETS: dict[str, Target] = {
-    "ort-cpu": Target(
-        "ort-cpu", ".onnx", (2, 3, 4, 5, 6, 7, 8), ort_cpu.emit, emit_batch=ort_cpu.emit_batch
-    ),
+    "ort-cpu": Target("ort-cpu", ".onnx", (2, 3, 4, 5, 6, 7, 8), ort_cpu.emit, emit_batch=ort_cpu.emit_batch),
     "ort-mobile": Target(
         "ort-mobile",
         ".ort",

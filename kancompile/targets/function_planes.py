@@ -1,8 +1,8 @@
 """Look the few functions of a channel up one after the other, each into a plane of its own, in front of a convolution.
 
-A Gather takes 4 to 8 ns for each row number, however short the row, a GatherElements 0.8 ns for each byte, and less where up to
-three functions share a number (``kancompile.packed_codes``). For up to five functions the planes are faster, need no table of pairs,
-and leave no constant columns for the convolution to multiply; the reasons and the order of the columns are in
+A Gather takes 4 to 8 ns for each row number, however short the row, a GatherElements 0.8 ns for each byte, and less where up
+to three functions share a number (``kancompile.packed_codes``). For up to five functions the planes are faster, need no table
+of pairs, and leave no constant columns for the convolution to multiply; the reasons and the order of the columns are in
 ``kancompile.column_order``. Every value that a program computes stays the same.
 """
 

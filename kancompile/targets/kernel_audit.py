@@ -64,8 +64,7 @@ class KernelAudit:
         """Print the rows for people."""
         lines = [f"kernels in {self.runtime}"]
         width = max((len(row.node) for row in self.rows), default=0)
-        for row in self.rows:
-            lines.append(f"  {row.node:<{width}}  {row.operator}{'' if row.is_integer else '  (float)'}")
+        lines += [f"  {row.node:<{width}}  {row.operator}{'' if row.is_integer else '  (float)'}" for row in self.rows]
         counted = ", ".join(f"{count} {name}" for name, count in sorted(self.operators.items()))
         lines.append(f"  all operators: {counted}")
         lines.extend(f"  problem: {problem}" for problem in self.problems)

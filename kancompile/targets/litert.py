@@ -209,7 +209,7 @@ class _Emitter:
         return file.reshape(total, (-1, *module.out_shape))
 
     def _product(self, columns: Value, weight: NDArray[np.int8], bias: Tensor, layer: str, zero_point: int) -> Value:
-        """Multiply int8 codes ``[m, c]`` by ``weight`` ``[n, c]``: int32 ``[m, n]``, as if codes were uint8 less ``zero_point``."""
+        """Multiply int8 codes ``[m, c]`` by ``weight [n, c]``: int32 ``[m, n]``, as if codes were uint8 less ``zero_point``."""
         total = bias.numpy().astype(np.int64) + (_SHIFT - zero_point) * weight.astype(np.int64).sum(1)
         largest = _SHIFT * np.abs(weight.astype(np.int64)).sum(1).max() + np.abs(total).max()
         if largest > _INT32_MAX:
@@ -223,7 +223,9 @@ class _Emitter:
         sums = file.node("BATCH_MATMUL", [columns, weights], shape, "int32", "BatchMatMulOptions", layer, **options)
         return file.binary("ADD", sums, file.constant(total.astype(np.int32), f"{layer}.bias"))
 
-    def _hand_over(self, sums: Value, scale: Tensor, output: IndexQuantizer, shape: Sequence[int], real: bool = False) -> Value:
+    def _hand_over(
+        self, sums: Value, scale: Tensor, output: IndexQuantizer, shape: Sequence[int], real: bool = False
+    ) -> Value:
         multiplier = (scale / torch.tensor(output.scale, dtype=torch.float32)).numpy()
         scaled = self.file.binary("MUL", self.file.cast(sums, "float32"), self.file.constant(multiplier))
         return self.file.reshape(self._quantize(scaled, output, real), shape)
@@ -301,5 +303,3 @@ def _attribute(program: Program, target: str) -> Any:
     for part in target.split("."):
         value = getattr(value, part)
     return value
-
-

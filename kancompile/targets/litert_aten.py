@@ -86,7 +86,9 @@ def _linear(file: LiteRTFile, shape: Shape, x: Value, weight: Any, bias: Any = N
     return file.node("FULLY_CONNECTED", inputs, shape, "float32", "FullyConnectedOptions", keepNumDims=len(shape) > 2)
 
 
-def _addmm(file: LiteRTFile, shape: Shape, bias: Any, x: Any, weight: Any, beta: float = 1, alpha: float = 1) -> Value | None:
+def _addmm(
+    file: LiteRTFile, shape: Shape, bias: Any, x: Any, weight: Any, beta: float = 1, alpha: float = 1
+) -> Value | None:
     if beta != 1 or alpha != 1 or not isinstance(x, Value) or not isinstance(weight, Tensor):
         return None
     return _linear(file, shape, x, weight.T, bias)
@@ -107,7 +109,9 @@ def _softmax(operator: str, options: str) -> Callable[..., Value | None]:
 
 
 def _pool(operator: str) -> Callable[..., Value | None]:
-    def emit(file: LiteRTFile, shape: Shape, x: Value, kernel: Any, stride: Any = (), *rest: Any, **options: Any) -> Value | None:
+    def emit(
+        file: LiteRTFile, shape: Shape, x: Value, kernel: Any, stride: Any = (), *rest: Any, **options: Any
+    ) -> Value | None:
         # padding, dilation and so on must be what they are by default
         plain = all(part in (0, 1, False, None, [0, 0], [1, 1]) for part in (*rest, *options.values()))
         if shape is None or len(x.shape) != 4 or not plain:

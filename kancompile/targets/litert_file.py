@@ -124,9 +124,7 @@ class LiteRTFile:
     def transpose(self, x: Value, order: Sequence[int]) -> Value:
         """Reorder dimensions; the first stays."""
         shape = [x.shape[position] for position in order]
-        return self.node(
-            "TRANSPOSE", [x, self.constant(np.array(order, np.int32))], shape, x.dtype, "TransposeOptions"
-        )
+        return self.node("TRANSPOSE", [x, self.constant(np.array(order, np.int32))], shape, x.dtype, "TransposeOptions")
 
     def binary(self, operator: str, x: Value, y: Value) -> Value:
         """Add an elementwise operator of two inputs of one type, such as ``"ADD"``."""

@@ -108,9 +108,7 @@ class _Writer:
         value = self._initializer(stored.name.lower(), ir.tensor(narrow, dtype=stored))
         return self._node("Cast", [value], {"to": int(ir.DataType.INT8)})
 
-    def multiply_groups(
-        self, codes: ir.Value, factors: NDArray[np.int8], group_sizes: Sequence[int]
-    ) -> ir.Value:
+    def multiply_groups(self, codes: ir.Value, factors: NDArray[np.int8], group_sizes: Sequence[int]) -> ir.Value:
         """Multiply int8 codes ``[c, n_out]`` by the factors of their groups of rows, ``[g, n_out]``."""
         stored = self._node("Cast", [self._initializer("factors", ir.tensor(factors))], {"to": int(ir.DataType.INT32)})
         groups, n_out = factors.shape

@@ -75,7 +75,10 @@ def _converted(model: bytes) -> bytes:
         try:
             with _silent():
                 convert_onnx_models_to_ort(
-                    path, optimization_styles=[OptimizationStyle.Fixed], target_platform="arm", enable_type_reduction=True
+                    path,
+                    optimization_styles=[OptimizationStyle.Fixed],
+                    target_platform="arm",
+                    enable_type_reduction=True,
                 )
         except Exception as error:  # its exceptions share no base class
             reason = re.sub(re.escape(folder) + r"/?", "", str(error).strip().splitlines()[0])

@@ -110,9 +110,7 @@ class _Writer:
     def _initializer(self, suffix: str, array: NDArray[np.generic]) -> ir.Value:
         name = f"{self.name}.{suffix}"
         tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-        value = ir.Value(
-            name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-        )
+        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.model.graph.initializers[name] = value
         return value
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kancompile.errors import KanCompileError
+from kancompile.lowering import check_pairs, lower
 from kancompile.pair_products import layer_pairs, prove_layer
 from kancompile.passes import limit_pairs as limit_pairs_module
 from kancompile.passes.brecq import Brecq
@@ -14,7 +15,6 @@ from kancompile.passes.methods import METHODS
 from kancompile.passes.round_weights import RoundingOptions, RoundWeights
 from kancompile.passes.tabulate_expansions import TableOptions, TabulateExpansions
 from kancompile.passes.uniform import Uniform
-from kancompile.lowering import check_pairs, lower
 from kancompile.program import Program
 from kancompile.recipe import read_recipe
 from kancompile.rounding import FeatureSource, RoundingProblem, objective
@@ -28,7 +28,9 @@ def tabulated(program: Program) -> tuple[Program, torch.Tensor]:
     return TabulateExpansions(lambda name: TableOptions(64))(program, x), x
 
 
-def rounded(program: Program, x: torch.Tensor, method: object, int16_pairs: bool, granularity: str = "channel") -> Program:
+def rounded(
+    program: Program, x: torch.Tensor, method: object, int16_pairs: bool, granularity: str = "channel"
+) -> Program:
     options = RoundingOptions(method, "a method", 8, granularity, int16_pairs=int16_pairs)  # type: ignore[arg-type]
     return RoundWeights(lambda name: options)(program, x)
 
@@ -59,9 +61,8 @@ def test_all_pairs_fit_and_cost_little(name: str, method: str) -> None:
     with pytest.raises(KanCompileError, match=r"layer 'layers\.\d': \d+ sums .* use 7 weight bits"):
         check_pairs(free)
     seven = RoundWeights(lambda name: RoundingOptions(METHODS[method], "a method", 7))(program, x)
-    exact, sizes = program(x), []
-    for lowered in (free, safe, seven):
-        sizes.append(float((lowered(x) - exact).square().mean()))
+    exact = program(x)
+    sizes = [float((lowered(x) - exact).square().mean()) for lowered in (free, safe, seven)]
     assert sizes[1] < 1.05 * sizes[2], "taking pairs back must not cost more than 7 bits for all weights"
 
 
@@ -94,7 +95,9 @@ def test_polishing_makes_up_for_weights_taken_back(method: str, monkeypatch: pyt
 def test_a_problem_that_fits_is_returned_as_it_is() -> None:
     program, x = tabulated(float_program((4, 3)))
     layer = program.layers()[0]
-    problem = RoundingProblem("layers.0", torch.randn(3, 20) * 1e-3, FeatureSource.from_tensor(table_codes(50, 20, seed=0)), 7)
+    problem = RoundingProblem(
+        "layers.0", torch.randn(3, 20) * 1e-3, FeatureSource.from_tensor(table_codes(50, 20, seed=0)), 7
+    )
     solved = Uniform()(problem, torch.Generator())
     safe = rounded(program, x, Uniform(), int16_pairs=True)
     pairs = layer_pairs(safe.module(layer.contraction), [safe.module(t) for t in layer.expansions])[0]  # type: ignore
@@ -106,9 +109,7 @@ def test_a_problem_that_fits_is_returned_as_it_is() -> None:
 
 @pytest.mark.parametrize("method", ["uniform", "awq", "brecq"])
 @pytest.mark.parametrize("granularity", ["channel", "branch"])
-def test_every_method_is_proved_in_the_pipeline(
-    method: str, granularity: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_method_is_proved_in_the_pipeline(method: str, granularity: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "brecq", Brecq(iterations=40))
     captured = float_program((8, 20, 3))
     x = calibration_inputs(captured, 200)

@@ -153,7 +153,11 @@ def test_hessians_are_kept_by_index_and_functions() -> None:
     assert isinstance(contraction, ConvContraction)
     x = torch.randn(8, 3, 8, 8, generator=_generator(0))
     cost = ConvLookupCost(expansion, contraction, contraction.weight, x, torch.zeros(3, dtype=torch.int64))
-    wanted = [(IndexQuantizer(step, 8, 16), torch.tensor(functions)) for step in (0.2, 0.4) for functions in ([0], [0, 1], [1])]
+    wanted = [
+        (IndexQuantizer(step, 8, 16), torch.tensor(functions))
+        for step in (0.2, 0.4)
+        for functions in ([0], [0, 1], [1])
+    ]
     found = [cost.code_hessian(index, functions) for index, functions in [*wanted, *wanted[::-1]]]
     patches = Patches(cost.seen, cost.inside.squeeze(-1), tuple(cost.weights), expansion.k)
     for (index, functions), first, again in zip(wanted, found, found[::-1], strict=False):

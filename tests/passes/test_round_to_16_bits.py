@@ -12,10 +12,10 @@ import kancompile
 from examples.zoo.efficient_kan import KAN
 from kancompile.execution import RuntimeModel
 from kancompile.frontend.capture import capture
+from kancompile.lowering import WIDE_TOLERANCE
 from kancompile.modules import Contraction
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials
 from kancompile.passes.round_to_16_bits import RoundTo16Bits
-from kancompile.lowering import WIDE_TOLERANCE
 from kancompile.pipeline import CompiledModel
 from kancompile.polynomials import PolynomialExpansion
 from kancompile.program import check

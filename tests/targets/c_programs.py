@@ -65,7 +65,9 @@ def build(folder: Path, flags: Sequence[str], name: str = "gcc") -> Path:
 
 def evaluate(binary: Path, x: torch.Tensor | np.ndarray) -> np.ndarray:
     """Give float32 ``[n, ...]`` of the outputs of every sample."""
-    done = subprocess.run([binary], input=np.ascontiguousarray(np.asarray(x), np.float32).tobytes(), capture_output=True)
+    done = subprocess.run(
+        [binary], input=np.ascontiguousarray(np.asarray(x), np.float32).tobytes(), capture_output=True
+    )
     assert done.returncode == 0, f"ended with {done.returncode}"
     shape = output_shape((binary.parent / "model.c").read_text())
     return np.frombuffer(done.stdout, np.float32).reshape(len(x), *shape)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import operator
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +13,15 @@ from torch import fx, nn
 from examples.zoo import efficient_kan, kagn_conv
 from kancompile.errors import KanCompileError
 from kancompile.modules import GroupMultiplier, QuantizedContraction, TableExpansion
-from kancompile.pipeline import CompiledModel, compile
+from kancompile.pipeline import compile
 from kancompile.program import Program, check
 from kancompile.runtimes.c99 import RUNTIME
-from kancompile.targets import TARGETS
-from kancompile.targets.c99 import companions, emit, facts
+from kancompile.targets.c99 import emit, facts
 from kancompile.targets.ort_cpu import emit as emit_onnx
 from tests.compiled_kan import make_inputs, make_model
 from tests.convolution_programs import integer_convolutions, square
 from tests.programs import float_program, integer_program
-from tests.targets.c_programs import STRICT, UNDEFINED, WORDS, build, compiler, evaluate, macro, write
+from tests.targets.c_programs import STRICT, UNDEFINED, WORDS, build, evaluate, write
 from tests.targets.test_convolutions import CASES as CONVOLUTIONS
 from tests.targets.test_ort_cpu import CASES as LINEAR
 from tests.targets.test_ort_cpu import inputs, run
@@ -116,14 +113,21 @@ def test_infinite_inputs_take_the_outermost_rows(tmp_path: Path) -> None:
 
 def test_largest_is_the_largest_output(tmp_path: Path) -> None:
     for number, program in enumerate(
-        [integer_program((6, 5, 9)), integer_program((6, 5, 9), groups=2), integer_convolutions((3, 5, 5), [square(4, 3)])]
+        [
+            integer_program((6, 5, 9)),
+            integer_program((6, 5, 9), groups=2),
+            integer_convolutions((3, 5, 5), [square(4, 3)]),
+        ]
     ):
         folder = tmp_path / str(number)
         folder.mkdir()
         write(program, folder)
         text = (folder / "program.c").read_text()
         check_it = "if (y[kan_model_largest(&state)] < largest(y)) return 7;"
-        helper = "static float largest(const float *y) { float m = y[0]; for (uint32_t i = 1; i < KAN_MODEL_OUTPUTS; i++) m = y[i] > m ? y[i] : m; return m; }"
+        helper = (
+            "static float largest(const float *y) { float m = y[0]; "
+            "for (uint32_t i = 1; i < KAN_MODEL_OUTPUTS; i++) m = y[i] > m ? y[i] : m; return m; }"
+        )
         text = text.replace("int main", helper + "\nint main").replace("if (fwrite", check_it + "\n        if (fwrite")
         (folder / "program.c").write_text(text)
         evaluate(build(folder, ["-std=c99", "-O1"]), inputs(program))
@@ -149,7 +153,14 @@ aten = torch.ops.aten
 
 
 @pytest.mark.parametrize(
-    "arguments", [([2, 2],), ([3, 2], [2, 1]), ([3, 3], [2, 2], [1, 1]), ([2, 2], [2, 2], [0, 0], [2, 2]), ([3, 3], [2, 2], [0, 0], [1, 1], True)]
+    "arguments",
+    [
+        ([2, 2],),
+        ([3, 2], [2, 1]),
+        ([3, 3], [2, 2], [1, 1]),
+        ([2, 2], [2, 2], [0, 0], [2, 2]),
+        ([3, 3], [2, 2], [0, 0], [1, 1], True),
+    ],
 )
 def test_max_pooling(arguments: tuple, tmp_path: Path) -> None:
     program = integer_convolutions((3, 10, 9), [square(5, 3, padding=1)], zero_point=7)
@@ -174,7 +185,9 @@ def test_functions_of_codes_are_tables(tmp_path: Path) -> None:
             folder = tmp_path / f"{number}{after}"
             folder.mkdir()
             if number == 0 and after == "layer0_convolve":
-                changed = _with_function(program, "layer1_convolve", functions)  # the shape of what follows would change
+                changed = _with_function(
+                    program, "layer1_convolve", functions
+                )  # the shape of what follows would change
             x = inputs(changed, 30)
             found = evaluate(build(write(changed, folder), [*STRICT, *UNDEFINED]), x)
             np.testing.assert_array_equal(found, changed(x).numpy())
@@ -227,14 +240,10 @@ def test_moving_operators_cost_nothing_or_a_copy(tmp_path: Path) -> None:
         assert (folder / "model.c").read_text().count("static void kan_step") == copies
 
 
-
-
-
-
-
-
 def test_what_stays_in_float_is_refused_with_layer_reason_and_way_out() -> None:
-    with pytest.raises(KanCompileError, match=r"'c99': layer 'layers\.0': Expansion computes in float.*lowering = \"table\""):
+    with pytest.raises(
+        KanCompileError, match=r"'c99': layer 'layers\.0': Expansion computes in float.*lowering = \"table\""
+    ):
         emit(float_program(), {})
     norm = _with_function(integer_program(fused=False), "layer0_contract", [(aten.tanh.default,)])
     with pytest.raises(KanCompileError, match=r"layer 'layers\.1': tanh computes in float.*'ort-cpu'"):
@@ -246,10 +255,10 @@ def test_what_stays_in_float_is_refused_with_layer_reason_and_way_out() -> None:
         emit(two, {})
     bare = integer_convolutions((3, 8, 8), [square(8, 3)])
     bare = bare.replace_modules({"layer0_convolve": bare.module("layer0_convolve").with_output(None, "real")})
-    with pytest.raises(KanCompileError, match=r"layer 'layers\.0': the output of the convolution has no 8-bit quantizer"):
+    with pytest.raises(
+        KanCompileError, match=r"layer 'layers\.0': the output of the convolution has no 8-bit quantizer"
+    ):
         emit(bare, {})
-
-
 
 
 @pytest.mark.parametrize("levels", [255, 1024])
@@ -261,9 +270,7 @@ def test_whole_factors_of_groups_are_stored_apart_from_narrow_codes(levels: int,
     multiplier = GroupMultiplier(factors, (16, 18, 14))  # the second group ends within the functions of an input
     weight, bias = first.weights[0] * multiplier.of_column(), first.bias
     scale = torch.stack(first.scales) / 8
-    grouped = QuantizedContraction(
-        first.layer, weight, bias, scale, first.out_shape, 2, None, first.output, multiplier
-    )
+    grouped = QuantizedContraction(first.layer, weight, bias, scale, first.out_shape, 2, None, first.output, multiplier)
     changed = program.replace_modules({"layer0_contract": grouped})
     check(changed)
     x = inputs(changed, 200)
@@ -283,14 +290,6 @@ def test_branches_with_indices_and_scales_of_their_own(tmp_path: Path) -> None:
     assert "input1" in text
     assert "kan_layer1_scale" in text
     np.testing.assert_array_equal(RUNTIME.run(tmp_path / "model.c", x.numpy()), run(compiled.session_bytes, x))
-
-
-
-
-
-
-
-
 
 
 def test_reads_real_values_behind_codes_of_another_quantizer(tmp_path: Path) -> None:

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import operator
 import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch import fx, nn
 
-from examples.zoo import efficient_kan, kagn_conv
 from kancompile.errors import KanCompileError
-from kancompile.modules import GroupMultiplier, QuantizedContraction, TableExpansion
 from kancompile.pipeline import CompiledModel, compile
-from kancompile.program import Program, check
-from kancompile.runtimes.c99 import RUNTIME
 from kancompile.targets import TARGETS
 from kancompile.targets.c99 import companions, emit, facts
-from kancompile.targets.ort_cpu import emit as emit_onnx
 from tests.compiled_kan import make_inputs, make_model
 from tests.convolution_programs import integer_convolutions, square
-from tests.programs import float_program, integer_program
-from tests.targets.c_programs import STRICT, UNDEFINED, WORDS, build, compiler, evaluate, macro, write
-from tests.targets.test_convolutions import CASES as CONVOLUTIONS
-from tests.targets.test_ort_cpu import CASES as LINEAR
-from tests.targets.test_ort_cpu import inputs, run
-
+from tests.programs import integer_program
+from tests.targets.c_programs import STRICT, WORDS, build, compiler, evaluate, macro, write
+from tests.targets.test_ort_cpu import inputs
 
 STRICT_CASES = {
     "linear": lambda: integer_program((9, 21, 3), weight_bits=5),
     "scale groups": lambda: integer_program(groups=3, levels=(256, 1024)),
     "wide rows": lambda: integer_program((5, 4, 3), levels=(1024, 512), k=40, tables=2),
-    "convolutions": lambda: integer_convolutions((4, 6, 6), [square(6, 3, padding=1, groups=2, features=(1, 4)), square(3, 3)]),
+    "convolutions": lambda: integer_convolutions(
+        (4, 6, 6), [square(6, 3, padding=1, groups=2, features=(1, 4)), square(3, 3)]
+    ),
     "depthwise": lambda: integer_convolutions((6, 6, 6), [square(6, 3, padding=1, groups=6)], zero_point=3),
 }
 
@@ -76,7 +67,10 @@ def test_header_and_source_agree_and_are_cpp_too(tmp_path: Path) -> None:
 
 def test_no_float_between_quantization_and_output() -> None:
     text = emit(integer_program(levels=(256, 1024), groups=2), {}).decode()
-    begin, end = text.index("static void kan_quantize0"), text.index("void kan_model_output(const kan_model_state *state, float y[KAN_MODEL_OUTPUTS])\n{")
+    begin, end = (
+        text.index("static void kan_quantize0"),
+        text.index("void kan_model_output(const kan_model_state *state, float y[KAN_MODEL_OUTPUTS])\n{"),
+    )
     layers = text[text.index("\n}\n", begin) : end]
     assert "kan_layer1" in layers
     code = [line for line in layers.splitlines() if not line.lstrip().startswith(("/*", "void kan_model_quantize"))]
@@ -85,11 +79,13 @@ def test_no_float_between_quantization_and_output() -> None:
 
 
 def test_stated_memory_is_what_the_compiler_finds(tmp_path: Path) -> None:
-    for number, program in enumerate([integer_program((7, 5, 3), levels=(1024, 256)), integer_convolutions((3, 5, 5), [square(4, 3)])]):
+    for number, program in enumerate(
+        [integer_program((7, 5, 3), levels=(1024, 256)), integer_convolutions((3, 5, 5), [square(4, 3)])]
+    ):
         folder = tmp_path / str(number)
         folder.mkdir()
         write(program, folder)
-        main = "#include \"model.h\"\nint main(void) { return sizeof(kan_model_state) != KAN_MODEL_RAM_BYTES; }\n"
+        main = '#include "model.h"\nint main(void) { return sizeof(kan_model_state) != KAN_MODEL_RAM_BYTES; }\n'
         (folder / "program.c").write_text(main)
         subprocess.run([build(folder, STRICT)], check=True)
         size = subprocess.run(["size", "-A", "program"], cwd=folder, capture_output=True, text=True)
@@ -99,7 +95,10 @@ def test_stated_memory_is_what_the_compiler_finds(tmp_path: Path) -> None:
 
 
 def test_weights_take_as_few_bytes_as_their_bits_need() -> None:
-    sizes = {bits: facts(emit(integer_program((64, 64, 10), k=9, weight_bits=bits), {}))["stored_bytes"] for bits in range(2, 9)}
+    sizes = {
+        bits: facts(emit(integer_program((64, 64, 10), k=9, weight_bits=bits), {}))["stored_bytes"]
+        for bits in range(2, 9)
+    }
     for bits, size in sizes.items():
         saved = 64 * 64 * 9 * (8 - bits) // 8
         assert sizes[8] - size >= saved, bits

@@ -26,7 +26,9 @@ def float_array(name: str, values: Array) -> str:
 def word_array(name: str, values: Array) -> str:
     """Define a constant array of 16-bit elements, an even number of them, as words of either size."""
     pairs = values.reshape(-1, 2).tolist()
-    return f"static const kan_word {name}[KAN_WORDS({values.size})] = {{\n{_lines(f'P({a},{b})' for a, b in pairs)}\n}};\n"
+    return (
+        f"static const kan_word {name}[KAN_WORDS({values.size})] = {{\n{_lines(f'P({a},{b})' for a, b in pairs)}\n}};\n"
+    )
 
 
 def _lines(items: Iterable[str]) -> str:

@@ -107,8 +107,8 @@ def plan_convolution(
 ) -> Contract:
     """Plan a convolution over an image of ``spatial`` pixels.
 
-    ``sum of w * (q - z)`` over the taps inside the image is ``sum of w * q`` over all taps, ``q = z`` outside, less ``z`` times the
-    sum of all weights: a part of the bias.
+    ``sum of w * (q - z)`` over the taps inside the image is ``sum of w * q`` over all taps, ``q = z`` outside, less ``z``
+    times the sum of all weights: a part of the bias.
     """
     geometry = module.geometry
     groups, n = geometry.groups, module.n_out // geometry.groups

@@ -21,7 +21,20 @@ from kancompile.expansions import TableExpansion, regroup, to_channels_last
 from kancompile.modules import QuantizedContraction
 from kancompile.program import Program
 from kancompile.targets.c99 import layers
-from kancompile.targets.c99.steps import Buffer, Contract, Gather, Index, Input, MaxPool, Output, Plan, Read, Recode, Step, Store
+from kancompile.targets.c99.steps import (
+    Buffer,
+    Contract,
+    Gather,
+    Index,
+    Input,
+    MaxPool,
+    Output,
+    Plan,
+    Read,
+    Recode,
+    Step,
+    Store,
+)
 
 MOVES = frozenset(
     {
@@ -114,7 +127,9 @@ class _Planner:
                 return self._read(node, module)
             if isinstance(module, QuantizedContraction | QuantizedConvContraction):
                 return self._contract(node, module)
-            raise self._refused(node, f"{type(module).__name__} computes in float", 'precision = "int8" and lowering = "table"')
+            raise self._refused(
+                node, f"{type(module).__name__} computes in float", 'precision = "int8" and lowering = "table"'
+            )
         return self._function(node)
 
     def _function(self, node: fx.Node) -> Any:
@@ -225,7 +240,9 @@ class _Planner:
         number = len(self.contract_at)
         if isinstance(module, QuantizedConvContraction):
             if module.output is None:
-                raise self._refused(node, "the output of the convolution has no 8-bit quantizer", 'levels = 256 for the layer behind')
+                raise self._refused(
+                    node, "the output of the convolution has no 8-bit quantizer", "levels = 256 for the layer behind"
+                )
             expansion = self.program.module(str(node.all_input_nodes[0].target))
             assert isinstance(expansion, TableExpansion)
             step = layers.plan_convolution(number, module, reads, expansion.in_shape[:-1])
@@ -233,7 +250,9 @@ class _Planner:
             step = layers.plan_linear(number, module, reads)
         limit = step.largest_sum()
         if limit >= 1 << 31:
-            raise self._refused(node, f"sums of products may reach {limit:,}, more than an int32 holds", "fewer weight_bits")
+            raise self._refused(
+                node, f"sums of products may reach {limit:,}, more than an int32 holds", "fewer weight_bits"
+            )
         self.contract_at[number] = len(self.steps)
         self.steps.append(step)
         positions = torch.arange(step.window.positions * step.n_out)
@@ -297,16 +316,18 @@ class _Planner:
         """Name the layer nearest to a node, why it cannot be expressed, and what to do."""
         source = {part.node: part.source for part in self.program.unrecognized}.get(node.name, "")
         where = f" ({source})" if source else ""
-        way = f"set {recipe} in the recipe" if recipe else "compile for 'ort-cpu', which runs it in float, or take it out of the model"
+        way = (
+            f"set {recipe} in the recipe"
+            if recipe
+            else "compile for 'ort-cpu', which runs it in float, or take it out of the model"
+        )
         return KanCompileError(
             f"target 'c99': layer {self._nearest_layer(node)!r}: {reason}{where}, expected integer tables and products; {way}"
         )
 
     def _nearest_layer(self, node: fx.Node) -> str:
         layer_of: Mapping[str, str] = {
-            target: layer.name
-            for layer in self.program.layers()
-            for target in (layer.contraction, *layer.expansions)
+            target: layer.name for layer in self.program.layers() for target in (layer.contraction, *layer.expansions)
         }
         for neighbours in ("users", "all_input_nodes"):
             waiting, seen = [node], set()

@@ -2,9 +2,9 @@
 
 Codes are stored without sign, ``code + 2^(bits - 1)``, and split into planes of 8, 4, 2 and 1 bits: 3 = 2 + 1, 7 = 4 + 2 + 1.
 
-``wide``: the weights of all outputs for one column stand together, in ``q = 16 / plane bits`` interleaved parts: bit field ``q`` of
-16-bit element ``j`` belongs to output ``q * E + j``, ``E`` elements for a column. One table value then multiplies a whole word, in
-16-bit lanes: two outputs in a 32-bit register of a microcontroller, eight or more in a vector register.
+``wide``: the weights of all outputs for one column stand together, in ``q = 16 / plane bits`` interleaved parts: bit field
+``q`` of 16-bit element ``j`` belongs to output ``q * E + j``, ``E`` elements for a column. One table value then multiplies a
+whole word, in 16-bit lanes: two outputs in a 32-bit register of a microcontroller, eight or more in a vector register.
 
 ``narrow``: the weights of all columns for one output stand together, one after the other. It is for layers of few outputs in a
 group, whose columns would leave most of an element empty.

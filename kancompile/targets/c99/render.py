@@ -91,7 +91,7 @@ static void kan_collect_split(uint32_t *restrict sums, const kan_word *restrict 
     }
 #endif
 }
-"""
+"""  # noqa: E501 (C)
 
 _CONSTANT = r"""
 static kan_real kan_constant(int32_t m, int32_t e)
@@ -282,18 +282,35 @@ class _File:
             start = "int32_t best = -1;"
         elif self.keeps_reals:
             real = [f"y[i] = kan_float(state->output[{source}]);"]
-            better = [f"if (kan_below(best, state->output[{source}])) {{", f"    best = state->output[{source}];", "    at = i;", "}"]
-            start = f"kan_real best = state->output[{source.replace('[i]', '[0]') if '[i]' in source else source.replace('i', '0')}];"
+            better = [
+                f"if (kan_below(best, state->output[{source}])) {{",
+                f"    best = state->output[{source}];",
+                "    at = i;",
+                "}",
+            ]
+            first = source.replace("[i]", "[0]") if "[i]" in source else source.replace("i", "0")
+            start = f"kan_real best = state->output[{first}];"
         else:
             scales = self.last.scale_groups[0].scale
             m, e = arithmetic.mantissas(scales, self.last.layer)
-            table += [float_array("kan_output_scale", scales), array("int32_t", "kan_output_m", m), array("int8_t", "kan_output_e", e)]
+            table += [
+                float_array("kan_output_scale", scales),
+                array("int32_t", "kan_output_m", m),
+                array("int8_t", "kan_output_e", e),
+            ]
             self.flash += 9 * scales.size
             channel = f"place % {self.last.n_out}u" if self.last.window.positions > 1 else "place"
             place = f"const uint32_t place = {source};"
             real = [place, f"y[i] = (float)state->output[place] * kan_output_scale[{channel}];"]
             value = f"kan_product(kan_from_int(state->output[place]), kan_output_m[{channel}], kan_output_e[{channel}])"
-            better = [place, f"const kan_real y = {value};", "if (i == 0 || kan_below(best, y)) {", "    best = y;", "    at = i;", "}"]
+            better = [
+                place,
+                f"const kan_real y = {value};",
+                "if (i == 0 || kan_below(best, y)) {",
+                "    best = y;",
+                "    at = i;",
+                "}",
+            ]
             start = "kan_real best = {0, 0};"
         return "\n".join(
             [

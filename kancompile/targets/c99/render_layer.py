@@ -87,9 +87,7 @@ class _Layer:
     def _weights(self) -> None:
         for number, plane in enumerate(self.planes):
             name = f"{self.name}_weights{number}"
-            self.constants.append(
-                word_array(name, plane.data) if self.wide else array("uint8_t", name, plane.data)
-            )
+            self.constants.append(word_array(name, plane.data) if self.wide else array("uint8_t", name, plane.data))
             self.flash += plane.data.nbytes
 
     def _table(self, number: int, read: Read, table: RowTable) -> None:
@@ -112,7 +110,10 @@ class _Layer:
         return "\n".join(
             [
                 "/* Add count inputs times their weights, from a column on; return the sum of the table values. */",
-                f"KAN_APART static uint32_t {self.name}_products{number}(uint32_t *restrict sums, const {read.buffer.c_type} *rows{first},",
+                (
+                    f"KAN_APART static uint32_t {self.name}_products{number}(uint32_t *restrict sums, "
+                    f"const {read.buffer.c_type} *rows{first},"
+                ),
                 "                                      uint32_t count, uint32_t column)",
                 "{",
                 *indented(body),
@@ -124,7 +125,9 @@ class _Layer:
     def _row(self, number: int, input: str) -> list[str]:
         """Find the slots of an input's row."""
         table = self.tables[number]
-        at = f"{table.slots}u * rows[{input}]" + (f" + first[{input}]" if self.step.reads[number].first_row is not None else "")
+        at = f"{table.slots}u * rows[{input}]" + (
+            f" + first[{input}]" if self.step.reads[number].first_row is not None else ""
+        )
         lines = [f"const uint32_t row = {at};", f"const uint8_t *const codes = {self.name}_table{number} + row;"]
         if table.columns is not None:
             lines.append(f"const uint8_t *const columns = {self.name}_columns{number} + row;")
@@ -199,7 +202,9 @@ class _Layer:
             body += [f"const kan_word {products[slot]} = (kan_word)({term});" for slot, term in terms.items()]
             body.append(f"{lane} = (kan_word)({lane} + {' + '.join(products.values())});")
             high = f"high{which}{at}"
-            body.append(f"{high} = (kan_word)({high} + {' + '.join(f'KAN_HIGH({name})' for name in products.values())});")
+            body.append(
+                f"{high} = (kan_word)({high} + {' + '.join(f'KAN_HIGH({name})' for name in products.values())});"
+            )
         return ["{", *indented([*lines, *for_loop("j", f"KAN_WORDS({size})", body)]), "}"]
 
     def _narrow_body(self, number: int) -> list[str]:
@@ -302,7 +307,11 @@ class _Layer:
         at = f"{self.n}u * group + o"
         sums = f"state->sums[o] - {self.offset}u * total"
         if self.step.multiplies_sums:
-            self._define_array("uint8_t", "factors", np.stack([group.factor for group in self.step.scale_groups if group.factor is not None]))
+            self._define_array(
+                "uint8_t",
+                "factors",
+                np.stack([group.factor for group in self.step.scale_groups if group.factor is not None]),
+            )
             body = [f"state->products[o] += {self.name}_factors[{at}] * ({sums});"]
         else:
             term = self._product(f"kan_from_int(kan_signed({sums}))", "scale", at)
@@ -336,7 +345,7 @@ class _Layer:
         if step.adds_reals or step.multiplies_sums:
             body += self._scale_groups()
         else:
-            inside = self._reads(0, "group * %du + tap * %du" % (self.columns, step.weight.shape[2]))
+            inside = self._reads(0, f"group * {self.columns}u + tap * {step.weight.shape[2]}u")
             outside = []
             if step.border is not None:
                 added = f"state->sums[o] += (uint32_t){self.name}_border[tap * {step.n_out}u + {self._channel('o')}];"
@@ -386,4 +395,3 @@ class _Layer:
             segment.count * self.tables[segment.read].slots for group in step.scale_groups for segment in group.segments
         )
         return int(step.window.positions * step.window.taps * step.groups * slots * self.n)
-

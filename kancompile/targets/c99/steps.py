@@ -88,12 +88,9 @@ class Window:
     @property
     def leaves_image(self) -> bool:
         """Whether some tap of some output position lies outside."""
-        sides = zip(
-            self.in_size, self.out_size, self.kernel, self.stride, self.padding, self.dilation, strict=True
-        )
+        sides = zip(self.in_size, self.out_size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
         return any(
-            pad > 0 or (out - 1) * step + (side - 1) * hold - pad >= size
-            for size, out, side, step, pad, hold in sides
+            pad > 0 or (out - 1) * step + (side - 1) * hold - pad >= size for size, out, side, step, pad, hold in sides
         )
 
 

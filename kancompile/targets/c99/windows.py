@@ -10,7 +10,10 @@ from kancompile.targets.c99.steps import Window
 
 def over_positions(window: Window, body: Sequence[str]) -> list[str]:
     """Run ``body`` for every ``position`` of the output, whose coordinates are ``y0``, ``y1``, ..."""
-    lines = [f"const uint32_t position = {_flat([f'y{axis}' for axis in range(len(window.out_size))], window.out_size)};", *body]
+    lines = [
+        f"const uint32_t position = {_flat([f'y{axis}' for axis in range(len(window.out_size))], window.out_size)};",
+        *body,
+    ]
     for axis in reversed(range(len(window.out_size))):
         lines = for_loop(f"y{axis}", window.out_size[axis], lines)
     return lines
@@ -19,7 +22,11 @@ def over_positions(window: Window, body: Sequence[str]) -> list[str]:
 def over_taps(window: Window, inside: Sequence[str], outside: Sequence[str]) -> list[str]:
     """Run a body for every ``tap``: ``inside`` where its ``source`` position lies in the image, else ``outside``."""
     axes = range(len(window.kernel))
-    lines = [f"const uint32_t tap = {_flat([f't{axis}' for axis in axes], window.kernel)};"] if _uses([*inside, *outside], "tap") else []
+    lines = (
+        [f"const uint32_t tap = {_flat([f't{axis}' for axis in axes], window.kernel)};"]
+        if _uses([*inside, *outside], "tap")
+        else []
+    )
     flat = _flat([f"(uint32_t)x{axis}" for axis in axes], window.in_size)
     inner = [f"const uint32_t source = {flat};", *inside]
     checked = [axis for axis in axes if _leaves(window, axis)]
