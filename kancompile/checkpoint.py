@@ -46,6 +46,7 @@ def load_model(
     checkpoint: str | os.PathLike[str] | None = None,
     factory_args: Mapping[str, Any] | None = None,
     checkpoint_key: str | None = None,
+    trust: bool = False,
 ) -> nn.Module | ExportedProgram:
     """Build a model in evaluation mode and load its weights.
 
@@ -57,9 +58,11 @@ def load_model(
             ``kancompile.pykan_checkpoint``.
         factory_args: keyword arguments of the factory.
         checkpoint_key: entry of the checkpoint that holds the weights; see :func:`load_state_dict`.
+        trust: whether a ``.pt2`` file may be opened: loading one can run any code that it holds.
 
     Raises:
-        KanCompileError: nothing there to import, the factory fails or returns no module, or the weights do not fit.
+        KanCompileError: a ``.pt2`` file that is not trusted, nothing there to import, the factory fails or returns no module, or
+            the weights do not fit.
     """
     spec = os.fspath(spec)
     if spec == "pykan":
@@ -75,7 +78,7 @@ def load_model(
             raise KanCompileError(
                 f"model {spec!r}: found a checkpoint or factory arguments, but a .pt2 file needs none"
             )
-        return load_exported(Path(spec))
+        return load_exported(Path(spec), trust)
     model = _build(spec, dict(factory_args or {}))
     if checkpoint is not None:
         apply_state_dict(model, load_state_dict(checkpoint, checkpoint_key), str(checkpoint))

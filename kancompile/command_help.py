@@ -28,7 +28,8 @@ examples:
   kancompile compile models.py:make_kan --checkpoint kan.pt --calibration train.npz --out build
   kancompile compile pkg.nets:KAN --factory-arg layers=[784,64,10] --checkpoint kan.safetensors \\
       --calibration train.npz --weight-bits 4 --method gptq --min-sqnr 25 --out build
-  kancompile compile model.pt2 --calibration train.npz --recipe recipe.toml --layer layers.0 weight_bits=8 --out build
+  kancompile compile model.pt2 --trust-model --calibration train.npz --recipe recipe.toml \\
+      --layer layers.0 weight_bits=8 --out build
 
 The calibration data is an .npz with an array 'x' [n, ...] of inputs scaled as in training (and, if you like, labels
 'y'), an .npy, a folder of images (--calibration images --transform models.py:prepare; one subfolder for each class gives

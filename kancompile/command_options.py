@@ -27,6 +27,11 @@ def add_model(parser: argparse.ArgumentParser, name: str, positional: bool = Fal
     parser.add_argument(
         "--factory-arg", action="append", default=[], metavar="NAME=VALUE", help="argument of FACTORY; may be repeated"
     )
+    parser.add_argument(
+        "--trust-model",
+        action="store_true",
+        help="open a .pt2 file as MODEL: loading one can run any code that it holds, so only for files of known origin",
+    )
 
 
 def add_data(parser: argparse.ArgumentParser, name: str, what: str, required: bool = True, dest: str = "data") -> None:

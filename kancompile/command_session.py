@@ -33,7 +33,7 @@ def load_float_model(options: argparse.Namespace) -> Any:
     from kancompile.checkpoint import load_model, parse_factory_args
 
     arguments = parse_factory_args(options.factory_arg)
-    return load_model(options.model, options.checkpoint, arguments, options.checkpoint_key)
+    return load_model(options.model, options.checkpoint, arguments, options.checkpoint_key, options.trust_model)
 
 
 def opened_data(options: argparse.Namespace, dest: str = "data") -> Any:

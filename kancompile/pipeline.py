@@ -158,6 +158,7 @@ def compile(
     recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str] | None = None,
     seed: int = 0,
     device: str = "cpu",
+    trust: bool = False,
 ) -> CompiledModel:
     """Compile a trained KAN to the file of a target, ONNX for ONNX Runtime unless another is named.
 
@@ -169,6 +170,7 @@ def compile(
         recipe: ``Recipe``, mapping, or path of a TOML or JSON file; ``None`` for 8-bit integers.
         seed: of every random choice.
         device: ``"cpu"`` or ``"cuda"``, where rounding methods keep their matrices.
+        trust: whether a ``.pt2`` file may be opened: loading one can run any code that it holds.
 
     Raises:
         KanCompileError: bad input of any kind; nothing is written.
@@ -186,7 +188,7 @@ def compile(
     samples = load_calibration(calibration, max_samples=chosen.calibration_samples, seed=seed)
     if isinstance(model, nn.Module):
         check_fits(model, samples)
-    captured = timings.measure("capture", lambda: capture(model, samples.samples[:2]))
+    captured = timings.measure("capture", lambda: capture(model, samples.samples[:2], trust=trust))
     x = samples.samples
     check_patterns(captured, x, chosen)
     captured = timings.measure("prepare", lambda: prepare(captured, x, chosen))

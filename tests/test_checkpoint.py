@@ -1,9 +1,7 @@
 """Models by name, weights from files: what fits loads, what does not is named, nothing is unpickled."""
 
-import json
 import pickle
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import kancompile
 from kancompile.checkpoint import WRAPPERS, apply_state_dict, load_model, load_state_dict, parse_factory_args
 from kancompile.errors import KanCompileError
-from kancompile.exported_file import is_arithmetic, load_exported
+from kancompile.exported_file import load_exported
+from kancompile.recipe import read_recipe
 
 SOURCE = """
 import torch
@@ -244,89 +244,42 @@ def _exported(path: Path) -> Path:
     return path
 
 
-def _rewrite(path: Path, changed: dict[str, bytes]) -> None:
-    """Exchange or add entries of an archive by the end of their names."""
-    with zipfile.ZipFile(path) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
-    root = next(iter(entries)).split("/")[0]
-    for end, data in changed.items():
-        entries[next((name for name in entries if name.endswith(end)), f"{root}/{end}")] = data
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in entries.items():
-            archive.writestr(name, data)
-
-
 def test_exported_programs_pass_through(tmp_path: Path) -> None:
-    program = load_model(_exported(tmp_path / "m.pt2"))
+    program = load_model(_exported(tmp_path / "m.pt2"), trust=True)
     assert isinstance(program, torch.export.ExportedProgram)
     assert program.module()(torch.zeros(5, 3)).shape == (5, 4)
 
 
-def test_exported_programs_with_pickles_are_refused_and_not_run(tmp_path: Path) -> None:
-    mark = tmp_path / "was-run"
-    pickled = pickle.dumps(_Runs(mark))
-    with zipfile.ZipFile(_exported(tmp_path / "m.pt2")) as archive:
-        config_name = next(name for name in archive.namelist() if name.endswith("model_weights_config.json"))
-        config = json.loads(archive.read(config_name))
-    next(iter(config["config"].values()))["use_pickle"] = True
-    opaque = {
-        "config": {"c": {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}}
-    }
-    for number, changed in enumerate(
-        [
-            {"sample_inputs/model.pt": pickled},
-            {"data/weights/model.pt": pickled},
-            {"model_weights_config.json": json.dumps(config).encode(), "weights/weight_0": pickled},
-            {"model_constants_config.json": json.dumps(opaque).encode(), "data/constants/opaque_obj_0": pickled},
-        ]
-    ):
-        path = _exported(tmp_path / f"{number}.pt2")
-        _rewrite(path, changed)
-        with pytest.raises(KanCompileError, match="found a pickled object"):
-            load_exported(path)
-    assert not mark.exists()
-
-
-def test_exported_programs_with_code_in_expressions_are_refused(tmp_path: Path) -> None:
-    mark = tmp_path / "was-run"
+def test_exported_files_are_not_opened_without_trust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of the archive, its parts and its expressions all lead to code; so nothing at all is read."""
     path = _exported(tmp_path / "m.pt2")
-    with zipfile.ZipFile(path) as archive:
-        text = archive.read(next(name for name in archive.namelist() if name.endswith("models/model.json"))).decode()
-    symbol = json.loads(text[text.index('"Symbol(') :].split(', "hint"')[0])
-    code = f"__import__('pathlib').Path({str(mark)!r}).touch()"
-    _rewrite(path, {"models/model.json": text.replace(json.dumps(symbol), json.dumps(code)).encode()})
-    with pytest.raises(KanCompileError, match="expected arithmetic"):
-        load_exported(path)
-    assert not mark.exists()
+    monkeypatch.setattr(torch.export, "load", lambda *_: pytest.fail("the file was loaded"))
+    monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("the file was read"))
+    x = np.zeros((64, 3), np.float32)
+    ways: list[Callable[[], object]] = [
+        lambda: load_model(str(path)),
+        lambda: load_exported(path),
+        lambda: kancompile.capture(path, (3,)),
+        lambda: kancompile.compile(path, x),
+        lambda: kancompile.diagnose(path, x),
+        lambda: kancompile.tune(path, x, min_sqnr=30.0),
+    ]
+    for way in ways:
+        with pytest.raises(KanCompileError, match=r"can run any code .* --trust-model .*trust=True"):
+            way()
 
 
-@pytest.mark.parametrize(
-    "text", ["Symbol('s77', positive=True, integer=True)", "L['x'].size()[0] == 3", "2*Symbol('s0') + 1", "Max(2, s0)"]
-)
-def test_arithmetic_is_allowed(text: str) -> None:
-    assert is_arithmetic(text)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("__import__('os')", "eval('x')", "().__class__", "[x for x in y]"),
-        *("lambda: 1", "S('a')", "x.system('a b')", "a; b", "'a b'"),
-    ],
-)
-def test_anything_else_is_not(text: str) -> None:
-    assert not is_arithmetic(text)
+def test_no_recipe_can_say_that_a_file_is_trusted() -> None:
+    for key in ("trust", "trust_model"):
+        with pytest.raises(KanCompileError, match=key):
+            read_recipe({key: True})
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04"])
 def test_damaged_archives_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "m.pt2").write_bytes(content)
-    with pytest.raises(KanCompileError, match="found no archive"):
-        load_exported(tmp_path / "m.pt2")
-    with zipfile.ZipFile(tmp_path / "other.pt2", "w") as archive:
-        archive.writestr("readme", "text")
-    with pytest.raises(KanCompileError, match="no archive_format entry"):
-        load_exported(tmp_path / "other.pt2")
+    with pytest.raises(KanCompileError, match=r"m\.pt2.*cannot be loaded"):
+        load_exported(tmp_path / "m.pt2", trust=True)
 
 
 def _net() -> nn.Module:

@@ -243,9 +243,19 @@ def test_exported_programs_compile_and_inspect_from_the_command_line(
     exported = torch.export.export(make_model(), (make_inputs(2),), dynamic_shapes=({0: batch},))
     path = tmp_path / "kan.pt2"
     torch.export.save(exported, path)
-    assert main(["inspect", "--model", str(path), "--json"]) == 0
+    assert main(["inspect", "--model", str(path)]) == 2
+    assert "give --trust-model" in capsys.readouterr().err
+    assert main(["inspect", "--model", str(path), "--trust-model", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["input_shape"] == [6]
-    arguments = ["compile", str(path), "--calibration", str(work / "train.npz"), "--out", str(tmp_path / "o")]
+    arguments = [
+        "compile",
+        str(path),
+        "--trust-model",
+        "--calibration",
+        str(work / "train.npz"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
     assert main([*arguments, "--json", "--quiet", "--min-sqnr", "25"]) == 0
     assert json.loads(capsys.readouterr().out)["passed"]
 

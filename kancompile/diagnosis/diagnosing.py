@@ -103,6 +103,7 @@ def diagnose(
     seed: int = 0,
     device: str = "cpu",
     exact: bool = False,
+    trust: bool = False,
 ) -> Diagnosis:
     """Find out what a recipe costs where, and which change would bring how much.
 
@@ -120,13 +121,14 @@ def diagnose(
         device: where rounding methods keep their matrices.
         exact: whether slow rounding methods are used for wide layers as the recipe says, instead of ``uniform``; notes say
             where that differs.
+        trust: as for :func:`kancompile.compile`.
 
     Raises:
         KanCompileError: bad input of any kind.
     """
     chosen = read_recipe(recipe)
     fitting, judging, judged_on = samples_for(calibration, data, chosen, held_out, seed)
-    laboratory = open_laboratory(model, fitting, judging, chosen, seed, device)
+    laboratory = open_laboratory(model, fitting, judging, chosen, seed, device, trust=trust)
     return examine(laboratory, judged_on, data is not None, exact)
 
 
@@ -167,6 +169,7 @@ def open_laboratory(
     seed: int,
     device: str,
     captured: Program | None = None,
+    trust: bool = False,
 ) -> Laboratory:
     """Capture a model and prepare it for measurements.
 
@@ -176,7 +179,7 @@ def open_laboratory(
     if captured is None:
         if isinstance(model, nn.Module):
             check_fits(model, fitting)
-        captured = capture(model, fitting.samples[:2])
+        captured = capture(model, fitting.samples[:2], trust=trust)
     check_patterns(captured, fitting.samples, recipe)
     return Laboratory(captured, fitting, judging, recipe, seed, device)
 

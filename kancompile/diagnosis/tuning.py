@@ -173,6 +173,7 @@ def tune(
     seed: int = 0,
     device: str = "cpu",
     judged_on: str | None = None,
+    trust: bool = False,
 ) -> Tuning:
     """Look for the cheapest changes of a recipe that reach targets; compile with ``tuning.recipe`` afterwards.
 
@@ -189,6 +190,7 @@ def tune(
         seed: of every random choice.
         device: where rounding methods keep their matrices.
         judged_on: which samples judge, in words, where the caller knows better.
+        trust: as for :func:`kancompile.compile`.
 
     Raises:
         KanCompileError: bad input, no target at all, or ``max_drop`` without labels.
@@ -209,7 +211,7 @@ def tune(
             "max_drop: found data without labels, expected an array 'y' beside 'x' in an .npz, a folder with one subfolder for "
             "each class, or a loader of (samples, labels); or use min_sqnr"
         )
-    laboratory = open_laboratory(model, fitting, judging, start, seed, device)
+    laboratory = open_laboratory(model, fitting, judging, start, seed, device, trust=trust)
     if cache is not None:
         context = {
             "model": program_sha256(laboratory.program),

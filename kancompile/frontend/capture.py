@@ -28,12 +28,15 @@ from kancompile.program import Program, Unrecognized, check
 _MOST_REPORTED = 12
 
 
-def capture(model: nn.Module | ExportedProgram | str | os.PathLike[str], example: Tensor | Sequence[int]) -> Program:
+def capture(
+    model: nn.Module | ExportedProgram | str | os.PathLike[str], example: Tensor | Sequence[int], *, trust: bool = False
+) -> Program:
     """Capture a network.
 
     Args:
         model: trained module (its training flags are restored), exported program, or path of a ``.pt2`` file.
         example: an input ``[b, *input_shape]`` (float32), or ``input_shape`` without the batch.
+        trust: whether a ``.pt2`` file may be opened: loading one can run any code that it holds.
 
     Returns:
         the float program: expansions and contractions for every KAN layer, ATen for the rest.
@@ -41,7 +44,7 @@ def capture(model: nn.Module | ExportedProgram | str | os.PathLike[str], example
     Raises:
         KanCompileError: the network cannot be traced, its samples depend on each other, or it has no KAN layer.
     """
-    exported = export(model, example)
+    exported = export(model, example, trust)
     rows = example_rows(example)
     flow = analyse(exported, rows)
     _refuse_non_finite_output(flow)

@@ -32,7 +32,7 @@ EXAMPLE_ROWS = 3
 
 
 def export(
-    model: nn.Module | ExportedProgram | str | os.PathLike[str], example: Tensor | Sequence[int]
+    model: nn.Module | ExportedProgram | str | os.PathLike[str], example: Tensor | Sequence[int], trust: bool = False
 ) -> ExportedProgram:
     """Trace a model with a dynamic batch and decompose it to core ATen operators.
 
@@ -42,10 +42,11 @@ def export(
     Args:
         model: module, exported program, or path of a ``.pt2`` file.
         example: an input ``[b, *input_shape]`` (float32), or ``input_shape`` without the batch.
+        trust: whether a ``.pt2`` file may be opened, which can run code.
 
     Raises:
-        KanCompileError: the model cannot be traced with a dynamic batch, does not map one float32 tensor, writes to its
-            state, or holds non-finite constants.
+        KanCompileError: a file that is not trusted, the model cannot be traced with a dynamic batch, does not map one float32
+            tensor, writes to its state, or holds non-finite constants.
     """
     rows = example_rows(example)
     if isinstance(model, nn.Module):
@@ -55,7 +56,7 @@ def export(
         traced = model
     elif isinstance(model, str | os.PathLike):
         with quiet():
-            traced = load_exported(Path(model))
+            traced = load_exported(Path(model), trust)
     else:
         raise KanCompileError(
             f"model: found {type(model).__name__}, expected an nn.Module, an ExportedProgram or the path of a .pt2 file"

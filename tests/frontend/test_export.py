@@ -167,7 +167,9 @@ def test_exported_program_and_file(tmp_path: Path) -> None:
     torch.export.save(program, path)
     x = draw(6, 4)
     for given in (program, path, str(path)):
-        torch.testing.assert_close(capture(given, (4,))(x), model(x))
+        torch.testing.assert_close(capture(given, (4,), trust=given is not program)(x), model(x))
+    with pytest.raises(KanCompileError, match="origin is trusted"):
+        capture(path, (4,))
 
 
 def test_damaged_file_is_refused(tmp_path: Path) -> None:
@@ -177,6 +179,6 @@ def test_damaged_file_is_refused(tmp_path: Path) -> None:
         archive.writestr("nothing", b"")
     path.write_bytes(buffer.getvalue())
     with pytest.raises(KanCompileError, match=r"model\.pt2"):
-        export(path, (4,))
+        export(path, (4,), trust=True)
     with pytest.raises(KanCompileError, match=r"found int"):
         export(3, (4,))  # type: ignore[arg-type]
