@@ -23,15 +23,17 @@ from kancompile.errors import KanCompileError
 from kancompile.execution import RuntimeModel
 from kancompile.frontend.capture import capture
 from kancompile.lowering import Lowering, Timings, check_patterns, prepare
-from kancompile.manifest import ABOUT_THE_FILE, describe, describe_file_bytes
+from kancompile.manifest import describe, describe_file_bytes
 from kancompile.passes.quantize_outputs import QuantizeOutputs
 from kancompile.program import Program, with_history
 from kancompile.recipe import Recipe, read_recipe
-from kancompile.targets import TARGETS
+from kancompile.targets import TARGETS, Target
 from kancompile.targets.kernel_audit import KernelAudit, audit_kernels
 from kancompile.validation import Validation, check_fits, validate
 
 MANIFEST_SUFFIX = ".manifest.json"
+_ABOUT_THE_CHOICES = ("bit_allocation", "error_gate")
+"""What a manifest says about how the recipe came about; files of all targets share it."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class CompiledModel:
         companions: further files of the target, by suffix.
         session_bytes: a file of the same program that ONNX Runtime loads: the file itself where it does.
         program: the lowered program, whose evaluation in PyTorch is what the file computes.
+        lowered: the program as every target gets it, before what this one asks for, such as outputs of 8 bits.
         captured: the float program it was lowered from.
         reference: the user's model (an ``nn.Module`` in eval mode), for validation.
         manifest: what was compiled from what, as plain data for JSON.
@@ -53,6 +56,7 @@ class CompiledModel:
 
     model_bytes: bytes
     program: Program
+    lowered: Program
     captured: Program
     reference: nn.Module
     manifest: dict[str, Any]
@@ -119,15 +123,13 @@ class CompiledModel:
             KanCompileError: no such target, or it cannot express the program.
         """
         target = target_named(name)
-        about = (*ABOUT_THE_FILE, *target_named(self.manifest["target"]).facts(self.model_bytes))
-        facts = {key: value for key, value in self.manifest.items() if key not in about} | {"target": name}
         timings = Timings()
-        program = self.program
-        if target.quantized_outputs:
-            program = QuantizeOutputs()(program, self.calibration.samples)
+        program = _for_target(target, self.lowered, self.calibration.samples, timings)
+        about = {key: self.manifest[key] for key in _ABOUT_THE_CHOICES}
+        facts = describe(program, self.calibration, self.recipe, name, self.manifest["seed"]) | about
         data = timings.measure("emit", lambda: write(target, program, facts, self.recipe))
-        session = data if target.loads_in_ort else self.session_bytes
-        audit = audit_kernels(data) if target.loads_in_ort else self.audit
+        session = data if target.loads_in_ort else write(TARGETS["ort-cpu"], program, facts, self.recipe)
+        audit = audit_kernels(session)
         return replace(
             self,
             model_bytes=data,
@@ -201,22 +203,20 @@ def compile(
 
     lowering = Lowering(captured, x, seed, device)
 
-    def build() -> tuple[Recipe, Program, dict[str, Any], bytes]:
+    def build() -> tuple[Recipe, Program, Program, dict[str, Any], bytes]:
         gate = ErrorGate(captured, x, lambda refined: lowering(refined, timings))
         held, lowered = gate.hold(chosen)
-        if chosen_target.quantized_outputs:
-            quantized = timings.measure(QuantizeOutputs.name, lambda: QuantizeOutputs()(lowered, x))
-            lowered = with_history(QuantizeOutputs.name, lowered, quantized)
         lowered = replace(lowered, notes=(*lowered.notes, *gate.notes(held)))
-        about = {"bit_allocation": front, "error_gate": gate.to_dict(held)}
-        facts, data = timings.measure("emit", lambda: emitted(held, lowered, about))
-        return held, lowered, facts, data
+        program = _for_target(chosen_target, lowered, x, timings)
+        about = dict(zip(_ABOUT_THE_CHOICES, (front, gate.to_dict(held)), strict=True))
+        facts, data = timings.measure("emit", lambda: emitted(held, program, about))
+        return held, lowered, program, facts, data
 
-    def emitted(held: Recipe, lowered: Program, about: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-        facts = describe(lowered, samples, held, target, seed) | about
-        return facts, write(chosen_target, lowered, facts, held)
+    def emitted(held: Recipe, program: Program, about: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        facts = describe(program, samples, held, target, seed) | about
+        return facts, write(chosen_target, program, facts, held)
 
-    effective, lowered, facts, data = build()
+    effective, lowered, program, facts, data = build()
 
     def stored_bytes(content: bytes | None = None) -> int:
         content = data if content is None else content
@@ -224,17 +224,18 @@ def compile(
 
     def stored_with(max_bytes: int) -> int:
         """Size of the same file with another budget in the recipe that it holds."""
-        about = {key: facts[key] for key in ("bit_allocation", "error_gate")}
-        return stored_bytes(emitted(replace(effective, max_bytes=max_bytes), lowered, about)[1])
+        about = {key: facts[key] for key in _ABOUT_THE_CHOICES}
+        return stored_bytes(emitted(replace(effective, max_bytes=max_bytes), program, about)[1])
 
     while budget is not None and chosen.max_bytes is not None and stored_bytes() > chosen.max_bytes:
         chosen, front = budget.again(stored_bytes(), stored_with)
-        effective, lowered, facts, data = build()
-    session = data if chosen_target.loads_in_ort else write(TARGETS["ort-cpu"], lowered, facts, effective)
+        effective, lowered, program, facts, data = build()
+    session = data if chosen_target.loads_in_ort else write(TARGETS["ort-cpu"], program, facts, effective)
     audit = timings.measure("kernel audit", lambda: audit_kernels(session))
     check_latency(lambda: one_sample_seconds(session, x[:1]), effective)
     return CompiledModel(
         data,
+        program,
         lowered,
         captured,
         model.eval() if isinstance(model, nn.Module) else captured.graph_module,
@@ -246,6 +247,14 @@ def compile(
         chosen_target.companions(data) if chosen_target.companions is not None else {},
         timings.seconds,
     )
+
+
+def _for_target(target: Target, lowered: Program, x: Tensor, timings: Timings) -> Program:
+    """Rewrite a lowered program as its target asks for."""
+    if not target.quantized_outputs:
+        return lowered
+    quantized = timings.measure(QuantizeOutputs.name, lambda: QuantizeOutputs()(lowered, x))
+    return with_history(QuantizeOutputs.name, lowered, quantized)
 
 
 def one_sample_seconds(model: bytes, x: Tensor, runs: int = 200) -> float:

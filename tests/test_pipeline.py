@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,9 +20,11 @@ from kancompile.passes.brecq import Brecq
 from kancompile.passes.methods import METHODS, method_named
 from kancompile.program import Program
 from kancompile.recipe import read_recipe
+from kancompile.runtimes import litert
 from kancompile.targets import TARGETS
 
 WIDTHS = (8, 6, 3)
+WRITABLE = [name for name in TARGETS if name != "litert" or litert.RUNTIME.missing() is None]
 
 
 def inputs(n: int = 300, seed: int = 0) -> torch.Tensor:
@@ -189,3 +192,35 @@ def test_unknown_method_and_device_are_named() -> None:
             method_named("gptq", "cuda")
     with pytest.raises(KanCompileError, match="target 'toaster' is unknown"):
         kancompile.compile(build(WIDTHS), inputs(), target="toaster")
+
+
+def compiled_for(target: str) -> kancompile.CompiledModel:
+    return kancompile.compile(
+        build(WIDTHS), inputs(), target=target, recipe={"levels": 256}
+    )  # which every target takes
+
+
+@pytest.fixture(scope="module")
+def compiled_first() -> dict[str, kancompile.CompiledModel]:
+    return {name: compiled_for(name) for name in ("ort-cpu", "c99", "qnn")}
+
+
+@pytest.mark.parametrize("target", WRITABLE)
+def test_a_target_gets_the_same_file_whichever_was_compiled_first(
+    target: str, compiled_first: dict[str, kancompile.CompiledModel]
+) -> None:
+    """One asked for later, as ``--target all`` does, says the same about layers and passes as one compiled alone."""
+    alone = compiled_for(target)
+    assert (alone.program.history[-1].name == "quantize-outputs") == TARGETS[target].quantized_outputs
+    path = Path(f"model{TARGETS[target].suffix}")
+    for first in compiled_first.values():
+        later = first.for_target(target)
+        if target == "ort-mobile":  # whose lists are in the order of a hash that changes from call to call
+            assert len(later.model_bytes) == len(alone.model_bytes)
+            changing = {"model_sha256", "deflated_bytes"}
+            assert {key for key in alone.manifest if later.manifest[key] != alone.manifest[key]} <= changing
+        else:
+            assert later.files(path) == alone.files(path)
+            assert later.session_bytes == alone.session_bytes
+        assert later.program.history == alone.program.history
+        assert later.audit == alone.audit
