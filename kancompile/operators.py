@@ -23,10 +23,11 @@ from kancompile.packed_codes import unpack
 def quantize_index(x: Tensor, scale: float, zero_point: int, levels: int) -> Tensor:
     """Map ``x`` (float32, ``[b, *]``) to row numbers as ONNX QuantizeLinear does: uint8, or int32 above 256 levels.
 
-    ``clip(rint(x / scale) + zero_point, 0, levels - 1)``: division, half to even, zero point added after rounding.
+    ``clip(rint(x / scale) + zero_point, 0, levels - 1)``: division, half to even, zero point added after rounding. NaN
+    is row 0: kernels take the maximum with the lowest row first, and that of NaN and a number is the number.
     """
     step = torch.tensor(scale, dtype=torch.float32)
-    rows = torch.clamp(torch.round(x / step) + zero_point, 0, levels - 1)
+    rows = torch.clamp(torch.round(x / step) + zero_point, 0, levels - 1).nan_to_num_(0.0)
     return rows.to(torch.uint8 if levels <= 256 else torch.int32)
 
 

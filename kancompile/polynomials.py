@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from kancompile.block_codes import BlockCodes
+from kancompile.errors import KanCompileError
 from kancompile.expansions import regroup, to_channels_last
 
 _GROUP = 16
@@ -244,7 +245,11 @@ class PolynomialExpansion(nn.Module):
         return (4 if self.codes is None else 2) * (self.degree + 1) * self.get_buffer("coefficient_0").numel()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``[b, ...]`` to basis values ``[b, *, n_in, k]``."""
+        """Map ``[b, ...]`` to basis values ``[b, *, n_in, k]``.
+
+        Raises:
+            KanCompileError: an input is NaN, and cells are found by arithmetic.
+        """
         # contiguous: the strides of a mere view would decide how torch.export sees a reshape of a dynamic batch
         x = to_channels_last(x).contiguous() if self.channels_first else regroup(x, self.in_shape)
         rows, place = self.cells(x, self.first_row)
@@ -256,7 +261,13 @@ class PolynomialExpansion(nn.Module):
         return value
 
     def _gather(self, power: int, rows: Tensor) -> Tensor:
-        return nn.functional.embedding(rows, self.get_buffer(f"coefficient_{power}"))
+        try:
+            return nn.functional.embedding(rows, self.get_buffer(f"coefficient_{power}"))
+        except IndexError as error:  # row numbers are clamped, all but those of NaN
+            raise KanCompileError(
+                "program: found NaN among the inputs of a layer of precision 'int16' or 'float', whose cells have no number "
+                "for it; ONNX Runtime refuses this call as well, so check inputs before"
+            ) from error
 
     def describe(self) -> dict[str, Any]:
         """Describe it in plain data for reports."""
