@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kancompile.errors import KanCompileError
+from kancompile.foreign_files import foreign, reason
 from kancompile.sample_arrays import to_array
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -45,11 +46,10 @@ class ImageFolder:
         if importlib.util.find_spec("PIL") is None:
             raise KanCompileError(f"{self.name}: images need Pillow; install it: pip install 'kancompile[images]'")
         self._transform = transform
-        beside = _images(folder.iterdir())
-        inside = {
-            sub.name: _images(sub.rglob("*")) for sub in sorted(folder.iterdir()) if sub.is_dir() and sub.name[0] != "."
-        }
-        inside = {key: files for key, files in inside.items() if files}
+        with foreign(self.name, "give a folder that you may read"):
+            beside = _images(folder.iterdir())
+            subs = [sub for sub in sorted(folder.iterdir()) if sub.is_dir() and sub.name[0] != "."]
+            inside = {sub.name: files for sub in subs if (files := _images(sub.rglob("*")))}
         if beside and inside:
             raise KanCompileError(
                 f"{self.name}: found {len(beside)} images beside subfolders with images ({', '.join(list(inside)[:6])}), "
@@ -93,8 +93,10 @@ class ImageFolder:
         try:
             with Image.open(file) as image:
                 image.load()
-        except OSError as error:  # what Pillow raises for damaged files too
-            raise KanCompileError(f"{self.name}: {file} cannot be read as an image ({error}); remove it") from error
+        except Exception as error:  # each of Pillow's readers has its own, and an image may declare any size
+            raise KanCompileError(
+                f"{self.name}: {file} cannot be read as an image ({reason(error)}); remove it"
+            ) from error
         try:
             sample = self._transform(image)
         except KanCompileError:

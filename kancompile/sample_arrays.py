@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,54 +11,76 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kancompile.archive_sizes import check_unpacked
 from kancompile.errors import KanCompileError
+from kancompile.foreign_files import reason
 
 _FLOAT32_INTEGERS = 1 << 24  # integers up to here are exact in float32
+_MOST_UNPACKED = 1 << 31
+
+
+def is_plain(value: Tensor) -> bool:
+    """Whether a tensor holds dense numbers that can be copied: not sparse, nested or quantized, and not of the device "meta"."""
+    return not (value.is_nested or value.is_quantized or value.layout is not torch.strided or value.is_meta)
+
+
+def kind_of(value: Tensor) -> str:
+    """Name a tensor's kind for errors."""
+    layout = "nested" if value.is_nested else str(value.layout)
+    return f"{value.dtype}, {layout}{', without values (device meta)' if value.is_meta else ''}"
 
 
 def to_array(value: Any, name: str) -> NDArray[Any]:
     """View a tensor or array as NumPy, without the types that NumPy lacks."""
-    if isinstance(value, Tensor):
-        value = value.detach().cpu()
-        if value.dtype in (torch.bfloat16, torch.float16):
-            value = value.float()
-        if value.is_complex() or value.is_quantized or value.layout is not torch.strided:
-            raise KanCompileError(
-                f"{name}: found a tensor of {value.dtype}, {value.layout}, expected dense real values"
-            )
-        value = value.numpy()
+    if isinstance(value, Tensor) and (not is_plain(value) or value.is_complex()):
+        raise KanCompileError(f"{name}: found a tensor of {kind_of(value)}, expected dense real values")
     try:
+        if isinstance(value, Tensor):
+            value = value.detach().cpu()
+            value = (value.float() if value.is_floating_point() and value.element_size() < 4 else value).numpy()
         return np.asarray(value)
-    except ValueError as error:
-        raise KanCompileError(f"{name}: found rows of different lengths, expected one array ({error})") from error
+    except Exception as error:  # lists of any content, and objects with an idea of their own of what their array is
+        raise KanCompileError(
+            f"{name}: found what is no array, such as rows of different lengths, expected one array ({reason(error)})"
+        ) from error
 
 
 def read_arrays(path: Path, key: str | None, label_key: str, name: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
     """Read samples and, where there are any, labels from an ``.npz`` or ``.npy`` file, without unpickling."""
+    where = f"{name} {str(path)!r}"
     if path.suffix not in (".npz", ".npy"):
-        raise KanCompileError(f"{name} {str(path)!r}: found suffix {path.suffix!r}, expected '.npz' or '.npy'")
+        raise KanCompileError(f"{where}: found suffix {path.suffix!r}, expected '.npz' or '.npy'")
     try:
-        if path.suffix == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False), None
-        # NumPy leaves a file open that it opened itself and could not read
+        # NumPy leaves an archive open that it opened itself and could not read
         with path.open("rb") as file:
-            content = np.load(file, allow_pickle=False)
-            if isinstance(content, np.ndarray):  # an .npy under the wrong name
-                return content, None
-            chosen = choose_key(content.files, key, label_key, f"{name} {str(path)!r}")
-            return content[chosen], content[label_key] if label_key in content.files else None
+            if file.read(2) != b"PK":  # an .npy, be it under the other name
+                return np.load(path, mmap_mode="r", allow_pickle=False), None
+            if path.suffix == ".npy":
+                raise KanCompileError(f"{where}: found an archive, expected one array; rename it to .npz")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as content:
+                chosen = choose_key(content.files, key, label_key, where)
+                names = [chosen, *([label_key] if label_key in content.files else [])]
+                check_unpacked(path, where, _MOST_UNPACKED, lambda entry: entry.removesuffix(".npy") in names)
+                arrays = [content[name] for name in names]
+        for array in arrays:
+            if not isinstance(array, np.ndarray):
+                raise KanCompileError(f"{where}: found an entry that is no array; write it with numpy.savez")
+        return arrays[0], arrays[1] if len(arrays) > 1 else None
+    except KanCompileError:
+        raise
     except OSError as error:
         raise KanCompileError(
-            f"{name} {str(path)!r}: cannot be read ({error.strerror or error}); give an existing .npz or .npy file"
+            f"{where}: cannot be read ({reason(error)}); give an existing .npz or .npy file"
         ) from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever else breaks inside NumPy is the file's fault
         if any(words in str(error) for words in ("allow_pickle", "Object arrays", "Python objects")):
             raise KanCompileError(
-                f"{name} {str(path)!r}: found an array of Python objects, expected numbers; object arrays are pickles "
+                f"{where}: found an array of Python objects, expected numbers; object arrays are pickles "
                 "and are never loaded: save a numeric array, such as x.astype('float32')"
             ) from error
         raise KanCompileError(
-            f"{name} {str(path)!r}: found no NumPy data ({error}); write it with numpy.savez or numpy.save"
+            f"{where}: found no NumPy data ({reason(error)}); write it with numpy.savez or numpy.save"
         ) from error
 
 
