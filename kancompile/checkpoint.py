@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,10 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from kancompile.archive_sizes import check_unpacked
 from kancompile.errors import KanCompileError
 from kancompile.exported_file import load_exported
+from kancompile.foreign_files import foreign, parse_literal, reason
 from kancompile.imported_objects import call_with, found_object
 from kancompile.progress import say
+from kancompile.sample_arrays import is_plain, kind_of
 
 # averaged weights come last: where a file holds both kinds, a note says so
 WRAPPERS = (
@@ -39,6 +41,8 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 # counters that wrappers such as torch.optim.swa_utils.AveragedModel keep beside the weights
 _COUNTERS = ("n_averaged",)
 _SHOWN = 6
+_DEEPEST = 4  # dictionaries around a state dict
+_MOST_UNPACKED = 1 << 28
 
 
 def load_model(
@@ -81,7 +85,7 @@ def load_model(
         return load_exported(Path(spec), trust)
     model = _build(spec, dict(factory_args or {}))
     if checkpoint is not None:
-        apply_state_dict(model, load_state_dict(checkpoint, checkpoint_key), str(checkpoint))
+        apply_state_dict(model, load_state_dict(checkpoint, checkpoint_key, _most_bytes(model)), str(checkpoint))
     check_finite_weights(model)
     return model.eval()
 
@@ -98,8 +102,8 @@ def parse_factory_args(items: Iterable[str]) -> dict[str, Any]:
         if not equals or not key.isidentifier():
             raise KanCompileError(f"factory argument {item!r}: expected NAME=VALUE, such as layers=[784,64,10]")
         try:
-            found[key] = ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError) as error:
+            found[key] = parse_literal(text.strip())
+        except ValueError as error:
             if not text.replace("-", "_").replace(".", "_").isidentifier():
                 raise KanCompileError(
                     f"factory argument {item!r}: {text!r} is no Python literal; quote strings, name='\"a b\"'"
@@ -123,7 +127,15 @@ def _build(spec: str, arguments: dict[str, Any]) -> nn.Module:
     return model
 
 
-def load_state_dict(path: str | os.PathLike[str], key: str | None = None) -> dict[str, Tensor]:
+def _most_bytes(model: nn.Module) -> int:
+    """Bound what a checkpoint of a model may unpack to: some copies in float64, of averages and optimizers, and a little."""
+    own = sum(value.numel() for value in model.state_dict().values() if isinstance(value, Tensor))
+    return 8 * 8 * own + (1 << 24)
+
+
+def load_state_dict(
+    path: str | os.PathLike[str], key: str | None = None, most_bytes: int = _MOST_UNPACKED
+) -> dict[str, Tensor]:
     """Read a state dict from safetensors, ``.npz`` or a ``torch.save`` file, and unwrap it.
 
     Dictionaries around it are opened by the names in :data:`WRAPPERS`, such as ``{"state_dict": ...}``, and where no name is
@@ -133,59 +145,63 @@ def load_state_dict(path: str | os.PathLike[str], key: str | None = None) -> dic
     Args:
         path: the file.
         key: entry of the file that holds the weights, such as ``"ema"``; the first known one if ``None``.
+        most_bytes: what an archive may unpack to where that is more than a small multiple of its size.
 
     Raises:
-        KanCompileError: unreadable file, pickled objects, no tensors inside, or several state dicts and no known name.
+        KanCompileError: unreadable file, pickled objects, no tensors inside, several state dicts and no known name, or an archive
+            that unpacks to more than a state dict of its size does.
     """
     path = Path(path)
+    where, way_out = f"checkpoint {str(path)!r}", "give a complete .safetensors, .pt or .npz file"
     if not path.is_file():
-        raise KanCompileError(f"checkpoint {str(path)!r}: no such file; give a .safetensors, .pt or .npz file")
-    try:
+        raise KanCompileError(f"{where}: no such file; give a .safetensors, .pt or .npz file")
+    with foreign(where, way_out):
         if path.suffix == ".safetensors":
             content: Any = load_file(path, device="cpu")
         elif path.suffix == ".npz":
+            check_unpacked(path, where, most_bytes)
             # NumPy leaves a file open that it opened itself and could not read
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 content = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
         else:
-            content = _load_tensors(path)
-    except KanCompileError:
-        raise
-    except Exception as error:  # damaged files break the readers anywhere
-        raise KanCompileError(
-            f"checkpoint {str(path)!r}: cannot be read ({_first_line(error)}); give a complete .safetensors, .pt or .npz file"
-        ) from error
-    where = f"checkpoint {str(path)!r}"
-    if key is not None:
-        if not isinstance(content, Mapping) or not isinstance(content.get(key), Mapping):
-            names = [str(name) for name, value in content.items() if isinstance(value, Mapping)]
-            raise KanCompileError(f"{where}: found no state dict under {key!r}; it has {_listed(names) or 'none'}")
-        content = content[key]
-    return _unwrap(content, where)
+            content = _load_tensors(path, where, most_bytes)
+        # the content may be anything that tensors and containers can be put together to, itself included
+        return _unwrap(content if key is None else _entry(content, key, where), where)
 
 
-def _load_tensors(path: Path) -> Any:
+def _load_tensors(path: Path, where: str, most_bytes: int) -> Any:
     try:
+        check_unpacked(path, where, most_bytes)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols that are refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)
+    except KanCompileError:
+        raise
     except Exception as error:  # the safe loader fails in many ways on what it does not know
         # PyTorch's own text explains at length how to load such a file unsafely
         is_refusal = str(error).startswith("Weights only load failed")
-        found = "Python objects" if is_refusal else f"no file of torch.save ({_first_line(error)})"
+        found = "Python objects" if is_refusal else f"no file of torch.save ({reason(error)})"
         raise KanCompileError(
-            f"checkpoint {str(path)!r}: cannot be read, found {found}, expected tensors only; pickled objects can run "
+            f"{where}: cannot be read, found {found}, expected tensors only; pickled objects can run "
             "code and are never loaded: where you trust the file, save model.state_dict() with torch.save or "
             "safetensors.torch.save_file"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _entry(content: Any, key: str, where: str) -> Mapping[Any, Any]:
+    found = content.get(key) if isinstance(content, Mapping) else None
+    if isinstance(found, Mapping):
+        return found
+    names = (
+        [str(name) for name, value in content.items() if isinstance(value, Mapping)]
+        if isinstance(content, Mapping)
+        else []
+    )
+    raise KanCompileError(f"{where}: found no state dict under {key!r}; it has {_listed(names) or 'none'}")
 
 
 def _unwrap(content: Any, where: str) -> dict[str, Tensor]:
-    for _ in range(4):
+    for _ in range(_DEEPEST):
         if not isinstance(content, Mapping):
             break
         if content and all(isinstance(value, Tensor) for value in content.values()):
@@ -215,23 +231,23 @@ def _unwrap(content: Any, where: str) -> dict[str, Tensor]:
     )
 
 
-def _holds_tensors(value: Any) -> bool:
+def _holds_tensors(value: Any, depth: int = _DEEPEST) -> bool:
     """Whether this is a state dict, or a wrapper around one; what optimizers keep (numbers for keys) is not."""
-    if not isinstance(value, Mapping) or not value or not all(isinstance(key, str) for key in value):
+    if not depth or not isinstance(value, Mapping) or not value or not all(isinstance(key, str) for key in value):
         return False
     return all(isinstance(item, Tensor) for item in value.values()) or any(
-        _holds_tensors(value[key]) for key in WRAPPERS if key in value
+        _holds_tensors(value[key], depth - 1) for key in WRAPPERS if key in value
     )
 
 
 def apply_state_dict(model: nn.Module, state: Mapping[str, Tensor], name: str = "state dict") -> None:
-    """Load weights into a model; every key and every shape must fit.
+    """Load weights into a model; every key and every shape must fit, and every value be one that the model can hold.
 
     Prefixes that all keys share and the model does not know (:data:`PREFIXES`, such as ``module.``) are stripped, in any order,
     and counters of averaging left out.
 
     Raises:
-        KanCompileError: keys are missing, unexpected or of another shape, all of them named.
+        KanCompileError: keys are missing, unexpected, of another shape or kind, all of them named.
     """
     own = model.state_dict()
     state = {key: value for key, value in state.items() if key in own or key not in _COUNTERS}
@@ -241,15 +257,32 @@ def apply_state_dict(model: nn.Module, state: Mapping[str, Tensor], name: str = 
                 state = {key.removeprefix(prefix): value for key, value in state.items()}
     missing = [key for key in own if key not in state]
     unexpected = [key for key in state if key not in own]
-    shapes = [
-        f"{key}: {tuple(state[key].shape)} in the file, {tuple(own[key].shape)} in the model"
-        for key in own
-        if key in state and isinstance(own[key], Tensor) and own[key].shape != state[key].shape
+    shared = [(key, own[key], state[key]) for key in own if key in state and isinstance(own[key], Tensor)]
+    kinds = [
+        f"{key}: {kind_of(value)}, the model has {wanted.dtype}"
+        for key, wanted, value in shared
+        if not _has_kind_of(value, wanted)
     ]
-    if missing or unexpected or shapes:
+    shapes = [
+        f"{key}: {tuple(value.shape)} in the file, {tuple(wanted.shape)} in the model"
+        for key, wanted, value in shared
+        if not value.is_nested and wanted.shape != value.shape
+    ]
+    if not kinds and not shapes:
+        kinds = [
+            f"{key}: values that {wanted.dtype} cannot hold"
+            for key, wanted, value in shared
+            if not _can_hold(wanted, value)
+        ]
+    if missing or unexpected or shapes or kinds:
         parts = [
             f"{title} ({len(keys)}): {_listed(keys)}"
-            for title, keys in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
+            for title, keys in (
+                ("missing", missing),
+                ("unexpected", unexpected),
+                ("other shape", shapes),
+                ("other kind", kinds),
+            )
             if keys
         ]
         if missing and unexpected and len(missing) == len(own):
@@ -261,7 +294,20 @@ def apply_state_dict(model: nn.Module, state: Mapping[str, Tensor], name: str = 
             + "\n  ".join(parts)
             + "\n  build the model as it was trained, with --factory-arg NAME=VALUE where sizes differ"
         )
-    model.load_state_dict(state)
+    with foreign(f"checkpoint {name!r}", "build the model as it was trained"):
+        model.load_state_dict(state)
+
+
+def _has_kind_of(value: Tensor, wanted: Tensor) -> bool:
+    """Whether a tensor holds values that can be copied to another one; of complex ones a real tensor would keep a part."""
+    return is_plain(value) and (wanted.is_complex() or not value.is_complex())
+
+
+def _can_hold(wanted: Tensor, value: Tensor) -> bool:
+    """Whether copying keeps the values; floats may be rounded to floats, but nothing is cut to an integer."""
+    if wanted.is_floating_point() or wanted.is_complex():
+        return True
+    return torch.equal(value.to(wanted.dtype).to(value.dtype), value)
 
 
 def check_finite_weights(model: nn.Module) -> None:

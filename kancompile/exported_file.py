@@ -13,6 +13,7 @@ import torch
 from torch.export import ExportedProgram
 
 from kancompile.errors import KanCompileError
+from kancompile.foreign_files import reason
 
 
 def load_exported(path: Path, trust: bool = False) -> ExportedProgram:
@@ -41,7 +42,6 @@ def load_exported(path: Path, trust: bool = False) -> ExportedProgram:
     try:
         return torch.export.load(io.BytesIO(content))
     except Exception as error:  # whatever foreign data breaks inside the loader is the data's fault
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise KanCompileError(
-            f"{where}: cannot be loaded ({reason}); write it with torch.export.save of this version of PyTorch"
+            f"{where}: cannot be loaded ({reason(error)}); write it with torch.export.save of this version of PyTorch"
         ) from error

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 
 from kancompile.checkpoint import load_state_dict
 from kancompile.errors import KanCompileError
+from kancompile.foreign_files import foreign, read_text, shown
+from kancompile.sample_arrays import is_plain, kind_of
 
 
 def load(path: str | os.PathLike[str]) -> nn.Module:
@@ -54,13 +56,25 @@ def build(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None, 
     Raises:
         KanCompileError: see :func:`load`.
     """
-    kan = _package()
+    with foreign(who, "keep the files of saveckpt as it wrote them, or build the model in Python"):
+        return _build(state, dict(config or {}), who, _package())
+
+
+def _build(state: Mapping[str, Tensor], given: dict[str, Any], who: str, kan: Any) -> nn.Module:
+    for key, value in state.items():
+        if (
+            not is_plain(value)
+            or value.is_complex()
+            or value.numel() * value.element_size() > value.untyped_storage().nbytes()
+        ):
+            raise KanCompileError(
+                f"{who}: found {key!r} as {kind_of(value)}, expected dense real values, each of them stored"
+            )
     depth = sum(1 for key in state if key.startswith("act_fun.") and key.endswith(".coef"))
     if depth == 0 or any(f"act_fun.{layer}.grid" not in state for layer in range(depth)):
         raise KanCompileError(
             f"{who}: found {sorted(state)[:4]!r}, expected the tensors of pykan 0.2 (act_fun.0.grid, act_fun.0.coef ...)"
         )
-    given = dict(config or {})
     orders, sizes = [], []
     for layer in range(depth):
         grid, coef = state[f"act_fun.{layer}.grid"], state[f"act_fun.{layer}.coef"]
@@ -70,7 +84,7 @@ def build(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None, 
     base = given.get("base_fun_name", "silu")
     if base not in ("silu", "identity", "zero"):
         raise KanCompileError(
-            f"{who}: found base function {base!r}, expected 'silu', 'identity' or 'zero'; build the model in Python and "
+            f"{who}: found base function {shown(base)}, expected 'silu', 'identity' or 'zero'; build the model in Python and "
             "pass it to kancompile.compile"
         )
     with _random_state_kept():
@@ -109,8 +123,10 @@ def _widths(state: Mapping[str, Tensor], depth: int, config: Mapping[str, Any], 
     if isinstance(stated, list) and len(stated) == depth + 1:
         return [list(map(int, layer)) if isinstance(layer, list) else [int(layer), 0] for layer in stated]
     arity = config.get("mult_arity", 2)
-    if not isinstance(arity, int):
-        raise KanCompileError(f"{who}: found multiplication nodes of arity {arity!r} but no widths in the _config.yml")
+    if not isinstance(arity, int) or arity < 2:
+        raise KanCompileError(
+            f"{who}: found multiplication nodes of arity {shown(arity)} but no widths in the _config.yml"
+        )
     products = [(below - above) // (arity - 1) for above, below in zip(inner, outputs, strict=True)]
     return [[nodes[0], 0], *([above - count, count] for above, count in zip(inner, products, strict=True))]
 
@@ -127,9 +143,9 @@ def _restore_functions(model: Any, layer: int, names: Any, library: Mapping[str,
         for into, name in enumerate(row):
             if not bool(part.mask[out, into]):
                 continue
-            if name not in library:
+            if not isinstance(name, str) or name not in library:
                 raise KanCompileError(
-                    f"{who}: edge {into} -> {out} of layer {layer} has the symbolic function {name!r}, which pykan's "
+                    f"{who}: edge {into} -> {out} of layer {layer} has the symbolic function {shown(name)}, which pykan's "
                     f"library lacks; it has {sorted(library)!r}; register it with kan.add_symbolic first"
                 )
             part.funs_name[out][into] = name
@@ -142,24 +158,24 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     """Read plain YAML; tags of Python objects read as ``None``, so nothing is ever constructed."""
     if not path.is_file():
         return None
-    import yaml  # type: ignore[import-untyped, unused-ignore]
+    yaml = _package("yaml")
 
-    class PlainLoader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
+    class PlainLoader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
         pass
 
     PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: None)
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), PlainLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise KanCompileError(f"checkpoint {str(path)!r}: cannot be read ({str(error).splitlines()[0]})") from error
+    where, way_out = f"checkpoint {str(path)!r}", "keep the file as saveckpt wrote it"
+    text = read_text(path, where, way_out)
+    with foreign(where, way_out):
+        content = yaml.load(text, PlainLoader)
     if not isinstance(content, dict):
-        raise KanCompileError(f"checkpoint {str(path)!r}: found {type(content).__name__}, expected keys and values")
+        raise KanCompileError(f"{where}: found {type(content).__name__}, expected keys and values")
     return content
 
 
-def _package() -> Any:
+def _package(name: str = "kan") -> Any:
     try:
-        return importlib.import_module("kan")
+        return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise KanCompileError(
             f"pykan: {error.name!r} is not installed; pip install pykan matplotlib pandas pyyaml scikit-learn tqdm"
