@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import ast
 from typing import Any
 
 from kancompile.cpu_presets import CPU_PRESETS
 from kancompile.errors import KanCompileError
+from kancompile.foreign_files import parse_literal
 from kancompile.recipe import GRANULARITIES, LOWERINGS, METHODS, PRECISIONS, RANGES, STORAGES, describe_keys
 
 
@@ -72,7 +72,7 @@ def add_diagnosis(parser: argparse.ArgumentParser) -> None:
     add_data(parser, "calibration", "inputs scaled as in training", dest="calibration")
     add_data(parser, "data", "samples to judge with, labels if there are any", required=False)
     add_held_out(parser, zero="only with --data")
-    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of every random choice (default 0)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where rounding computes")
     add_recipe(parser)
 
@@ -158,8 +158,8 @@ def recipe_overrides(options: argparse.Namespace) -> dict[str, Any]:
             if not equals:
                 raise KanCompileError(f"--layer {pattern!r}: found {item!r}, expected KEY=VALUE such as weight_bits=4")
             try:
-                overrides[key.replace("-", "_")] = ast.literal_eval(text)
-            except (ValueError, SyntaxError):
+                overrides[key.replace("-", "_")] = parse_literal(text)
+            except ValueError:
                 overrides[key.replace("-", "_")] = text
         layers.append((pattern, overrides))
     return given | ({"layers": layers} if layers else {})
@@ -171,6 +171,14 @@ def number(text: str) -> int | float:
         return int(text)
     except ValueError:
         return float(text)
+
+
+def seed(text: str) -> int:
+    """Read what a random generator can start from."""
+    value = int(text)
+    if not -(1 << 63) <= value < 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed, expected an integer of 64 bits")
+    return value
 
 
 def count(text: str) -> int:

@@ -30,6 +30,7 @@ from kancompile.command_options import (
     add_thresholds,
     count,
     counts,
+    seed,
 )
 from kancompile.shell_completion import SHELLS
 
@@ -60,7 +61,7 @@ def command_parser() -> argparse.ArgumentParser:
         help="also write a report, OUT/model.report.html and .json (model.missed.report.* where a threshold is missed)",
     )
     add_diagnose(compile_)
-    compile_.add_argument("--seed", type=int, default=0, help="seed of every random choice (default 0)")
+    compile_.add_argument("--seed", type=seed, default=0, help="seed of every random choice (default 0)")
     compile_.add_argument(
         "--device", default="cpu", choices=("cpu", "cuda"), help="where rounding computes its matrices (default cpu)"
     )
@@ -95,7 +96,7 @@ def command_parser() -> argparse.ArgumentParser:
     )
     benchmark.add_argument("--repeats", type=count, default=30, help="measured blocks of each candidate (default 30)")
     add_data(benchmark, "data", "inputs; seeded values in -1 ... 1 without them", required=False)
-    benchmark.add_argument("--seed", type=int, default=0, help="seed of the inputs (default 0)")
+    benchmark.add_argument("--seed", type=seed, default=0, help="seed of the inputs (default 0)")
 
     inspect = _add(commands, "inspect", "show what a file contains or what is found in a model", INSPECT)
     inspect.add_argument("file", nargs="?", metavar="MODEL.onnx", help="compiled file")

@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -15,6 +16,7 @@ from typing import Any
 
 from kancompile.cpu_presets import CPU_PRESETS
 from kancompile.errors import KanCompileError
+from kancompile.foreign_files import check_depth, foreign, parse_json, read_text, shown
 
 PRECISIONS = ("int8", "int16", "float")
 METHODS = ("uniform", "gptq", "awq", "awq+gptq", "adaround", "awq+adaround", "brecq", "hawq-v2")
@@ -24,6 +26,10 @@ STORAGES = ("smallest", "native", "fastest")
 LOWERINGS = ("table", "keep")
 
 Rows = tuple[tuple[str, Any], ...]
+
+_MOST_BYTES = 1 << 20
+# a TOML reader takes time for the square of the parts of a key, a recipe has three at most
+_LONG_KEY = re.compile(r"""(?:(?:(?<![\w-])[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){16}""")
 
 
 def _option(default: Any, meaning: str, **rule: Any) -> Any:
@@ -296,33 +302,35 @@ def _allowed(rule: Mapping[str, Any]) -> str:
 
 
 def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise KanCompileError(f"recipe {str(path)!r}: cannot be read ({error}); give a .toml or .json file") from error
-    try:
-        if path.suffix == ".toml":
-            return tomllib.loads(text)
-        if path.suffix == ".json":
-            content = json.loads(text)
-            if isinstance(content, dict):
-                return content
-            raise KanCompileError(f"recipe {str(path)!r}: found a {type(content).__name__}, expected a JSON object")
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-        raise KanCompileError(f"recipe {str(path)!r}: {error}, expected valid {path.suffix[1:].upper()}") from error
-    raise KanCompileError(f"recipe {str(path)!r}: found suffix {path.suffix!r}, expected '.toml' or '.json'")
+    where, way_out = f"recipe {str(path)!r}", "give a .toml or .json file"
+    text = read_text(path, where, way_out, _MOST_BYTES)
+    if path.suffix not in (".toml", ".json"):
+        raise KanCompileError(f"{where}: found suffix {path.suffix!r}, expected '.toml' or '.json'")
+    with foreign(where, f"expected valid {path.suffix[1:].upper()}"):
+        if path.suffix == ".toml" and _LONG_KEY.search(text):
+            raise KanCompileError(
+                f"{where}: found a key of many parts, expected at most layers.NAME.KEY; quote names with dots"
+            )
+        content = tomllib.loads(text) if path.suffix == ".toml" else parse_json(text)
+        check_depth(content)
+    if not isinstance(content, dict):
+        raise KanCompileError(f"{where}: found a {type(content).__name__}, expected a JSON object")
+    return content
 
 
 def _checked_layers(layers: Any) -> tuple[tuple[str, Rows], ...]:
-    pairs = list(layers.items()) if isinstance(layers, Mapping) else layers
-    if not isinstance(pairs, list | tuple):
+    entries = list(layers.items()) if isinstance(layers, Mapping) else layers
+    if not isinstance(entries, list | tuple):
         raise KanCompileError(f"recipe: found layers of type {type(layers).__name__}, expected pattern: overrides")
     checked = []
-    for pattern, overrides in pairs:
-        overrides = dict(overrides) if isinstance(overrides, Mapping | tuple) else overrides
+    for entry in entries:
+        pattern, overrides = entry if _is_pair(entry) else (entry, None)
+        if isinstance(overrides, Mapping) or (isinstance(overrides, tuple) and all(map(_is_row, overrides))):
+            overrides = dict(overrides)
         if not isinstance(pattern, str) or not isinstance(overrides, dict):
+            found = f"{shown(pattern)}: {shown(overrides)}" if _is_pair(entry) else shown(entry)
             raise KanCompileError(
-                f"recipe: found layers {pattern!r}: {overrides!r}, expected a pattern and a table of overrides; "
+                f"recipe: found layers {found}, expected a pattern and a table of overrides; "
                 'in TOML quote patterns with dots, [layers."layers.0"]'
             )
         _check_keys(overrides, LayerRecipe, f"recipe layers {pattern!r}")
@@ -340,15 +348,23 @@ def _checked_layers(layers: Any) -> tuple[tuple[str, Rows], ...]:
     return tuple(checked)
 
 
+def _is_pair(entry: Any) -> bool:
+    return isinstance(entry, list | tuple) and len(entry) == 2
+
+
+def _is_row(entry: Any) -> bool:
+    return _is_pair(entry) and isinstance(entry[0], str)
+
+
 def _check_keys(given: Mapping[str, Any], kind: type[LayerRecipe], where: str) -> None:
     valid = [option.name for option in fields(kind)]
     for key in given:
         if key not in valid:
-            near = difflib.get_close_matches(key, valid, 1)
+            near = difflib.get_close_matches(str(key), valid, 1)
             only_global = kind is LayerRecipe and key in {option.name for option in fields(Recipe)}
             hint = f"did you mean {near[0]!r}?" if near else f"valid keys are {valid!r}"
             raise KanCompileError(
-                f"{where}: unknown key {key!r}; "
+                f"{where}: unknown key {shown(key)}; "
                 + ("it holds for the whole model, so set it outside layers" if only_global else hint)
             )
 
@@ -358,13 +374,13 @@ def _checked(key: str, value: Any, rule: Mapping[str, Any]) -> Any:
         return None
     if "choices" in rule:
         if value not in rule["choices"]:
-            near = difflib.get_close_matches(str(value), rule["choices"], 1)
+            near = difflib.get_close_matches(value, rule["choices"], 1) if isinstance(value, str) else []
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise KanCompileError(f"recipe: {key} is {value!r}, expected one of {list(rule['choices'])!r}{hint}")
+            raise KanCompileError(f"recipe: {key} is {shown(value)}, expected one of {list(rule['choices'])!r}{hint}")
         return value
     whole = rule.get("kind") is int
     numeric = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not numeric or not rule["low"] <= value <= rule["high"]:
         kind = "an integer" if whole else "a number"
-        raise KanCompileError(f"recipe: {key} is {value!r}, expected {kind} {_allowed(rule)}")
+        raise KanCompileError(f"recipe: {key} is {shown(value)}, expected {kind} {_allowed(rule)}")
     return value if whole else float(value)
