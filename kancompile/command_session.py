@@ -25,7 +25,9 @@ def show_result(options: argparse.Namespace, data: dict[str, Any], text: str) ->
     if options.json:
         print(json.dumps(data, indent=2, allow_nan=False))
     elif not options.quiet:
-        print(text)
+        # what files say may hold what the terminal's encoding cannot
+        encoding = sys.stdout.encoding or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def load_float_model(options: argparse.Namespace) -> Any:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kancompile.errors import KanCompileError
+from kancompile.foreign_files import first_line, foreign
 from kancompile.sample_arrays import shape_hint
 
 ModelFile = str | os.PathLike[str] | bytes
@@ -73,17 +74,21 @@ class RuntimeModel:
         content = read_model(model)
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            inputs = self.session.get_inputs()
         except Exception as error:  # its exceptions share no base class
             raise KanCompileError(
-                f"{self.name}: ONNX Runtime {onnxruntime.__version__} cannot load it ({_first_line(error)}); "
+                f"{self.name}: ONNX Runtime {onnxruntime.__version__} cannot load it ({first_line(error)}); "
                 "give a complete ONNX file"
             ) from error
-        inputs = self.session.get_inputs()
         if len(inputs) != 1 or inputs[0].type != "tensor(float)":
             found = [f"{value.name}: {value.type}" for value in inputs]
             raise KanCompileError(f"{self.name}: found inputs {found!r}, expected one of type tensor(float)")
         self.input_name = inputs[0].name
         self.batch = inputs[0].shape[0] if inputs[0].shape and isinstance(inputs[0].shape[0], int) else None
+        if self.batch == 0:
+            raise KanCompileError(
+                f"{self.name}: found a batch of 0 samples, expected at least 1; give a complete ONNX file"
+            )
         self.input_shape = tuple(size if isinstance(size, int) else -1 for size in inputs[0].shape[1:])
 
     def check_input(self, shape: tuple[int, ...], what: str) -> None:
@@ -119,8 +124,11 @@ class RuntimeModel:
             outputs: list[NDArray[Any]] = self.session.run(None, {self.input_name: x})
         except Exception as error:
             raise KanCompileError(
-                f"{self.name}: ONNX Runtime failed on an input of shape {x.shape!r} ({_first_line(error)})"
+                f"{self.name}: ONNX Runtime failed on an input of shape {x.shape!r} ({first_line(error)})"
             ) from error
+        strange = [type(value).__name__ for value in outputs if not _holds_numbers(value)]
+        if strange:
+            raise KanCompileError(f"{self.name}: found an output of {strange[0]}, expected tensors of numbers")
         return outputs
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -142,10 +150,10 @@ def run_reference(model: ModelFile, x: Tensor) -> Tensor:
     """Run a file in the reference implementation of the ``onnx`` package, which shares no code with ONNX Runtime."""
     from onnx.reference import ReferenceEvaluator
 
-    proto = onnx.load_model_from_string(read_model(model))
-    evaluator = ReferenceEvaluator(proto)
-    outputs: Any = evaluator.run(None, {evaluator.input_names[0]: x.detach().numpy()})
-    return torch.from_numpy(np.asarray(_single(outputs, name_of(model))))
+    with foreign(name_of(model), "give a complete ONNX file"):
+        evaluator = ReferenceEvaluator(onnx.load_model_from_string(read_model(model)))
+        outputs: Any = evaluator.run(None, {evaluator.input_names[0]: x.detach().numpy()})
+        return torch.from_numpy(np.asarray(_single(outputs, name_of(model))))
 
 
 def _single(outputs: list[NDArray[Any]], name: str) -> NDArray[Any]:
@@ -156,5 +164,6 @@ def _single(outputs: list[NDArray[Any]], name: str) -> NDArray[Any]:
     return outputs[0]
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _holds_numbers(output: Any) -> bool:
+    """Whether an output of ONNX Runtime is an array of numbers; files may also return texts, lists and mappings."""
+    return isinstance(output, np.ndarray) and output.dtype.kind in "fiub"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kancompile.errors import KanCompileError
+from kancompile.foreign_files import foreign
 
 _SHOWN = 6
 
@@ -129,7 +130,9 @@ def _import_file(path: Path, where: str) -> Any:
     if not path.is_file():
         raise KanCompileError(f"{where}: no file {str(path)!r}")
     # the model, a transform and a loader may stand in one file, which then runs once; two files may have one name
-    content = hashlib.sha256(str(path.resolve()).encode() + b"\0" + path.read_bytes()).hexdigest()[:12]
+    with foreign(where, "give a file that you may read"):
+        source = path.read_bytes()
+    content = hashlib.sha256(str(path.resolve()).encode() + b"\0" + source).hexdigest()[:12]
     name = f"kancompile_model_{path.stem}_{content}"
     if name in sys.modules:
         return sys.modules[name]

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 
 from kancompile.convolutions import ConvContraction
 from kancompile.errors import KanCompileError
 from kancompile.execution import ModelFile, name_of, read_model
+from kancompile.foreign_files import foreign, parse_json, read_text, reason
 from kancompile.modules import Contraction, Expansion
 from kancompile.pipeline import MANIFEST_SUFFIX
 from kancompile.program import Program
 
 _PREFIX = "kancompile."
+_WRITTEN_AS_JSON = ("layers", "recipe", "seed", "versions")
 
 
 def describe_file(model: ModelFile) -> dict[str, Any]:
@@ -31,9 +32,18 @@ def describe_file(model: ModelFile) -> dict[str, Any]:
     """
     content = read_model(model)
     try:
-        proto = onnx.load_model_from_string(content)
-    except DecodeError as error:
-        raise KanCompileError(f"{name_of(model)}: found no ONNX model ({error}); give a complete .onnx file") from error
+        described = _described(onnx.load_model_from_string(content), len(content), model)
+        json.dumps(described)  # names that are no UTF-8 are read as bytes, which is found out here
+        return described
+    except KanCompileError:
+        raise
+    except Exception as error:  # what can be decoded may still hold numbers and texts that are none
+        raise KanCompileError(
+            f"{name_of(model)}: found no ONNX model ({reason(error)}); give a complete .onnx file"
+        ) from error
+
+
+def _described(proto: onnx.ModelProto, size: int, model: ModelFile) -> dict[str, Any]:
     if not proto.graph.node:
         raise KanCompileError(f"{name_of(model)}: found an empty graph; give a complete .onnx file")
     operators: dict[str, int] = {}
@@ -48,10 +58,12 @@ def describe_file(model: ModelFile) -> dict[str, Any]:
         }
         for tensor in proto.graph.initializer
     ]
-    metadata = {entry.key: _decoded(entry.value) for entry in proto.metadata_props}
+    metadata = {
+        entry.key.removeprefix(_PREFIX): entry.value for entry in proto.metadata_props if entry.key.startswith(_PREFIX)
+    }
     return {
         "model": name_of(model),
-        "bytes": len(content),
+        "bytes": size,
         "ir_version": proto.ir_version,
         "opset": {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import},
         "producer": f"{proto.producer_name} {proto.producer_version}".strip(),
@@ -59,7 +71,7 @@ def describe_file(model: ModelFile) -> dict[str, Any]:
         "outputs": {value.name: _type(value) for value in proto.graph.output},
         "operators": dict(sorted(operators.items())),
         "tensors": tensors,
-        "metadata": {key.removeprefix(_PREFIX): value for key, value in metadata.items() if key.startswith(_PREFIX)},
+        "metadata": {key: _decoded(value) if key in _WRITTEN_AS_JSON else value for key, value in metadata.items()},
     }
 
 
@@ -74,7 +86,7 @@ def file_table(described: dict[str, Any]) -> str:
     metadata = dict(described["metadata"])
     if not metadata:
         lines.append("not written by kancompile: no metadata about layers")
-    lines += [f"layer {layer['name']}: {_layer_text(layer)}" for layer in metadata.pop("layers", [])]
+    lines += _layer_lines(metadata.pop("layers", []), described["model"])
     for entry in described["tensors"]:
         shape = "x".join(map(str, entry["shape"])) or "scalar"
         lines.append(f"tensor {entry['name']}: {entry['type']} {shape}, {entry['bytes']:,} bytes")
@@ -94,12 +106,7 @@ def describe_manifest(path: Path) -> dict[str, Any]:
     beside = [path.with_name(f"{stem}{MANIFEST_SUFFIX}") for stem in (path.name, path.stem)]
     found = [file for file in beside if file.is_file()]
     for file in found:
-        try:
-            manifest = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise KanCompileError(
-                f"manifest {str(file)!r}: found no JSON ({error}); compile the model again"
-            ) from error
+        manifest = read_manifest(file)
         if isinstance(manifest, dict) and manifest.get("model_sha256") == hashlib.sha256(content).hexdigest():
             return {"model": name_of(path), "bytes": len(content), "manifest": str(file), "metadata": manifest}
     expected = " or ".join(file.name for file in beside)
@@ -117,10 +124,29 @@ def manifest_table(described: dict[str, Any]) -> str:
     """Print what a manifest says about a file."""
     metadata = described["metadata"]
     lines = [f"{described['model']}, {described['bytes']:,} bytes, described by {described['manifest']}"]
-    lines += [f"layer {layer['name']}: {_layer_text(layer)}" for layer in metadata.get("layers", [])]
+    lines += _layer_lines(metadata.get("layers", []), described["model"])
     rest = {key: value for key, value in metadata.items() if key != "layers"}
     lines += [f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in rest.items()]
     return "\n".join(lines)
+
+
+def read_manifest(path: Path) -> Any:
+    """Read a manifest as plain data, whatever these are.
+
+    Raises:
+        KanCompileError: it cannot be read, or is no JSON.
+    """
+    who = f"manifest {str(path)!r}"
+    text = read_text(path, who, "compile the model again")
+    try:
+        return parse_json(text)
+    except Exception as error:
+        raise KanCompileError(f"{who}: found no JSON ({reason(error)}); compile the model again") from error
+
+
+def _layer_lines(layers: Any, who: str) -> list[str]:
+    with foreign(f"{who}, its layers", "compile the model again"):
+        return [f"layer {layer['name']}: {_layer_text(layer)}" for layer in layers]
 
 
 def describe_program(program: Program) -> dict[str, Any]:
@@ -174,8 +200,8 @@ def _layer_text(layer: dict[str, Any]) -> str:
 
 def _decoded(value: str) -> Any:
     try:
-        return json.loads(value)
-    except json.JSONDecodeError:
+        return parse_json(value)
+    except Exception:  # no JSON, or what is beyond it: then it is a text
         return value
 
 

@@ -21,6 +21,36 @@ from kancompile.polynomials import PolynomialExpansion
 from kancompile.program import Layer, Program
 from kancompile.recipe import Recipe
 
+_EXPANSION_FORM = {"n_in": int, "k": int, "table_bytes?": int}
+_LAYER_FORM = {"name": str, "weight_bytes": int, "expansions": [_EXPANSION_FORM]}
+_PART_FORM = {"node": str, "operator": str, "reason": str}
+MANIFEST_FORM = {
+    "kancompile": {"version": str},
+    "target": str,
+    "seed": int,
+    "recipe_sha256": str,
+    "calibration": {"samples": int, "sha256": str, "notes": [str]},
+    "versions": dict,
+    "layers": [_LAYER_FORM],
+    "unrecognized": [_PART_FORM | {"source": str}],
+    "left_in_float": [_PART_FORM | {"count": str}],
+    "notes": [str],
+    "bit_allocation?": {"pareto_front?": [{"bits": dict, "sensitivity": float}]},
+    "model_bytes?": int,
+    "deflated_bytes?": int,
+}
+"""What a reader of a manifest relies on; see :func:`kancompile.foreign_files.check_form`."""
+METADATA_FORM = {
+    "version": str,
+    "target": str,
+    "seed": int,
+    "recipe": dict,
+    "recipe_sha256": str,
+    "calibration_sha256": str,
+    "versions": dict,
+}
+"""The same of the metadata inside a file."""
+
 ABOUT_THE_FILE = ("model_sha256", "model_bytes", "deflated_bytes")
 
 

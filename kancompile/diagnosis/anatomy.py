@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kancompile.convolutions import ConvContraction
 from kancompile.diagnosis.laboratory import Laboratory
+from kancompile.diagnosis.tune_cache import recalled
 from kancompile.modules import Contraction, Expansion, IndexQuantizer, TableExpansion
 from kancompile.program import Layer, Program
 from kancompile.recipe import Recipe
@@ -96,7 +97,7 @@ def dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
     key = {"fact": "anatomy", "recipe": recipe.canonical_json(), "layer": name}
     known = None if laboratory.memory is None else laboratory.memory.get(key)
     if known is not None:
-        return Anatomy(**known)
+        return recalled(known, Anatomy)
     found = _dissect(laboratory, recipe, name)
     if laboratory.memory is not None:
         laboratory.memory.put(key, asdict(found))

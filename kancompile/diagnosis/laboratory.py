@@ -16,6 +16,7 @@ from torch import Tensor
 from kancompile.bit_budget import BitBudget
 from kancompile.calibration import Calibration
 from kancompile.convolutions import ConvContraction, QuantizedConvContraction
+from kancompile.diagnosis.tune_cache import recalled
 from kancompile.error_measures import ErrorMeasure, TaskMetric, decibel, plain_number
 from kancompile.errors import KanCompileError
 from kancompile.lowering import Lowering, prepare
@@ -143,7 +144,7 @@ class Laboratory:
                 if self.memory is not None:
                     self.memory.put(fact, asdict(self._outcomes[key]))
             else:
-                self._outcomes[key] = Outcome(**known)
+                self._outcomes[key] = recalled(known, Outcome)
         return self._outcomes[key]
 
     def judge(self, program: Program, samples: Calibration | None = None) -> Outcome:

@@ -12,9 +12,32 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 from kancompile.errors import KanCompileError
+from kancompile.foreign_files import shown
+
+Fact = TypeVar("Fact")
+
+
+def recalled(fact: Mapping[str, Any], kind: type[Fact]) -> Fact:
+    """Turn what a file remembers back into the dataclass that was put there.
+
+    Raises:
+        KanCompileError: it has other fields, or other types in them.
+    """
+    types = get_type_hints(kind)
+    if fact.keys() != types.keys() or not all(_is_of(fact[name], types[name]) for name in types):
+        raise KanCompileError(
+            f"cache: found a fact {shown(dict(fact))}, expected the fields of {kind.__name__}; delete the file of facts"
+        )
+    return kind(**fact)
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, kind) or (isinstance(value, int) and isinstance(0.0, kind))
 
 
 class TuneCache:
@@ -45,8 +68,8 @@ class TuneCache:
             try:
                 entry = json.loads(line)
                 self._facts[str(entry["key"])] = dict(entry["fact"])
-            except (ValueError, KeyError, TypeError):
-                continue  # an empty or half-written line
+            except Exception:  # an empty or half-written line, or one that is nobody's
+                continue
         self._ends_midline = bool(content) and not content.endswith(b"\n")
 
     def __len__(self) -> int:

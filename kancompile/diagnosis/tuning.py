@@ -13,7 +13,7 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from kancompile.diagnosis.anatomy import Anatomy, dissect
 from kancompile.diagnosis.causes import Change
 from kancompile.diagnosis.diagnosing import layer_suspects, open_laboratory, samples_for
 from kancompile.diagnosis.laboratory import Laboratory, Outcome
-from kancompile.diagnosis.tune_cache import TuneCache
+from kancompile.diagnosis.tune_cache import TuneCache, recalled
 from kancompile.emission import write
 from kancompile.error_measures import plain_number
 from kancompile.errors import KanCompileError
@@ -73,6 +73,13 @@ class Targets:
                 f"the file takes {file_bytes} bytes, allowed are {self.max_bytes} ({file_bytes - self.max_bytes} too many)"
             )
         return reasons
+
+
+@dataclass(frozen=True)
+class _FileSize:
+    """What a cache remembers of a file."""
+
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -231,14 +238,15 @@ def _file_bytes(laboratory: Laboratory, recipe: Recipe) -> int:
     """Measure the file that a recipe makes."""
     key = {"fact": "file", "recipe": recipe.canonical_json()}
     known = None if laboratory.memory is None else laboratory.memory.get(key)
-    if known is None:
-        program = laboratory.lowered(recipe)
-        facts = describe(program, laboratory.fitting, recipe, "ort-cpu", laboratory.seed)
-        with quiet():
-            known = {"bytes": len(write(TARGETS["ort-cpu"], program, facts, recipe))}
-        if laboratory.memory is not None:
-            laboratory.memory.put(key, known)
-    return int(known["bytes"])
+    if known is not None:
+        return recalled(known, _FileSize).bytes
+    program = laboratory.lowered(recipe)
+    facts = describe(program, laboratory.fitting, recipe, "ort-cpu", laboratory.seed)
+    with quiet():
+        found = _FileSize(len(write(TARGETS["ort-cpu"], program, facts, recipe)))
+    if laboratory.memory is not None:
+        laboratory.memory.put(key, asdict(found))
+    return found.bytes
 
 
 def _search(laboratory: Laboratory, targets: Targets, judged_on: str) -> Tuning:

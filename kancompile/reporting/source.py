@@ -7,7 +7,6 @@ file names and the calibration data that it names by hash; that it is the same i
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -20,10 +19,11 @@ from kancompile.calibration import Calibration
 from kancompile.emission import target_named
 from kancompile.errors import KanCompileError
 from kancompile.execution import read_model
+from kancompile.foreign_files import check_form
 from kancompile.frontend.capture import capture
-from kancompile.inspection import describe_file
+from kancompile.inspection import describe_file, read_manifest
 from kancompile.lowering import Lowering, prepare
-from kancompile.manifest import describe_file_bytes, describe_layer
+from kancompile.manifest import MANIFEST_FORM, METADATA_FORM, describe_file_bytes, describe_layer
 from kancompile.passes.absorb_plain_layers import left_in_float
 from kancompile.passes.quantize_outputs import QuantizeOutputs
 from kancompile.pipeline import CompiledModel, manifest_path
@@ -187,6 +187,10 @@ def _read(path: str | os.PathLike[str]) -> tuple[bytes, dict[str, Any]]:
         raise KanCompileError(
             f"report: {name!r} names no recipe and no calibration data, expected an .onnx file that kancompile wrote"
         )
+    who = f"report: metadata of {name!r}"
+    check_form(facts, METADATA_FORM, who, "compile the model again")
+    if not -(1 << 63) <= facts["seed"] < 1 << 63:
+        raise KanCompileError(f"{who}: found a seed that is no integer of 64 bits; compile the model again")
     return content, facts
 
 
@@ -197,14 +201,19 @@ def settled(recipe: Recipe) -> Recipe:
 
 
 def _manifest(path: Path, content: bytes) -> dict[str, Any] | None:
-    """Read the manifest beside a file; ``None`` where there is none, or that of another file."""
+    """Read the manifest beside a file; ``None`` where there is none, or that of another file.
+
+    Raises:
+        KanCompileError: it cannot be read, or is not what kancompile writes.
+    """
     beside = manifest_path(path)
-    try:
-        found = json.loads(beside.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+    if not beside.is_file():
         return None
-    is_its_own = isinstance(found, dict) and found.get("model_sha256") == describe_file_bytes(content)["model_sha256"]
-    return found if is_its_own else None
+    found = read_manifest(beside)
+    if not isinstance(found, dict) or found.get("model_sha256") != describe_file_bytes(content)["model_sha256"]:
+        return None
+    check_form(found, MANIFEST_FORM, f"manifest {str(beside)!r}", "delete it, or compile the model again")
+    return found
 
 
 def _facts(

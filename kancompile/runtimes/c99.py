@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from kancompile.errors import KanCompileError
+from kancompile.foreign_files import foreign
 from kancompile.runtimes.contract import Array, InProcess, Prepared, Runtime
 
 COMPILERS = ("cc", "gcc", "clang")
@@ -56,7 +57,8 @@ def output_shape(source: str) -> tuple[int, ...]:
         raise KanCompileError(
             "model: found no KAN_MODEL_OUTPUT_SHAPE, expected a .c file that kancompile wrote with target 'c99'"
         )
-    return tuple(int(size) for size in found.group(1).split(",") if size.strip())
+    with foreign("model", "give a .c file that kancompile wrote with target 'c99'"):
+        return tuple(int(size) for size in found.group(1).split(",") if size.strip())
 
 
 @contextmanager
@@ -69,14 +71,10 @@ def prepare(model: Path, threads: int) -> Iterator[Prepared]:
     compiler = find_compiler()
     if compiler is None:
         raise KanCompileError(f"runtime 'c99': {missing()}")
-    try:
+    with foreign(f"model {str(model)!r}", "give a .c file of target 'c99'"):
         source = model.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError) as error:
-        raise KanCompileError(
-            f"model {str(model)!r}: cannot be read ({error}); give a .c file of target 'c99'"
-        ) from error
-    shape = output_shape(source)
-    inputs = re.search(r"#define KAN_MODEL_INPUTS (\d+)", source)
+        shape = output_shape(source)
+        inputs = re.search(r"#define KAN_MODEL_INPUTS (\d{1,9})\b", source)
     # Windows does not delete a library that is loaded
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         program = Path(folder) / "program.c"

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from kancompile.errors import KanCompileError
+from kancompile.foreign_files import reason
 from kancompile.machine import available_cores
 from kancompile.runtimes.contract import Array, InProcess, Runtime, bounded_rows, in_process
 
@@ -32,9 +33,9 @@ def load(model: Path, threads: int) -> InProcess:
             model_content=Path(model).read_bytes(), num_threads=threads if threads else available_cores()
         )
         source, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-    except (OSError, ValueError, RuntimeError) as error:
+        expected = tuple(int(size) for size in source["shape_signature"][1:])
+    except Exception as error:  # whatever a damaged file breaks in the interpreter
         raise _refused(model, error) from error
-    expected = tuple(int(size) for size in source["shape_signature"][1:])
     allocated: list[tuple[int, ...]] = []
 
     def call(x: Array) -> Array:
@@ -50,7 +51,7 @@ def load(model: Path, threads: int) -> InProcess:
             interpreter.set_tensor(source["index"], x)
             interpreter.invoke()
             outputs: Array = interpreter.get_tensor(result["index"])
-        except (ValueError, RuntimeError) as error:
+        except Exception as error:
             raise _refused(model, error) from error
         return outputs
 
@@ -58,8 +59,7 @@ def load(model: Path, threads: int) -> InProcess:
 
 
 def _refused(model: Path, error: Exception) -> KanCompileError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return KanCompileError(f"runtime 'litert': ai-edge-litert cannot run {model} ({reason})")
+    return KanCompileError(f"runtime 'litert': ai-edge-litert cannot run {model} ({reason(error)})")
 
 
 RUNTIME = Runtime("litert", "litert", missing, in_process(load), tolerance_steps=0, has_threads=True)

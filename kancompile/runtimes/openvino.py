@@ -37,13 +37,13 @@ def load(model: Path, threads: int) -> InProcess:
     try:
         core = openvino.Core()
         compiled = core.compile_model(core.read_model(str(model)), "CPU", properties)
-    except RuntimeError as error:
+    except Exception as error:  # whatever a damaged file breaks in its readers
         raise _refused(model, error) from error
 
     def call(x: Array) -> Array:
         try:
             return np.array(compiled([x])[0])
-        except RuntimeError as error:
+        except Exception as error:
             raise _refused(model, error) from error
 
     return InProcess(call, bounded_rows(_VALUES_AT_ONCE))

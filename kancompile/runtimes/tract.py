@@ -35,13 +35,13 @@ def load(model: Path, threads: int) -> InProcess:
 
     try:
         runnable = tract.onnx().load(str(model)).into_model().into_runnable()
-    except tract.TractError as error:
+    except Exception as error:  # whatever a damaged file breaks in its readers
         raise refused(error) from error
 
     def call(x: Array) -> Array:
         try:
             outputs: Array = runnable.run([x])[0].to_numpy()
-        except tract.TractError as error:
+        except Exception as error:
             raise refused(error) from error
         return outputs
 

@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 
 from kancompile.errors import KanCompileError
+from kancompile.foreign_files import first_line, foreign
 
 INTEGER_KERNELS = frozenset(
     {"QGemm", "QLinearMatMul", "QLinearConv", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger"}
@@ -87,8 +88,9 @@ def optimized_graph(model: bytes) -> onnx.GraphProto:
 
 
 def _why_not_loaded(model: bytes, error: Exception) -> str:
-    opset = next((entry.version for entry in onnx.load_from_string(model).opset_import if not entry.domain), 0)
-    text = f"onnxruntime {onnxruntime.__version__} cannot load the file (opset {opset}): {str(error).splitlines()[0]}"
+    with foreign("model", "give a complete ONNX file"):
+        opset = next((entry.version for entry in onnx.load_from_string(model).opset_import if not entry.domain), 0)
+    text = f"onnxruntime {onnxruntime.__version__} cannot load the file (opset {opset}): {first_line(error)}"
     if opset > _PORTABLE_OPSET:
         return f"{text}; int2 tensors need onnxruntime 1.24 or newer, storage 'smallest' loads from 1.20 on"
     return f"{text}; the file needs onnxruntime 1.20 or newer"
