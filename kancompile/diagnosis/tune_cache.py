@@ -96,14 +96,14 @@ class TuneCache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
-                os.write(descriptor, line)
+                written = os.write(descriptor, line)
             finally:
                 os.close(descriptor)
         except OSError as error:
             raise KanCompileError(
                 f"cache {str(self.path)!r}: cannot be written ({error.strerror}); free space or give another folder"
             ) from error
-        self._ends_midline = False
+        self._ends_midline = written < len(line)  # a disk that is full takes a part
 
     def _hash(self, key: Mapping[str, Any]) -> str:
         text = json.dumps({"context": self.context, "about": dict(key)}, sort_keys=True)

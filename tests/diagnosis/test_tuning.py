@@ -1,6 +1,7 @@
 """Tuning undoes planted faults, cheapest change first, says what is missing, and goes on after an interruption."""
 
 import json
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,16 @@ def test_a_cache_skips_lines_that_are_not_whole(tmp_path: Path, rest: bytes) -> 
     again.put({"recipe": "b"}, {"noise": 2.0})
     read = TuneCache(path, {})
     assert (read.get({"recipe": "a"}), read.get({"recipe": "b"})) == ({"noise": 1.0}, {"noise": 2.0})
+
+
+def test_a_cache_goes_on_behind_a_line_that_the_disk_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, real = TuneCache(tmp_path / "facts.jsonl", {}), os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda descriptor, line: real(descriptor, line[:20]))
+        cache.put({"recipe": "a"}, {"noise": 1.0})
+    cache.put({"recipe": "b"}, {"noise": 2.0})
+    read = TuneCache(tmp_path / "facts.jsonl", {})
+    assert (read.get({"recipe": "a"}), read.get({"recipe": "b"})) == (None, {"noise": 2.0})
 
 
 def test_tune_needs_a_target_and_labels_for_a_drop() -> None:
