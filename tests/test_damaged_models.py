@@ -104,11 +104,16 @@ def test_reports_of_files_with_odd_metadata(key: str, value: str, tmp_path: Path
         recipe_and_seed(path)
 
 
-def test_manifests_of_odd_content(tmp_path: Path) -> None:
+def test_manifests_of_odd_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compiled = compiled_kan()
     path, manifest = tmp_path / "model.onnx", tmp_path / "model.manifest.json"
     compiled.save(path)
     assert _manifest(path, compiled.model_bytes) == json.loads(manifest.read_text())
+    assert _manifest(path, compiled.model_bytes + b"\0") is None
+    assert "model.manifest.json is the manifest of another file, so it is not used" in capsys.readouterr().err
+    manifest.rename(tmp_path / "away")
+    assert _manifest(path, compiled.model_bytes) is None
+    assert "found no model.manifest.json beside the file" in capsys.readouterr().err
     (tmp_path / "model.c").write_bytes(compiled.model_bytes)
     for wrong in (DEEP, "", "\ud800", "{", "9" * 5000):
         manifest.write_text(wrong, encoding="utf-8", errors="surrogatepass")

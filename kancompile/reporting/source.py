@@ -28,6 +28,7 @@ from kancompile.passes.absorb_plain_layers import left_in_float
 from kancompile.passes.quantize_outputs import QuantizeOutputs
 from kancompile.pipeline import CompiledModel, manifest_path
 from kancompile.program import Program, with_history
+from kancompile.progress import say
 from kancompile.recipe import Recipe, read_recipe
 from kancompile.targets.kernel_audit import KernelAudit, audit_kernels
 from kancompile.validation import Validation, check_fits, validate
@@ -208,9 +209,15 @@ def _manifest(path: Path, content: bytes) -> dict[str, Any] | None:
     """
     beside = manifest_path(path)
     if not beside.is_file():
+        say(
+            f"report: found no {beside.name} beside the file; notes of the compilation that stand only there are left out"
+        )
         return None
     found = read_manifest(beside)
     if not isinstance(found, dict) or found.get("model_sha256") != describe_file_bytes(content)["model_sha256"]:
+        say(
+            f"report: {beside.name} is the manifest of another file, so it is not used; compile again, or copy both together"
+        )
         return None
     check_form(found, MANIFEST_FORM, f"manifest {str(beside)!r}", "delete it, or compile the model again")
     return found
