@@ -1,6 +1,13 @@
-"""Write files so that a reader, a full disk or Ctrl-C never meets half of one.
+"""Write files that belong together so that nobody ever meets half of one, or one beside those of another run.
 
-Contents go to temporary files in the destination's folder, reach the disk, and only then take their final names.
+Contents go to temporary files in the destination's folder, reach the disk, and only then take their final names. No system
+call gives several names at once, so they are given in an order:
+
+* The first file exists: the others are set aside, the new first file replaces the old one, the others get their names.
+* It does not: the others get their names, then the first file.
+
+So a run that is killed in between leaves a file without its companions, which every reader notices, and not beside those of an
+earlier run, which none would. What it left is settled by the next run in the folder (``unfinished_writes``).
 """
 
 from __future__ import annotations
@@ -8,14 +15,16 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from kancompile.errors import KanCompileError
+from kancompile.folder_lock import locked
+from kancompile.unfinished_writes import PREFIX, PROBE_SUFFIX, Part, new_run, settle_left_overs
 
 
 def check_destinations(paths: Iterable[Path], force: bool = False) -> None:
-    """Refuse, before any work starts, destinations that could not be written at its end.
+    """Refuse, before any work starts, destinations that could not be written at its end; settle what dead runs left there.
 
     A missing folder is fine where it could be created; it is not created here.
 
@@ -24,18 +33,30 @@ def check_destinations(paths: Iterable[Path], force: bool = False) -> None:
         force: whether existing files may be replaced.
 
     Raises:
-        KanCompileError: a destination exists (without ``force``), is a folder, or lies in a folder that cannot be
-            created or written.
+        KanCompileError: a destination exists (without ``force``), be it as a link to nothing, is a folder, or lies in a folder
+            that cannot be created or written.
     """
+    paths = list(paths)
+    for folder in {_folder(path) for path in paths}:
+        with (
+            contextlib.suppress(KanCompileError),
+            locked(folder, wait=0) as is_held,
+        ):  # a run that lives settles its own
+            settle_left_overs(folder, is_held)
     for path in paths:
         if path.is_dir():
             raise KanCompileError(f"output {str(path)!r}: found a folder, expected a file name; give another output")
-        if path.exists() and not force:
+        if os.path.lexists(path) and not force:
             raise KanCompileError(
-                f"output {str(path)!r}: file exists, expected a new name; pass force=True (--force) to replace it"
+                f"output {str(path)!r}: {'link' if path.is_symlink() else 'file'} exists, expected a new name; pass force=True "
+                "(--force) to replace it"
             )
         existing = path.absolute().parent
         while not existing.exists():
+            if existing.is_symlink():
+                raise KanCompileError(
+                    f"output {str(path)!r}: {str(existing)!r} is a link to nothing, expected a folder; give another output"
+                )
             existing = existing.parent
         if not existing.is_dir():
             raise KanCompileError(
@@ -44,23 +65,29 @@ def check_destinations(paths: Iterable[Path], force: bool = False) -> None:
         _probe(existing, path)
 
 
+def _folder(path: Path) -> Path:
+    return path.absolute().parent.resolve()  # which two names of one folder share
+
+
 def _probe(folder: Path, path: Path) -> None:
     # os.access answers yes for root and for read-only mounts that it does not know: creating a file is the only proof
     try:
-        descriptor, name = tempfile.mkstemp(dir=folder, prefix=".kancompile-")
+        descriptor, name = tempfile.mkstemp(dir=folder, prefix=PREFIX, suffix=PROBE_SUFFIX)
     except OSError as error:
         raise KanCompileError(
             f"output {str(path)!r}: cannot write in {str(folder)!r} ({error.strerror}); "
             "give a folder that you may write to"
         ) from error
     os.close(descriptor)
-    os.unlink(name)
+    with contextlib.suppress(OSError):  # what stays is removed by the next run
+        os.unlink(name)
 
 
 def write_atomically(contents: Mapping[Path, bytes], force: bool = False) -> None:
     """Write all files or none, each complete under its name or absent.
 
-    Once the first file has its name the others follow even through Ctrl-C, so that a pair always belongs together.
+    Files of one folder belong together; the first of them is the one that the others are about. Once it has its name the others
+    follow even through Ctrl-C. Of two runs without ``force`` one is refused, whenever they come.
 
     Args:
         contents: bytes of each destination; missing folders are created.
@@ -70,58 +97,104 @@ def write_atomically(contents: Mapping[Path, bytes], force: bool = False) -> Non
         KanCompileError: as :func:`check_destinations`, or the disk refuses.
     """
     check_destinations(contents, force)
-    staged: dict[Path, Path] = {}
+    folders = sorted({_folder(path) for path in contents})
     try:
-        for path, data in contents.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            staged[path] = _stage(path, data)
-        _commit(staged)
+        with contextlib.ExitStack() as stack:
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+                settle_left_overs(folder, stack.enter_context(locked(folder)))
+            check_destinations(contents, force)  # again, now that nobody else writes
+            _write(
+                [_Set({p: data for p, data in contents.items() if _folder(p) == folder}, force) for folder in folders]
+            )
+    except FileExistsError as error:
+        raise KanCompileError(
+            f"output {str(error.filename2 or error.filename)!r}: another program has just written it; give another output"
+        ) from error
     except OSError as error:
         where = error.filename or next(iter(contents))
         raise KanCompileError(
             f"output {str(where)!r}: cannot be written ({error.strerror}); free space or give another folder"
         ) from error
-    finally:
-        for temporary in staged.values():
-            temporary.unlink(missing_ok=True)
 
 
-def _stage(path: Path, data: bytes) -> Path:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def _write(sets: Sequence[_Set]) -> None:
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files private; the result should look like one that open() made
-        os.chmod(name, 0o666 & ~_umask())
+        for one in sets:
+            one.stage()
+        interrupt = _in_spite_of_interrupts(_Set.name, sets)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        _in_spite_of_interrupts(_Set.take_back, sets)
         raise
-    return Path(name)
+    _in_spite_of_interrupts(_Set.clear, sets)
+    if interrupt is not None:
+        raise interrupt
 
 
-def _commit(staged: dict[Path, Path]) -> None:
-    new = [path for path in staged if not path.exists()]
-    try:
-        _rename(staged)
-    except KeyboardInterrupt:
-        _rename(staged)
-        raise
-    except OSError:
-        for path in new:
+def _in_spite_of_interrupts(step: Callable[[_Set], None], sets: Sequence[_Set]) -> KeyboardInterrupt | None:
+    """Take a step, which does nothing where it is done, with every set, from the start whenever Ctrl-C interrupts."""
+    interrupt = None
+    while True:
+        try:
+            for one in sets:
+                step(one)
+            return interrupt
+        except KeyboardInterrupt as error:
+            interrupt = error
+
+
+class _Set:
+    """Files of one folder on their way."""
+
+    def __init__(self, contents: Mapping[Path, bytes], force: bool) -> None:
+        run = new_run()
+        self.contents, self.force = contents, force
+        self.parts = [Part(path, run, is_first=number == 0) for number, path in enumerate(contents)]
+        self.staged: list[Part] = []
+        self.existing = {path for path in contents if os.path.lexists(path)}
+        self.replaces = force and self.parts[0].path in self.existing
+
+    def stage(self) -> None:
+        """Write all contents to the disk, under temporary names; the first one first, which is how dead runs are understood."""
+        for part in self.parts:
+            with part.new.open("xb") as file:
+                file.write(self.contents[part.path])
+                file.flush()
+                os.fsync(file.fileno())
+            self.staged.append(part)
+
+    def name(self) -> None:
+        """Give all names."""
+        first, *others = self.parts
+        if self.replaces:
+            if os.path.lexists(first.new):
+                for part in others:
+                    part.set_aside()
+                first.keep_old()
+                os.replace(first.new, first.path)
+            for part in others:
+                part.place()
+        else:
+            for part in others:
+                if self.force:
+                    part.set_aside()
+                part.place()
+            first.place()
+
+    def take_back(self) -> None:
+        """Restore what was there before, as far as the disk lets."""
+        for part in self.staged:
             with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-        raise
+                if part.is_placed or not os.path.lexists(part.new):
+                    if os.path.lexists(part.old):
+                        os.replace(part.old, part.path)
+                    elif part.path not in self.existing:
+                        part.path.unlink(missing_ok=True)
+                part.restore()
+        self.clear()
 
-
-def _rename(staged: dict[Path, Path]) -> None:
-    for path, temporary in staged.items():
-        if temporary.exists():
-            os.replace(temporary, path)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    def clear(self) -> None:
+        """Remove temporary files; the first one last, which says that the set is not complete."""
+        for part in reversed(self.parts):
+            with contextlib.suppress(OSError):
+                part.clear()
