@@ -6,6 +6,7 @@ graph of its own, a function of the weights of its layers and of a sample's numb
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,11 +24,11 @@ _CHUNK = 512
 
 
 def blocks_of(layers: Sequence[Layer], size: int) -> list[list[Layer]]:
-    """Divide layers into blocks of ``size``; a single last layer joins the block before it."""
-    blocks = [list(layers[start : start + size]) for start in range(0, len(layers), size)]
-    if len(blocks) > 1 and len(blocks[-1]) == 1:
-        blocks[-2] += blocks.pop()
-    return blocks
+    """Divide layers into blocks of ``size``, every layer in exactly one; a single last layer joins the block before it."""
+    starts = list(range(0, len(layers), size))
+    if len(starts) > 1 and len(layers) % size == 1:
+        starts.pop()
+    return [list(layers[start:end]) for start, end in itertools.pairwise([*starts, len(layers)])]
 
 
 def reconstruct_block(
