@@ -72,7 +72,7 @@ class AdjacentPairs:
         """
         outputs, pairs, sums = [], [], []
         step = max(1, _ELEMENTS // max(1, weight.shape[0]))
-        for first in range(0, len(self.columns), step):
+        for first in range(0, max(1, len(self.columns)), step):  # a layer of one column has no pairs
             part = slice(first, first + step)
             w = self.columns_of(weight, part)
             bound = (w.abs() * self.largest[part]).sum(2)

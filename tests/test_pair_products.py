@@ -12,7 +12,7 @@ import torch
 from kancompile.convolutions import QuantizedConvContraction
 from kancompile.execution import RuntimeModel
 from kancompile.modules import QuantizedContraction, TableExpansion
-from kancompile.pair_products import layer_pairs, prove, prove_layer
+from kancompile.pair_products import Int16Proof, layer_pairs, prove, prove_layer
 from kancompile.program import Program
 from kancompile.runtimes.emulation import X86, missing, run_emulated
 from kancompile.targets.arrange_tables import arrange_tables
@@ -69,6 +69,16 @@ def test_linear_proof_equals_enumeration(case: dict) -> None:
     assert proof.overflowing > 0
     # opposite signs never reach int16, so they are not looked at any closer than their single products
     assert proof.largest == max(abs(value) for value in sums)
+
+
+def test_a_single_column_has_no_pairs() -> None:
+    contraction, tables = linear_case(integer_program(widths=(1, 5), k=1))
+    assert prove(contraction, tables) == Int16Proof(0, 0, 0)
+    (pairs,) = layer_pairs(contraction, tables)
+    weight = contraction.weights[0].T.contiguous()
+    assert [len(found) for found in pairs.overflows(weight)] == [0, 0, 0]
+    low, high = pairs.limits(weight)
+    assert bool((low == -127).all() & (high == 127).all())
 
 
 @pytest.mark.parametrize(

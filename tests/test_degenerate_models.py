@@ -1,0 +1,84 @@
+"""Models and data of the smallest sizes and of odd scales, from the model to a file that computes what the program does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import kancompile
+from kancompile.pipeline import CompiledModel
+from kancompile.progress import quiet
+
+
+def weights(*shape: int, seed: int = 0) -> nn.Parameter:
+    return nn.Parameter(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)))
+
+
+class Waves(nn.Module):
+    """``k`` cosines of every input, in units of ``unit``; a single one is a sine."""
+
+    def __init__(self, n_in: int, n_out: int, k: int = 4, unit: float = 1.0, seed: int = 0) -> None:
+        super().__init__()
+        self.weight = weights(n_out, n_in * k, seed=seed)
+        self.frequencies = nn.Buffer(torch.arange(k).float() if k > 1 else torch.tensor([3.0]))
+        self.unit, self.function = unit, torch.cos if k > 1 else torch.sin
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x.unsqueeze(-1) / self.unit * self.frequencies).flatten(-2) @ self.weight.T
+
+
+class ConvWave(nn.Module):
+    """A sine of every pixel, and a convolution."""
+
+    def __init__(self, n_in: int, n_out: int, side: int, padding: int = 0) -> None:
+        super().__init__()
+        self.weight, self.padding = weights(n_out, n_in, side, side), padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.conv2d(torch.sin(3 * x), self.weight, padding=self.padding)
+
+
+def compiled(model: nn.Module, x: np.ndarray, target: str = "ort-cpu", **recipe: Any) -> CompiledModel:
+    """Compile a model and check that ONNX Runtime computes what the program does, inside the range and beyond."""
+    with quiet():
+        made = kancompile.compile(model.eval(), x, recipe=recipe, target=target)
+        found = made.validate(np.concatenate([x, 1.5 * x, -x]).astype(np.float32))
+    assert found.runtime is not None
+    if recipe.get("precision", "int8") == "int8":
+        assert found.runtime.differing == 0
+    return made
+
+
+def normal(n: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((n, *shape)).astype(np.float32)
+
+
+SINGLE = {
+    "1 -> 3": lambda: Waves(1, 3, k=1),
+    "1 -> 1": lambda: Waves(1, 1, k=1),
+    "1 -> 1 -> 1": lambda: nn.Sequential(Waves(1, 1, k=1), Waves(1, 1, k=1)),
+    "1 -> 3 -> 2": lambda: nn.Sequential(Waves(1, 3, k=1), Waves(3, 2)),
+    "2 -> 1 -> 3": lambda: nn.Sequential(Waves(2, 1, k=1), Waves(1, 3, k=1)),
+}
+
+
+@pytest.mark.parametrize("recipe", [{}, {"weight_bits": 2}, {"weight_bits": 4, "method": "gptq"}], ids=str)
+@pytest.mark.parametrize("name", SINGLE)
+def test_a_single_weight_column_compiles(name: str, recipe: dict[str, Any]) -> None:
+    made = compiled(SINGLE[name](), normal(64, int(name[0])), min_sqnr=None, **recipe)
+    assert all(layer["int16_pairs"]["exact"] for layer in made.manifest["layers"])
+
+
+@pytest.mark.parametrize(("channels", "side", "padding"), [(1, 1, 0), (1, 3, 1), (2, 1, 0)])
+def test_one_channel_and_one_pixel_compile(channels: int, side: int, padding: int) -> None:
+    compiled(ConvWave(channels, 3, side, padding), normal(40, channels, 1, 1), min_sqnr=None)
+
+
+@pytest.mark.parametrize("target", ["c99", "qnn"])
+def test_a_single_weight_column_compiles_for_other_targets(target: str) -> None:
+    compiled(nn.Sequential(Waves(1, 1, k=1), Waves(1, 1, k=1)), normal(64, 1), target, levels=256, min_sqnr=None)
