@@ -27,7 +27,7 @@ from torch import Tensor
 from kancompile.breakpoints import count_before
 from kancompile.expansions import to_channels_first
 from kancompile.polynomials import BreakpointCells, PolynomialExpansion, UniformCells, Zone
-from kancompile.region_functions import CannotFit, Functions
+from kancompile.region_functions import NEAR, CannotFit, Functions
 
 MOST_BREAKPOINTS = 256
 
@@ -143,7 +143,7 @@ def measure(functions: Functions, module: PolynomialExpansion) -> float:
     span = functions.high - functions.low
     x = functions.low - 0.1 * span + 1.2 * span * uniform
     third = rows // 3
-    far = 10 ** (4 * uniform[:third])
+    far = 10 ** (math.log10(NEAR * functions.farthest) * uniform[:third])
     x[:third] = torch.where(uniform[third : 2 * third] < 0.5, functions.low - far, functions.high + far)
     for number, points in enumerate(functions.breakpoints):
         members = (functions.group == number).nonzero()[:, 0]

@@ -19,6 +19,8 @@ from kancompile.observed_region import Region
 
 _PROBES = 96
 _FARTHEST = 1e5
+_SEEN = 1025  # points over the range of the inputs, where parts of it lie far away
+NEAR = 0.1  # share of the farthest distance within which functions may bend
 _ALIKE = 0.03  # share of the tolerance by which functions of two inputs may differ and count as one
 _JUMP = 1e-5
 _SAME_IN_FLOAT64 = 1e-4
@@ -44,6 +46,7 @@ class Functions:
         jumps: whether a value jumps at a breakpoint.
         tolerance: relative error allowed.
         double: whether the region is evaluated in float64.
+        farthest: distance up to which the lines are compared with the functions.
     """
 
     region: Region
@@ -57,6 +60,7 @@ class Functions:
     jumps: bool
     tolerance: float
     double: bool
+    farthest: float = _FARTHEST
 
     @property
     def count(self) -> int:
@@ -122,8 +126,13 @@ def describe_functions(
     Raises:
         CannotFit: a function is not finite, or no straight line far from 0.
     """
-    inner = torch.cat([torch.tensor([low, high]), *breakpoints]).double()
-    inner = inner[inner.abs() < 0.1 * _FARTHEST]
+    ends = torch.cat([torch.tensor([low, high]), *breakpoints]).double()
+    farthest = _FARTHEST
+    inner = ends[ends.abs() < NEAR * farthest]
+    if not len(inner):  # everything lies far away, so what is far is measured by the inputs
+        farthest = 4 * max(abs(low), abs(high)) / NEAR
+        inner = ends[ends.abs() < NEAR * farthest]
+    seen_low, seen_high = low, high
     low, high = float(inner.min()), float(inner.max())
     survey = _survey(region, _probes(low, high))
     first, group = _distinct(survey.signature, breakpoints, (1e-9 if survey.double else 3e-7) + _ALIKE * tolerance)
@@ -132,9 +141,12 @@ def describe_functions(
     scale = torch.where(scale > 0, scale, torch.where(overall > 0, overall, torch.ones_like(overall)))
     line = torch.zeros(len(first), 2, scale.shape[-1], dtype=torch.float64)
     points = [breakpoints[index].double() for index in first]
-    functions = Functions(region, group, points, scale, low, high, line, line, False, tolerance, survey.double)
+    functions = Functions(
+        region, group, points, scale, low, high, line, line, False, tolerance, survey.double, farthest
+    )
     functions = replace(functions, scale=_largest(functions))
     functions = _with_tails(functions)
+    _check_tails(functions, torch.linspace(seen_low, seen_high, _SEEN, dtype=torch.float64))
     kept = [part[(part > functions.low) & (part < functions.high)] for part in points]
     return replace(functions, breakpoints=kept, jumps=_jumps(functions, kept))
 
@@ -218,8 +230,9 @@ def _same_breakpoints(one: Tensor, other: Tensor) -> bool:
 def _with_tails(functions: Functions) -> Functions:
     """Find beyond which inputs the functions are straight lines."""
     span = functions.high - functions.low
-    steps = torch.cat([torch.linspace(0, span, 513), span + torch.logspace(-3, math.log10(_FARTHEST), 420)]).double()
-    far = int(torch.searchsorted(steps, 0.1 * _FARTHEST))
+    beyond = torch.logspace(-3, math.log10(functions.farthest), 420)
+    steps = torch.cat([torch.linspace(0, span, 513), span + beyond]).double()
+    far = int(torch.searchsorted(steps, NEAR * functions.farthest))
     inside = _between(functions.breakpoints)
     ends = []
     for side in (-1.0, 1.0):
@@ -229,7 +242,7 @@ def _with_tails(functions: Functions) -> Functions:
         if not bool(torch.isfinite(exact).all()):
             raise CannotFit("it is not finite far from 0")
         slope = (exact[:, -1] - exact[:, far]) / (x[-1] - x[far])
-        slope = torch.where(slope.abs() * _FARTHEST < 0.1 * functions.tolerance * functions.scale, 0.0, slope)
+        slope = torch.where(slope.abs() * functions.farthest < 0.1 * functions.tolerance * functions.scale, 0.0, slope)
         line = torch.stack([exact[:, -1] - slope * x[-1], slope], 1)
         fitted = line[:, :1] + line[:, 1:] * x[:, None]
         error = functions.error(exact.flatten(0, 1), fitted.flatten(0, 1), group).amax(1)
@@ -244,6 +257,32 @@ def _with_tails(functions: Functions) -> Functions:
     if low >= high:  # straight lines that meet; what lies between them is one cell
         low, high = high, max(low, high + 1e-3 * max(span, 1e-3))
     return replace(functions, low=low, high=high, below=below, above=above)
+
+
+def _check_tails(functions: Functions, seen: Tensor) -> None:
+    """Make sure that the lines hold for calibration inputs that lie farther away than ends of the range were looked for.
+
+    Args:
+        functions: with their tails.
+        seen: points over the range of the calibration inputs, ascending.
+
+    Raises:
+        CannotFit: a function bends there.
+    """
+    if float(seen.abs().max()) < NEAR * functions.farthest:
+        return
+    group = torch.arange(functions.count)
+    for x, line in (
+        (seen[seen < functions.low], functions.below),
+        (seen[seen > functions.high], functions.above),
+    ):
+        owner, points = group.repeat_interleave(len(x)), x.repeat(functions.count)
+        if not len(points):
+            continue
+        fitted = line[owner, 0] + line[owner, 1] * points[:, None]
+        error = functions.error(functions.sample(owner, points), fitted, owner)
+        if not bool((error <= 1).all()):
+            raise CannotFit("it is no straight line where the inputs are")
 
 
 @dataclass(frozen=True)

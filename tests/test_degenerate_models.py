@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import kancompile
+from kancompile.lowering import lower
 from kancompile.pipeline import CompiledModel
 from kancompile.progress import quiet
+from kancompile.recipe import read_recipe
 
 
 def weights(*shape: int, seed: int = 0) -> nn.Parameter:
@@ -82,3 +84,32 @@ def test_one_channel_and_one_pixel_compile(channels: int, side: int, padding: in
 @pytest.mark.parametrize("target", ["c99", "qnn"])
 def test_a_single_weight_column_compiles_for_other_targets(target: str) -> None:
     compiled(nn.Sequential(Waves(1, 1, k=1), Waves(1, 1, k=1)), normal(64, 1), target, levels=256, min_sqnr=None)
+
+
+LARGE = {
+    "large throughout": lambda rng: rng.uniform(20000, 60000, (256, 2)),
+    "on both sides": lambda rng: rng.uniform(-60000, 60000, (256, 2)),
+    "huge": lambda rng: rng.uniform(1e8, 2e8, (256, 2)),
+    "one feature": lambda rng: np.stack([rng.standard_normal(256), rng.uniform(20000, 60000, 256)], 1),
+    "from 0 on": lambda rng: rng.uniform(0, 60000, (256, 2)),
+    "constant": lambda rng: np.full((256, 2), 30000.0),
+    "tiny": lambda rng: rng.standard_normal((256, 2)) * 1e-6,
+}
+
+
+@pytest.mark.parametrize("data", LARGE)
+def test_inputs_of_any_size_compile(data: str) -> None:
+    x = LARGE[data](np.random.default_rng(0)).astype(np.float32)
+    model = nn.Sequential(Waves(2, 3, unit=float(np.abs(x).max()) / 2), Waves(3, 2))
+    captured = kancompile.capture(model, torch.from_numpy(x[:2]))
+    for precision, least in (("int8", 20.0), ("int16", 75.0), ("float", 100.0)):
+        lowered = lower(captured, torch.from_numpy(x), read_recipe({"precision": precision}))
+        exact = captured(torch.from_numpy(x))
+        noise = float((lowered(torch.from_numpy(x)) - exact).square().sum() / exact.square().sum())
+        assert noise < 10 ** (-least / 10)
+
+
+def test_a_file_comes_out_for_inputs_that_are_large_throughout() -> None:
+    x = LARGE["large throughout"](np.random.default_rng(0)).astype(np.float32)
+    made = compiled(Waves(2, 3, unit=2e4), x, precision="int16")
+    assert made.validate(x).compiled.sqnr_db > 75
