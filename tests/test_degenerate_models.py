@@ -113,3 +113,24 @@ def test_a_file_comes_out_for_inputs_that_are_large_throughout() -> None:
     x = LARGE["large throughout"](np.random.default_rng(0)).astype(np.float32)
     made = compiled(Waves(2, 3, unit=2e4), x, precision="int16")
     assert made.validate(x).compiled.sqnr_db > 75
+
+
+class Bends(nn.Module):
+    """Rectifiers that bend at the given places, in units that the model divides by."""
+
+    def __init__(self, places: tuple[float, ...], unit: float) -> None:
+        super().__init__()
+        self.weight = weights(3, 2 * len(places))
+        self.places, self.unit = nn.Buffer(torch.tensor(places)), unit
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x.unsqueeze(-1) / self.unit - self.places).square().flatten(1) @ self.weight.T
+
+
+@pytest.mark.parametrize(
+    ("unit", "low", "high"), [(1e4, 0, 40000), (1e4, 20000, 60000), (2e5, 0, 1e6), (1e-5, 0, 4e-5)]
+)
+def test_functions_are_looked_at_where_the_data_are(unit: float, low: float, high: float) -> None:
+    x = np.random.default_rng(0).uniform(low, high, (200, 2)).astype(np.float32)
+    made = compiled(Bends((1.0, 2.0, 3.0, 3.5), unit), x, precision="float")
+    assert made.validate(x).compiled.sqnr_db > 75

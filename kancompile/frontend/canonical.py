@@ -74,7 +74,7 @@ def canonicalize(flow: Flow, region: Region, name: str, per_token: bool) -> Cano
         values = sample_tokens(columns.expansion, sample_points())
         if lead and not tokens_are_alike(columns.expansion):
             raise NotLowerableError("functions differ between tokens")
-        merged, shift, values = merge_columns(columns, values)
+        merged, shift, values = merge_columns(columns, values, flow.values[part.anchor])
         bias = bias + shift.sum(1)
         if merged is not None:
             kan = kan or is_kan(merged.expansion, values)

@@ -20,6 +20,10 @@ from kancompile.modules import Branch, Expansion
 _FLAT = 1e-6
 """Largest variation, relative to its size, of a function that counts as constant."""
 _MOST_CONSTANTS = 4096
+_REACH, _GAP = 10.0, 0.02
+"""How far points reach that are sampled densely, and how far apart they lie."""
+_POINTS = 1001
+_MARGIN = 4.0  # of an example's range, on both sides
 
 
 @dataclass(frozen=True)
@@ -72,12 +76,13 @@ def tokens_are_alike(expansion: Expansion) -> bool:
     return all(torch.allclose(first, other, rtol=1e-5, atol=1e-6, equal_nan=True) for other in others)
 
 
-def merge_columns(columns: Columns, values: Tensor) -> tuple[Columns | None, Tensor, Tensor]:
+def merge_columns(columns: Columns, values: Tensor, seen: Tensor) -> tuple[Columns | None, Tensor, Tensor]:
     """Remove columns without effect.
 
     Args:
         columns: expansion and weights.
         values: samples of the expansion at ``sample_points()``, ``[points, n_in, k]``.
+        seen: values of its inputs on the example, any shape.
 
     Returns:
         the reduced columns (``None`` where nothing is left), what the constant functions of each input add to the bias
@@ -89,7 +94,7 @@ def merge_columns(columns: Columns, values: Tensor) -> tuple[Columns | None, Ten
     flat = _constant(values)
     twins = _twins(values)
     if bool(flat.any()) or twins:
-        dense = _dense_samples(expansion)
+        dense = _dense_samples(expansion, seen)
         flat &= False if dense is None else _constant(dense)
         twins = {} if dense is None else {k: j for k, j in twins.items() if _equal(dense[..., k], dense[..., j])}
     for k in range(expansion.k):
@@ -131,11 +136,11 @@ def _equal(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-6, atol=1e-9)
 
 
-def _dense_samples(expansion: Expansion) -> Tensor | None:
-    """Sample densely and around every number that the region compares with, such as a knot; ``[points, n_in, k]``.
+def _dense_samples(expansion: Expansion, seen: Tensor) -> Tensor | None:
+    """Sample densely, around every number that the region compares with, such as a knot, and where the example lies.
 
     A function that looks constant on a coarse grid may still live between two close knots. Where there are too many
-    numbers to visit nothing can be claimed, and nothing is returned.
+    numbers to visit nothing can be claimed, and nothing is returned; else ``[points, n_in, k]``.
     """
     numbers = [
         buffer.detach().flatten().float()
@@ -149,8 +154,28 @@ def _dense_samples(expansion: Expansion) -> Tensor | None:
     if len(special) > _MOST_CONSTANTS:
         return None
     between = (special[1:] + special[:-1]) / 2
-    points = torch.cat([torch.linspace(-10, 10, 1001), special, between])
-    return torch.cat([sample_tokens(expansion, part) for part in torch.split(points, 256)])
+    usual = torch.cat([torch.linspace(-_REACH, _REACH, _POINTS), special, between])
+    values = [sample_tokens(expansion, part) for part in torch.split(usual, 256)]
+    for part in torch.split(_points_around(seen), 256):
+        around = sample_tokens(expansion, part)
+        values.append(around[torch.isfinite(around).all(2).all(1)])  # so far out a function may overflow
+    return torch.cat(values)
+
+
+def _points_around(seen: Tensor) -> Tensor:
+    """Give points where data lie of which the usual ones see little: far beyond them, or all between two of them.
+
+    An example is a few rows, so points go on to several times its range. Features of one layer may differ in size, so there
+    are some for every power of ten as well.
+    """
+    finite = seen[torch.isfinite(seen)]
+    reach = float(finite.abs().max()) if len(finite) else 0.0
+    if reach == 0 or _GAP <= reach <= _REACH:
+        return torch.empty(0)
+    low, high = float(finite.min()), float(finite.max())
+    margin = _MARGIN * (high - low)
+    sizes = torch.logspace(-4, math.log10(_MARGIN), _POINTS // 4) * reach
+    return torch.cat([torch.linspace(low - margin, high + margin, _POINTS), sizes, -sizes])
 
 
 def _select(expansion: Expansion, keep: Sequence[int]) -> Expansion:

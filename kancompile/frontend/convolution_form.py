@@ -17,6 +17,7 @@ from kancompile.convolutions import ConvContraction, Geometry
 from kancompile.frontend.batch_layout import NotLowerableError
 from kancompile.frontend.canonical import CanonicalLayer, is_kan, refuse_plain
 from kancompile.frontend.columns import Columns, merge_columns, sample_points, sample_tokens, tokens_are_alike
+from kancompile.frontend.flow import Flow
 from kancompile.frontend.regions import Region
 from kancompile.frontend.subgraph import Selection
 from kancompile.modules import Branch, Expansion
@@ -71,6 +72,7 @@ class ConvolutionForm:
 
     def assemble(
         self,
+        flow: Flow,
         parts: Sequence[ChannelPart],
         weights: Sequence[Tensor],
         constants: list[tuple[Tensor, Tensor]],
@@ -79,6 +81,7 @@ class ConvolutionForm:
         """Leave out what carries nothing, and put the layer together.
 
         Args:
+            flow: analysis of the network.
             parts: what it reads.
             weights: ``[n_out * taps, n_in * k]`` of each part.
             constants: weights ``[n_out * taps, m]`` of constants that are missing outside the image, with their places in
@@ -96,7 +99,7 @@ class ConvolutionForm:
                 raise NotLowerableError("functions differ between pixels")
             values = sample_tokens(part.expansion, sample_points())
             columns = Columns(part.expansion, weight.reshape(-1, part.n_in, part.expansion.k))
-            merged, shift, values = merge_columns(columns, values)
+            merged, shift, values = merge_columns(columns, values, flow.values[part.image.anchor])
             constants.append((shift, dealt(part.n_in, self.geometry.groups)))
             if merged is not None:
                 kan = kan or is_kan(merged.expansion, values)

@@ -104,7 +104,7 @@ class _Builder:
             raise NotLowerableError("convolution of constants")
         kernels, bias = self._kernels()
         weights, constants = self._columns(parts, kernels)
-        return self.form.assemble(parts, weights, constants, bias)
+        return self.form.assemble(self.flow, parts, weights, constants, bias)
 
     def _read(self, image: Image) -> ChannelPart | None:
         """Make the cuts of one anchor branches of one expansion, ``None`` where all of them are constant."""

@@ -122,7 +122,7 @@ def canonicalize_patches(flow: Flow, region: Region, name: str, patches: Patches
         missing = (rows.double() * at_zero.double()).sum(-1)  # [n_out * taps, channels]
         bias = (bias.double() + missing.reshape(out_shape[0], -1).sum(1)).float()
         constants.append((-missing.float(), dealt(part.n_in, form.geometry.groups)))
-    return form.assemble([part], [rows.flatten(1)], constants, bias)
+    return form.assemble(flow, [part], [rows.flatten(1)], constants, bias)
 
 
 def _read(flow: Flow, patches: Patches, cuts: list[Cut], places: list[Tensor]) -> ChannelPart:
