@@ -145,7 +145,7 @@ class Brecq:
                 optimizer.step()
         after = _loss(block, importance, [layer.hard() for layer in layers])
         names = ", ".join(repr(problem.layer) for problem in block.problems)
-        if after >= before:
+        if not after < before:  # NaN too, where a block of zero error leaves nothing to divide by
             note = f"block {names}: reconstruction kept its start, weighted error {before:.4g} against {after:.4g}"
             return tuple(replace(rounded, notes=(*rounded.notes, note)) for rounded in start)
         note = f"block {names}: reconstruction lowered the weighted error from {before:.4g} to {after:.4g}"

@@ -31,6 +31,24 @@ def blocks_of(layers: Sequence[Layer], size: int) -> list[list[Layer]]:
     return [list(layers[start:end]) for start, end in itertools.pairwise([*starts, len(layers)])]
 
 
+def with_one_end(program: Program, block: Sequence[Layer]) -> list[list[Layer]]:
+    """Divide a block so that all layers of a part lead up to its last one, whose output is what is reconstructed.
+
+    Layers of parallel branches follow each other as well, and do not feed each other.
+    """
+    nodes = program.graph_module.graph.nodes
+    end = next(node for node in nodes if node.op == "call_module" and node.target == block[-1].contraction)
+    behind, pending = {end}, [end]
+    while pending:
+        new = [node for node in pending.pop().all_input_nodes if node not in behind]
+        behind.update(new)
+        pending += new
+    targets = {node.target for node in behind}
+    apart = [layer for layer in block if layer.contraction not in targets]
+    together = [layer for layer in block if layer.contraction in targets]
+    return [*(with_one_end(program, apart) if apart else []), together]
+
+
 def reconstruct_block(
     program: Program,
     reference: Program,
@@ -46,7 +64,7 @@ def reconstruct_block(
     Args:
         program: the program with all layers up to the block's last rounded (tables as they will ship).
         reference: the program with float weights, whose output at the block's end is the target.
-        layers: the block.
+        layers: the block, all of which lead up to the last one.
         problems, rounded: of every layer, by name.
         x: calibration inputs ``[n, *input_shape]``.
         method: options of the reconstruction.

@@ -23,7 +23,7 @@ from kancompile.passes.gptq import Gptq
 from kancompile.passes.group_scales import WIDEST_BITS, common_scale, settle_group_scales, snap_scales
 from kancompile.passes.guard import with_guard
 from kancompile.passes.limit_pairs import limit_layer
-from kancompile.passes.reconstruct_blocks import blocks_of, reconstruct_block
+from kancompile.passes.reconstruct_blocks import blocks_of, reconstruct_block, with_one_end
 from kancompile.passes.round_convolutions import (
     branch_of_column,
     convolution_problems,
@@ -121,7 +121,8 @@ class RoundWeights:
         learned = [
             layer for layer in layers if layer.name in problems and isinstance(self.options(layer.name).method, Brecq)
         ]
-        for number, block in enumerate(track(blocks_of(learned, self.block_size), "reconstructing blocks")):
+        blocks = [part for block in blocks_of(learned, self.block_size) for part in with_one_end(program, block)]
+        for number, block in enumerate(track(blocks, "reconstructing blocks")):
             method = self.options(block[0].name).method
             assert isinstance(method, Brecq)
             generator = self._generator(len(layers) + number)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import kancompile
 from examples.zoo.efficient_kan import build
 from kancompile.lowering import lower
-from kancompile.passes.brecq import Brecq
+from kancompile.passes.brecq import Block, Brecq
 from kancompile.passes.methods import METHODS
-from kancompile.passes.reconstruct_blocks import blocks_of
+from kancompile.passes.reconstruct_blocks import blocks_of, with_one_end
+from kancompile.passes.uniform import Uniform
 from kancompile.program import Layer
 from kancompile.recipe import read_recipe
+from kancompile.rounding import FeatureSource, RoundingProblem
 
 
 def layers(count: int) -> list[Layer]:
@@ -49,3 +53,41 @@ def test_networks_of_odd_depth_are_reconstructed(monkeypatch: pytest.MonkeyPatch
     assert list(itertools.chain(*blocks)) == [layer.name for layer in captured.layers()]
     noise = [float((program(x) - captured(x)).square().sum()) for program in (reconstructed, rounded)]
     assert noise[0] < noise[1]
+
+
+class Branches(nn.Module):
+    """Layers that follow each other in the order of evaluation, and of which the first two do not feed each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.behind = (build((3, 3), seed=seed) for seed in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.left(x)) * self.behind(self.right(x))
+
+
+def test_layers_of_parallel_branches_are_blocks_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "brecq", Brecq(iterations=20))
+    x = torch.rand(256, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    captured = kancompile.capture(Branches(), x[:2])
+    layers = captured.layers()
+    ends = with_one_end(captured, layers)
+    assert sorted(layer.name for block in ends for layer in block) == sorted(layer.name for layer in layers)
+    assert [[layer.name for layer in block] for block in ends] == [["left.layers.0"], ["right.layers.0", "behind.layers.0"]]
+    program = lower(captured, x, read_recipe({"method": "brecq", "weight_bits": 3}))
+    assert sum(note.startswith("block ") for note in program.notes) == 2
+
+
+@pytest.mark.parametrize("gradients", [None, torch.ones(64, 2)])
+def test_a_block_without_error_keeps_its_rounding(gradients: Tensor | None) -> None:
+    codes = torch.randint(0, 256, (64, 6), generator=torch.Generator().manual_seed(0)).float()
+    problem = RoundingProblem("zero", torch.zeros(2, 6), FeatureSource.from_tensor(codes), 3)
+    start = Uniform()(problem, torch.Generator())
+
+    def forward(weights: Sequence[Tensor], offsets: Sequence[Tensor], x: Tensor) -> Tensor:
+        return x @ weights[0].T + offsets[0]
+
+    block = Block((problem,), forward, codes, torch.zeros(64, 2), gradients)
+    (kept,) = Brecq(iterations=20).reconstruct(block, [start], torch.Generator().manual_seed(0))
+    assert torch.equal(kept.codes, start.codes)
+    assert torch.equal(kept.scale, start.scale)
