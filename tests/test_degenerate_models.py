@@ -134,3 +134,23 @@ def test_functions_are_looked_at_where_the_data_are(unit: float, low: float, hig
     x = np.random.default_rng(0).uniform(low, high, (200, 2)).astype(np.float32)
     made = compiled(Bends((1.0, 2.0, 3.0, 3.5), unit), x, precision="float")
     assert made.validate(x).compiled.sqnr_db > 75
+
+
+class Loop(nn.Module):
+    """A layer that is called three times, with skip connections around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again = Waves(6, 5), Waves(5, 5, seed=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        for _ in range(3):
+            h = h + 0.3 * self.again(h)
+        return h
+
+
+@pytest.mark.parametrize("levels", [64, 256, 512])
+def test_products_with_several_readers_stay_integer(levels: int) -> None:
+    made = compiled(Loop(), normal(100, 6), levels=levels, min_sqnr=None)
+    assert all(row.is_integer for row in made.audit.rows)

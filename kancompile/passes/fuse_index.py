@@ -7,12 +7,14 @@
 
 The first two save the work between two layers. The first becomes one integer kernel with a uint8 output; in the second the
 factor and the offset disappear into the scales and the bias of the integer product. It applies only where the table is
-the contraction's single reader. Where a contraction has other readers too, a table of more than 256 rows is indexed in
-float, because a 16-bit QuantizeLinear behind the product would undo the integer kernel.
+the contraction's single reader. Where a contraction has other readers too, tables are indexed in float, because ONNX Runtime
+makes no integer kernel of a product with a QuantizeLinear and another reader behind it, and a 16-bit QuantizeLinear always
+undoes it. Several tables of one 8-bit index are one reader: the exporter merges their QuantizeLinear.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,11 +52,9 @@ class FuseIndex:
             if len(node.users) == 1:
                 replaced |= _fuse(node.target, contraction, readers[0].target, program.module(readers[0].target))
             else:
-                for reader in readers:
-                    table = program.module(reader.target)
-                    assert isinstance(table, TableExpansion)
-                    if not table.index.is_8_bit:
-                        replaced[reader.target] = table.with_index(table.index, "float")
+                tables = {str(reader.target): program.module(reader.target) for reader in readers}
+                if len(readers) < len(node.users) or not _share_8_bits(list(tables.values())):
+                    replaced |= {target: _indexed_in_float(table) for target, table in tables.items()}
         return program.replace_modules(replaced) if replaced else program
 
 
@@ -92,6 +92,17 @@ def _is_real_table(program: Program, node: fx.Node) -> bool:
         return False
     module = program.module(str(node.target))
     return isinstance(module, TableExpansion) and module.input == "real"
+
+
+def _share_8_bits(tables: Sequence[nn.Module]) -> bool:
+    """Whether tables have one and the same index of at most 256 rows."""
+    indices = {table.index for table in tables if isinstance(table, TableExpansion)}
+    return len(indices) == 1 and all(index.is_8_bit for index in indices)
+
+
+def _indexed_in_float(table: nn.Module) -> TableExpansion:
+    assert isinstance(table, TableExpansion)
+    return table.with_index(table.index, "float")
 
 
 def _fuse(producer: str, contraction: QuantizedContraction, reader: str, table: nn.Module) -> dict[str, nn.Module]:

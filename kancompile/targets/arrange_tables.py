@@ -34,8 +34,8 @@ class RowTable(TableExpansion):
     """A table whose rows hold their own numbers, as in front of an ordinary layer: nothing is looked up."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``[b, ...]`` to row numbers, uint8 ``[b, *, n_in, 1]``."""
-        return self.to_index(x).unsqueeze(-1)
+        """Map ``[b, ...]`` to row numbers, uint8 ``[b, *, n_in, 1]``; those that were found in float are int32."""
+        return self.to_index(x).to(torch.uint8).unsqueeze(-1)
 
 
 def pass_rows_on(program: Program) -> Program:
