@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -11,10 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import kancompile
+from kancompile.calibration import load_calibration
 from kancompile.lowering import lower
+from kancompile.passes.brecq import Brecq
+from kancompile.passes.methods import METHODS
 from kancompile.pipeline import CompiledModel
 from kancompile.progress import quiet
 from kancompile.recipe import read_recipe
+from kancompile.reporting.collect import ReportOptions, collect
+from kancompile.reporting.html import render
+from kancompile.reporting.schema import report_schema
+from kancompile.reporting.source import of_compiled
 
 
 def weights(*shape: int, seed: int = 0) -> nn.Parameter:
@@ -150,7 +159,83 @@ class Loop(nn.Module):
         return h
 
 
+class Chain(nn.Module):
+    """A layer that reads itself, so that nothing but layers is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again, self.last = Waves(6, 5), Waves(5, 5, seed=1), Waves(5, 3, seed=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.again(self.again(self.first(x))))
+
+
+class Zeros(nn.Module):
+    """Layers whose weights are all zero, and therefore equal, one of them beside a skip connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.left, self.right, self.plain = Waves(6, 6), Waves(6, 6), Waves(6, 6), nn.Linear(6, 6)
+        with torch.no_grad():
+            for layer in (self.left, self.right, self.plain):
+                layer.weight.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.left(h) + self.plain(h) + h + self.right(torch.tanh(h))
+
+
+@pytest.mark.parametrize("storage", ["smallest", "native", "fastest"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_a_layer_called_several_times_is_stored_and_named(bits: int, storage: str) -> None:
+    made = compiled(Loop(), normal(100, 6), weight_bits=bits, storage=storage, min_sqnr=None)
+    assert {row.node.split("/")[0] for row in made.audit.rows} == {"first", "again", "again_1", "again_2"}
+    assert not made.audit.problems
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"weight_bits": 2, "granularity": "group", "group_size": 1},
+        {"weight_bits": 4, "granularity": "group", "group_size": 1},
+        {"weight_bits": 3, "granularity": "branch", "method": "gptq"},
+        {"weight_bits": 3, "method": "brecq"},
+        {"weight_bits": 4, "method": "hawq-v2"},
+        {"max_bytes": 20000},
+        {"precision": "int16"},
+        {"precision": "float"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("model", [Loop, Zeros])
+def test_equal_layers_compile_by_every_recipe(
+    model: type[nn.Module], recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "brecq", Brecq(iterations=20))
+    made = compiled(model(), normal(100, 6), min_sqnr=None, **recipe)
+    assert recipe.get("precision", "int8") != "int8" or not made.audit.problems
+
+
+@pytest.mark.parametrize("target", ["c99", "qnn", "ort-mobile"])
+def test_a_layer_called_twice_compiles_for_other_targets(target: str) -> None:
+    compiled(Chain(), normal(100, 6), target, weight_bits=4, levels=256, min_sqnr=None)
+
+
 @pytest.mark.parametrize("levels", [64, 256, 512])
 def test_products_with_several_readers_stay_integer(levels: int) -> None:
     made = compiled(Loop(), normal(100, 6), levels=levels, min_sqnr=None)
     assert all(row.is_integer for row in made.audit.rows)
+
+
+def test_a_layer_called_several_times_is_reported_and_diagnosed() -> None:
+    x = normal(100, 6)
+    made = compiled(Loop(), x, weight_bits=4, min_sqnr=None)
+    judging = load_calibration(x)
+    options = ReportOptions(edge_count=2, float_export=False, latency=False, diagnose=True)
+    report = collect(of_compiled(made, judging, "100 samples", made.validate(judging)), options)
+    jsonschema.validate(json.loads(json.dumps(report, allow_nan=False)), report_schema())
+    names = [layer["name"] for layer in report["layers"]]
+    assert names == ["first", "again", "again_1", "again_2"]
+    assert all(layer["kernels"] for layer in report["layers"])
+    assert [layer["layer"] for layer in report["diagnosis"]["layers"]] == names
+    assert render(report)

@@ -67,11 +67,14 @@ def store_narrow_weights(model: ir.Model, narrow: Mapping[str, NarrowWeights], n
 
     Args:
         model: the model; its opset is raised to 25 where it gets an int2 tensor.
-        narrow: name of an initializer to what is stored in its place.
+        narrow: name of an initializer to what is stored in its place. One that the exporter merged with an equal one is
+            stored with that.
         native: use tensors of the narrowest type that holds the codes, never planes.
     """
     for name, weights in narrow.items():
-        value = model.graph.initializers[name]
+        value = model.graph.initializers.get(name)
+        if value is None:
+            continue
         assert value.const_value is not None
         bits = weights.bits
         stored = native_type(bits)

@@ -6,6 +6,7 @@ table in ``kancompile.targets.translation`` the custom operators; afterwards the
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import logging
@@ -146,9 +147,9 @@ def _name(model: ir.Model, program: Program) -> None:
     model.graph.metadata_props.clear()
     counts: dict[str, int] = {}
     for node in model.graph:
+        layer = PAIR_INDEX if node.op_type == "MatMulInteger" else _layer_of(node, layer_of)
         node.metadata_props.clear()
         node.doc_string = None
-        layer = PAIR_INDEX if node.op_type == "MatMulInteger" else _layer_of(node, layer_of)
         name = f"{layer}/{node.op_type}" if layer else node.op_type
         counts[name] = counts.get(name, -1) + 1
         node.name = name if counts[name] == 0 else f"{name}_{counts[name]}"
@@ -163,7 +164,11 @@ def _rename(dimension: int | ir.SymbolicDim, symbols: dict[str, str]) -> int | s
 
 
 def _layer_of(node: ir.Node, layer_of: Mapping[str, str]) -> str:
-    """Find the layer whose weight a contraction reads, through its DequantizeLinear; empty for other nodes."""
+    """Find the layer of a contraction that reads a layer's weight, through its DequantizeLinear; empty for other nodes.
+
+    The exporter merges equal initializers, so that the weight may carry the name of another layer. Whose product it is then
+    says the module from which the exporter translated it.
+    """
     if node.op_type not in ("Gemm", "MatMul", "Conv"):
         return ""
     for source in node.inputs:
@@ -171,8 +176,14 @@ def _layer_of(node: ir.Node, layer_of: Mapping[str, str]) -> str:
         value = producer.inputs[0] if producer is not None and producer.op_type == "DequantizeLinear" else source
         target = (value.name or "").rpartition(".")[0] if value is not None else ""
         if target in layer_of:
-            return layer_of[target]
+            return next((layer_of[scope] for scope in _scopes(node) if scope in layer_of), layer_of[target])
     return ""
+
+
+def _scopes(node: ir.Node) -> list[str]:
+    """List the modules from which the exporter translated a node, as it noted them."""
+    scopes: list[str] = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+    return scopes
 
 
 @contextlib.contextmanager

@@ -73,7 +73,10 @@ def test_layers_of_parallel_branches_are_blocks_of_their_own(monkeypatch: pytest
     layers = captured.layers()
     ends = with_one_end(captured, layers)
     assert sorted(layer.name for block in ends for layer in block) == sorted(layer.name for layer in layers)
-    assert [[layer.name for layer in block] for block in ends] == [["left.layers.0"], ["right.layers.0", "behind.layers.0"]]
+    assert [[layer.name for layer in block] for block in ends] == [
+        ["left.layers.0"],
+        ["right.layers.0", "behind.layers.0"],
+    ]
     program = lower(captured, x, read_recipe({"method": "brecq", "weight_bits": 3}))
     assert sum(note.startswith("block ") for note in program.notes) == 2
 
