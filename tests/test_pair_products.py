@@ -186,7 +186,6 @@ def test_room_is_exact() -> None:
         assert bool((pairs.reach(pair, changed) > 32767)[room < 127].all())
 
 
-@pytest.mark.skipif(missing(X86["haswell"]) is not None, reason=str(missing(X86["haswell"])))
 @pytest.mark.parametrize("seed", range(4))
 def test_any_codes_within_the_limits_fit(seed: int) -> None:
     contraction, tables = linear_case(integer_program(widths=(9, 40), levels=(32,), k=3))
@@ -206,6 +205,7 @@ def test_any_codes_within_the_limits_fit(seed: int) -> None:
         assert not len(pairs.overflows(moved)[0])
 
 
+@pytest.mark.skipif(missing(X86["haswell"]) is not None, reason=str(missing(X86["haswell"])))
 def test_pairs_are_those_that_a_processor_without_vnni_joins(tmp_path: Path) -> None:
     program = single_pairs()
     x = np.linspace(-3, 3, 32, dtype=np.float32).reshape(8, 4)
