@@ -80,6 +80,7 @@ def test_nothing_is_unpickled() -> None:
         assert "import pickle" not in text
 
 
+@pytest.mark.needs("ruff", "git")
 def test_the_linter_sees_every_file() -> None:
     """An exclusion of the links at the top once hid every folder of their names, half of the compiler."""
     root = PACKAGE.parent

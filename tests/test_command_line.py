@@ -129,6 +129,7 @@ def test_a_missed_threshold_writes_nothing_and_exits_with_1(
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.needs("matplotlib")
 def test_a_missed_threshold_leaves_the_report_that_was_asked_for(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,17 +71,19 @@ def test_loaders_functions_and_pairs_are_read_alike(name: str, here: Path) -> No
 
 def _images(folder: Path) -> dict[str, int]:
     """Write grey images whose value tells which they are; return the label of each value."""
-    image = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install 'kancompile[images]'")
+    from PIL import Image
+
     labels = {}
     for number, (name, size) in enumerate((("cat", 70), ("dog", 5), ("ant", 9))):
         (folder / name).mkdir(parents=True)
         for index in range(size):
             value = number * 80 + index
-            image.fromarray(np.full((2, 3), value, np.uint8)).save(folder / name / f"{index}.png")
+            Image.fromarray(np.full((2, 3), value, np.uint8)).save(folder / name / f"{index}.png")
             labels[str(value)] = sorted(("cat", "dog", "ant")).index(name)
     return labels
 
 
+@pytest.mark.needs("pillow")
 def test_class_folders_give_labels_in_sorted_order_and_are_shuffled(here: Path) -> None:
     expected = _images(here / "images")
     folder = open_data("images", "project.py:prepare")
@@ -99,6 +101,7 @@ def test_class_folders_give_labels_in_sorted_order_and_are_shuffled(here: Path) 
     assert not np.array_equal(other.inputs, first.inputs)
 
 
+@pytest.mark.needs("pillow")
 def test_a_flat_folder_has_no_labels(here: Path) -> None:
     _images(here / "images")
     read = load_calibration(open_data("images/dog", "project.py:prepare"))
@@ -106,9 +109,11 @@ def test_a_flat_folder_has_no_labels(here: Path) -> None:
     assert read.inputs.shape == (5, 6)
 
 
+@pytest.mark.needs("pillow")
 def test_wrong_folders_are_refused(here: Path) -> None:
     _images(here / "images")
-    image = pytest.importorskip("PIL.Image")
+    from PIL import Image
+
     for transform, text in (
         (None, "found a folder and no --transform"),
         ("project.py:absent", "has no 'absent'; it has make_loader"),
@@ -125,10 +130,10 @@ def test_wrong_folders_are_refused(here: Path) -> None:
     with pytest.raises(KanCompileError, match=r"broken.png cannot be read as an image"):
         list(open_data("images", "project.py:prepare"))
     (here / "images" / "dog" / "broken.png").unlink()
-    image.fromarray(np.zeros((5, 5), np.uint8)).save(here / "images" / "dog" / "wide.png")
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(here / "images" / "dog" / "wide.png")
     with pytest.raises(KanCompileError, match="expected one shape; resize or crop"):
         list(open_data("images", "project.py:keep_size"))
-    image.fromarray(np.zeros((2, 3), np.uint8)).save(here / "images" / "lonely.png")
+    Image.fromarray(np.zeros((2, 3), np.uint8)).save(here / "images" / "lonely.png")
     with pytest.raises(KanCompileError, match="found 1 images beside subfolders with images"):
         open_data("images", "project.py:prepare")
 
@@ -151,6 +156,7 @@ def test_wrong_sources_are_refused(spec: str, transform: str | None, text: str, 
         list(open_data(spec, transform))
 
 
+@pytest.mark.needs("pillow")
 def test_a_folder_of_images_compiles_and_validates(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _images(here / "images")
     (here / "nets.py").write_text(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -61,7 +60,14 @@ NOT_RUN = Counter(
         ("docs/tutorial.md", INDEX): 1,
     }
 )
-NEEDS = {"docs/pykan.md": "kan", "docs/targets/litert.md": "ai_edge_litert", "docs/report.md": "matplotlib"}
+NEEDS = {
+    "README.md": "matplotlib",
+    "docs/pykan.md": "pykan",
+    "docs/report.md": "matplotlib",
+    "docs/targets/litert.md": "litert",
+    "docs/targets/ort-cpu.md": "litert",  # writes the files of all targets
+    "docs/troubleshooting.md": "matplotlib",
+}
 # pages whose commands the default tests of their parts run too: a compilation takes seconds
 SLOW = ("docs/diagnosis.md", "docs/families.md", "docs/methods.md", "docs/pykan.md", "docs/report.md", "docs/targets/")
 
@@ -96,20 +102,24 @@ def names(folder: Path) -> dict[str, object]:
     return {"model": model.eval(), "calibration": train["x"], **data}
 
 
-@pytest.mark.parametrize("page", [pytest.param(p, marks=[pytest.mark.slow] * p.startswith(SLOW)) for p in PAGES])
+def runnable(page: str) -> list[Block]:
+    return [block for block in blocks(page) if block.language in RUN and block.not_run is None]
+
+
+def marks(page: str) -> list[pytest.MarkDecorator]:
+    needs = [pytest.mark.needs(NEEDS[page])] if page in NEEDS else []
+    return [*needs, pytest.mark.slow] if page.startswith(SLOW) else needs
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, marks=marks(page)) for page in PAGES if runnable(page)])
 def test_the_blocks_of_a_page_run(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runnable = [block for block in blocks(page) if block.language in RUN and block.not_run is None]
-    if not runnable:
-        pytest.skip("no block to run")
-    if page in NEEDS and importlib.util.find_spec(NEEDS[page]) is None:
-        pytest.skip(f"{NEEDS[page]} is not installed; the page says how to install it")
     for registry in (TARGETS, METHODS):  # pages show how to add to them
         for name in registry:
             monkeypatch.setitem(registry, name, registry[name])
     before = {id(registry): set(registry) for registry in (TARGETS, METHODS)}
     runner = Runner(folder, names(folder))
     try:
-        for block in runnable:
+        for block in runnable(page):
             with warnings.catch_warnings():
                 runner.run(block)
     finally:
@@ -182,10 +192,8 @@ def test_a_wrong_block_is_noticed(folder: Path) -> None:
 
 
 @pytest.mark.slow  # `make docs` does the same
+@pytest.mark.needs("sphinx")
 def test_pages_build_and_load_nothing_from_a_network(tmp_path: Path) -> None:
-    pytest.importorskip("sphinx", reason="pip install 'kancompile[docs]'")
-    pytest.importorskip("furo", reason="pip install 'kancompile[docs]'")
-    pytest.importorskip("myst_parser", reason="pip install 'kancompile[docs]'")
     # warnings are errors: broken references, pages outside the navigation, docstrings that do not parse
     subprocess.run(
         [sys.executable, "-m", "sphinx", "--fail-on-warning", "--quiet", "-b", "html", "docs", tmp_path / "html"],

@@ -14,7 +14,7 @@ from kancompile.execution import RuntimeModel
 from kancompile.modules import QuantizedContraction, TableExpansion
 from kancompile.pair_products import Int16Proof, layer_pairs, prove, prove_layer
 from kancompile.program import Program
-from kancompile.runtimes.emulation import X86, missing, run_emulated
+from kancompile.runtimes.emulation import X86, run_emulated
 from kancompile.targets.arrange_tables import arrange_tables
 from kancompile.targets.ort_cpu import emit
 from tests.convolution_programs import Convolution, integer_convolutions, square
@@ -205,7 +205,7 @@ def test_any_codes_within_the_limits_fit(seed: int) -> None:
         assert not len(pairs.overflows(moved)[0])
 
 
-@pytest.mark.skipif(missing(X86["haswell"]) is not None, reason=str(missing(X86["haswell"])))
+@pytest.mark.needs("ort-x86-haswell")
 def test_pairs_are_those_that_a_processor_without_vnni_joins(tmp_path: Path) -> None:
     program = single_pairs()
     x = np.linspace(-3, 3, 32, dtype=np.float32).reshape(8, 4)

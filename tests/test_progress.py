@@ -1,6 +1,5 @@
 """Progress: a bar on a terminal, few lines elsewhere, silence where wanted; the items always come through."""
 
-import importlib.util
 import io
 import os
 from pathlib import Path
@@ -78,10 +77,9 @@ assert list(progress.track(range(4), "rounding weights")) == [0, 1, 2, 3]
 
 def outputs_in_a_notebook(monkeypatch: pytest.MonkeyPatch, before: str = "") -> list[dict[str, Any]]:
     """Execute a cell that tracks work in a real kernel; a bar would be closed at the end, so updates are looked at."""
-    reason = "needs the test requirements: pip install nbclient ipykernel"
-    nbclient = pytest.importorskip("nbclient", reason=reason)
-    pytest.importorskip("ipykernel", reason=reason)
-    nbformat = pytest.importorskip("nbformat", reason=reason)
+    import nbclient
+    import nbformat
+
     root = Path(__file__).parent.parent
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]))
     cells = [nbformat.v4.new_code_cell(NOTEBOOK_CELL % before)]
@@ -92,7 +90,7 @@ def outputs_in_a_notebook(monkeypatch: pytest.MonkeyPatch, before: str = "") -> 
 
 
 @pytest.mark.filterwarnings("ignore")  # of the machinery of notebooks
-@pytest.mark.skipif(importlib.util.find_spec("ipywidgets") is None, reason="no ipywidgets: pip install ipywidgets")
+@pytest.mark.needs("nbclient", "ipywidgets")
 def test_a_notebook_shows_a_widget(monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = outputs_in_a_notebook(monkeypatch)
     assert [output for output in outputs if output.get("name") == "stderr"] == []
@@ -103,6 +101,7 @@ def test_a_notebook_shows_a_widget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.needs("nbclient")
 def test_a_notebook_without_widgets_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     hide = """
 import importlib.util

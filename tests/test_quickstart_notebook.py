@@ -18,11 +18,11 @@ def test_the_notebook_is_committed_without_outputs() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # of the machinery of notebooks
+@pytest.mark.needs("nbclient", "matplotlib")
 def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    reason = "needs the test requirements: pip install nbclient ipykernel"
-    nbclient = pytest.importorskip("nbclient", reason=reason)
-    pytest.importorskip("ipykernel", reason=reason)
-    nbformat = pytest.importorskip("nbformat", reason=reason)
+    import nbclient
+    import nbformat
+
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbclient.NotebookClient(

@@ -1,6 +1,5 @@
 """Completion: what the real shells offer, and that no option is forgotten."""
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,8 +10,6 @@ from kancompile.shell_completion import SHELLS, completion_script
 
 
 def _run(shell: str, script: str, *arguments: str) -> list[str]:
-    if shutil.which(shell) is None:
-        pytest.skip(f"no {shell} on this machine; apt-get install {shell}")
     process = subprocess.run(
         [shell, *arguments, "-c", script],
         capture_output=True,
@@ -39,7 +36,10 @@ def _fish(line: str) -> set[str]:
     return {text.split("\t")[0] for text in lines if text}
 
 
-@pytest.mark.parametrize("complete", [_bash, _fish])
+@pytest.mark.parametrize(
+    "complete",
+    [pytest.param(_bash, marks=pytest.mark.needs("bash")), pytest.param(_fish, marks=pytest.mark.needs("fish"))],
+)
 def test_shells_complete_commands_options_and_choices(
     complete, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # type: ignore[no-untyped-def]
@@ -54,6 +54,7 @@ def test_shells_complete_commands_options_and_choices(
     assert {"bash", "zsh"} <= complete("kancompile completion ")
 
 
+@pytest.mark.needs("zsh")
 def test_zsh_accepts_the_script_and_registers_it() -> None:
     script = completion_script(command_parser(), "zsh")
     loaded = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,6 @@ from benchmarks.client_models import CLIENTS, import_client, stand_ins
 from benchmarks.digit_models import FamilyModel, build_seeded, load, train
 from kancompile.progress import quiet
 
-MODULES = {"convkan": "convkan", "Deep-KAN": "deepkan", "fkan": "fkan", "rkan": "rkan", "ikan": "ikan"}
 # the others have two; a plain linear layer in front of KAN activations is a layer as well
 LAYERS = {"convkan": 3, "fkan": 3, "rkan": 3}
 # networks that cannot be built, and what their users see
@@ -39,10 +39,10 @@ def layers_of(name: str) -> int:
     return LAYERS.get(name.partition(" ")[0], 2)
 
 
-def installed(name: str) -> None:
+def with_package(name: str) -> Any:
+    """Give a parameter that needs the network's package, but for the one package that has no such module anywhere."""
     package = name.partition(" ")[0]
-    if importlib.util.find_spec(MODULES.get(package, package)) is None:
-        pytest.skip(f"{package} is not installed; pip install --no-deps -r tests/clients/requirements.txt")
+    return pytest.param(name, marks=[] if package == "torchkan" else pytest.mark.needs(package))
 
 
 def compile_and_check(model: FamilyModel, network: nn.Module, layers: int, epochs: int, samples: int) -> None:
@@ -74,14 +74,13 @@ def compile_and_check(model: FamilyModel, network: nn.Module, layers: int, epoch
     assert result.runtime.sqnr_db > 60
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", [with_package(name) for name in QUICK])
 def test_client_compiles(name: str) -> None:
-    installed(name)
     compile_and_check(NAMED[name], build_seeded(NAMED[name].build), layers_of(name), epochs=4, samples=512)
 
 
+@pytest.mark.needs("convkan")
 def test_convolution_compiles() -> None:
-    installed("convkan")
     package = import_client("convkan")
 
     def build() -> nn.Module:
@@ -91,17 +90,14 @@ def test_convolution_compiles() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMED if name not in (*QUICK, *BROKEN)])
+@pytest.mark.parametrize("name", [with_package(name) for name in NAMED if name not in (*QUICK, *BROKEN)])
 def test_every_client_compiles(name: str) -> None:
-    installed(name)
     compile_and_check(NAMED[name], build_seeded(NAMED[name].build), layers_of(name), epochs=6, samples=1300)
 
 
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("name", [with_package(name) for name in BROKEN])
 def test_broken_clients_are_still_broken(name: str) -> None:
     """The compatibility table says why these have no figures; when they can be built, they belong into the other tests."""
-    if name.startswith("ikan"):
-        installed(name)
     error, text = BROKEN[name]
     with pytest.raises(error, match=text):
         NAMED[name].build()(torch.zeros(2, 64))

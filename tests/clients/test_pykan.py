@@ -20,7 +20,7 @@ from kancompile.errors import KanCompileError
 from kancompile.execution import RuntimeModel
 from kancompile.frontend.capture import capture
 
-kan = pytest.importorskip("kan", reason="pykan is not installed; pip install pykan matplotlib pandas pyyaml")
+pytestmark = pytest.mark.needs("pykan")
 
 FEATURES = (2, 3, 8)  # body mass, blood pressure, a blood value
 
@@ -45,6 +45,8 @@ def silence() -> Iterator[None]:
 
 def trained(folder: Path, width: list[Any], steps: int = 3, **options: Any) -> Any:
     """Train for a few steps; grids adapt to the data on the way."""
+    import kan
+
     model = kan.KAN(width=width, seed=0, ckpt_path=str(folder), **({"grid": 4, "k": 3} | options))
     data = {"train_input": X, "train_label": Y, "test_input": X, "test_label": Y}
     model.fit(data, steps=steps)
@@ -112,6 +114,8 @@ def test_every_kind_of_node_is_captured_exactly(tmp_path: Path) -> None:
 
 
 def test_pruned_and_sparse_models(tmp_path: Path) -> None:
+    import kan
+
     model = trained(tmp_path, [3, 4, 1], steps=2)
     model(X)
     pruned = model.prune(node_th=0.3, edge_th=0.1).speed().eval()
@@ -124,6 +128,8 @@ def test_pruned_and_sparse_models(tmp_path: Path) -> None:
 
 
 def test_narrow_knots_are_lowered(tmp_path: Path) -> None:
+    import kan
+
     model = kan.KAN([2, 2, 1], grid=8, k=3, auto_save=False).speed().eval()
     with torch.no_grad():
         model.act_fun[0].grid[:, 7] = model.act_fun[0].grid[:, 6] + 1e-4
@@ -133,6 +139,8 @@ def test_narrow_knots_are_lowered(tmp_path: Path) -> None:
 
 
 def test_checkpoints_are_rebuilt_without_unpickling(tmp_path: Path) -> None:
+    import kan
+
     for options in ({"width": [3, 2, 1]}, {"width": [3, [1, 2], 1], "mult_arity": [[], [2, 3], []]}):
         model = kan.KAN(grid=4, k=2, seed=3, auto_save=False, **options)
         model.fix_symbolic(0, 1, 0, "sin", fit_params_bool=False, log_history=False)

@@ -92,8 +92,8 @@ def test_the_patches_of_a_padded_image_keep_their_border_in_8_bits() -> None:
     assert min(error.own_sqnr_db or 0.0 for error in result.layers) > 35
 
 
+@pytest.mark.needs("convkan")
 def test_convkan_with_groups() -> None:
-    pytest.importorskip("convkan", reason="pip install --no-deps -r tests/clients/requirements.txt")
     package = import_client("convkan")
     torch.manual_seed(0)
     model = package.ConvKAN(4, 6, kernel_size=3, padding=1, groups=2).eval()

@@ -195,7 +195,7 @@ def test_covariance_that_is_not_kept_gives_the_same_codes(monkeypatch):
     assert torch.equal(kept.codes, again.codes)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.needs("cuda")
 def test_cuda_is_as_good_as_the_cpu():
     task = problem(bits=3, c=200, n=2000)
     cpu, cuda = (objective(task, Gptq(device=device)(task, generator())) for device in ("cpu", "cuda"))

@@ -1,8 +1,10 @@
+import onnx
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from onnx.reference import ReferenceEvaluator
 
 from kancompile.errors import KanCompileError
 from kancompile.quantizers import code_range, minmax_scale, quantize, round_to_nearest, search_scale
@@ -53,9 +55,6 @@ def test_ties_round_as_onnx_quantize_linear_does():
 
 
 def test_ties_equal_the_onnx_reference_evaluator():
-    onnx = pytest.importorskip("onnx")
-    from onnx.reference import ReferenceEvaluator
-
     x = torch.arange(-40, 40, dtype=torch.float32) / 4
     node = onnx.helper.make_node("QuantizeLinear", ["x", "s", "z"], ["y"])
     graph = onnx.helper.make_graph(

@@ -21,7 +21,7 @@ from kancompile.reporting.html import render
 from kancompile.reporting.schema import report_schema
 from tests.compiled_kan import FACTORY, FACTORY_ARGS, make_inputs, make_model
 from tests.diagnosis.planted_faults import samples, trained
-from tests.reporting.report_sources import no_browser, opened, source_of
+from tests.reporting.report_sources import opened, source_of
 
 HIDDEN = "layers.1"
 DIAGNOSED = ReportOptions(edge_count=0, sweep=False, float_export=False, latency=False, diagnose=True)
@@ -81,6 +81,7 @@ def test_a_planted_fault_is_found_and_its_change_does_what_the_report_says(fault
     assert first["effect"]["measured_db"] > 3
 
 
+@pytest.mark.needs("matplotlib")
 def test_the_page_says_what_was_found_and_what_to_change() -> None:
     found = report("weight bits")
     first = found["diagnosis"]["causes"][0]
@@ -97,6 +98,7 @@ def test_the_page_says_what_was_found_and_what_to_change() -> None:
     assert '<a href="#diagnosis">' in render(found)
 
 
+@pytest.mark.needs("matplotlib")
 def test_a_healthy_model_is_said_to_be_healthy() -> None:
     found = report("none")
     jsonschema.validate(json.loads(json.dumps(found, allow_nan=False)), report_schema())
@@ -104,12 +106,14 @@ def test_a_healthy_model_is_said_to_be_healthy() -> None:
     assert "Nothing stands out. " in Text(render(found)).sections["diagnosis"]
 
 
+@pytest.mark.needs("matplotlib")
 def test_without_a_diagnosis_there_is_no_section() -> None:
     plain = report("none") | {"diagnosis": None}
     assert "diagnosis" not in Text(render(plain)).sections
     jsonschema.validate(plain, report_schema())
 
 
+@pytest.mark.needs("matplotlib")
 def test_dead_columns_are_noted() -> None:
     x = make_inputs(120)
     x[:, :5] = 0.25  # five of six inputs never change
@@ -121,6 +125,7 @@ def test_dead_columns_are_noted() -> None:
     assert "constant over the calibration data" in text
 
 
+@pytest.mark.needs("matplotlib")
 def test_names_are_escaped() -> None:
     hostile = '<script>alert("1")</script><img src=x onerror=alert(1)>'
     found = copy.deepcopy(report("weight bits"))
@@ -135,7 +140,7 @@ def test_names_are_escaped() -> None:
     assert not {"script", "img"} & Text(render(found)).tags
 
 
-@pytest.mark.skipif(no_browser() is not None, reason=str(no_browser()))
+@pytest.mark.needs("node", "chromium", "playwright-core", "matplotlib")
 @pytest.mark.parametrize(("width", "scheme"), [(375, "light"), (1280, "dark")])
 def test_the_section_fits_a_phone(tmp_path: Path, width: int, scheme: str) -> None:
     found = copy.deepcopy(report("weight bits"))
@@ -149,6 +154,7 @@ def test_the_section_fits_a_phone(tmp_path: Path, width: int, scheme: str) -> No
     assert seen["sections"][:2] == ["findings", "diagnosis"]
 
 
+@pytest.mark.needs("matplotlib")
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, x = make_model(), make_inputs(100)
     save_file(model.state_dict(), tmp_path / "kan.safetensors")

@@ -59,6 +59,7 @@ def _samples(shape: tuple[int, ...], count: int, seed: int) -> Tensor:
     return torch.rand(count, *shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
+@pytest.mark.needs("matplotlib")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_reported_and_diagnosed(family: str) -> None:
     build, shape = FAMILIES[family]

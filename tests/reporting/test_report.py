@@ -31,7 +31,7 @@ from kancompile.reporting.observation import observe
 from kancompile.reporting.schema import report_schema
 from kancompile.reporting.source import ReportSource
 from tests.compiled_kan import FACTORY, FACTORY_ARGS, make_inputs, make_model
-from tests.reporting.report_sources import no_browser, opened, source_of
+from tests.reporting.report_sources import opened, source_of
 
 FAST = ReportOptions(edge_count=4, sweep=False, float_export=False)
 
@@ -70,6 +70,7 @@ def unlabelled(kind: str) -> ReportSource:
 KINDS = ["convolution", "edges with functions of their own", "16 bit and float", "branches apart", "allocated bits"]
 
 
+@pytest.mark.needs("matplotlib")
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_program_is_reported_without_labels(kind: str) -> None:
     report = collect(unlabelled(kind), replace(FAST, sweep=kind == "allocated bits"))
@@ -220,12 +221,14 @@ def test_fewer_bits_give_larger_weight_errors() -> None:
     assert np.sqrt((values**2).mean()) == pytest.approx(relative[0], rel=0.01)
 
 
+@pytest.mark.needs("matplotlib")
 def test_equal_measurements_give_equal_bytes() -> None:
     report, again = (collect(labelled(), FAST) for _ in range(2))
     assert json.dumps(again) == json.dumps(report)
     assert render(again) == render(report)
 
 
+@pytest.mark.needs("matplotlib")
 def test_names_are_escaped() -> None:
     hostile = '<script>alert("1")</script><img src=x onerror=alert(1)>'
     report = copy.deepcopy(labelled_report())
@@ -284,6 +287,7 @@ def _report(work: Path, *more: str) -> list[str]:
     return ["report", str(work / "built" / "model.onnx"), *model, *more]
 
 
+@pytest.mark.needs("matplotlib")
 def test_compile_writes_the_report_beside_the_model(work: Path) -> None:
     names = sorted(path.name for path in (work / "built").iterdir())
     assert names == ["model.manifest.json", "model.onnx", "model.report.html", "model.report.json"]
@@ -293,6 +297,7 @@ def test_compile_writes_the_report_beside_the_model(work: Path) -> None:
     assert (work / "built" / "model.report.html").stat().st_size < 3_000_000
 
 
+@pytest.mark.needs("matplotlib")
 def test_a_file_is_reported_as_its_compilation_was(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -315,6 +320,7 @@ def test_a_file_is_reported_as_its_compilation_was(
     assert main([*_report(work, "--data", data), "--out", str(out)]) == 2  # exists
 
 
+@pytest.mark.needs("matplotlib")
 def test_other_calibration_data_are_refused(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "report.html"
     assert main([*_report(work, "--data", str(work / "other.npz")), "--out", str(out)]) == 2
@@ -322,6 +328,7 @@ def test_other_calibration_data_are_refused(work: Path, tmp_path: Path, capsys: 
     assert not out.exists()
 
 
+@pytest.mark.needs("matplotlib")
 def test_missing_matplotlib_is_said_before_any_work(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,7 +341,7 @@ def test_missing_matplotlib_is_said_before_any_work(
     assert "pip install 'kancompile[plots]'" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(no_browser() is not None, reason=str(no_browser()))
+@pytest.mark.needs("node", "chromium", "playwright-core", "matplotlib")
 @pytest.mark.parametrize(("width", "scheme"), [(375, "light"), (375, "dark"), (1280, "dark")])
 def test_the_page_fits_a_phone_and_needs_no_network(tmp_path: Path, width: int, scheme: str) -> None:
     report = copy.deepcopy(labelled_report())

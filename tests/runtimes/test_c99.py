@@ -19,12 +19,7 @@ from tests.convolution_programs import integer_convolutions, square
 from tests.programs import integer_program
 from tests.targets.test_ort_cpu import inputs
 
-
-@pytest.fixture(autouse=True)
-def compiler() -> None:
-    problem = c99.missing()
-    if problem is not None:
-        pytest.skip(problem)
+pytestmark = pytest.mark.needs("c99")
 
 
 @pytest.mark.parametrize("convolutional", [False, True])

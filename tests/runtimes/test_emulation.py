@@ -29,13 +29,11 @@ def tied_inputs(shape: tuple[int, ...], n: int = 200) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == SMOKE else [pytest.mark.slow]) for name in EMULATED]
+    "name",
+    [pytest.param(name, marks=[pytest.mark.needs(name), *[pytest.mark.slow] * (name != SMOKE)]) for name in EMULATED],
 )
 def test_emulated_processor_is_bit_identical(name: str, tmp_path: Path) -> None:
     runtime = RUNTIMES[name]
-    lacking = runtime.missing()
-    if lacking is not None:
-        pytest.skip(lacking)
     # 4 bits always fit int16; the second layer hands real values on to a large table
     program = integer_program(widths=(16, 24, 40, 10), levels=(256, 1024, 200), k=5, weight_bits=4)
     x = tied_inputs((16,))
@@ -45,12 +43,9 @@ def test_emulated_processor_is_bit_identical(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EMULATED)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.needs(name)) for name in EMULATED])
 def test_emulated_convolution_is_bit_identical(name: str, tmp_path: Path) -> None:
     runtime = RUNTIMES[name]
-    lacking = runtime.missing()
-    if lacking is not None:
-        pytest.skip(lacking)
     layers = [square(16, 3, padding=1), square(16, 3, stride=2, groups=4), square(8, 1)]
     program = integer_convolutions((4, 9, 9), layers, weight_bits=7, zero_point=30)
     x = tied_inputs((4, 9, 9), 40)

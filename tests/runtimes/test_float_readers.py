@@ -23,12 +23,8 @@ from tests.programs import integer_program
 from tests.runtimes.exactness import onnxruntime_outputs
 
 READERS = [
-    pytest.param(
-        module.RUNTIME,
-        id=module.RUNTIME.name,
-        marks=pytest.mark.skipif(module.missing() is not None, reason=str(module.missing())),
-    )
-    for module in (openvino, tract)
+    pytest.param(runtime, id=runtime.name, marks=pytest.mark.needs(runtime.name))
+    for runtime in (openvino.RUNTIME, tract.RUNTIME)
 ]
 PROGRAMS = {
     "MLP": lambda: integer_program((24, 16, 10), (17, 200), k=5),
@@ -108,7 +104,7 @@ def test_inputs_of_another_shape_are_refused(runtime: Runtime, tmp_path: Path) -
         runtime.run(path, np.zeros((2, 7), np.float32))
 
 
-@pytest.mark.skipif(tract.missing() is not None, reason=str(tract.missing()))
+@pytest.mark.needs("tract")
 def test_tract_says_what_it_cannot_read(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     graph = onnx.parser.parse_graph(

@@ -16,7 +16,7 @@ from tests.runtimes.exactness import PROGRAMS, onnxruntime_outputs, probing_inpu
 
 MODEST = ("MLP W8, values handed over", "MLP W4", "conv W8", "conv W4")  # each takes seconds to start
 
-needs_runtime = pytest.mark.skipif(RUNTIME.missing() is not None, reason=str(RUNTIME.missing()))
+needs_runtime = pytest.mark.needs("web")
 
 
 @needs_runtime

@@ -40,6 +40,7 @@ def identifier(case: dict) -> str:
 
 
 @pytest.mark.parametrize("case", [*LINEAR, *WIDTHS, *SPECIAL], ids=identifier)
+@pytest.mark.needs("gcc")
 def test_linear_layers_equal_simulation_bit_for_bit(case: dict, tmp_path: Path) -> None:
     program = integer_program(**case)
     check(program)
@@ -52,6 +53,7 @@ def test_linear_layers_equal_simulation_bit_for_bit(case: dict, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS)
+@pytest.mark.needs("gcc")
 def test_convolutions_equal_simulation_bit_for_bit(case: str, tmp_path: Path) -> None:
     shape, layers, options = CONVOLUTIONS[case]
     program = integer_convolutions(shape, layers, **options)
@@ -63,6 +65,7 @@ def test_convolutions_equal_simulation_bit_for_bit(case: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.needs("gcc")
 def test_5000_inputs_equal_onnx_runtime(bits: int, tmp_path: Path) -> None:
     chain = [square(6, 3, padding=1), square(5, 3, stride=2)]
     for number, program in enumerate(
@@ -103,6 +106,7 @@ def _with_ties(program: Program) -> Program:
     return program.replace_modules({"layer0_contract": tied})
 
 
+@pytest.mark.needs("gcc")
 def test_infinite_inputs_take_the_outermost_rows(tmp_path: Path) -> None:
     program = integer_program()
     x = torch.full((2, 6), torch.inf)
@@ -111,6 +115,7 @@ def test_infinite_inputs_take_the_outermost_rows(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, program(torch.tensor([[9.0] * 6, [-9.0] * 6])).numpy())
 
 
+@pytest.mark.needs("gcc")
 def test_largest_is_the_largest_output(tmp_path: Path) -> None:
     for number, program in enumerate(
         [
@@ -162,6 +167,7 @@ aten = torch.ops.aten
         ([3, 3], [2, 2], [0, 0], [1, 1], True),
     ],
 )
+@pytest.mark.needs("gcc")
 def test_max_pooling(arguments: tuple, tmp_path: Path) -> None:
     program = integer_convolutions((3, 10, 9), [square(5, 3, padding=1)], zero_point=7)
     pool = (aten.max_pool2d_with_indices.default, *arguments)
@@ -171,6 +177,7 @@ def test_max_pooling(arguments: tuple, tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, pooled(x).numpy())
 
 
+@pytest.mark.needs("gcc")
 def test_functions_of_codes_are_tables(tmp_path: Path) -> None:
     # the sine is no increasing function: the largest code of a window is not that of the largest value
     for number, functions in enumerate(
@@ -210,6 +217,7 @@ class SmallNetwork(nn.Module):
 
 
 @pytest.mark.parametrize(("bits", "levels"), [(4, 255), (8, 1024), (8, None)])
+@pytest.mark.needs("c99")
 def test_captured_network_equals_onnx_runtime(bits: int, levels: int | None, tmp_path: Path) -> None:
     model = SmallNetwork().eval()
     x = torch.randn(300, 1, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -222,6 +230,7 @@ def test_captured_network_equals_onnx_runtime(bits: int, levels: int | None, tmp
     assert np.abs(expected).max() > 0
 
 
+@pytest.mark.needs("gcc")
 def test_moving_operators_cost_nothing_or_a_copy(tmp_path: Path) -> None:
     program = integer_convolutions((3, 6, 6), [square(4, 3), square(5, 3)])
     for number, (after, functions, copies) in enumerate(
@@ -262,6 +271,7 @@ def test_what_stays_in_float_is_refused_with_layer_reason_and_way_out() -> None:
 
 
 @pytest.mark.parametrize("levels", [255, 1024])
+@pytest.mark.needs("gcc")
 def test_whole_factors_of_groups_are_stored_apart_from_narrow_codes(levels: int, tmp_path: Path) -> None:
     program = integer_program((12, 9, 5), levels=(64, levels), k=4, weight_bits=2)
     first = program.module("layer0_contract")
@@ -281,6 +291,7 @@ def test_whole_factors_of_groups_are_stored_apart_from_narrow_codes(levels: int,
     assert stored - plain < 100, "two bits for each code, and a byte for each factor"
 
 
+@pytest.mark.needs("c99")
 def test_branches_with_indices_and_scales_of_their_own(tmp_path: Path) -> None:
     recipe = {"granularity": "branch", "weight_bits": 5, "method": "uniform"}
     compiled = compile(make_model(), make_inputs() * 4, target="c99", recipe=recipe)
@@ -292,6 +303,7 @@ def test_branches_with_indices_and_scales_of_their_own(tmp_path: Path) -> None:
     np.testing.assert_array_equal(RUNTIME.run(tmp_path / "model.c", x.numpy()), run(compiled.session_bytes, x))
 
 
+@pytest.mark.needs("gcc")
 def test_reads_real_values_behind_codes_of_another_quantizer(tmp_path: Path) -> None:
     program = integer_convolutions((3, 8, 8), [square(8, 3, padding=1), square(5, 3)], fused=False)
     table = program.module("layer1_expand0")

@@ -17,6 +17,8 @@ from kancompile.pipeline import CompiledModel
 from tests.convolution_programs import integer_convolutions, square
 from tests.targets.test_ort_cpu import inputs
 
+pytestmark = pytest.mark.needs("cortex-m")
+
 DIGITS = Path(__file__).parent.parent.parent / "examples" / "digits"
 
 
@@ -26,13 +28,6 @@ def digits() -> CompiledModel:
     model.load_state_dict(load_file(DIGITS / "efficient_kan_digits.safetensors"))
     recipe = {"weight_bits": 4, "method": "uniform"}
     return kancompile.compile(model.eval(), DIGITS / "digits_calibration.npz", target="c99", recipe=recipe)
-
-
-@pytest.fixture(autouse=True)
-def tools() -> None:
-    problem = cortex_m.missing()
-    if problem is not None:
-        pytest.skip(problem)
 
 
 @pytest.mark.parametrize("core", cortex_m.CORES, ids=lambda core: core.name)

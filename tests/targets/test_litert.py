@@ -27,7 +27,7 @@ from tests.targets.test_convolutions import CASES as CONVOLUTIONS
 from tests.targets.test_ort_cpu import CASES as CHAINS
 from tests.targets.test_ort_cpu import inputs
 
-needs_runtime = pytest.mark.skipif(RUNTIME.missing() is not None, reason=str(RUNTIME.missing()))
+needs_runtime = pytest.mark.needs("litert")
 
 
 def run(model: bytes, x: np.ndarray, folder: Path) -> np.ndarray:

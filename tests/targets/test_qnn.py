@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -27,10 +26,6 @@ from tests.runtimes.test_float_readers import inputs_of, smooth
 from tests.targets.test_ort_cpu import run
 
 SIMULATOR = Path(__file__).with_name("htp_simulator.py")
-needs_simulator = pytest.mark.skipif(
-    importlib.util.find_spec("onnxruntime_qnn") is None,
-    reason="no onnxruntime-qnn; install it: pip install 'kancompile[qnn]'",
-)
 PROGRAMS = {
     "MLP": lambda: integer_program((24, 16, 10), (17, 200), k=5),
     "many inputs": lambda: integer_program((512, 8), (200,), weight_bits=4),
@@ -78,7 +73,7 @@ def test_form_is_pure_qdq_of_static_batch(case: str) -> None:
     assert all(types[name] != onnx.TensorProto.UINT16 for name in types)
 
 
-@needs_simulator
+@pytest.mark.needs("qnn")
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=[] if case == "MLP" else [pytest.mark.slow]) for case in PROGRAMS]
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -19,9 +18,9 @@ from examples.web.network_file import describe_network
 from kancompile.errors import KanCompileError
 from kancompile.runtimes import web
 from tests.convolution_programs import integer_convolutions, square
+from tests.tools import browser
 
 DRIVER = Path(__file__).with_name("drive_page.mjs")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def arc(x: float, y: float, width: float, height: float, begin: float, end: float) -> list[list[float]]:
@@ -40,20 +39,7 @@ DRAWINGS = {
 }
 
 
-def missing() -> str | None:
-    reason = web.missing()
-    if reason is not None:
-        return reason
-    if CHROMIUM is None:
-        return "no chromium on the PATH; install it: apt-get install chromium"
-    if not (web.node_modules() / "playwright-core").is_dir():
-        return (
-            f"no playwright-core; install it: npm install --prefix {web.node_modules().parent} playwright-core@1.65.1"
-        )
-    return None
-
-
-needs_browser = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+needs_browser = pytest.mark.needs("web", "chromium", "playwright-core")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +64,7 @@ def visit(tmp_path: Path, address: str, digits: list[int], images: np.ndarray, p
     drawings = [DRAWINGS[digit] for digit in digits]
     asked = {"url": address, "phone": phone, "drawings": drawings, "images": images.tolist(), "screenshot": None}
     request.write_text(json.dumps(asked))
-    command = ["node", str(DRIVER), str(web.node_modules()), str(CHROMIUM), str(request)]
+    command = ["node", str(DRIVER), str(web.node_modules()), str(browser()), str(request)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
     assert done.returncode == 0, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
