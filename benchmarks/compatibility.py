@@ -32,11 +32,11 @@ from benchmarks.results_file import read_results, write_results
 from benchmarks.zoo_models import ZOO
 from kancompile.atomic_write import write_atomically
 from kancompile.benchmarking import FLOAT_EXPORT, benchmark
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.execution import RuntimeModel
+from kancompile.ir.polynomial import PolynomialExpansion
+from kancompile.ir.program import Program
 from kancompile.lowering import lower
-from kancompile.polynomials import PolynomialExpansion
-from kancompile.program import Program
 from kancompile.progress import quiet
 from kancompile.recipe import read_recipe
 from kancompile.targets import TARGETS

@@ -36,8 +36,8 @@ from benchmarks.accuracy import MODELS
 from benchmarks.results_file import write_results
 from examples.zoo import efficient_kan, kagn_conv
 from examples.zoo.gram_kan import gram_polynomials
-from kancompile.errors import KanCompileError
-from kancompile.expansions import TableExpansion
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.table import TableExpansion
 from kancompile.pipeline import CompiledModel
 from kancompile.progress import quiet
 from kancompile.runtime_comparison import RuntimeComparison, compare_runtimes

@@ -30,8 +30,8 @@ from benchmarks.measured_models import MeasuredModel, add_model_arguments, measu
 from benchmarks.results_file import write_results
 from kancompile.benchmarking import COMPILED, take_turns
 from kancompile.execution import RuntimeModel
+from kancompile.ir.contraction import QuantizedContraction
 from kancompile.machine import describe_machine
-from kancompile.modules import QuantizedContraction
 from kancompile.pipeline import CompiledModel
 from kancompile.progress import quiet, say
 from kancompile.targets.kernel_audit import audit_kernels

@@ -12,29 +12,29 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from kancompile.errors import KanCompileError as KanCompileError
+from kancompile.errors.exceptions import KanCompileError as KanCompileError
 
 if TYPE_CHECKING:
     from kancompile.benchmarking import benchmark as benchmark
     from kancompile.diagnosis.diagnosing import diagnose as diagnose
     from kancompile.diagnosis.tuning import tune as tune
     from kancompile.frontend.capture import capture as capture
+    from kancompile.ir.program import Program as Program
+    from kancompile.ir.show import show as show
     from kancompile.pipeline import CompiledModel as CompiledModel
     from kancompile.pipeline import compile as compile
-    from kancompile.program import Program as Program
-    from kancompile.program import show as show
     from kancompile.recipe import Recipe as Recipe
     from kancompile.validation import validate as validate
 
 _HOMES = {
     "CompiledModel": "kancompile.pipeline",
-    "Program": "kancompile.program",
+    "Program": "kancompile.ir.program",
     "Recipe": "kancompile.recipe",
     "benchmark": "kancompile.benchmarking",
     "capture": "kancompile.frontend.capture",
     "compile": "kancompile.pipeline",
     "diagnose": "kancompile.diagnosis.diagnosing",
-    "show": "kancompile.program",
+    "show": "kancompile.ir.program",
     "tune": "kancompile.diagnosis.tuning",
     "validate": "kancompile.validation",
 }

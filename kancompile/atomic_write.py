@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.folder_lock import locked
 from kancompile.unfinished_writes import PREFIX, PROBE_SUFFIX, Part, new_run, settle_left_overs
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.execution import ModelFile, RuntimeModel, name_of
 from kancompile.machine import available_cores, describe_machine
 from kancompile.progress import track

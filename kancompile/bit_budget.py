@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.program import Program
 from kancompile.passes.allocate_bits import allocate_bits, front_table, measure_sensitivities
 from kancompile.passes.allocation import Allocation
-from kancompile.program import Program
 from kancompile.progress import say
 from kancompile.recipe import Recipe
 

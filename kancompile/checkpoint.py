@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from kancompile.archive_sizes import check_unpacked
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors.foreign import foreign, parse_literal, reason
 from kancompile.exported_file import load_exported
-from kancompile.foreign_files import foreign, parse_literal, reason
 from kancompile.imported_objects import call_with, found_object
 from kancompile.progress import say
 from kancompile.sample_arrays import is_plain, kind_of

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 
 from kancompile.command_parser import command_parser
-from kancompile.errors import KanCompileError, ThresholdMissedError
+from kancompile.errors.exceptions import KanCompileError, ThresholdMissedError
 from kancompile.exit_codes import INTERNAL, INTERRUPTED, OK, THRESHOLD_MISSED, USAGE
 
 

@@ -5,10 +5,18 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from kancompile.cpu_presets import CPU_PRESETS
-from kancompile.errors import KanCompileError
-from kancompile.foreign_files import parse_literal
-from kancompile.recipe import GRANULARITIES, LOWERINGS, METHODS, PRECISIONS, RANGES, STORAGES, describe_keys
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors.foreign import parse_literal
+from kancompile.recipe import (
+    CPU_PRESETS,
+    GRANULARITIES,
+    LOWERINGS,
+    METHODS,
+    PRECISIONS,
+    RANGES,
+    STORAGES,
+    describe_keys,
+)
 
 
 def add_model(parser: argparse.ArgumentParser, name: str, positional: bool = False, required: bool = True) -> None:

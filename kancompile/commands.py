@@ -12,7 +12,7 @@ from kancompile.atomic_write import check_destinations, write_atomically
 from kancompile.command_options import recipe_overrides
 from kancompile.command_parser import command_parser
 from kancompile.command_session import load_float_model, opened_data, show_result, working
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.exit_codes import OK, THRESHOLD_MISSED
 from kancompile.progress import say
 from kancompile.recipe import read_recipe

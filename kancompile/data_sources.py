@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.image_folder import ImageFolder
 from kancompile.imported_objects import call_with, found_object, neighbours
 

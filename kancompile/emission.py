@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.program import Program
 from kancompile.manifest import metadata_of
-from kancompile.program import Program
 from kancompile.recipe import Recipe
 from kancompile.targets import TARGETS, Target
 

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from kancompile.error_measures import ErrorMeasure, decibel, plain_number
-from kancompile.errors import ThresholdMissedError
+from kancompile.errors.exceptions import ThresholdMissedError
+from kancompile.ir.contraction import Contraction
+from kancompile.ir.program import Program
+from kancompile.ir.table import TableExpansion
 from kancompile.layer_errors import LayerErrors
-from kancompile.modules import Contraction, TableExpansion
 from kancompile.observed_region import ObserveRegion
-from kancompile.program import Program
 from kancompile.progress import say
 from kancompile.recipe import Recipe
 

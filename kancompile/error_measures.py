@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 
 
 def decibel(signal: float, noise: float) -> float:

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kancompile.errors import KanCompileError
-from kancompile.foreign_files import first_line, foreign
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors.foreign import first_line, foreign
 from kancompile.sample_arrays import shape_hint
 
 ModelFile = str | os.PathLike[str] | bytes

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from kancompile.errors import KanCompileError
-from kancompile.foreign_files import reason
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors.foreign import reason
 
 
 def load_exported(path: Path, trust: bool = False) -> ExportedProgram:

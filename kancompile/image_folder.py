@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kancompile.errors import KanCompileError
-from kancompile.foreign_files import foreign, reason
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors.foreign import foreign, reason
 from kancompile.sample_arrays import to_array
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")

@@ -13,8 +13,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from kancompile.errors import KanCompileError
-from kancompile.foreign_files import foreign
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors.foreign import foreign
 
 _SHOWN = 6
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import onnx
 
-from kancompile.convolutions import ConvContraction
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors.foreign import foreign, parse_json, read_text, reason
 from kancompile.execution import ModelFile, name_of, read_model
-from kancompile.foreign_files import foreign, parse_json, read_text, reason
-from kancompile.modules import Contraction, Expansion
+from kancompile.ir.contraction import Contraction
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.expansion import Expansion
+from kancompile.ir.program import Program
 from kancompile.pipeline import MANIFEST_SUFFIX
-from kancompile.program import Program
 
 _PREFIX = "kancompile."
 _WRITTEN_AS_JSON = ("layers", "recipe", "seed", "versions")

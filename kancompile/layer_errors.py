@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kancompile.convolutions import QuantizedConvContraction
 from kancompile.error_measures import ErrorMeasure, plain_number
-from kancompile.errors import KanCompileError
-from kancompile.modules import QuantizedContraction, TableExpansion
-from kancompile.program import Layer, Program
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.contraction import QuantizedContraction
+from kancompile.ir.convolution import QuantizedConvContraction
+from kancompile.ir.program import Layer, Program
+from kancompile.ir.table import TableExpansion
 
 
 @dataclass(frozen=True)

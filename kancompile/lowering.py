@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from kancompile.cpu_presets import CPU_PRESETS
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.check import check
+from kancompile.ir.program import Program
+from kancompile.ir.show import with_history
 from kancompile.pair_products import prove_layer
 from kancompile.passes.absorb_plain_layers import AbsorbPlainLayers
 from kancompile.passes.factorize_edges import FactorizeEdges
@@ -24,11 +24,11 @@ from kancompile.passes.mix_functions import MixFunctions
 from kancompile.passes.round_to_16_bits import RoundTo16Bits
 from kancompile.passes.round_weights import RoundingOptions, RoundWeights
 from kancompile.passes.split_branches import SplitBranches
-from kancompile.passes.tabulate_expansions import TableOptions, TabulateExpansions
-from kancompile.program import Program, check, with_history
-from kancompile.progress import say
+from kancompile.passes.table_values import TableOptions
+from kancompile.passes.tabulate_expansions import TabulateExpansions
+from kancompile.progress import Timings, say
 from kancompile.recently_used import RecentlyUsed
-from kancompile.recipe import Recipe
+from kancompile.recipe import CPU_PRESETS, Recipe
 
 WIDE_TOLERANCE = 2.0**-17
 """Relative error of the functions of a 16-bit layer: half a step of its codes."""
@@ -192,20 +192,6 @@ def check_pairs(program: Program) -> None:
                 f"{proof.largest}), expected none for processors without VNNI; use 7 weight bits for this layer, or a recipe "
                 'with cpu = "x86-vnni" or "arm64"'
             )
-
-
-class Timings:
-    """Seconds of every stage, in order."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    def measure(self, name: str, work: Callable[[], Any]) -> Any:
-        """Do some work, add its seconds, and return its result."""
-        start = time.perf_counter()
-        result = work()
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-        return result
 
 
 def _with_precision(recipe: Recipe, precision: str) -> Callable[[str], bool]:

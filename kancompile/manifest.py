@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from kancompile.calibration import Calibration
-from kancompile.convolutions import ConvContraction, QuantizedConvContraction
-from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
+from kancompile.ir.contraction import Contraction, QuantizedContraction
+from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
+from kancompile.ir.polynomial import PolynomialExpansion
+from kancompile.ir.program import Layer, Program
+from kancompile.ir.table import TableExpansion
 from kancompile.pair_products import prove_layer
 from kancompile.passes.absorb_plain_layers import left_in_float
-from kancompile.polynomials import PolynomialExpansion
-from kancompile.program import Layer, Program
 from kancompile.recipe import Recipe
 
 _EXPANSION_FORM = {"n_in": int, "k": int, "table_bytes?": int}
@@ -39,7 +40,7 @@ MANIFEST_FORM = {
     "model_bytes?": int,
     "deflated_bytes?": int,
 }
-"""What a reader of a manifest relies on; see :func:`kancompile.foreign_files.check_form`."""
+"""What a reader of a manifest relies on; see :func:`kancompile.errors.foreign.check_form`."""
 METADATA_FORM = {
     "version": str,
     "target": str,

@@ -12,7 +12,7 @@ on either side always pass: 2 * 255 * 64 = 32640.
 
 Order of the columns: ONNX Runtime packs four neighbouring rows of the weight matrix together, from the first one on, blocks
 of rows being multiples of four; an odd one is filled up with zeros. A convolution is that product with taps major, channels
-minor, pixels outside the image having the code of 0 in all columns. Its columns stand as ``kancompile.column_order`` says;
+minor, pixels outside the image having the code of 0 in all columns. Its columns stand as ``kancompile.ir.column_order`` says;
 behind planes stand constant columns, of weights of at most 64, which are only known once the weights are.
 """
 
@@ -24,12 +24,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kancompile.column_order import is_in_planes, plane_order
-from kancompile.convolutions import QuantizedConvContraction
-from kancompile.expansions import TableExpansion
-from kancompile.modules import QuantizedContraction
-from kancompile.patches import group_order
-from kancompile.program import Layer, Program
+from kancompile.ir.column_order import is_in_planes, plane_order
+from kancompile.ir.contraction import QuantizedContraction
+from kancompile.ir.convolution import QuantizedConvContraction
+from kancompile.ir.geometry import group_order
+from kancompile.ir.program import Layer, Program
+from kancompile.ir.table import TableExpansion
 
 INT8_MAX, INT16_MAX = (1 << 7) - 1, (1 << 15) - 1
 LARGEST_CONSTANT = 64

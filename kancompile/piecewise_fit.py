@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from kancompile.breakpoints import count_before
-from kancompile.expansions import to_channels_first
-from kancompile.polynomials import BreakpointCells, PolynomialExpansion, UniformCells, Zone
+from kancompile.ir.expansion import to_channels_first
+from kancompile.ir.polynomial import BreakpointCells, PolynomialExpansion, UniformCells, Zone
 from kancompile.region_functions import NEAR, CannotFit, Functions
 
 MOST_BREAKPOINTS = 256

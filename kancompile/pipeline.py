@@ -19,13 +19,15 @@ from kancompile.bit_budget import BitBudget, check_latency
 from kancompile.calibration import Calibration, load_calibration
 from kancompile.emission import check_target, target_named, write
 from kancompile.error_gate import ErrorGate
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.execution import RuntimeModel
 from kancompile.frontend.capture import capture
-from kancompile.lowering import Lowering, Timings, check_patterns, prepare
+from kancompile.ir.program import Program
+from kancompile.ir.show import with_history
+from kancompile.lowering import Lowering, check_patterns, prepare
 from kancompile.manifest import describe, describe_file_bytes
 from kancompile.passes.quantize_outputs import QuantizeOutputs
-from kancompile.program import Program, with_history
+from kancompile.progress import Timings
 from kancompile.recipe import Recipe, read_recipe
 from kancompile.targets import TARGETS, Target
 from kancompile.targets.kernel_audit import KernelAudit, audit_kernels

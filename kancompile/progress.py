@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
 
@@ -87,3 +87,17 @@ def _lines(items: Iterable[Item], description: str, total: int | None, stream: T
     elapsed = time.monotonic() - start
     if elapsed >= _SILENT_SECONDS:
         print(f"{description}: {done}{of} done in {elapsed:.1f} s", file=stream, flush=True)
+
+
+class Timings:
+    """Seconds of every stage, in order."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def measure(self, name: str, work: Callable[[], Any]) -> Any:
+        """Do some work, add its seconds, and return its result."""
+        start = time.perf_counter()
+        result = work()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        return result

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from kancompile.checkpoint import load_state_dict
-from kancompile.errors import KanCompileError
-from kancompile.foreign_files import foreign, read_text, shown
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors.foreign import foreign, read_text, shown
 from kancompile.sample_arrays import is_plain, kind_of
 
 

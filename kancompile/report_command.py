@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kancompile.atomic_write import check_destinations, write_atomically
 from kancompile.command_session import load_float_model, opened_data, show_result, working
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.exit_codes import OK
 from kancompile.reporting.plots import check_matplotlib
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kancompile.error_measures import plain_number
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.execution import read_model
 from kancompile.progress import say
 from kancompile.runtimes import RUNTIMES

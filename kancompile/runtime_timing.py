@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.execution import ModelFile, name_of
 from kancompile.progress import say
 from kancompile.runtime_comparison import artifact_of, judge, lacking_for

@@ -13,10 +13,10 @@ from torch.export import ExportedProgram
 
 from kancompile.calibration import Calibration, stream_batches
 from kancompile.error_measures import ErrorMeasure, TaskMetric, plain_number
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.execution import ModelFile, RuntimeModel, name_of
+from kancompile.ir.program import Program
 from kancompile.layer_errors import LayerError, LayerErrors
-from kancompile.program import Program
 from kancompile.progress import track
 
 Reference = nn.Module | ExportedProgram | Callable[[Tensor], Any]

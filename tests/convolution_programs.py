@@ -9,9 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from kancompile.convolutions import ConvContraction, Geometry, QuantizedConvContraction
-from kancompile.modules import Branch, Expansion, IndexQuantizer, TableExpansion
-from kancompile.program import Program
+from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
+from kancompile.ir.expansion import Branch, Expansion
+from kancompile.ir.geometry import Geometry
+from kancompile.ir.index import IndexQuantizer
+from kancompile.ir.program import Program
+from kancompile.ir.table import TableExpansion
 
 
 @dataclass(frozen=True)

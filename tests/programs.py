@@ -7,8 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import fx, nn
 
-from kancompile.modules import Branch, Contraction, Expansion, IndexQuantizer, QuantizedContraction, TableExpansion
-from kancompile.program import Program
+from kancompile.ir.contraction import Contraction, QuantizedContraction
+from kancompile.ir.expansion import Branch, Expansion
+from kancompile.ir.index import IndexQuantizer
+from kancompile.ir.program import Program
+from kancompile.ir.table import TableExpansion
 
 
 def integer_program(

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from examples.zoo.efficient_kan import b_spline_basis
-from kancompile.modules import Branch, Contraction, Expansion
-from kancompile.program import Program
+from kancompile.ir.contraction import Contraction
+from kancompile.ir.expansion import Branch, Expansion
+from kancompile.ir.program import Program
 
 
 class Pointwise(nn.Module):

@@ -14,7 +14,7 @@ import pytest
 
 from kancompile import atomic_write
 from kancompile.atomic_write import check_destinations, write_atomically
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.folder_lock import locked
 from kancompile.unfinished_writes import PREFIX, settle_left_overs
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import kancompile
 from kancompile.calibration import load_calibration
 from kancompile.command_line import main
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.validation import check_fits, validate
 from tests.compiled_kan import FACTORY, FACTORY_ARGS, N_IN, compiled_kan, make_inputs, make_model
 

@@ -20,7 +20,7 @@ from kancompile.benchmarking import (
     export_float,
     take_turns,
 )
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.execution import RuntimeModel
 from kancompile.machine import available_cores, describe_machine
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
 from kancompile.calibration import load_calibration, stream_batches
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 
 
 def _values(n: int = 10, features: int = 3, seed: int = 0) -> np.ndarray:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import kancompile
 from kancompile.checkpoint import WRAPPERS, apply_state_dict, load_model, load_state_dict, parse_factory_args
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.exported_file import load_exported
 from kancompile.recipe import read_recipe
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from kancompile import commands, exit_codes
 from kancompile.command_line import main
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from tests.compiled_kan import FACTORY, FACTORY_ARGS, make_inputs, make_model
 
 ROOT = Path(__file__).parent.parent

@@ -22,7 +22,7 @@ from kancompile.command_line import main
 from kancompile.diagnosis.anatomy import Anatomy
 from kancompile.diagnosis.laboratory import Outcome
 from kancompile.diagnosis.tune_cache import TuneCache, recalled
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.execution import RuntimeModel, run_reference
 from kancompile.inspection import describe_file, describe_manifest, manifest_table
 from kancompile.recipe import read_recipe

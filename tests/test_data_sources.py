@@ -9,7 +9,7 @@ import pytest
 from kancompile.calibration import load_calibration
 from kancompile.command_line import main
 from kancompile.data_sources import open_data
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.image_folder import ImageFolder
 
 CODE = """

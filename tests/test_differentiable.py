@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kancompile.differentiable import differentiable
+from kancompile.ir.gradients import differentiable
+from kancompile.ir.program import Program
 from kancompile.passes.fuse_index import FuseIndex
-from kancompile.program import Program
 from tests.passes.test_lowering_passes import round_uniform, tabulate
 from tests.programs import calibration_inputs, float_program
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import kancompile
-from kancompile.errors import ThresholdMissedError
+from kancompile.errors.exceptions import ThresholdMissedError
 from kancompile.execution import RuntimeModel
 from tests.compiled_kan import make_inputs, make_model
 

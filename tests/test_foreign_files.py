@@ -11,8 +11,8 @@ import pytest
 
 from kancompile.checkpoint import parse_factory_args
 from kancompile.command_line import main
-from kancompile.errors import KanCompileError
-from kancompile.foreign_files import check_form, foreign, parse_json, parse_literal, shown
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors.foreign import check_form, foreign, parse_json, parse_literal, shown
 from kancompile.recipe import read_recipe
 
 DEEP = "[" * 100_000

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 import kancompile
 from examples.zoo import spline_conv
-from kancompile.convolutions import ConvContraction, QuantizedConvContraction
+from kancompile.ir.contraction import QuantizedContraction
+from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
+from kancompile.ir.program import Program
+from kancompile.ir.table import TableExpansion
 from kancompile.layer_errors import LayerError, LayerErrors
-from kancompile.modules import QuantizedContraction, TableExpansion
 from kancompile.pipeline import CompiledModel
-from kancompile.program import Program
 from kancompile.validation import validate
 from tests.compiled_kan import compiled_kan, make_inputs
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kancompile.checkpoint import apply_state_dict, load_model, load_state_dict
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from tests.archives import declare
 
 DEEP = "[" * 100_000

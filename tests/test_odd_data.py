@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from kancompile.calibration import load_calibration
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.sample_arrays import to_array
 from tests.archives import declare
 

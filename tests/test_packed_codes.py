@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from kancompile.packed_codes import DIGITS, MOST, ZERO_POINT, pack, unpack
+from kancompile.ir.packed_codes import DIGITS, MOST, ZERO_POINT, pack, unpack
 
 
 def _codes(size: int) -> list[Tensor]:

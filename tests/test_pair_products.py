@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from kancompile.convolutions import QuantizedConvContraction
 from kancompile.execution import RuntimeModel
-from kancompile.modules import QuantizedContraction, TableExpansion
+from kancompile.ir.contraction import QuantizedContraction
+from kancompile.ir.convolution import QuantizedConvContraction
+from kancompile.ir.program import Program
+from kancompile.ir.table import TableExpansion
 from kancompile.pair_products import Int16Proof, layer_pairs, prove, prove_layer
-from kancompile.program import Program
 from kancompile.runtimes.emulation import X86, run_emulated
 from kancompile.targets.arrange_tables import arrange_tables
 from kancompile.targets.ort_cpu import emit

@@ -15,10 +15,10 @@ from scipy.special import erf
 from torch import Tensor
 
 from kancompile.breakpoints import find_breakpoints
-from kancompile.modules import Branch
+from kancompile.ir.expansion import Branch
+from kancompile.ir.polynomial import BreakpointCells, PolynomialExpansion, Repeat, UniformCells, Zone, group_size
 from kancompile.observed_region import Region
 from kancompile.piecewise_fit import Lowered, lower
-from kancompile.polynomials import BreakpointCells, PolynomialExpansion, Repeat, UniformCells, Zone, group_size
 from kancompile.region_functions import CannotFit, Functions, describe_functions
 from tests.regions import adaptive_knots, branch, silu, spline, uniform_knots
 

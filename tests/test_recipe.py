@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.recipe import GRANULARITIES, METHODS, Recipe, describe_keys, read_recipe
 
 TOML = """

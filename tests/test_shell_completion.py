@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kancompile.command_line import command_parser, main
+from kancompile.command_line import main
+from kancompile.command_parser import command_parser
 from kancompile.shell_completion import SHELLS, completion_script
 
 

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kancompile.error_measures import ErrorMeasure, TaskMetric, decibel
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.execution import RuntimeModel, run_reference, run_unfused
-from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
-from kancompile.program import Program
+from kancompile.ir.contraction import Contraction, QuantizedContraction
+from kancompile.ir.program import Program
+from kancompile.ir.table import TableExpansion
 from kancompile.validation import validate
 from tests.compiled_kan import N_IN, N_OUT, compiled_kan, make_inputs, make_model
 

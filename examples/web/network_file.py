@@ -13,9 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-from kancompile.errors import KanCompileError
-from kancompile.modules import QuantizedContraction, TableExpansion
-from kancompile.program import Program
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.contraction import QuantizedContraction
+from kancompile.ir.program import Program
+from kancompile.ir.table import TableExpansion
 
 
 def describe_network(program: Program) -> list[dict[str, Any]]:

@@ -18,11 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kancompile.convolutions import ConvContraction
 from kancompile.diagnosis.laboratory import Laboratory
 from kancompile.diagnosis.tune_cache import recalled
-from kancompile.modules import Contraction, Expansion, IndexQuantizer, TableExpansion
-from kancompile.program import Layer, Program
+from kancompile.ir.contraction import Contraction
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.expansion import Expansion
+from kancompile.ir.index import IndexQuantizer
+from kancompile.ir.program import Layer, Program
+from kancompile.ir.table import TableExpansion
 from kancompile.recipe import Recipe
 
 PARTS = ("outside", "levels", "codes", "weights")

@@ -26,7 +26,7 @@ from kancompile.diagnosis.inputs import (
     usual_scalings,
 )
 from kancompile.diagnosis.laboratory import Laboratory, Outcome, transformed
-from kancompile.modules import Expansion
+from kancompile.ir.expansion import Expansion
 from kancompile.recipe import Recipe
 
 _UNLIKE = 0.25  # standard deviations between distributions

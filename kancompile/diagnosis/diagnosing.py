@@ -28,10 +28,10 @@ from kancompile.diagnosis.data_causes import DataSuspicions
 from kancompile.diagnosis.laboratory import Laboratory, Outcome
 from kancompile.diagnosis.sensitivity import Sensitivity, sensitivities_of
 from kancompile.diagnosis.suspects import Suspect, jointly, suspects
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.frontend.capture import capture
+from kancompile.ir.program import Program
 from kancompile.lowering import check_patterns
-from kancompile.program import Program
 from kancompile.progress import track
 from kancompile.recipe import Recipe, read_recipe
 from kancompile.validation import check_fits

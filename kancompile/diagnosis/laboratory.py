@@ -15,14 +15,15 @@ from torch import Tensor
 
 from kancompile.bit_budget import BitBudget
 from kancompile.calibration import Calibration
-from kancompile.convolutions import ConvContraction, QuantizedConvContraction
 from kancompile.diagnosis.tune_cache import recalled
 from kancompile.error_measures import ErrorMeasure, TaskMetric, decibel, plain_number
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.contraction import Contraction, QuantizedContraction
+from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
+from kancompile.ir.polynomial import PolynomialExpansion
+from kancompile.ir.program import Program
+from kancompile.ir.table import TableExpansion
 from kancompile.lowering import Lowering, prepare
-from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
-from kancompile.polynomials import PolynomialExpansion
-from kancompile.program import Program
 from kancompile.progress import quiet
 from kancompile.recently_used import RecentlyUsed
 from kancompile.recipe import Recipe

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from kancompile.diagnosis.laboratory import Laboratory, Outcome
 from kancompile.error_measures import plain_number
-from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
+from kancompile.ir.contraction import Contraction, QuantizedContraction
+from kancompile.ir.program import Layer, Program
+from kancompile.ir.table import TableExpansion
 from kancompile.passes.split_branches import SplitBranches
-from kancompile.program import Layer, Program
 from kancompile.recipe import Recipe
 
 _CENTRED = 256

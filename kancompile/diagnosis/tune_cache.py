@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from kancompile.errors import KanCompileError
-from kancompile.foreign_files import shown
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors.foreign import shown
 
 Fact = TypeVar("Fact")
 

@@ -27,9 +27,9 @@ from kancompile.diagnosis.laboratory import Laboratory, Outcome
 from kancompile.diagnosis.tune_cache import TuneCache, recalled
 from kancompile.emission import write
 from kancompile.error_measures import plain_number
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.program import Program
 from kancompile.manifest import describe
-from kancompile.program import Program
 from kancompile.progress import quiet, say
 from kancompile.recipe import Recipe, read_recipe
 from kancompile.targets import TARGETS

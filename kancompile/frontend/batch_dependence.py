@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.frontend.batch_layout import NotLowerableError, layout_of
 from kancompile.frontend.flow import Flow
 from kancompile.frontend.source_lines import node_source

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from kancompile.convolutions import ConvContraction
 from kancompile.frontend.activations import is_plain_activation
 from kancompile.frontend.affine_map import affine_map
 from kancompile.frontend.batch_layout import BatchLayout, NotLowerableError, layout_of
@@ -24,7 +23,9 @@ from kancompile.frontend.flow import Flow
 from kancompile.frontend.origins import Cut, locate
 from kancompile.frontend.regions import Region
 from kancompile.frontend.subgraph import Selection, cut_out, largest_row
-from kancompile.modules import Branch, Contraction, Expansion
+from kancompile.ir.contraction import Contraction
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.expansion import Branch, Expansion
 
 _LARGEST_WEIGHT = 1 << 27
 """Most entries of a weight matrix that is written out densely (512 MiB in float32)."""

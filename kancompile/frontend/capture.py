@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.frontend.batch_dependence import refuse_batch_dependence, run
 from kancompile.frontend.batch_layout import NotLowerableError
 from kancompile.frontend.canonical import CanonicalLayer, can_be_per_token, canonicalize, layer_name, shipped_bytes
@@ -23,7 +23,8 @@ from kancompile.frontend.probing import TOLERANCE, confirm
 from kancompile.frontend.regions import Region, find_regions
 from kancompile.frontend.rewrite import rewrite
 from kancompile.frontend.source_lines import node_source
-from kancompile.program import Program, Unrecognized, check
+from kancompile.ir.check import check
+from kancompile.ir.program import Program, Unrecognized
 
 _MOST_REPORTED = 12
 

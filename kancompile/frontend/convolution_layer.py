@@ -18,7 +18,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from kancompile.convolutions import Geometry
 from kancompile.frontend.batch_layout import NotLowerableError, layout_of
 from kancompile.frontend.canonical import CanonicalLayer, positions_of, refuse_other_layers
 from kancompile.frontend.convolution_form import ChannelPart, ConvolutionForm, Image, dealt
@@ -27,7 +26,8 @@ from kancompile.frontend.flow import Flow, operator_name
 from kancompile.frontend.origins import Cut, locate
 from kancompile.frontend.regions import Region
 from kancompile.frontend.subgraph import ChannelSelection, Selection, cut_out, largest_row
-from kancompile.modules import Branch, Expansion
+from kancompile.ir.expansion import Branch, Expansion
+from kancompile.ir.geometry import Geometry
 
 _MOVEMENTS = frozenset({"view", "_unsafe_view", "reshape", "permute", "transpose", "t", "clone", "alias", "unsqueeze"})
 _LARGEST_WEIGHT = 1 << 27

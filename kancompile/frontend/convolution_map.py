@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from kancompile.convolutions import Geometry
 from kancompile.frontend.batch_layout import NotLowerableError, layout_of
 from kancompile.frontend.flow import Flow, operator_name
+from kancompile.ir.geometry import Geometry
 
 _CHUNK_ELEMENTS = 1 << 22
 """Elements of the largest intermediate tensor of one chunk (16 MiB in float32)."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.frontend.flow_rules import judge
 from kancompile.frontend.source_lines import node_source
 from kancompile.frontend.verdicts import Call, Follows, Mixes, Stops, Track

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from kancompile.convolutions import Geometry
 from kancompile.frontend.batch_layout import NotLowerableError, layout_of
 from kancompile.frontend.canonical import CanonicalLayer, positions_of, refuse_other_layers
 from kancompile.frontend.columns import sample_tokens
@@ -29,7 +28,8 @@ from kancompile.frontend.flow import Flow, operator_name
 from kancompile.frontend.origins import Cut, follow, locate
 from kancompile.frontend.regions import Region
 from kancompile.frontend.subgraph import cut_out, largest_row
-from kancompile.modules import Branch, Expansion
+from kancompile.ir.expansion import Branch, Expansion
+from kancompile.ir.geometry import Geometry
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kancompile.convolutions import ConvContraction
 from kancompile.frontend.batch_layout import NotLowerableError, layout_of
 from kancompile.frontend.canonical import CanonicalLayer
 from kancompile.frontend.flow import Flow
 from kancompile.frontend.subgraph import cut_out
-from kancompile.modules import Contraction, Expansion
+from kancompile.ir.contraction import Contraction
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.expansion import Expansion
 
 TOLERANCE = 1e-5
 _PROBED_ELEMENTS = 1 << 18

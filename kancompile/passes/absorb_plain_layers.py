@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from kancompile.convolutions import ConvContraction, Geometry
-from kancompile.modules import Branch, Contraction, Expansion
-from kancompile.program import Program, Unrecognized
+from kancompile.ir.contraction import Contraction
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.expansion import Branch, Expansion
+from kancompile.ir.geometry import Geometry
+from kancompile.ir.program import Program, Unrecognized, attribute
 
 _ATEN = torch.ops.aten
 _LONGEST_ACTIVATION = 12
@@ -253,7 +255,7 @@ def _rewritten(program: Program, found: list[tuple[str, str, _Plain]]) -> Progra
         if node.op == "call_module":
             root[node.target] = program.module(node.target)
         elif node.op == "get_attr":
-            root[node.target] = _attribute(program.graph_module, node.target)
+            root[node.target] = attribute(program.graph_module, node.target)
     for number, (node_name, _, layer) in enumerate(found):
         node, source = by_name[node_name], by_name[layer.source]
         root |= {f"plain{number}_expand0": layer.expansion, f"plain{number}_contract": layer.contraction}
@@ -277,13 +279,6 @@ def _rewritten(program: Program, found: list[tuple[str, str, _Plain]]) -> Progra
 
 def _is_plain(entry: Unrecognized) -> bool:
     return entry.reason.startswith("plain ") or entry.reason.endswith("after a plain activation")
-
-
-def _attribute(module: nn.Module, target: str) -> Any:
-    value: Any = module
-    for part in target.split("."):
-        value = getattr(value, part)
-    return value
 
 
 _REASONS = {

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kancompile.convolutions import ConvContraction
-from kancompile.modules import Contraction
+from kancompile.ir.contraction import Contraction
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.program import Layer, Program
 from kancompile.passes.allocation import Allocation, Choice, allocate, pareto_front
 from kancompile.passes.hawq import Traces, hessian_traces, sensitivity
-from kancompile.program import Layer, Program
 from kancompile.quantizers import round_to_nearest, search_scale
 
 BITS = (2, 3, 4, 5, 6, 7, 8)

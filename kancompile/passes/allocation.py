@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 
 
 @dataclass(frozen=True)

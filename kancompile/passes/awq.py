@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.passes.gptq import Gptq, ordered_hessian, round_columns
 from kancompile.passes.polish import quadratic_error
 from kancompile.passes.uniform import Uniform

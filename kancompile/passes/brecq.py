@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.passes.gptq import Gptq
 from kancompile.passes.soft_rounding import Schedule, SoftRounding
 from kancompile.quantizers import code_range, scale_of_column

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kancompile.convolutions import ConvContraction
-from kancompile.modules import Expansion, IndexQuantizer, TableExpansion
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.expansion import Expansion
+from kancompile.ir.index import IndexQuantizer
+from kancompile.ir.table import TableExpansion
 from kancompile.passes.round_table_codes import round_together
 from kancompile.passes.table_values import STRETCH, TableOptions, code_scale, stretched
 

@@ -23,9 +23,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kancompile.modules import Branch, Contraction, Expansion
-from kancompile.passes.table_values import distinct_inputs
-from kancompile.program import Layer, Program
+from kancompile.ir.contraction import Contraction
+from kancompile.ir.distinct import distinct_inputs
+from kancompile.ir.expansion import Branch, Expansion
+from kancompile.ir.program import Layer, Program
 
 _SAMPLES = 512
 _RANGE_SAMPLES = 64

@@ -20,10 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from kancompile.convolutions import QuantizedConvContraction
-from kancompile.modules import QuantizedContraction, TableExpansion
-from kancompile.passes.trace_readers import single_table_behind
-from kancompile.program import Program
+from kancompile.ir.contraction import QuantizedContraction
+from kancompile.ir.convolution import QuantizedConvContraction
+from kancompile.ir.program import Program
+from kancompile.ir.table import TableExpansion
+from kancompile.ir.wiring import single_table_behind
 
 _INT32_MAX = (1 << 31) - 1
 

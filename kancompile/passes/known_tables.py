@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
-from kancompile.modules import IndexQuantizer
+from kancompile.ir.index import IndexQuantizer
 from kancompile.passes.choose_index import MeasuresLookup
 from kancompile.passes.table_values import TableOptions
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from kancompile.ir.program import Program
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials
-from kancompile.program import Program
 
 TOLERANCES = (1e-6, 1.5e-7)
 """Relative errors of functions to try; float32 rounding is 6e-8."""

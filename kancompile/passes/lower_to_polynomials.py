@@ -21,13 +21,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from kancompile.breakpoints import find_breakpoints, merge
-from kancompile.convolutions import ConvContraction
-from kancompile.errors import KanCompileError
-from kancompile.modules import Branch, Contraction, Expansion
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.contraction import Contraction
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.expansion import Branch, Expansion
+from kancompile.ir.polynomial import PolynomialExpansion
+from kancompile.ir.program import Layer, Program
 from kancompile.observed_region import Region
 from kancompile.piecewise_fit import Lowered, lower
-from kancompile.polynomials import PolynomialExpansion
-from kancompile.program import Layer, Program
 from kancompile.region_functions import CannotFit, describe_functions
 
 _LEAST_BYTES = 1 << 19

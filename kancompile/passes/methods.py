@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.passes.adaround import AdaRound
 from kancompile.passes.awq import Awq
 from kancompile.passes.brecq import Brecq

@@ -26,11 +26,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kancompile.column_order import MOST_PLANES
-from kancompile.convolutions import ConvContraction
-from kancompile.modules import Branch, Expansion
-from kancompile.passes.table_values import distinct_inputs
-from kancompile.program import Layer, Program
+from kancompile.ir.column_order import MOST_PLANES
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.distinct import distinct_inputs
+from kancompile.ir.expansion import Branch, Expansion
+from kancompile.ir.program import Layer, Program
 
 _SAMPLES = 64
 _VALUES = 1 << 18

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kancompile.expansions import IndexQuantizer
-from kancompile.modules import QuantizedContraction
-from kancompile.program import Program
+from kancompile.ir.contraction import QuantizedContraction
+from kancompile.ir.index import IndexQuantizer
+from kancompile.ir.program import Program
 
 _LEVELS = 256
 

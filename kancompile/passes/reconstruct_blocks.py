@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kancompile.convolutions import ConvContraction
-from kancompile.differentiable import differentiable
-from kancompile.modules import Contraction
+from kancompile.ir.contraction import Contraction
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.gradients import differentiable
+from kancompile.ir.program import Layer, Program
 from kancompile.passes.brecq import Block, Brecq
-from kancompile.program import Layer, Program
 from kancompile.rounding import Rounded, RoundingProblem
 
 _CHUNK = 512

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kancompile.convolutions import ConvContraction, QuantizedConvContraction
-from kancompile.errors import KanCompileError
-from kancompile.modules import TableExpansion
-from kancompile.operators import convolution_columns
-from kancompile.patches import PatchSampler, columns_of_groups, flat_weight, group_order, split_groups
-from kancompile.program import Layer, Program
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
+from kancompile.ir.geometry import PatchSampler, columns_of_groups, flat_weight, group_order, split_groups
+from kancompile.ir.operators import convolution_columns
+from kancompile.ir.program import Layer, Program
+from kancompile.ir.table import TableExpansion
+from kancompile.ir.wiring import branch_of_column, layer_tables, tied_columns
 from kancompile.rounding import FeatureSource, Rounded, RoundingProblem
 
 _INT32_MAX = (1 << 31) - 1
@@ -111,44 +112,6 @@ def _elements(program: Program, target: str) -> int:
     table = program.module(target)
     assert isinstance(table, TableExpansion)
     return torch.Size(table.in_shape).numel() * table.k
-
-
-def layer_tables(program: Program, layer: Layer) -> list[TableExpansion]:
-    """Return the tables that a layer reads, in order.
-
-    Raises:
-        KanCompileError: an expansion has not been tabulated.
-    """
-    tables = []
-    for target in layer.expansions:
-        module = program.module(target)
-        if not isinstance(module, TableExpansion):
-            raise KanCompileError(
-                f"layer {layer.name!r}: {target!r} is no table; tabulate expansions before rounding weights"
-            )
-        tables.append(module)
-    return tables
-
-
-def branch_of_column(tables: Sequence[TableExpansion]) -> Tensor:
-    """Number the branch of every column within its table, int64 ``[c]``."""
-    found = []
-    for table in tables:
-        sizes = torch.tensor(table.branch_sizes)
-        found.append(torch.repeat_interleave(torch.arange(len(sizes)), sizes).repeat(table.n_in))
-    return torch.cat(found)
-
-
-def tied_columns(tables: Sequence[TableExpansion]) -> Tensor:
-    """Number the columns by the table column they are looked up in, int64 ``[c]``: those can only be rescaled together."""
-    found, count = [], 0
-    for table in tables:
-        owner = torch.zeros(table.n_in, dtype=torch.int64)
-        if table.first_row is not None:
-            owner = table.first_row.long() // table.index.levels
-        found.append((owner[:, None] * table.k + torch.arange(table.k)).flatten() + count)
-        count += table.n_tables * table.k
-    return torch.cat(found)
 
 
 def merge_groups(parts: Sequence[Rounded]) -> Rounded:

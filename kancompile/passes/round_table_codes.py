@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kancompile.modules import IndexQuantizer
+from kancompile.ir.index import IndexQuantizer
 from kancompile.rounding import add_products, mirror
 
 _MOST_TOGETHER = 5

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from kancompile.block_codes import BlockCodes, round_to_blocks
-from kancompile.convolutions import ConvContraction
-from kancompile.modules import Contraction
-from kancompile.polynomials import PolynomialExpansion
-from kancompile.program import Layer, Program
+from kancompile.ir.block_codes import BlockCodes, round_to_blocks
+from kancompile.ir.contraction import Contraction
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.polynomial import PolynomialExpansion
+from kancompile.ir.program import Layer, Program
 
 
 @dataclass(frozen=True)

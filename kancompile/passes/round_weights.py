@@ -14,9 +14,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from kancompile.convolutions import ConvContraction
-from kancompile.errors import KanCompileError
-from kancompile.modules import Contraction, GroupMultiplier, QuantizedContraction, TableExpansion
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.contraction import Contraction, GroupMultiplier, QuantizedContraction
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.program import Layer, Program
+from kancompile.ir.table import TableExpansion
+from kancompile.ir.wiring import branch_of_column, layer_tables, tied_columns
 from kancompile.pair_products import AdjacentPairs, IntegerContraction, layer_pairs
 from kancompile.passes.brecq import Brecq
 from kancompile.passes.gptq import Gptq
@@ -24,16 +27,8 @@ from kancompile.passes.group_scales import WIDEST_BITS, common_scale, settle_gro
 from kancompile.passes.guard import with_guard
 from kancompile.passes.limit_pairs import limit_layer
 from kancompile.passes.reconstruct_blocks import blocks_of, reconstruct_block, with_one_end
-from kancompile.passes.round_convolutions import (
-    branch_of_column,
-    convolution_problems,
-    integer_convolution,
-    layer_tables,
-    merge_groups,
-    tied_columns,
-)
+from kancompile.passes.round_convolutions import convolution_problems, integer_convolution, merge_groups
 from kancompile.passes.uniform import Uniform
-from kancompile.program import Layer, Program
 from kancompile.progress import track
 from kancompile.rounding import FeatureSource, Method, Rounded, RoundingProblem, objective
 

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kancompile.modules import Contraction, Expansion
-from kancompile.program import Layer, Program
+from kancompile.ir.contraction import Contraction
+from kancompile.ir.expansion import Expansion
+from kancompile.ir.program import Layer, Program
 
 
 @dataclass(frozen=True)

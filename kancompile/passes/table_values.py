@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kancompile.modules import Expansion, IndexQuantizer
+from kancompile.ir.distinct import sample_inputs
+from kancompile.ir.expansion import Expansion
+from kancompile.ir.index import IndexQuantizer
 from kancompile.passes.choose_index import Range, row_parts
 
-_PROBES = 769
-_SAME = 1e-6
 _MEASURED_INPUTS = 1 << 17
 STRETCH = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -65,35 +65,6 @@ def rounding_error(phi: Tensor, weight: Tensor, bits: int) -> float:
     return codes + weights
 
 
-def distinct_inputs(expansion: Expansion, low: float, high: float) -> tuple[list[int], Tensor]:
-    """Find which inputs share all their functions.
-
-    Returns:
-        the first input of each distinct set of functions, and for every input the number of its set, int64 ``[n_in]``.
-    """
-    margin = 0.5 * (high - low) + 1e-3
-    generator = torch.Generator().manual_seed(0)  # irregular probes, so that no lattice of knots hides between them
-    points = torch.rand(_PROBES, generator=generator).sort().values * (high - low + 2 * margin) + low - margin
-    values = _sample_inputs(expansion, points)
-    values = values.transpose(0, 1).flatten(1)
-    values = values / values.abs().amax().clamp(min=1e-30)
-    group = torch.full((len(values),), -1, dtype=torch.int64)
-    first: list[int] = []
-    while bool((group < 0).any()):
-        leader = int((group < 0).nonzero()[0])
-        alike = (group < 0) & ((values - values[leader]).abs().amax(1) <= _SAME)
-        group[alike] = len(first)
-        first.append(leader)
-    return first, group
-
-
-def _sample_inputs(expansion: Expansion, points: Tensor) -> Tensor:
-    """Evaluate every input at the same points, ``[n, n_in, k]``; leading dimensions are treated alike."""
-    if len(expansion.in_shape) > 1:
-        return expansion.sample_inputs(points)
-    return torch.cat([expansion.sample(part) for part in points.split(64)])
-
-
 def values_at_rows(expansion: Expansion, index: IndexQuantizer, x: Tensor, first: list[int]) -> Tensor:
     """Evaluate the functions at every row of their tables, float32 ``[T, levels, k]``.
 
@@ -110,7 +81,7 @@ def values_at_rows(expansion: Expansion, index: IndexQuantizer, x: Tensor, first
         points, share = row_parts(index, x)
         values = expansion.sample_shared(points.flatten()).reshape(*points.shape, -1)
         return _weighted_mean(values, share[..., None])[None]
-    return _sample_inputs(expansion, index.rows())[:, first].transpose(0, 1)
+    return sample_inputs(expansion, index.rows())[:, first].transpose(0, 1)
 
 
 def values_of_inputs(expansion: Expansion, index: IndexQuantizer, x: Tensor, group: Tensor) -> Tensor:

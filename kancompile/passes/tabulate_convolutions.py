@@ -6,7 +6,7 @@ As for a linear layer (``tabulate_expansions``), with one more condition: paddin
 padding one code ``z`` stands for 0 in all columns, exactly, and a column that is never negative still gives up the codes
 below it. ``z`` is chosen together with the column scales. Without padding every column has its own offset, as usual.
 
-Errors are measured at a sample of output pixels, where a convolution is a matrix product (``kancompile.patches``).
+Errors are measured at a sample of output pixels, where a convolution is a matrix product (``kancompile.ir.geometry``).
 """
 
 from __future__ import annotations
@@ -17,9 +17,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from kancompile.convolutions import ConvContraction
-from kancompile.modules import Expansion, IndexQuantizer, TableExpansion
-from kancompile.operators import look_up
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.distinct import distinct_inputs
+from kancompile.ir.expansion import Expansion
+from kancompile.ir.geometry import PatchSampler, columns_of_groups, flat_weight, group_order, split_groups
+from kancompile.ir.index import IndexQuantizer
+from kancompile.ir.operators import look_up
+from kancompile.ir.program import Layer, Program
+from kancompile.ir.table import TableExpansion
+from kancompile.ir.wiring import quantizer_in_front, reads_one_convolution, single_table_behind, tables_behind
 from kancompile.passes.choose_index import (
     LEVELS,
     IndexChoice,
@@ -36,21 +42,12 @@ from kancompile.passes.known_tables import KnownTables, MeasuredInputs
 from kancompile.passes.round_table_codes import Patches, code_hessian
 from kancompile.passes.table_values import (
     TableOptions,
-    distinct_inputs,
     measured_samples,
     most_levels,
     rounding_error,
     values_at_rows,
     values_of_inputs,
 )
-from kancompile.passes.trace_readers import (
-    quantizer_in_front,
-    reads_one_convolution,
-    single_table_behind,
-    tables_behind,
-)
-from kancompile.patches import PatchSampler, columns_of_groups, flat_weight, group_order, split_groups
-from kancompile.program import Layer, Program
 from kancompile.recently_used import RecentlyUsed
 
 _MEASURED_ELEMENTS = 1 << 20

@@ -16,23 +16,26 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from kancompile.convolutions import ConvContraction
-from kancompile.modules import Contraction, Expansion, IndexQuantizer, TableExpansion
+from kancompile.ir.contraction import Contraction
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.distinct import distinct_inputs
+from kancompile.ir.expansion import Expansion
+from kancompile.ir.index import IndexQuantizer
+from kancompile.ir.program import Layer, Program
+from kancompile.ir.table import TableExpansion
+from kancompile.ir.wiring import quantizer_in_front, reads_one_convolution
 from kancompile.passes.choose_index import LEVELS, LookupCost, choose_index, row_numbers
 from kancompile.passes.known_tables import KnownTables, MeasuredInputs
 from kancompile.passes.table_values import (
     STRETCH,
     TableOptions,
     code_scale,
-    distinct_inputs,
     measured_samples,
     most_levels,
     rounding_error,
     values_at_rows,
 )
 from kancompile.passes.tabulate_convolutions import tabulate_convolution
-from kancompile.passes.trace_readers import quantizer_in_front, reads_one_convolution
-from kancompile.program import Layer, Program
 from kancompile.quantizers import round_to_nearest, search_scale
 
 __all__ = ["TableOptions", "TabulateExpansions", "distinct_inputs", "tabulate", "tabulate_layer"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kancompile.expansions import Expansion
+from kancompile.ir.expansion import Expansion
 from kancompile.reporting.layer_pairs import LayerPair
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kancompile.error_measures import plain_number
 from kancompile.inspection import describe_program
-from kancompile.program import PassChange
+from kancompile.ir.program import PassChange
 from kancompile.reporting.baseline import measure_baseline, parameter_bytes
 from kancompile.reporting.bit_front import measure_front, no_front
 from kancompile.reporting.contributions import measure_contributions

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.error_measures import ErrorMeasure, decibel
-from kancompile.program import CONTRACTIONS, Program
+from kancompile.ir.program import CONTRACTIONS, Program
 from kancompile.progress import track
 from kancompile.reporting.layer_pairs import LayerPair
 

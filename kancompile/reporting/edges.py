@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from kancompile.error_measures import decibel
-from kancompile.errors import KanCompileError
-from kancompile.expansions import Expansion, TableExpansion
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.expansion import Expansion
+from kancompile.ir.table import TableExpansion
 from kancompile.reporting.layer_pairs import BranchColumns, LayerPair, evaluate_inputs
 from kancompile.reporting.observation import Observation
 

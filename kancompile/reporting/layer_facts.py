@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kancompile.convolutions import QuantizedConvContraction
 from kancompile.error_measures import plain_number
+from kancompile.ir.contraction import QuantizedContraction
+from kancompile.ir.convolution import QuantizedConvContraction
+from kancompile.ir.polynomial import PolynomialExpansion
+from kancompile.ir.table import TableExpansion
 from kancompile.layer_errors import LayerError
 from kancompile.manifest import describe_layer
-from kancompile.modules import QuantizedContraction, TableExpansion
-from kancompile.polynomials import PolynomialExpansion
 from kancompile.reporting.branch_meaning import branch_meaning
 from kancompile.reporting.contributions import Contribution, LayerContribution
 from kancompile.reporting.layer_pairs import AnyExpansion, BranchColumns, LayerPair

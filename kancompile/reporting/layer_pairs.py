@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kancompile.convolutions import ConvContraction, QuantizedConvContraction
-from kancompile.errors import KanCompileError
-from kancompile.expansions import regroup, to_channels_last
-from kancompile.modules import Contraction, Expansion, QuantizedContraction, TableExpansion
-from kancompile.polynomials import PolynomialExpansion
-from kancompile.program import Layer, Program
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.contraction import Contraction, QuantizedContraction
+from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
+from kancompile.ir.expansion import Expansion, regroup, to_channels_last
+from kancompile.ir.polynomial import PolynomialExpansion
+from kancompile.ir.program import Layer, Program
+from kancompile.ir.table import TableExpansion
 
 AnyExpansion = Expansion | PolynomialExpansion | TableExpansion
 AnyContraction = Contraction | ConvContraction | QuantizedContraction | QuantizedConvContraction

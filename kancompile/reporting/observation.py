@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kancompile.expansions import Expansion, TableExpansion
-from kancompile.program import Program
+from kancompile.ir.expansion import Expansion
+from kancompile.ir.program import Program
+from kancompile.ir.table import TableExpansion
 from kancompile.progress import track
 from kancompile.reporting.layer_pairs import AnyExpansion, LayerPair, inputs_last
 

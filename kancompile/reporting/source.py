@@ -17,17 +17,18 @@ from torch import nn
 
 from kancompile.calibration import Calibration
 from kancompile.emission import target_named
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors.foreign import check_form
 from kancompile.execution import read_model
-from kancompile.foreign_files import check_form
 from kancompile.frontend.capture import capture
 from kancompile.inspection import describe_file, read_manifest
+from kancompile.ir.program import Program
+from kancompile.ir.show import with_history
 from kancompile.lowering import Lowering, prepare
 from kancompile.manifest import MANIFEST_FORM, METADATA_FORM, describe_file_bytes, describe_layer
 from kancompile.passes.absorb_plain_layers import left_in_float
 from kancompile.passes.quantize_outputs import QuantizeOutputs
 from kancompile.pipeline import CompiledModel, manifest_path
-from kancompile.program import Program, with_history
 from kancompile.progress import say
 from kancompile.recipe import Recipe, read_recipe
 from kancompile.targets.kernel_audit import KernelAudit, audit_kernels

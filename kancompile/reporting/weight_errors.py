@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kancompile.expansions import TableExpansion
+from kancompile.ir.table import TableExpansion
 from kancompile.reporting.layer_pairs import LayerPair
 
 ROWS, COLUMNS = 48, 96

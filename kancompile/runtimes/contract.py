@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 
 Array = NDArray[np.float32]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from kancompile.errors import KanCompileError
-from kancompile.foreign_files import reason
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors.foreign import reason
 from kancompile.machine import available_cores
 from kancompile.runtimes.contract import Array, InProcess, Runtime, bounded_rows, in_process
 

@@ -7,7 +7,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from kancompile.foreign_files import foreign
+from kancompile.errors.foreign import foreign
 
 _PASSED = ("Reshape", "Sum", "Identity", "Flatten", "Squeeze")
 

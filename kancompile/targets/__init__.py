@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from kancompile.cpu_presets import CPU_PRESETS
-from kancompile.program import Program
+from kancompile.ir.program import Program
+from kancompile.recipe import CPU_PRESETS
 from kancompile.targets import c99, litert, ort_cpu, ort_mobile, qnn
 
 

@@ -14,9 +14,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kancompile.convolutions import QuantizedConvContraction
-from kancompile.modules import IndexQuantizer, QuantizedContraction, TableExpansion
-from kancompile.program import Layer, Program
+from kancompile.ir.contraction import QuantizedContraction
+from kancompile.ir.convolution import QuantizedConvContraction
+from kancompile.ir.index import IndexQuantizer
+from kancompile.ir.program import Layer, Program
+from kancompile.ir.table import TableExpansion
 from kancompile.targets.function_planes import arrange_planes, can_be_planes
 
 _ROW_PADDING_BYTES = 1 << 14

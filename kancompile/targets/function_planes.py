@@ -1,9 +1,9 @@
 """Look the few functions of a channel up one after the other, each into a plane of its own, in front of a convolution.
 
 A Gather takes 4 to 8 ns for each row number, however short the row, a GatherElements 0.8 ns for each byte, and less where up
-to three functions share a number (``kancompile.packed_codes``). For up to five functions the planes are faster, need no table
+to three functions share a number (``kancompile.ir.packed_codes``). For up to five functions the planes are faster, need no table
 of pairs, and leave no constant columns for the convolution to multiply; the reasons and the order of the columns are in
-``kancompile.column_order``. Every value that a program computes stays the same.
+``kancompile.ir.column_order``. Every value that a program computes stays the same.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from kancompile.column_order import constant_block, is_in_planes, plane_order, varying_functions
-from kancompile.convolutions import QuantizedConvContraction
-from kancompile.expansions import TableExpansion
-from kancompile.packed_codes import MOST, pack
-from kancompile.program import Layer, Program
+from kancompile.ir.column_order import constant_block, is_in_planes, plane_order, varying_functions
+from kancompile.ir.convolution import QuantizedConvContraction
+from kancompile.ir.packed_codes import MOST, pack
+from kancompile.ir.program import Layer, Program
+from kancompile.ir.table import TableExpansion
 
 _THREADED_ROWS = 16
 """GatherElements divides its work by rows, so the row numbers of an image are dealt out over so many."""

@@ -14,8 +14,8 @@ from typing import Any
 import onnx
 import onnxruntime
 
-from kancompile.errors import KanCompileError
-from kancompile.foreign_files import first_line, foreign
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors.foreign import first_line, foreign
 
 INTEGER_KERNELS = frozenset(
     {"QGemm", "QLinearMatMul", "QLinearConv", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger"}

@@ -24,11 +24,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from kancompile.convolutions import QuantizedConvContraction
-from kancompile.errors import KanCompileError
-from kancompile.expansions import IndexQuantizer
-from kancompile.modules import QuantizedContraction, TableExpansion
-from kancompile.program import KAN_MODULES, Program
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.contraction import QuantizedContraction
+from kancompile.ir.convolution import QuantizedConvContraction
+from kancompile.ir.index import IndexQuantizer
+from kancompile.ir.program import KAN_MODULES, Program
+from kancompile.ir.table import TableExpansion
 from kancompile.targets.litert_aten import ATEN
 from kancompile.targets.litert_file import LiteRTFile, Value, columns_of
 

@@ -17,10 +17,10 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from kancompile.convolutions import QuantizedConvContraction
-from kancompile.errors import KanCompileError
-from kancompile.modules import QuantizedContraction
-from kancompile.program import Program
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.contraction import QuantizedContraction
+from kancompile.ir.convolution import QuantizedConvContraction
+from kancompile.ir.program import Program
 from kancompile.targets.arrange_tables import arrange_tables
 from kancompile.targets.function_planes import deal_planes
 from kancompile.targets.kernel_audit import PAIR_INDEX

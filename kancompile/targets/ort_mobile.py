@@ -25,8 +25,8 @@ import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from kancompile.errors import KanCompileError
-from kancompile.program import Program
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.program import Program
 from kancompile.targets import ort_cpu
 
 CONFIG_SUFFIX = ".required_operators_and_types.config"

@@ -18,11 +18,12 @@ import torch
 from onnx import helper
 from torch import nn
 
-from kancompile.convolutions import QuantizedConvContraction
-from kancompile.errors import KanCompileError
-from kancompile.expansions import IndexQuantizer
-from kancompile.modules import QuantizedContraction, TableExpansion
-from kancompile.program import Program
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.contraction import QuantizedContraction
+from kancompile.ir.convolution import QuantizedConvContraction
+from kancompile.ir.index import IndexQuantizer
+from kancompile.ir.program import Program
+from kancompile.ir.table import TableExpansion
 from kancompile.targets import ort_cpu
 
 _WRAPPED = ("Gather", "Reshape", "Transpose", "Concat")

@@ -11,8 +11,9 @@ from kancompile.diagnosis.laboratory import Laboratory, constant_bytes
 from kancompile.diagnosis.sensitivity import branch_programs, sensitivities_of
 from kancompile.diagnosis.suspects import suspects
 from kancompile.error_measures import ErrorMeasure
-from kancompile.errors import KanCompileError
-from kancompile.modules import Expansion, QuantizedContraction
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.contraction import QuantizedContraction
+from kancompile.ir.expansion import Expansion
 from kancompile.recipe import Recipe, read_recipe
 from tests.diagnosis.planted_faults import captured, samples, trained
 

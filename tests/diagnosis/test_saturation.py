@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from kancompile.diagnosis.diagnosing import Diagnosis, examine, open_laboratory, samples_for
 from kancompile.diagnosis.laboratory import Laboratory
-from kancompile.modules import QuantizedContraction, TableExpansion
+from kancompile.ir.contraction import QuantizedContraction
+from kancompile.ir.table import TableExpansion
 from kancompile.progress import quiet
 from kancompile.recipe import Recipe, read_recipe
 

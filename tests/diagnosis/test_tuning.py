@@ -15,10 +15,10 @@ from examples.zoo.chebyshev_kan import ChebyKAN
 from kancompile.command_line import main
 from kancompile.diagnosis.tune_cache import TuneCache
 from kancompile.diagnosis.tuning import Tuning, tune
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.program import Program
 from kancompile.lowering import Lowering
 from kancompile.pipeline import compile
-from kancompile.program import Program
 from kancompile.recipe import Recipe, read_recipe
 from tests.diagnosis.planted_faults import DIGITS, captured, samples, trained
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from kancompile.frontend import capture
-from kancompile.modules import Branch, Contraction, Expansion
-from kancompile.program import Program
+from kancompile.ir.contraction import Contraction
+from kancompile.ir.expansion import Branch, Expansion
+from kancompile.ir.program import Program
 
 
 def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from kancompile.convolutions import ConvContraction
-from kancompile.program import Program
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.program import Program
 from tests.frontend.capturing import draw
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

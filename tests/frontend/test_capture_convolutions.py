@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from examples.zoo import kagn_conv
-from kancompile.convolutions import ConvContraction
-from kancompile.program import show
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.show import show
 from tests.frontend.capturing import captured, expansions, functions_are_shared
 from tests.frontend.convolution_models import PowersConv, Wrapped, chebyshev, convolution, powers, seeded
 

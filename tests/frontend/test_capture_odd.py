@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.frontend import capture
-from kancompile.program import show
+from kancompile.ir.show import show
 from tests.frontend import odd_models
 from tests.frontend.capturing import branches, captured, contraction, draw, expansions, functions_are_shared
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import kancompile
 from benchmarks.client_models import import_client
-from kancompile.convolutions import ConvContraction
 from kancompile.frontend.capture import capture
-from kancompile.modules import Contraction
-from kancompile.program import Program
+from kancompile.ir.contraction import Contraction
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.program import Program
 
 
 class PatchKAN(nn.Module):

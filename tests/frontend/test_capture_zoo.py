@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from kancompile.program import check, show
+from kancompile.ir.check import check
+from kancompile.ir.show import show
 from tests.frontend.capturing import branches, captured, contraction, draw, expansions, functions_are_shared
 
 

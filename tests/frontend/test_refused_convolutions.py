@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.frontend import capture
 from tests.frontend.capturing import captured
 from tests.frontend.convolution_models import PowersConv, Wrapped, powers

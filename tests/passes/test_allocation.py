@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.passes.allocation import Choice, allocate, pareto_front
 
 

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.passes.adaround import AdaRound
 from kancompile.passes.awq import Awq, search_column_scales
 from kancompile.passes.gptq import Gptq

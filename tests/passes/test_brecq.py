@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.passes.brecq import Block, Brecq
 from kancompile.passes.gptq import Gptq
 from kancompile.rounding import FeatureSource, RoundingProblem

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kancompile.modules import Expansion, IndexQuantizer
+from kancompile.ir.expansion import Expansion
+from kancompile.ir.index import IndexQuantizer
 from kancompile.passes.choose_index import LookupCost, choose_index, index_over, lattice_indices, row_inputs
 from tests.programs import calibration_inputs, float_program
 

@@ -7,8 +7,9 @@ import itertools
 import pytest
 import torch
 
-from kancompile.convolutions import ConvContraction
-from kancompile.modules import Expansion, IndexQuantizer
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.expansion import Expansion
+from kancompile.ir.index import IndexQuantizer
 from kancompile.passes import convolution_codes
 from kancompile.passes.convolution_codes import ColumnSizes, TableDraft, codes_errors, zero_preserving
 from tests.convolution_programs import float_convolutions, square

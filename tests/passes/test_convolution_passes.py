@@ -7,10 +7,15 @@ import pytest
 import torch
 from torch import fx, nn
 
-from kancompile.convolutions import ConvContraction, Geometry, QuantizedConvContraction
-from kancompile.differentiable import differentiable
-from kancompile.errors import KanCompileError
-from kancompile.modules import Expansion, TableExpansion
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.check import check
+from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
+from kancompile.ir.expansion import Expansion
+from kancompile.ir.geometry import Geometry, PatchSampler, flat_weight, split_groups
+from kancompile.ir.gradients import differentiable
+from kancompile.ir.program import Program
+from kancompile.ir.show import show
+from kancompile.ir.table import TableExpansion
 from kancompile.passes.adaround import AdaRound
 from kancompile.passes.awq import Awq
 from kancompile.passes.brecq import Brecq
@@ -19,10 +24,9 @@ from kancompile.passes.gptq import Gptq
 from kancompile.passes.round_convolutions import convolution_problems, integer_convolution
 from kancompile.passes.round_weights import RoundingOptions, RoundWeights
 from kancompile.passes.split_branches import SplitBranches
-from kancompile.passes.tabulate_expansions import TableOptions, TabulateExpansions
+from kancompile.passes.table_values import TableOptions
+from kancompile.passes.tabulate_expansions import TabulateExpansions
 from kancompile.passes.uniform import Uniform
-from kancompile.patches import PatchSampler, flat_weight, split_groups
-from kancompile.program import Program, check, show
 from kancompile.rounding import Rounded, objective
 from kancompile.targets.kernel_audit import audit_kernels
 from kancompile.targets.ort_cpu import emit

@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from kancompile.convolutions import ConvContraction, Geometry
-from kancompile.modules import Branch, Contraction, Expansion
+from kancompile.ir.check import check
+from kancompile.ir.contraction import Contraction
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.distinct import distinct_inputs
+from kancompile.ir.expansion import Branch, Expansion
+from kancompile.ir.geometry import Geometry
+from kancompile.ir.program import Program
 from kancompile.passes.factorize_edges import FactorizeEdges
-from kancompile.passes.table_values import distinct_inputs
-from kancompile.program import Program, check
 from tests.regions import branch, silu
 
 RUN = FactorizeEdges(lambda name: True)

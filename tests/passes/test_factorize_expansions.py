@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from kancompile.frontend.capture import capture
-from kancompile.modules import Contraction, Expansion
+from kancompile.ir.check import check
+from kancompile.ir.contraction import Contraction
+from kancompile.ir.expansion import Expansion
 from kancompile.passes.factorize_expansions import FactorizeExpansions
-from kancompile.program import check
 
 
 class Wavelets(nn.Module):

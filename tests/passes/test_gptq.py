@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import kancompile.rounding
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.passes.gptq import Gptq, ordered_hessian, round_columns
 from kancompile.passes.hessian import FactoredHessian, permute_symmetric
 from kancompile.passes.polish import RoundedColumns, descend_codes, quadratic_error, refine_scale

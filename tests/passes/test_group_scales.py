@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 import kancompile
 from examples.zoo.efficient_kan import build
 from kancompile.execution import RuntimeModel
+from kancompile.ir.contraction import QuantizedContraction
+from kancompile.ir.program import Program
 from kancompile.lowering import lower
-from kancompile.modules import QuantizedContraction
 from kancompile.passes.group_scales import (
     common_scale,
     largest_multiplier,
@@ -21,7 +22,6 @@ from kancompile.passes.group_scales import (
     snap_scales,
 )
 from kancompile.passes.methods import method_named
-from kancompile.program import Program
 from kancompile.quantizers import code_range
 from kancompile.recipe import read_recipe
 from kancompile.rounding import objective

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.passes.hawq import hessian_traces, sensitivity
 from tests.passes.rounding_problems import generator
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.program import Program
 from kancompile.lowering import check_pairs, lower
 from kancompile.pair_products import layer_pairs, prove_layer
 from kancompile.passes import limit_pairs as limit_pairs_module
@@ -13,9 +14,9 @@ from kancompile.passes.brecq import Brecq
 from kancompile.passes.limit_pairs import limit_pairs
 from kancompile.passes.methods import METHODS
 from kancompile.passes.round_weights import RoundingOptions, RoundWeights
-from kancompile.passes.tabulate_expansions import TableOptions, TabulateExpansions
+from kancompile.passes.table_values import TableOptions
+from kancompile.passes.tabulate_expansions import TabulateExpansions
 from kancompile.passes.uniform import Uniform
-from kancompile.program import Program
 from kancompile.recipe import read_recipe
 from kancompile.rounding import FeatureSource, RoundingProblem, objective
 from tests.convolution_programs import float_convolutions, square

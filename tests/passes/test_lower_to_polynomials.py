@@ -10,13 +10,16 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from kancompile.convolutions import ConvContraction, Geometry
-from kancompile.errors import KanCompileError
-from kancompile.expansions import to_channels_last
-from kancompile.modules import Branch, Contraction, Expansion
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.check import check
+from kancompile.ir.contraction import Contraction
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.expansion import Branch, Expansion, to_channels_last
+from kancompile.ir.geometry import Geometry
+from kancompile.ir.polynomial import BreakpointCells, PolynomialExpansion, UniformCells
+from kancompile.ir.program import Program
+from kancompile.ir.show import show
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials
-from kancompile.polynomials import BreakpointCells, PolynomialExpansion, UniformCells
-from kancompile.program import Program, check, show
 from kancompile.targets.ort_cpu import emit
 from tests.programs import integer_program
 from tests.regions import adaptive_knots, branch, float_program, silu, spline, uniform_knots

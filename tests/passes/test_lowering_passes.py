@@ -6,14 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from kancompile.modules import Contraction, QuantizedContraction, TableExpansion
+from kancompile.ir.check import check
+from kancompile.ir.contraction import Contraction, QuantizedContraction
+from kancompile.ir.distinct import distinct_inputs
+from kancompile.ir.program import Program
+from kancompile.ir.show import show
+from kancompile.ir.table import TableExpansion
 from kancompile.passes.factorize_edges import FactorizeEdges
 from kancompile.passes.fuse_index import FuseIndex
 from kancompile.passes.round_weights import RoundingOptions, RoundWeights
 from kancompile.passes.split_branches import SplitBranches
-from kancompile.passes.tabulate_expansions import TableOptions, TabulateExpansions, distinct_inputs
+from kancompile.passes.table_values import TableOptions
+from kancompile.passes.tabulate_expansions import TabulateExpansions
 from kancompile.passes.uniform import Uniform
-from kancompile.program import Program, check, show
 from tests.programs import calibration_inputs, float_program
 
 

@@ -5,10 +5,11 @@ import torch
 
 from examples.zoo import kagn_conv, spline_conv
 from kancompile.frontend.capture import capture
-from kancompile.modules import Expansion
+from kancompile.ir.check import check
+from kancompile.ir.expansion import Expansion
+from kancompile.ir.program import Program
 from kancompile.passes.choose_index import IndexChoice, index_over, refine_ends
 from kancompile.passes.mix_functions import MixFunctions
-from kancompile.program import Program, check
 
 
 def _kagn(groups: int = 1) -> tuple[Program, torch.Tensor]:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx.reference import ReferenceEvaluator
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.quantizers import code_range, minmax_scale, quantize, round_to_nearest, search_scale
 
 reals = st.floats(-1e3, 1e3, width=32)

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 import kancompile
 from examples.zoo.efficient_kan import build
+from kancompile.ir.program import Layer
 from kancompile.lowering import lower
 from kancompile.passes.brecq import Block, Brecq
 from kancompile.passes.methods import METHODS
 from kancompile.passes.reconstruct_blocks import blocks_of, with_one_end
 from kancompile.passes.uniform import Uniform
-from kancompile.program import Layer
 from kancompile.recipe import read_recipe
 from kancompile.rounding import FeatureSource, RoundingProblem
 

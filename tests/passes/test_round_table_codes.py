@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from kancompile.convolutions import ConvContraction, Geometry
-from kancompile.modules import Expansion, IndexQuantizer
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.expansion import Expansion
+from kancompile.ir.geometry import Geometry, PatchSampler, flat_weight
+from kancompile.ir.index import IndexQuantizer
 from kancompile.passes import round_table_codes
 from kancompile.passes.round_table_codes import Patches, code_hessian, descend, round_together
 from kancompile.passes.tabulate_convolutions import ConvLookupCost
-from kancompile.patches import PatchSampler, flat_weight
 from tests.convolution_programs import float_convolutions, square
 
 LEVELS, CHANNELS, SIZE = 12, 4, 5

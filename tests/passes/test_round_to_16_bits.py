@@ -12,13 +12,13 @@ import kancompile
 from examples.zoo.efficient_kan import KAN
 from kancompile.execution import RuntimeModel
 from kancompile.frontend.capture import capture
+from kancompile.ir.check import check
+from kancompile.ir.contraction import Contraction
+from kancompile.ir.polynomial import PolynomialExpansion
 from kancompile.lowering import WIDE_TOLERANCE
-from kancompile.modules import Contraction
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials
 from kancompile.passes.round_to_16_bits import RoundTo16Bits
 from kancompile.pipeline import CompiledModel
-from kancompile.polynomials import PolynomialExpansion
-from kancompile.program import check
 from kancompile.targets.kernel_audit import optimized_graph
 
 N_IN = 6
@@ -69,7 +69,7 @@ def test_error_is_below_a_ten_thousandth_of_the_range(model: torch.nn.Module, wi
         assert float((far - model(20 * x)).abs().max()) < 1e-3 * float(model(20 * x).abs().max())
 
 
-def _sizes(program: kancompile.program.Program, x: Tensor) -> Tensor:
+def _sizes(program: kancompile.ir.program.Program, x: Tensor) -> Tensor:
     """Sum of the magnitudes of the terms of the last layer, which bounds what float32 sums can differ by."""
     layer = program.layers()[-1]
     arguments = program.trace(x, [layer.contraction])[layer.contraction][0]

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 
 from examples.zoo import efficient_kan, spline_conv, wav_kan
 from kancompile.command_line import main
-from kancompile.errors import KanCompileError
-from kancompile.expansions import TableExpansion
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.table import TableExpansion
 from kancompile.lowering import lower
 from kancompile.reporting.bit_front import measure_front
 from kancompile.reporting.collect import ReportOptions, collect

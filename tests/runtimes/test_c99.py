@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import save_file
 
 from kancompile.command_line import main
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.execution import RuntimeModel
 from kancompile.runtimes import c99
 from kancompile.targets.c99 import emit

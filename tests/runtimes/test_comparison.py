@@ -10,7 +10,7 @@ import pytest
 
 from kancompile import runtime_comparison as comparison
 from kancompile.command_line import main
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.runtime_comparison import compare_runtimes, runtimes_named
 from kancompile.runtimes import RUNTIMES
 from kancompile.runtimes.contract import InProcess, Runtime, available, in_process

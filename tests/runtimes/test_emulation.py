@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.runtimes import RUNTIMES, emulation
 from kancompile.runtimes.emulation import ARM64, X86, missing, run_emulated
 from kancompile.targets.ort_cpu import emit

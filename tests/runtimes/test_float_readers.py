@@ -11,10 +11,10 @@ import onnx.parser
 import pytest
 import torch
 
-from kancompile.convolutions import QuantizedConvContraction
-from kancompile.errors import KanCompileError
-from kancompile.modules import TableExpansion
-from kancompile.program import Program
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.convolution import QuantizedConvContraction
+from kancompile.ir.program import Program
+from kancompile.ir.table import TableExpansion
 from kancompile.runtimes import openvino, tract
 from kancompile.runtimes.contract import Runtime
 from kancompile.targets.ort_cpu import emit

@@ -17,7 +17,7 @@ from torch import nn
 
 from kancompile.benchmarking import COMPILED, benchmark
 from kancompile.command_line import main
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.runtime_timing import TimedRuntimes, timed_runtimes
 from kancompile.runtimes import RUNTIMES
 from kancompile.runtimes.contract import InProcess, Prepared, Runtime, available

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.runtimes import web
 from kancompile.runtimes.web import RUNTIME
 from kancompile.targets.ort_cpu import emit

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.targets.c99 import arithmetic
 from kancompile.targets.c99.arithmetic import mantissas, split_float
 from tests.targets.c_programs import STRICT, UNDEFINED

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.pipeline import CompiledModel, compile
 from kancompile.targets import TARGETS
 from kancompile.targets.c99 import companions, emit, facts

@@ -8,12 +8,13 @@ import onnx.reference
 import pytest
 import torch
 
-from kancompile.column_order import constant_block
-from kancompile.convolutions import QuantizedConvContraction
-from kancompile.errors import KanCompileError
-from kancompile.expansions import TableExpansion
-from kancompile.operators import accumulate_convolution
-from kancompile.program import Program, check
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.check import check
+from kancompile.ir.column_order import constant_block
+from kancompile.ir.convolution import QuantizedConvContraction
+from kancompile.ir.operators import accumulate_convolution
+from kancompile.ir.program import Program
+from kancompile.ir.table import TableExpansion
 from kancompile.targets.kernel_audit import audit_kernels, optimized_graph
 from kancompile.targets.ort_cpu import emit
 from tests.convolution_programs import Convolution, integer_convolutions, square

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import fx
 
-from kancompile.convolutions import QuantizedConvContraction
-from kancompile.errors import KanCompileError
-from kancompile.modules import QuantizedContraction
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.contraction import QuantizedContraction
+from kancompile.ir.convolution import QuantizedConvContraction
+from kancompile.ir.program import Program
 from kancompile.pipeline import compile
-from kancompile.program import Program
 from kancompile.runtimes.litert import RUNTIME
 from kancompile.targets import TARGETS
 from kancompile.targets.litert import emit

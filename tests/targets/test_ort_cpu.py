@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.frontend import capture
-from kancompile.program import Program, check
+from kancompile.ir.check import check
+from kancompile.ir.program import Program
 from kancompile.targets.kernel_audit import audit_kernels
 from kancompile.targets.ort_cpu import emit
 from tests.frontend.odd_models import DegreeMajor

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kancompile.emission import check_target, targets_named, write
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.execution import RuntimeModel
 from kancompile.manifest import describe_layer
 from kancompile.recipe import read_recipe

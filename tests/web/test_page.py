@@ -15,7 +15,7 @@ import pytest
 
 from examples.web.build import DIGITS, build_site, make_server
 from examples.web.network_file import describe_network
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 from kancompile.runtimes import web
 from tests.convolution_programs import integer_convolutions, square
 from tests.tools import browser

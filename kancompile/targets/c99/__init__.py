@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from kancompile.program import Program
+from kancompile.ir.program import Program
 from kancompile.targets.c99.interface import INTERFACE_BEGINS, INTERFACE_ENDS
 from kancompile.targets.c99.plan import make_plan
 from kancompile.targets.c99.render import render

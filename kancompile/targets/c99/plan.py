@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from kancompile.convolutions import QuantizedConvContraction
-from kancompile.errors import KanCompileError
-from kancompile.expansions import TableExpansion, regroup, to_channels_last
-from kancompile.modules import QuantizedContraction
-from kancompile.program import Program
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.contraction import QuantizedContraction
+from kancompile.ir.convolution import QuantizedConvContraction
+from kancompile.ir.expansion import regroup, to_channels_last
+from kancompile.ir.program import Program
+from kancompile.ir.table import TableExpansion
 from kancompile.targets.c99 import layers
 from kancompile.targets.c99.steps import (
     Buffer,

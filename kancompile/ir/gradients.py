@@ -11,11 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kancompile.convolutions import QuantizedConvContraction, convolve_real
-from kancompile.expansions import to_channels_first, to_channels_last
-from kancompile.modules import IndexQuantizer, QuantizedContraction, TableExpansion
-from kancompile.operators import convolution_columns
-from kancompile.program import Program
+from kancompile.ir.contraction import QuantizedContraction
+from kancompile.ir.convolution import QuantizedConvContraction, convolve_real
+from kancompile.ir.expansion import to_channels_first, to_channels_last
+from kancompile.ir.index import IndexQuantizer
+from kancompile.ir.operators import convolution_columns
+from kancompile.ir.program import Program
+from kancompile.ir.table import TableExpansion
 
 _SLOPE_WINDOWS = 128
 

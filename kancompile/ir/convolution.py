@@ -19,39 +19,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from kancompile.block_codes import BlockCodes
-from kancompile.expansions import IndexQuantizer, to_channels_first
-from kancompile.operators import accumulate_convolution, convolution_columns
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How a kernel moves over an image; one number for each spatial dimension, padding the same on both sides.
-
-    Attributes:
-        stride, padding, dilation: as in ``torch.nn.functional.conv2d``.
-        groups: independent parts of the channels.
-    """
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int = 1
-
-    @property
-    def pads(self) -> bool:
-        """Whether border pixels see values from outside the image."""
-        return any(self.padding)
-
-    def out_size(self, spatial: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
-        """Give the spatial shape of the output for an input of shape ``spatial``."""
-        sides = zip(spatial, kernel, self.stride, self.padding, self.dilation, strict=True)
-        return tuple((size + 2 * pad - hold * (side - 1) - 1) // step + 1 for size, side, step, pad, hold in sides)
+from kancompile.ir.block_codes import BlockCodes
+from kancompile.ir.expansion import to_channels_first
+from kancompile.ir.geometry import Geometry
+from kancompile.ir.index import IndexQuantizer
+from kancompile.ir.operators import accumulate_convolution, convolution_columns
 
 
 class ConvContraction(nn.Module):

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kancompile.errors import KanCompileError
+from kancompile.errors.exceptions import KanCompileError
 
 MOST_TEXT_BYTES = 1 << 26
 _DEEPEST = 64

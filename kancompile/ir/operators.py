@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kancompile.packed_codes import unpack
+from kancompile.ir.packed_codes import unpack
 
 
 @torch.library.custom_op("kancompile::quantize_index", mutates_args=())
@@ -119,7 +119,7 @@ def expand_planes(
 ) -> Tensor:
     """Look up basis values function by function, and put columns of constant codes beside them.
 
-    Up to three functions stand in one number (``kancompile.packed_codes``).
+    Up to three functions stand in one number (``kancompile.ir.packed_codes``).
 
     Args:
         index: row numbers, uint8 or int32, ``[b, *, n_in]``.
@@ -312,7 +312,7 @@ def convolve_to_index(
     ``weight * (code - zero_point)`` and ``bias``; codes outside the image are ``zero_point``.
 
     Args:
-        features: uint8 tensors ``[b, *, n_in, k]``; see ``kancompile.convolutions`` for the order of the columns.
+        features: uint8 tensors ``[b, *, n_in, k]``; see ``kancompile.ir.convolution`` for the order of the columns.
         weight: int8 ``[n_out, c / groups, *kernel]``, codes of at most ``weight_bits`` bits.
         bias: int32 ``[n_out]``, in units of ``scale``.
         scale: float32 ``[n_out]``.

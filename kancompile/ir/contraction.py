@@ -5,10 +5,10 @@ Every KAN layer is a pointwise *expansion* followed by one linear *contraction*:
     phi[b, i, k] = basis_k(x[b, i])
     y[b, o]      = bias[o] + sum over i, k of weight[o, (i, k)] * phi[b, i, k]
 
-Forms of an expansion (``kancompile.expansions``): :class:`Expansion` (the captured float region) and
+Forms of an expansion (``kancompile.ir.expansion``): :class:`Expansion` (the captured float region) and
 :class:`TableExpansion` (integer look-up). Forms of a contraction: :class:`Contraction` (float) and
 :class:`QuantizedContraction` (integer codes); where the contraction is a convolution over pixels,
-``ConvContraction`` and ``QuantizedConvContraction`` of ``kancompile.convolutions``.
+``ConvContraction`` and ``QuantizedConvContraction`` of ``kancompile.ir.convolution``.
 
 Modules are values: passes build new ones and never write to an existing one. Shapes use ``b`` for the batch, ``*`` for
 leading dimensions that a layer treats alike (tokens), ``n_in``, ``k`` functions per input, ``c = sum of n_in * k``.
@@ -22,8 +22,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kancompile.block_codes import BlockCodes
-from kancompile.expansions import Branch, Expansion, IndexQuantizer, TableExpansion, regroup
+from kancompile.ir.block_codes import BlockCodes
+from kancompile.ir.expansion import Branch, Expansion, regroup
+from kancompile.ir.index import IndexQuantizer
+from kancompile.ir.table import TableExpansion
 
 __all__ = [
     "Branch",

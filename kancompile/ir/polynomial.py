@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kancompile.block_codes import BlockCodes
-from kancompile.errors import KanCompileError
-from kancompile.expansions import regroup, to_channels_last
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.block_codes import BlockCodes
+from kancompile.ir.expansion import regroup, to_channels_last
 
 _GROUP = 16
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kancompile.convolutions import QuantizedConvContraction
-from kancompile.expansions import TableExpansion
+from kancompile.ir.convolution import QuantizedConvContraction
+from kancompile.ir.table import TableExpansion
 
 MOST_PLANES = 5
 """Functions of a channel up to which planes take less time than looking up whole rows of two channels at a time."""

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kancompile.convolutions import Geometry
-
 
 @dataclass(frozen=True)
 class PatchSampler:
@@ -118,3 +116,28 @@ def group_order(sizes: Sequence[tuple[int, int]], groups: int) -> Tensor:
         parts.append(torch.arange(start, start + n_in * k).reshape(groups, -1))
         start += n_in * k
     return torch.cat(parts, dim=1).flatten()
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a kernel moves over an image; one number for each spatial dimension, padding the same on both sides.
+
+    Attributes:
+        stride, padding, dilation: as in ``torch.nn.functional.conv2d``.
+        groups: independent parts of the channels.
+    """
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+    @property
+    def pads(self) -> bool:
+        """Whether border pixels see values from outside the image."""
+        return any(self.padding)
+
+    def out_size(self, spatial: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
+        """Give the spatial shape of the output for an input of shape ``spatial``."""
+        sides = zip(spatial, kernel, self.stride, self.padding, self.dilation, strict=True)
+        return tuple((size + 2 * pad - hold * (side - 1) - 1) // step + 1 for size, side, step, pad, hold in sides)

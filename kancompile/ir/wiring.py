@@ -6,13 +6,17 @@ numbers as the reverse; views and transpositions do not change values at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
-from kancompile.convolutions import ConvContraction, QuantizedConvContraction
-from kancompile.modules import Expansion, IndexQuantizer, TableExpansion
-from kancompile.program import Program
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
+from kancompile.ir.expansion import Expansion
+from kancompile.ir.index import IndexQuantizer
+from kancompile.ir.program import Layer, Program
+from kancompile.ir.table import TableExpansion
 
 _SELECTING = frozenset(
     f"aten.{name}"
@@ -92,3 +96,41 @@ def quantizer_in_front(program: Program, target: str) -> IndexQuantizer | None:
 def _node(program: Program, target: str) -> fx.Node:
     nodes: list[fx.Node] = list(program.graph_module.graph.nodes)
     return next(node for node in nodes if node.op == "call_module" and node.target == target)
+
+
+def layer_tables(program: Program, layer: Layer) -> list[TableExpansion]:
+    """Return the tables that a layer reads, in order.
+
+    Raises:
+        KanCompileError: an expansion has not been tabulated.
+    """
+    tables = []
+    for target in layer.expansions:
+        module = program.module(target)
+        if not isinstance(module, TableExpansion):
+            raise KanCompileError(
+                f"layer {layer.name!r}: {target!r} is no table; tabulate expansions before rounding weights"
+            )
+        tables.append(module)
+    return tables
+
+
+def branch_of_column(tables: Sequence[TableExpansion]) -> Tensor:
+    """Number the branch of every column within its table, int64 ``[c]``."""
+    found = []
+    for table in tables:
+        sizes = torch.tensor(table.branch_sizes)
+        found.append(torch.repeat_interleave(torch.arange(len(sizes)), sizes).repeat(table.n_in))
+    return torch.cat(found)
+
+
+def tied_columns(tables: Sequence[TableExpansion]) -> Tensor:
+    """Number the columns by the table column they are looked up in, int64 ``[c]``: those can only be rescaled together."""
+    found, count = [], 0
+    for table in tables:
+        owner = torch.zeros(table.n_in, dtype=torch.int64)
+        if table.first_row is not None:
+            owner = table.first_row.long() // table.index.levels
+        found.append((owner[:, None] * table.k + torch.arange(table.k)).flatten() + count)
+        count += table.n_tables * table.k
+    return torch.cat(found)

@@ -1,0 +1,1 @@
+"""What a file computes: programs, the nodes and operators they consist of, their law, and their text."""

@@ -1,0 +1,195 @@
+"""The intermediate representation: an FX graph whose KAN layers are expansion and contraction modules.
+
+A :class:`Program` is a value. Beside it stand the three functions that give it a meaning: calling it evaluates,
+:func:`check` verifies its invariants (the pipeline does so after every pass) and :func:`show` prints it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.contraction import Contraction, QuantizedContraction
+from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
+from kancompile.ir.expansion import Expansion
+from kancompile.ir.polynomial import PolynomialExpansion
+from kancompile.ir.table import TableExpansion
+
+KAN_MODULES = (
+    Contraction,
+    ConvContraction,
+    Expansion,
+    PolynomialExpansion,
+    QuantizedContraction,
+    QuantizedConvContraction,
+    TableExpansion,
+)
+INTEGER_CONTRACTIONS = (QuantizedContraction, QuantizedConvContraction)
+CONTRACTIONS = (Contraction, ConvContraction, *INTEGER_CONTRACTIONS)
+
+_CHUNK = 128
+
+
+@dataclass(frozen=True)
+class Unrecognized:
+    """A part of the model that stays as PyTorch computes it, and why.
+
+    Attributes:
+        node: name of the node in the exported graph.
+        operator: ATen operator.
+        reason: one clause, lower case.
+        source: ``file:line`` in the user's code, empty where unknown.
+    """
+
+    node: str
+    operator: str
+    reason: str
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class PassChange:
+    """What one pass did to a program.
+
+    Attributes:
+        name: of the pass.
+        changes: ``(node, before, after)`` for every node whose description changed; ``None`` where it is absent.
+        notes: lines that the pass added.
+    """
+
+    name: str
+    changes: tuple[tuple[str, str | None, str | None], ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One KAN layer of a program: the names under which its modules stand in the graph."""
+
+    name: str
+    contraction: str
+    expansions: tuple[str, ...]
+
+    def origin(self, lowered: str) -> str:
+        """Return the expansion of this layer that a lowered one comes from; passes that divide one append to its name.
+
+        Raises:
+            KanCompileError: it comes from none.
+        """
+        found = [name for name in self.expansions if lowered == name or lowered.startswith(f"{name}_")]
+        if not found:
+            raise KanCompileError(
+                f"layer {self.name!r}: found expansion {lowered!r}, expected parts of {self.expansions!r}"
+            )
+        return max(found, key=len)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A captured network.
+
+    Attributes:
+        graph_module: FX graph module; KAN layers are ``call_module`` nodes of the classes in ``kancompile.ir.contraction``,
+            everything else stays ATen.
+        input_shape: shape of the input without the batch.
+        unrecognized: what was looked at and left alone.
+        notes: lines for the report that passes added.
+        history: what each pass did, in order.
+    """
+
+    graph_module: fx.GraphModule
+    input_shape: tuple[int, ...]
+    unrecognized: tuple[Unrecognized, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+    history: tuple[PassChange, ...] = field(default=())
+
+    def __call__(self, x: Tensor) -> Any:
+        """Evaluate the program on ``[b, *input_shape]`` without gradients."""
+        with torch.no_grad():
+            return self.graph_module(x)
+
+    def module(self, target: str) -> nn.Module:
+        """Return the module of that name."""
+        return self.graph_module.get_submodule(target)
+
+    def layers(self) -> list[Layer]:
+        """List the KAN layers in the order of evaluation."""
+        found = []
+        for node in self.graph_module.graph.nodes:
+            if node.op == "call_module":
+                module = self.module(node.target)
+                if isinstance(module, CONTRACTIONS):
+                    sources = tuple(str(source.target) for source in node.all_input_nodes)
+                    found.append(Layer(module.layer, str(node.target), sources))
+        return found
+
+    def replace_modules(self, modules: Mapping[str, nn.Module], notes: Iterable[str] = ()) -> Program:
+        """Return a program in which some modules are exchanged; this one stays as it was."""
+        root: dict[str, Any] = {}
+        for node in self.graph_module.graph.nodes:
+            if node.op == "call_module":
+                root[node.target] = modules.get(node.target, self.module(node.target))
+            elif node.op == "get_attr":
+                root[node.target] = attribute(self.graph_module, node.target)
+        graph = fx.Graph()
+        output = graph.graph_copy(self.graph_module.graph, {})
+        graph.output(output)
+        return replace(self, graph_module=fx.GraphModule(root, graph), notes=(*self.notes, *notes))
+
+    def trace(self, x: Tensor, targets: Iterable[str]) -> dict[str, tuple[tuple[Tensor, ...], Tensor]]:
+        """Evaluate, as far as needed, and keep the inputs and the output of the named modules.
+
+        Returns:
+            for each target the tuple of its input tensors and its output.
+        """
+        recorder = _Recorder(self.graph_module, frozenset(targets))
+        with torch.no_grad(), contextlib.suppress(_AllKept):
+            recorder.run(x)
+        return recorder.kept
+
+    def inputs(self, x: Tensor, targets: Iterable[str]) -> dict[str, Tensor]:
+        """Evaluate in chunks of bounded memory and keep what the named modules, each of one input, read.
+
+        Returns:
+            for each target its input for all of ``x``.
+        """
+        wanted = list(targets)
+        kept: dict[str, list[Tensor]] = {target: [] for target in wanted}
+        for part in torch.split(x, _CHUNK):
+            for target, (arguments, _) in self.trace(part, wanted).items():
+                kept[target].append(arguments[0])
+        return {target: torch.cat(parts) for target, parts in kept.items()}
+
+
+class _AllKept(Exception):
+    pass
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, targets: frozenset[str]) -> None:
+        super().__init__(module)
+        self.extra_traceback = False
+        self.targets = targets
+        self.kept: dict[str, tuple[tuple[Tensor, ...], Tensor]] = {}
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = super().call_module(target, args, kwargs)
+        if target in self.targets:
+            self.kept[target] = (args, result)
+            if len(self.kept) == len(self.targets):
+                raise _AllKept
+        return result
+
+
+def attribute(module: nn.Module, target: str) -> Any:
+    """Return what a ``get_attr`` node names."""
+    value: Any = module
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
