@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from kancompile.data.model import evaluating
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.execution import ModelFile, RuntimeModel, name_of
 from kancompile.machine import available_cores, describe_machine
 from kancompile.progress import track
 from kancompile.runtime_timing import TimedRuntimes
 from kancompile.runtimes.contract import Runtime, seconds_of
-from kancompile.validation import evaluating
 
 COMPILED = "compiled, ONNX Runtime"
 FLOAT_EXPORT = "float export, ONNX Runtime"

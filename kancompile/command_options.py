@@ -43,7 +43,7 @@ def add_model(parser: argparse.ArgumentParser, name: str, positional: bool = Fal
 
 
 def add_data(parser: argparse.ArgumentParser, name: str, what: str, required: bool = True, dest: str = "data") -> None:
-    """Name samples: a file, a folder of images or a loader; see :func:`kancompile.data_sources.open_data`."""
+    """Name samples: a file, a folder of images or a loader; see :func:`kancompile.data.data_sources.open_data`."""
     parser.add_argument(
         f"--{name}",
         dest=dest,

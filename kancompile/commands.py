@@ -19,7 +19,7 @@ from kancompile.recipe import read_recipe
 
 # What loads PyTorch is imported where it is needed: wrong usage is answered at once, and a recipe needs none of it.
 if TYPE_CHECKING:
-    from kancompile.calibration import Calibration
+    from kancompile.data.calibration import Calibration
     from kancompile.pipeline import CompiledModel
     from kancompile.runtime_comparison import RuntimeComparison
     from kancompile.targets import Target
@@ -34,7 +34,7 @@ def run_compile(options: argparse.Namespace) -> int:
     """Compile, measure on held-out data, and write the files; where those miss a threshold, no more than a report on that."""
     recipe = read_recipe(options.recipe, **recipe_overrides(options))
 
-    from kancompile.calibration import load_calibration
+    from kancompile.data.calibration import load_calibration
     from kancompile.emission import check_target, targets_named
     from kancompile.pipeline import compile as compile_model
     from kancompile.pipeline import manifest_path
@@ -159,7 +159,7 @@ def _validated(options: argparse.Namespace) -> Validation:
 
 
 def _compared(options: argparse.Namespace) -> RuntimeComparison:
-    from kancompile.calibration import load_calibration
+    from kancompile.data.calibration import load_calibration
     from kancompile.runtime_comparison import compare_runtimes, runtimes_named
 
     runtimes = runtimes_named(options.runtime)
@@ -176,7 +176,7 @@ def run_benchmark(options: argparse.Namespace) -> int:
     with working(options):
         model, data = load_float_model(options), None
         if options.data is not None:
-            from kancompile.calibration import load_calibration
+            from kancompile.data.calibration import load_calibration
 
             data = load_calibration(opened_data(options), key=options.data_key, name="data", seed=options.seed).samples
         others: dict[str, bytes] = {}

@@ -15,7 +15,7 @@ from kancompile.recipe import Recipe, read_recipe
 
 # what loads PyTorch is imported where it is needed
 if TYPE_CHECKING:
-    from kancompile.calibration import Calibration
+    from kancompile.data.calibration import Calibration
 
 
 def _samples(options: argparse.Namespace, recipe: Recipe) -> tuple[Calibration, Calibration, str]:

@@ -12,7 +12,7 @@ from importlib import metadata as package_metadata
 from pathlib import Path
 from typing import Any
 
-from kancompile.calibration import Calibration
+from kancompile.data.calibration import Calibration
 from kancompile.ir.contraction import Contraction, QuantizedContraction
 from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
 from kancompile.ir.polynomial import PolynomialExpansion

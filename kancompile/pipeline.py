@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from kancompile.atomic_write import check_destinations, write_atomically
 from kancompile.bit_budget import BitBudget, check_latency
-from kancompile.calibration import Calibration, load_calibration
+from kancompile.data.calibration import Calibration, load_calibration
+from kancompile.data.model import check_fits
 from kancompile.emission import check_target, target_named, write
 from kancompile.error_gate import ErrorGate
 from kancompile.errors.exceptions import KanCompileError
@@ -31,7 +32,7 @@ from kancompile.progress import Timings
 from kancompile.recipe import Recipe, read_recipe
 from kancompile.targets import TARGETS, Target
 from kancompile.targets.kernel_audit import KernelAudit, audit_kernels
-from kancompile.validation import Validation, check_fits, validate
+from kancompile.validation import Validation, validate
 
 MANIFEST_SUFFIX = ".manifest.json"
 _ABOUT_THE_CHOICES = ("bit_allocation", "error_gate")

@@ -16,7 +16,7 @@ from kancompile.reporting.plots import check_matplotlib
 
 # what loads PyTorch is imported where it is needed
 if TYPE_CHECKING:
-    from kancompile.calibration import Calibration
+    from kancompile.data.calibration import Calibration
     from kancompile.pipeline import CompiledModel
     from kancompile.validation import Validation
 
@@ -63,7 +63,7 @@ def run_report(options: argparse.Namespace) -> int:
         data = page.with_suffix(".json")
     check_destinations([page, data], options.force)
     with working(options):
-        from kancompile.calibration import load_calibration
+        from kancompile.data.calibration import load_calibration
         from kancompile.reporting.collect import ReportOptions, collect
         from kancompile.reporting.source import of_file, recipe_and_seed
 
@@ -99,7 +99,7 @@ def _calibration(
     """Find the samples that the file was compiled with: all of the given ones, or those that were not held out."""
     import torch
 
-    from kancompile.calibration import load_calibration
+    from kancompile.data.calibration import load_calibration
     from kancompile.reporting.source import calibration_hash
 
     if options.calibration is None and options.data is None:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch import Tensor
 
-from kancompile.calibration import Calibration, stream_batches
+from kancompile.data.calibration import stream_batches
+from kancompile.data.model import Reference, evaluating
 from kancompile.error_measures import ErrorMeasure, TaskMetric, plain_number
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.execution import ModelFile, RuntimeModel, name_of
 from kancompile.ir.program import Program
 from kancompile.layer_errors import LayerError, LayerErrors
 from kancompile.progress import track
-
-Reference = nn.Module | ExportedProgram | Callable[[Tensor], Any]
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ def validate(
     Args:
         model: path or bytes of the ONNX file.
         reference: float model; evaluated in evaluation mode, without gradients.
-        data: samples, in every form that :func:`kancompile.calibration.stream_batches` reads.
+        data: samples, in every form that :func:`kancompile.data.calibration.stream_batches` reads.
         labels: labels, if ``data`` carries none.
         key: array of an ``.npz`` file that holds the samples, ``x`` if ``None``.
         program: the lowered program, whose simulation is compared too.
@@ -170,78 +167,6 @@ def validate(
         () if layers is None else layers.result(),
         tuple(reasons),
     )
-
-
-@contextmanager
-def evaluating(reference: Any) -> Iterator[Callable[[Tensor], Any]]:
-    """Give the float model as a callable in evaluation mode, and restore its mode afterwards.
-
-    Raises:
-        KanCompileError: it cannot be called.
-    """
-    if isinstance(reference, ExportedProgram):
-        yield reference.module()
-    elif isinstance(reference, nn.Module):
-        training = [module for module in reference.modules() if module.training]
-        reference.eval()
-        try:
-            yield reference
-        finally:
-            for module in training:
-                module.training = True
-    elif callable(reference):
-        yield reference
-    else:
-        raise KanCompileError(
-            f"reference: found {type(reference).__name__}, expected a torch.nn.Module or an ExportedProgram"
-        )
-
-
-def check_fits(reference: Reference, samples: Calibration) -> None:
-    """Make sure that the model takes samples of this shape, before anything is traced.
-
-    Raises:
-        KanCompileError: it does not; the shape and the model's own words are named.
-    """
-    x = samples.samples[:2]
-    try:
-        with evaluating(reference) as model, torch.no_grad():
-            output = model(x)
-    except KanCompileError:
-        raise
-    except Exception as error:  # user code may raise anything
-        raise KanCompileError(
-            f"calibration: found samples of shape {samples.input_shape!r}, on which the model raises "
-            f"{type(error).__name__} ({_first_line(error)}); expected inputs as it was trained with{_other_shape(reference, x)}"
-        ) from error
-    # a model that begins with reshape(-1, n_in) takes any multiple of n_in and answers for another number of samples
-    if isinstance(output, Tensor) and output.shape[:1] != x.shape[:1]:
-        raise KanCompileError(
-            f"calibration: found samples of shape {samples.input_shape!r}, for {len(x)} of which the model returns shape "
-            f"{tuple(output.shape)!r}; expected one row for each, so inputs as it was trained with{_other_shape(reference, x)}"
-        )
-
-
-def _other_shape(reference: Reference, x: Tensor) -> str:
-    """Try the usual other layouts of samples, and say which one the model takes; empty where it takes none of them."""
-    layouts = [("flat: pass x.reshape(len(x), -1)", x.flatten(1))] if x.ndim > 2 else []
-    if x.ndim == 4:
-        layouts = [
-            ("with the channels first: pass x.transpose(0, 3, 1, 2)", x.permute(0, 3, 1, 2)),
-            ("with the channels last: pass x.transpose(0, 2, 3, 1)", x.permute(0, 2, 3, 1)),
-            *layouts,
-        ]
-    if x.ndim == 3:
-        layouts.append(("with a channel of their own: pass x[:, None]", x[:, None]))
-    for how, other in layouts:
-        try:
-            with evaluating(reference) as model, torch.no_grad():
-                output = model(other.contiguous())
-        except Exception:  # user code may raise anything, and then this is not the layout
-            continue
-        if isinstance(output, Tensor) and output.shape[:1] == x.shape[:1]:
-            return f"; it takes these {how}"
-    return ""
 
 
 def _evaluate(model: Callable[[Tensor], Any], x: Tensor, what: str) -> Tensor:

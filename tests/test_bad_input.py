@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import kancompile
-from kancompile.calibration import load_calibration
 from kancompile.command_line import main
+from kancompile.data.calibration import load_calibration
+from kancompile.data.model import check_fits
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.validation import check_fits, validate
+from kancompile.validation import validate
 from tests.compiled_kan import FACTORY, FACTORY_ARGS, N_IN, compiled_kan, make_inputs, make_model
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
-from kancompile.calibration import load_calibration, stream_batches
+from kancompile.data.calibration import load_calibration, stream_batches
 from kancompile.errors.exceptions import KanCompileError
 
 

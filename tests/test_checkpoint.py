@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import kancompile
-from kancompile.checkpoint import WRAPPERS, apply_state_dict, load_model, load_state_dict, parse_factory_args
+from kancompile.data.exported_file import load_exported
+from kancompile.data.model import load_model, parse_factory_args
+from kancompile.data.state_dict import WRAPPERS, apply_state_dict, load_state_dict
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.exported_file import load_exported
 from kancompile.recipe import read_recipe
 
 SOURCE = """

@@ -16,9 +16,9 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from kancompile.calibration import load_calibration
-from kancompile.checkpoint import apply_state_dict, load_state_dict
 from kancompile.command_line import main
+from kancompile.data.calibration import load_calibration
+from kancompile.data.state_dict import apply_state_dict, load_state_dict
 from kancompile.diagnosis.anatomy import Anatomy
 from kancompile.diagnosis.laboratory import Outcome
 from kancompile.diagnosis.tune_cache import TuneCache, recalled

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kancompile.calibration import load_calibration
 from kancompile.command_line import main
-from kancompile.data_sources import open_data
+from kancompile.data.calibration import load_calibration
+from kancompile.data.data_sources import open_data
+from kancompile.data.image_folder import ImageFolder
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.image_folder import ImageFolder
 
 CODE = """
 import numpy as np

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import kancompile
-from kancompile.calibration import load_calibration
+from kancompile.data.calibration import load_calibration
 from kancompile.lowering import lower
 from kancompile.passes.brecq import Brecq
 from kancompile.passes.methods import METHODS

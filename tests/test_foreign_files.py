@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from kancompile.checkpoint import parse_factory_args
 from kancompile.command_line import main
+from kancompile.data.model import parse_factory_args
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.errors.foreign import check_form, foreign, parse_json, parse_literal, shown
 from kancompile.recipe import read_recipe

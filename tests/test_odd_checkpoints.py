@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kancompile.checkpoint import apply_state_dict, load_model, load_state_dict
+from kancompile.data.model import load_model
+from kancompile.data.state_dict import apply_state_dict, load_state_dict
 from kancompile.errors.exceptions import KanCompileError
 from tests.archives import declare
 
@@ -102,7 +103,7 @@ CONFIGS = ["a: " + DEEP, "a: " + "9" * 5000, "a: 2001-99-99", "a: !!int x", "- 1
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda text: text[:16])
 def test_configurations_of_pykan(config: str, tmp_path: Path) -> None:
     pytest.importorskip("yaml", reason="needs PyYAML: pip install 'kancompile[pykan]'")
-    from kancompile.pykan_checkpoint import _read_config
+    from kancompile.data.pykan_checkpoint import _read_config
 
     (tmp_path / "m_config.yml").write_text(config)
     with pytest.raises(KanCompileError, match=r"m_config.yml"):
@@ -128,7 +129,7 @@ WRONG_STATES: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {
 @pytest.mark.parametrize("case", WRONG_STATES)
 def test_states_of_pykan(case: str) -> None:
     pytest.importorskip("kan", reason="needs pykan: pip install 'kancompile[pykan]'")
-    from kancompile.pykan_checkpoint import build
+    from kancompile.data.pykan_checkpoint import build
 
     state, config = WRONG_STATES[case]
     with pytest.raises(KanCompileError, match=r"^pykan state: "):

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from kancompile.calibration import load_calibration
+from kancompile.data.calibration import load_calibration
+from kancompile.data.sample_arrays import to_array
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.sample_arrays import to_array
 from tests.archives import declare
 
 
@@ -110,7 +110,7 @@ IMAGES = {
 @pytest.mark.parametrize("name", IMAGES)
 def test_images(name: str, tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image", reason="needs Pillow: pip install 'kancompile[images]'")
-    from kancompile.image_folder import ImageFolder
+    from kancompile.data.image_folder import ImageFolder
 
     content = IMAGES[name]
     if content is None:
@@ -124,7 +124,7 @@ def test_images(name: str, tmp_path: Path) -> None:
 
 def test_folders_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("PIL.Image", reason="needs Pillow: pip install 'kancompile[images]'")
-    from kancompile.image_folder import ImageFolder
+    from kancompile.data.image_folder import ImageFolder
 
     def refuse(_: Path) -> Any:
         raise PermissionError(13, "Permission denied")

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kancompile.calibration import Calibration
+from kancompile.data.calibration import Calibration
 from kancompile.diagnosis.anatomy import Anatomy
 from kancompile.diagnosis.causes import GRID, OUTLIER, PREPROCESSING, SAMPLES, UNSEEN, Cause, Change, Effect
 from kancompile.diagnosis.inputs import (

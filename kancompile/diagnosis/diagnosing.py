@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from kancompile.calibration import LEAST_TO_SPLIT, Calibration, load_calibration
+from kancompile.data.calibration import LEAST_TO_SPLIT, Calibration, load_calibration
+from kancompile.data.model import check_fits
 from kancompile.diagnosis.anatomy import Anatomy, dissect
 from kancompile.diagnosis.causes import (
     BITS,
@@ -34,7 +35,6 @@ from kancompile.ir.program import Program
 from kancompile.lowering import check_patterns
 from kancompile.progress import track
 from kancompile.recipe import Recipe, read_recipe
-from kancompile.validation import check_fits
 
 _WORTH_TRYING_DB = 0.5
 _MOST_TRIED = 12

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kancompile.bit_budget import BitBudget
-from kancompile.calibration import Calibration
+from kancompile.data.calibration import Calibration
 from kancompile.diagnosis.tune_cache import recalled
 from kancompile.error_measures import ErrorMeasure, TaskMetric, decibel, plain_number
 from kancompile.errors.exceptions import KanCompileError

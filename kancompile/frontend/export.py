@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from kancompile.data.exported_file import load_exported
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.exported_file import load_exported
 from kancompile.frontend.decompositions import DECOMPOSITIONS, WHOLE, is_checked
 from kancompile.frontend.source_lines import error_source
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kancompile.calibration import Calibration
+from kancompile.data.calibration import Calibration
 from kancompile.error_measures import ErrorMeasure, TaskMetric, plain_number
 from kancompile.ir.program import Program
 from kancompile.lowering import Lowering

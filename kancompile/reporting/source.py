@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import nn
 
-from kancompile.calibration import Calibration
+from kancompile.data.calibration import Calibration
+from kancompile.data.model import check_fits
 from kancompile.emission import target_named
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.errors.foreign import check_form
@@ -32,7 +33,7 @@ from kancompile.pipeline import CompiledModel, manifest_path
 from kancompile.progress import say
 from kancompile.recipe import Recipe, read_recipe
 from kancompile.targets.kernel_audit import KernelAudit, audit_kernels
-from kancompile.validation import Validation, check_fits, validate
+from kancompile.validation import Validation, validate
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import kancompile
 from examples.pykan_regression import main
-from kancompile.checkpoint import load_model
+from kancompile.data.model import load_model
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.execution import RuntimeModel
 from kancompile.frontend.capture import capture

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kancompile.calibration import load_calibration
+from kancompile.data.calibration import load_calibration
 from kancompile.pipeline import compile
 from kancompile.reporting.source import ReportSource, of_compiled
 from kancompile.runtimes import web

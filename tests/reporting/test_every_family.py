@@ -26,7 +26,7 @@ from examples.zoo import (
     spline_conv,
     wav_kan,
 )
-from kancompile.calibration import load_calibration
+from kancompile.data.calibration import load_calibration
 from kancompile.pipeline import compile
 from kancompile.reporting.collect import ReportOptions, collect
 from kancompile.reporting.html import render

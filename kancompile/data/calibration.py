@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.sample_arrays import (
+from kancompile.data.sample_arrays import (
     batch_parts,
     check_finite,
     check_labels,
@@ -26,6 +25,7 @@ from kancompile.sample_arrays import (
     to_float32,
     to_label_type,
 )
+from kancompile.errors.exceptions import KanCompileError
 
 DEFAULT_BATCH_SIZE = 256
 DEFAULT_MAX_SAMPLES = 4096

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
-from kancompile.archive_sizes import check_unpacked
+from kancompile.data.archive_sizes import check_unpacked
+from kancompile.data.sample_arrays import is_plain, kind_of
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.errors.foreign import foreign, parse_literal, reason
-from kancompile.exported_file import load_exported
-from kancompile.imported_objects import call_with, found_object
+from kancompile.errors.foreign import foreign, reason
 from kancompile.progress import say
-from kancompile.sample_arrays import is_plain, kind_of
 
 # averaged weights come last: where a file holds both kinds, a note says so
 WRAPPERS = (
@@ -43,88 +40,6 @@ _COUNTERS = ("n_averaged",)
 _SHOWN = 6
 _DEEPEST = 4  # dictionaries around a state dict
 _MOST_UNPACKED = 1 << 28
-
-
-def load_model(
-    spec: str | os.PathLike[str],
-    checkpoint: str | os.PathLike[str] | None = None,
-    factory_args: Mapping[str, Any] | None = None,
-    checkpoint_key: str | None = None,
-    trust: bool = False,
-) -> nn.Module | ExportedProgram:
-    """Build a model in evaluation mode and load its weights.
-
-    Args:
-        spec: ``PACKAGE.MODULE:FACTORY``, ``path/to/file.py:FACTORY`` (a class, a function or a finished module), or the
-            path of a ``.pt2`` file, which contains its weights. ``"pykan"`` is a model of that package, built from its
-            checkpoint alone.
-        checkpoint: file with the state dict; see :func:`load_state_dict`. For ``"pykan"`` what ``saveckpt`` was given; see
-            ``kancompile.pykan_checkpoint``.
-        factory_args: keyword arguments of the factory.
-        checkpoint_key: entry of the checkpoint that holds the weights; see :func:`load_state_dict`.
-        trust: whether a ``.pt2`` file may be opened: loading one can run any code that it holds.
-
-    Raises:
-        KanCompileError: a ``.pt2`` file that is not trusted, nothing there to import, the factory fails or returns no module, or
-            the weights do not fit.
-    """
-    spec = os.fspath(spec)
-    if spec == "pykan":
-        if checkpoint is None or factory_args:
-            raise KanCompileError(
-                "model 'pykan': expected --checkpoint with what saveckpt was given, such as model/0.1, and no factory arguments"
-            )
-        from kancompile.pykan_checkpoint import load  # which reads state dicts with this module
-
-        return load(checkpoint)
-    if spec.endswith(".pt2"):
-        if checkpoint is not None or factory_args:
-            raise KanCompileError(
-                f"model {spec!r}: found a checkpoint or factory arguments, but a .pt2 file needs none"
-            )
-        return load_exported(Path(spec), trust)
-    model = _build(spec, dict(factory_args or {}))
-    if checkpoint is not None:
-        apply_state_dict(model, load_state_dict(checkpoint, checkpoint_key, _most_bytes(model)), str(checkpoint))
-    check_finite_weights(model)
-    return model.eval()
-
-
-def parse_factory_args(items: Iterable[str]) -> dict[str, Any]:
-    """Read ``key=value`` items; values are Python literals (``[784, 64, 10]``, ``0.5``, ``True``) or plain words.
-
-    Raises:
-        KanCompileError: an item without ``=``, a key that is no name, a value that is neither.
-    """
-    found: dict[str, Any] = {}
-    for item in items:
-        key, equals, text = item.partition("=")
-        if not equals or not key.isidentifier():
-            raise KanCompileError(f"factory argument {item!r}: expected NAME=VALUE, such as layers=[784,64,10]")
-        try:
-            found[key] = parse_literal(text.strip())
-        except ValueError as error:
-            if not text.replace("-", "_").replace(".", "_").isidentifier():
-                raise KanCompileError(
-                    f"factory argument {item!r}: {text!r} is no Python literal; quote strings, name='\"a b\"'"
-                ) from error
-            found[key] = text
-    return found
-
-
-def _build(spec: str, arguments: dict[str, Any]) -> nn.Module:
-    where = f"model {spec!r}"
-    with found_object(spec, "model", also=" or a path ending in .pt2") as factory:
-        if isinstance(factory, nn.Module):
-            if arguments:
-                raise KanCompileError(f"{where}: found factory arguments {sorted(arguments)!r} for a finished module")
-            return factory
-        if not callable(factory):
-            raise KanCompileError(f"{where}: found {type(factory).__name__}, expected a class or function")
-        model = call_with(factory, arguments, f"{where}: the factory", "--factory-arg")
-    if not isinstance(model, nn.Module):
-        raise KanCompileError(f"{where}: the factory returned {type(model).__name__}, expected torch.nn.Module")
-    return model
 
 
 def _most_bytes(model: nn.Module) -> int:

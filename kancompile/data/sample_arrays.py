@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kancompile.archive_sizes import check_unpacked
+from kancompile.data.archive_sizes import check_unpacked
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.errors.foreign import reason
 

@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from kancompile.data.image_folder import ImageFolder
+from kancompile.data.imported_objects import call_with, found_object, neighbours
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.image_folder import ImageFolder
-from kancompile.imported_objects import call_with, found_object, neighbours
 
 FORMS = "an .npz or .npy file, a folder of images with --transform, or PACKAGE.MODULE:LOADER"
 
 
 def open_data(spec: str, transform: str | None = None, *, name: str = "calibration", seed: int = 0) -> Any:
-    """Return what :func:`kancompile.calibration.load_calibration` and ``stream_batches`` read.
+    """Return what :func:`kancompile.data.calibration.load_calibration` and ``stream_batches`` read.
 
     Args:
         spec: path of an ``.npz`` or ``.npy`` file; folder of images; ``PACKAGE.MODULE:LOADER`` or
             ``path/to/file.py:LOADER``, a function without arguments or a finished object: an iterable of batches such as a
             ``DataLoader``, an array or tensor ``[n, ...]``, or a pair ``(samples, labels)``.
-        transform: ``PACKAGE.MODULE:TRANSFORM`` for images; see :class:`kancompile.image_folder.ImageFolder`.
+        transform: ``PACKAGE.MODULE:TRANSFORM`` for images; see :class:`kancompile.data.image_folder.ImageFolder`.
         name: what errors call the data.
         seed: of the order of images.
 

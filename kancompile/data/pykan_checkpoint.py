@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kancompile.checkpoint import load_state_dict
+from kancompile.data.sample_arrays import is_plain, kind_of
+from kancompile.data.state_dict import load_state_dict
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.errors.foreign import foreign, read_text, shown
-from kancompile.sample_arrays import is_plain, kind_of
 
 
 def load(path: str | os.PathLike[str]) -> nn.Module:
