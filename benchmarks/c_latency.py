@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from kancompile.benchmarking import take_turns
-from kancompile.execution import RuntimeModel
+from kancompile.runtimes.session import RuntimeModel
 from kancompile.targets.c99 import macro
 
 _RUNTIME = "ONNX Runtime"

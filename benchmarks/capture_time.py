@@ -22,8 +22,8 @@ from torch import nn
 from benchmarks.results_file import write_results
 from examples.zoo import kagn_conv, spline_conv
 from kancompile.frontend.capture import capture
-from kancompile.machine import describe_machine
 from kancompile.progress import quiet, say
+from kancompile.runtimes.machine import describe_machine
 
 LAYERS = 10
 TARGET_SECONDS = 30.0

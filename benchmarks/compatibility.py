@@ -33,12 +33,12 @@ from benchmarks.zoo_models import ZOO
 from kancompile.atomic_write import write_atomically
 from kancompile.benchmarking import FLOAT_EXPORT, benchmark
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.execution import RuntimeModel
 from kancompile.ir.polynomial import PolynomialExpansion
 from kancompile.ir.program import Program
 from kancompile.lowering import lower
 from kancompile.progress import quiet
 from kancompile.recipe import read_recipe
+from kancompile.runtimes.session import RuntimeModel
 from kancompile.targets import TARGETS
 
 BATCH = 32

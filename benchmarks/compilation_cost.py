@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 import kancompile
 from benchmarks.measured_models import MeasuredModel
 from examples.zoo import efficient_kan
-from kancompile.machine import available_cores
 from kancompile.progress import quiet
+from kancompile.runtimes.machine import available_cores
 
 _MIB = 1 << 20
 

@@ -25,9 +25,9 @@ from benchmarks.results_file import write_results
 from examples.train_cifar10 import load_split
 from examples.zoo import kagn_conv, spline_conv
 from kancompile.benchmarking import COMPILED, FLOAT_EXPORT, Benchmark, Timing, export_float, take_turns
-from kancompile.execution import RuntimeModel
-from kancompile.machine import describe_machine
 from kancompile.progress import quiet, say
+from kancompile.runtimes.machine import describe_machine
+from kancompile.runtimes.session import RuntimeModel
 
 CALIBRATION_SAMPLES = 64
 TARGETS = {"KAGN": 3.0, "B-splines": 10.0}

@@ -40,9 +40,9 @@ from kancompile.benchmarking import (
     torch_threads,
 )
 from kancompile.error_measures import ErrorMeasure, TaskMetric, plain_number
-from kancompile.execution import RuntimeModel
-from kancompile.machine import describe_machine
 from kancompile.progress import quiet, say
+from kancompile.runtimes.machine import describe_machine
+from kancompile.runtimes.session import RuntimeModel
 
 POLYNOMIAL = "compiled to float polynomials"
 STATIC = "quantize_static of the export"

@@ -29,11 +29,11 @@ import kancompile
 from benchmarks.measured_models import MeasuredModel, add_model_arguments, measured_models
 from benchmarks.results_file import write_results
 from kancompile.benchmarking import COMPILED, take_turns
-from kancompile.execution import RuntimeModel
 from kancompile.ir.contraction import QuantizedContraction
-from kancompile.machine import describe_machine
 from kancompile.pipeline import CompiledModel
 from kancompile.progress import quiet, say
+from kancompile.runtimes.machine import describe_machine
+from kancompile.runtimes.session import RuntimeModel
 from kancompile.targets.kernel_audit import audit_kernels
 
 CONTRACTIONS = "bare integer products"

@@ -23,8 +23,8 @@ import numpy as np
 
 from benchmarks.capture_time import CHANNELS, SIDE, STRIDES
 from benchmarks.results_file import write_results
-from kancompile.machine import available_cores, describe_machine
 from kancompile.progress import say
+from kancompile.runtimes.machine import available_cores, describe_machine
 
 
 @dataclass(frozen=True)

@@ -205,8 +205,8 @@ def _exact_file(options: argparse.Namespace, model: Any, data: Any) -> bytes:
     """Compile a model without rounding anything: what a good float implementation of it costs."""
     import torch
 
-    from kancompile.execution import RuntimeModel
     from kancompile.pipeline import compile as compile_model
+    from kancompile.runtimes.session import RuntimeModel
 
     if data is None:
         shape = RuntimeModel(options.file).input_shape

@@ -21,7 +21,6 @@ from kancompile.data.model import check_fits
 from kancompile.emission import check_target, target_named, write
 from kancompile.error_gate import ErrorGate
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.execution import RuntimeModel
 from kancompile.frontend.capture import capture
 from kancompile.ir.program import Program
 from kancompile.ir.show import with_history
@@ -30,6 +29,7 @@ from kancompile.manifest import describe, describe_file_bytes
 from kancompile.passes.quantize_outputs import QuantizeOutputs
 from kancompile.progress import Timings
 from kancompile.recipe import Recipe, read_recipe
+from kancompile.runtimes.session import RuntimeModel
 from kancompile.targets import TARGETS, Target
 from kancompile.targets.kernel_audit import KernelAudit, audit_kernels
 from kancompile.validation import Validation, validate

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from kancompile.error_measures import plain_number
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.execution import read_model
 from kancompile.progress import say
 from kancompile.runtimes import RUNTIMES
 from kancompile.runtimes.contract import Prepared, Runtime, bounded_rows
 from kancompile.runtimes.ort import ORT
 from kancompile.runtimes.output_quantum import output_quantum
+from kancompile.runtimes.session import read_model
 from kancompile.targets import TARGETS
 
 _TIMED_SAMPLES = 512

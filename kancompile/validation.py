@@ -13,10 +13,10 @@ from kancompile.data.calibration import stream_batches
 from kancompile.data.model import Reference, evaluating
 from kancompile.error_measures import ErrorMeasure, TaskMetric, plain_number
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.execution import ModelFile, RuntimeModel, name_of
 from kancompile.ir.program import Program
 from kancompile.layer_errors import LayerError, LayerErrors
 from kancompile.progress import track
+from kancompile.runtimes.session import ModelFile, RuntimeModel, name_of
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from kancompile.benchmarking import (
     take_turns,
 )
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.execution import RuntimeModel
-from kancompile.machine import available_cores, describe_machine
+from kancompile.runtimes.machine import available_cores, describe_machine
+from kancompile.runtimes.session import RuntimeModel
 
 
 class Net(nn.Module):

@@ -7,7 +7,7 @@ import torch
 
 import kancompile
 from kancompile.errors.exceptions import ThresholdMissedError
-from kancompile.execution import RuntimeModel
+from kancompile.runtimes.session import RuntimeModel
 from tests.compiled_kan import make_inputs, make_model
 
 

@@ -14,12 +14,12 @@ import torch
 import kancompile
 from examples.zoo.efficient_kan import build
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.execution import RuntimeModel
 from kancompile.ir.program import Program
 from kancompile.lowering import lower
 from kancompile.passes.brecq import Brecq
 from kancompile.passes.methods import METHODS, method_named
 from kancompile.recipe import read_recipe
+from kancompile.runtimes.session import RuntimeModel
 from kancompile.targets import TARGETS
 
 WIDTHS = (8, 6, 3)

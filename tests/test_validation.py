@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from kancompile.error_measures import ErrorMeasure, TaskMetric, decibel
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.execution import RuntimeModel, run_reference, run_unfused
 from kancompile.ir.contraction import Contraction, QuantizedContraction
 from kancompile.ir.program import Program
 from kancompile.ir.table import TableExpansion
+from kancompile.runtimes.session import RuntimeModel, run_reference, run_unfused
 from kancompile.validation import validate
 from tests.compiled_kan import N_IN, N_OUT, compiled_kan, make_inputs, make_model
 

@@ -13,9 +13,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from kancompile.benchmarking import COMPILED, FLOAT_EXPORT, export_float, take_turns
-from kancompile.execution import RuntimeModel
-from kancompile.machine import describe_machine
 from kancompile.reporting.source import ReportSource
+from kancompile.runtimes.machine import describe_machine
+from kancompile.runtimes.session import RuntimeModel
 
 _BATCHES = (1, 64)
 _REPEATS, _WARMUP = 7, 2

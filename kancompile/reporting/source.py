@@ -20,7 +20,6 @@ from kancompile.data.model import check_fits
 from kancompile.emission import target_named
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.errors.foreign import check_form
-from kancompile.execution import read_model
 from kancompile.frontend.capture import capture
 from kancompile.inspection import describe_file, read_manifest
 from kancompile.ir.program import Program
@@ -32,6 +31,7 @@ from kancompile.passes.quantize_outputs import QuantizeOutputs
 from kancompile.pipeline import CompiledModel, manifest_path
 from kancompile.progress import say
 from kancompile.recipe import Recipe, read_recipe
+from kancompile.runtimes.session import read_model
 from kancompile.targets.kernel_audit import KernelAudit, audit_kernels
 from kancompile.validation import Validation, validate
 

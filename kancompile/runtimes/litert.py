@@ -7,8 +7,8 @@ from pathlib import Path
 
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.errors.foreign import reason
-from kancompile.machine import available_cores
 from kancompile.runtimes.contract import Array, InProcess, Runtime, bounded_rows, in_process
+from kancompile.runtimes.machine import available_cores
 
 _VALUES_AT_ONCE = 1 << 18
 

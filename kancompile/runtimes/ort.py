@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kancompile.execution import RuntimeModel
 from kancompile.runtimes.contract import Array, InProcess, Runtime, available, in_process
+from kancompile.runtimes.session import RuntimeModel
 
 BATCH = 256
 

@@ -17,8 +17,8 @@ import kancompile
 from examples.pykan_regression import main
 from kancompile.data.model import load_model
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.execution import RuntimeModel
 from kancompile.frontend.capture import capture
+from kancompile.runtimes.session import RuntimeModel
 
 pytestmark = pytest.mark.needs("pykan")
 

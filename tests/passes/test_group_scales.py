@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 import kancompile
 from examples.zoo.efficient_kan import build
-from kancompile.execution import RuntimeModel
 from kancompile.ir.contraction import QuantizedContraction
 from kancompile.ir.program import Program
 from kancompile.lowering import lower
@@ -25,6 +24,7 @@ from kancompile.passes.methods import method_named
 from kancompile.quantizers import code_range
 from kancompile.recipe import read_recipe
 from kancompile.rounding import objective
+from kancompile.runtimes.session import RuntimeModel
 from kancompile.targets import TARGETS
 from tests.passes.rounding_problems import generator, problem
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 import kancompile
 from examples.zoo.efficient_kan import KAN
-from kancompile.execution import RuntimeModel
 from kancompile.frontend.capture import capture
 from kancompile.ir.check import check
 from kancompile.ir.contraction import Contraction
@@ -19,6 +18,7 @@ from kancompile.lowering import WIDE_TOLERANCE
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials
 from kancompile.passes.round_to_16_bits import RoundTo16Bits
 from kancompile.pipeline import CompiledModel
+from kancompile.runtimes.session import RuntimeModel
 from kancompile.targets.kernel_audit import optimized_graph
 
 N_IN = 6

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from kancompile.command_line import main
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.execution import RuntimeModel
 from kancompile.runtimes import c99
+from kancompile.runtimes.session import RuntimeModel
 from kancompile.targets.c99 import emit
 from tests.compiled_kan import FACTORY, FACTORY_ARGS, make_inputs, make_model
 from tests.convolution_programs import integer_convolutions, square

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 import kancompile
 from examples.c99 import cortex_m
 from examples.zoo import efficient_kan
-from kancompile.execution import RuntimeModel
 from kancompile.pipeline import CompiledModel
+from kancompile.runtimes.session import RuntimeModel
 from tests.convolution_programs import integer_convolutions, square
 from tests.targets.test_ort_cpu import inputs
 

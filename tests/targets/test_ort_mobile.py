@@ -11,10 +11,10 @@ import torch
 
 from kancompile.emission import check_target, targets_named, write
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.execution import RuntimeModel
 from kancompile.manifest import describe_layer
 from kancompile.recipe import read_recipe
 from kancompile.runtimes import RUNTIMES
+from kancompile.runtimes.session import RuntimeModel
 from kancompile.targets import TARGETS, Target, ort_cpu, ort_mobile
 from kancompile.targets.kernel_audit import audit_kernels
 from tests.compiled_kan import compiled_kan, make_inputs
