@@ -11,18 +11,16 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.frontend.batch_dependence import refuse_batch_dependence, run
-from kancompile.frontend.batch_layout import NotLowerableError
-from kancompile.frontend.canonical import CanonicalLayer, can_be_per_token, canonicalize, layer_name, shipped_bytes
-from kancompile.frontend.convolution_layer import canonicalize_convolution
-from kancompile.frontend.convolution_map import is_over_positions
-from kancompile.frontend.export import example_rows, export
-from kancompile.frontend.flow import Flow, analyse
-from kancompile.frontend.patch_layer import canonicalize_patches, find_patches
-from kancompile.frontend.probing import TOLERANCE, confirm
-from kancompile.frontend.regions import Region, find_regions
+from kancompile.frontend.flow.batch_dependence import refuse_batch_dependence, run
+from kancompile.frontend.flow.batch_layout import NotLowerableError
+from kancompile.frontend.flow.flow import Flow, analyse
+from kancompile.frontend.layers.canonical import CanonicalLayer, layer_name
+from kancompile.frontend.layers.forms import best_layer
+from kancompile.frontend.layers.probing import TOLERANCE
+from kancompile.frontend.layers.regions import find_regions
 from kancompile.frontend.rewrite import rewrite
-from kancompile.frontend.source_lines import node_source
+from kancompile.frontend.trace.export import example_rows, export
+from kancompile.frontend.trace.source_lines import node_source
 from kancompile.ir.check import check
 from kancompile.ir.program import Program, Unrecognized
 
@@ -58,7 +56,7 @@ def capture(
     for candidates in regions.layers:
         name = _unique(layer_name(flow, candidates[0]), len(layers), names)
         try:
-            layers.append(_best_layer(flow, candidates, name))
+            layers.append(best_layer(flow, candidates, name))
         except NotLowerableError as refusal:
             unrecognized.append(_unrecognized(candidates[0].target, str(refusal)))
         else:
@@ -71,50 +69,6 @@ def capture(
     check(program)
     _confirm_program(flow, program)
     return program
-
-
-def _best_layer(flow: Flow, candidates: Sequence[Region], name: str) -> CanonicalLayer:
-    """Canonicalise every candidate and take the smallest; the refusal of the first one counts if there is none."""
-    layers: list[CanonicalLayer] = []
-    refusals: list[NotLowerableError] = []
-    for region in candidates:
-        try:
-            layers.append(_canonical_layer(flow, region, name))
-        except NotLowerableError as refusal:
-            refusals.append(refusal)
-    if not layers:
-        raise refusals[0]
-    return min(layers, key=shipped_bytes)
-
-
-def _canonical_layer(flow: Flow, region: Region, name: str) -> CanonicalLayer:
-    """Canonicalise token by token where that holds, else with every element as an input of its own."""
-    if any(is_over_positions(flow, node) for node in region.affine):
-        layer = canonicalize_convolution(flow, region, name)
-        confirm(flow, layer)
-        return layer
-    refusal: NotLowerableError | None = None
-    try:
-        patches = find_patches(flow, region)
-        if patches is not None:
-            layer = canonicalize_patches(flow, region, name, patches)
-            confirm(flow, layer)
-            return layer
-    except NotLowerableError as error:
-        refusal = error  # a dense matrix may hold it, if the image is small
-    if can_be_per_token(flow, region):
-        try:
-            layer = canonicalize(flow, region, name, per_token=True)
-            confirm(flow, layer)
-            return layer
-        except NotLowerableError:
-            pass  # the dimensions in front are no tokens; the form below says what is wrong if anything is
-    try:
-        layer = canonicalize(flow, region, name, per_token=False)
-        confirm(flow, layer)
-    except NotLowerableError as error:
-        raise refusal or error from error
-    return layer
 
 
 def _unique(name: str, number: int, taken: set[str]) -> str:

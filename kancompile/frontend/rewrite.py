@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from kancompile.frontend.batch_layout import layout_of
-from kancompile.frontend.canonical import CanonicalLayer
-from kancompile.frontend.flow import Flow, live_nodes
-from kancompile.frontend.subgraph import GraphCopier
+from kancompile.frontend.flow.batch_layout import layout_of
+from kancompile.frontend.flow.flow import Flow, live_nodes
+from kancompile.frontend.flow.subgraph import GraphCopier
+from kancompile.frontend.layers.canonical import CanonicalLayer
 
 
 def rewrite(flow: Flow, layers: list[CanonicalLayer]) -> fx.GraphModule:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.frontend import capture, export
-from kancompile.frontend.export import example_rows
+from kancompile.frontend import capture
+from kancompile.frontend.trace import export
+from kancompile.frontend.trace.export import example_rows
 from tests.frontend import odd_models
 from tests.frontend.capturing import draw
 

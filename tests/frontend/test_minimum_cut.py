@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kancompile.frontend.minimum_cut import minimum_cut
+from kancompile.frontend.layers.minimum_cut import minimum_cut
 
 
 def separates(edges: list[tuple[int, int]], sources: list[int], sink: int, cut: set[int]) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from kancompile.frontend.verdicts import CONSTANT, Call, Follows, Mixes, Stops, Verdict, combine, merge_along
+from kancompile.frontend.flow.verdicts import CONSTANT, Call, Follows, Mixes, Stops, Verdict, combine, merge_along
 
 # --- movement -------------------------------------------------------------------------------------------------------
 

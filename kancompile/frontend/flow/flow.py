@@ -20,9 +20,9 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.frontend.flow_rules import judge
-from kancompile.frontend.source_lines import node_source
-from kancompile.frontend.verdicts import Call, Follows, Mixes, Stops, Track
+from kancompile.frontend.flow.flow_rules import judge
+from kancompile.frontend.flow.verdicts import Call, Follows, Mixes, Stops, Track
+from kancompile.frontend.trace.source_lines import node_source
 
 _SHAPE_ONLY = frozenset(
     {

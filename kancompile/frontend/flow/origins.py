@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from kancompile.frontend.batch_layout import BatchLayout, NotLowerableError, layout_of
-from kancompile.frontend.flow import Flow, operator_name
-from kancompile.frontend.flow_rules import judge
-from kancompile.frontend.verdicts import Call, Follows, Track
+from kancompile.frontend.flow.batch_layout import BatchLayout, NotLowerableError, layout_of
+from kancompile.frontend.flow.flow import Flow, operator_name
+from kancompile.frontend.flow.flow_rules import judge
+from kancompile.frontend.flow.verdicts import Call, Follows, Track
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from kancompile.frontend.batch_layout import NotLowerableError
+from kancompile.frontend.flow.batch_layout import NotLowerableError
 
 _CHUNK_ELEMENTS = 1 << 23
 """Elements of the largest intermediate tensor of one chunk (32 MiB in float32)."""

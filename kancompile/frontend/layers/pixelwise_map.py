@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from kancompile.frontend.batch_layout import NotLowerableError, layout_of
-from kancompile.frontend.flow import Flow, operator_name
+from kancompile.frontend.flow.batch_layout import NotLowerableError, layout_of
+from kancompile.frontend.flow.flow import Flow, operator_name
 from kancompile.ir.geometry import Geometry
 
 _CHUNK_ELEMENTS = 1 << 22

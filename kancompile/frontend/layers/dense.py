@@ -1,13 +1,7 @@
-"""Bring a captured layer into canonical form: expansions that feed one contraction.
-
-Every cut of the region becomes a branch: the univariate sub-graph as a module, with a map from (input, function) to the
-place of that value in the sub-graph's output, read off the element ids. What lies between the cuts and the target is
-affine and becomes the weight matrix and the bias.
-"""
+"""Write a layer as one dense map: every element of the anchors, or every element of a token, is an input of its own."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,38 +9,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from kancompile.frontend.activations import is_plain_activation
-from kancompile.frontend.affine_map import affine_map
-from kancompile.frontend.batch_layout import BatchLayout, NotLowerableError, layout_of
-from kancompile.frontend.columns import Columns, merge_columns, sample_points, sample_tokens, tokens_are_alike
-from kancompile.frontend.flow import Flow
-from kancompile.frontend.origins import Cut, locate
-from kancompile.frontend.regions import Region
-from kancompile.frontend.subgraph import Selection, cut_out, largest_row
+from kancompile.frontend.flow.batch_layout import BatchLayout, NotLowerableError, layout_of
+from kancompile.frontend.flow.flow import Flow
+from kancompile.frontend.flow.origins import Cut, locate
+from kancompile.frontend.flow.subgraph import Selection, cut_out, largest_row
+from kancompile.frontend.layers.affine_map import affine_map
+from kancompile.frontend.layers.canonical import CanonicalLayer, positions_of
+from kancompile.frontend.layers.columns import Columns, merge_columns, sample_points, sample_tokens, tokens_are_alike
+from kancompile.frontend.layers.recognition import is_kan, refuse_other_layers, refuse_plain
+from kancompile.frontend.layers.regions import Region
 from kancompile.ir.contraction import Contraction
-from kancompile.ir.convolution import ConvContraction
 from kancompile.ir.expansion import Branch, Expansion
 
 _LARGEST_WEIGHT = 1 << 27
 """Most entries of a weight matrix that is written out densely (512 MiB in float32)."""
-
-
-@dataclass(frozen=True)
-class CanonicalLayer:
-    """A layer as modules.
-
-    Attributes:
-        region: where it stands in the exported graph.
-        anchors: node that each expansion reads.
-        selections: which of its elements, ``None`` for all.
-        expansions, contraction: the modules.
-    """
-
-    region: Region
-    anchors: tuple[fx.Node, ...]
-    selections: tuple[Selection | None, ...]
-    expansions: tuple[Expansion, ...]
-    contraction: Contraction | ConvContraction
 
 
 def canonicalize(flow: Flow, region: Region, name: str, per_token: bool) -> CanonicalLayer:
@@ -162,20 +138,6 @@ def _weights(
     return weights, bias
 
 
-def shipped_bytes(layer: CanonicalLayer, levels: int = 256) -> int:
-    """Estimate the size of a layer with 8-bit tables and weights, to choose between two places to cut.
-
-    Inputs with the same functions share a table.
-    """
-    total = layer.contraction.weight.numel()
-    for expansion in layer.expansions:
-        values = sample_tokens(expansion, sample_points())
-        size = values[torch.isfinite(values)].abs().max().clamp(min=1e-12)
-        rows = (values / size * 1e4).round().permute(1, 0, 2).flatten(1)
-        total += len(torch.unique(rows, dim=0)) * expansion.k * levels
-    return total
-
-
 def can_be_per_token(flow: Flow, region: Region) -> bool:
     """Whether shapes allow that a layer treats leading dimensions as tokens."""
     try:
@@ -185,36 +147,6 @@ def can_be_per_token(flow: Flow, region: Region) -> bool:
         return False
 
 
-def refuse_plain(expansions: Sequence[Expansion], kan: bool, what: str) -> None:
-    """Refuse a layer that is no KAN layer.
-
-    Args:
-        expansions: what it reads, parts that carry nothing left out.
-        kan: whether one of them is more than an activation.
-        what: the layer, in words.
-
-    Raises:
-        NotLowerableError: it reads features themselves, or plain activations of them.
-    """
-    if all(expansion.is_identity for expansion in expansions):
-        raise NotLowerableError(f"plain {what}")
-    if not kan:
-        raise NotLowerableError(f"{what} after a plain activation")
-
-
-def refuse_other_layers(flow: Flow, region: Region) -> None:
-    """Leave out what this form cannot hold.
-
-    Raises:
-        NotLowerableError: a plain linear layer, other number types.
-    """
-    if all(node in flow.anchors for node in region.cuts):
-        raise NotLowerableError("plain linear layer")
-    for node in (*region.cuts, region.target, *(flow.track(cut).anchor for cut in region.cuts)):
-        if flow.values[node].dtype != torch.float32:
-            raise NotLowerableError(f"computes in {flow.values[node].dtype}, not in float32")
-
-
 def _lead(target: BatchLayout, anchors: Sequence[BatchLayout]) -> tuple[int, ...]:
     """Leading dimensions that the anchors and the target share, dimensions of size 1 aside."""
     shapes = [[size for size in layout.shape if size != 1] for layout in anchors]
@@ -222,50 +154,3 @@ def _lead(target: BatchLayout, anchors: Sequence[BatchLayout]) -> tuple[int, ...
     if any(shape[:-1] != lead for shape in shapes) or list(target.shape[: len(lead)]) != lead:
         return ()
     return tuple(lead)
-
-
-def positions_of(origin: Tensor, n_elements: int) -> Tensor:
-    """Invert ``origin``: int64 ``[n_elements, k]``, places of each element's functions in order, filled up with -1."""
-    places = torch.nonzero(origin >= 0).flatten()
-    places = places[torch.argsort(origin[places], stable=True)]
-    owners = origin[places]
-    counts = torch.bincount(owners, minlength=n_elements)
-    starts = counts.cumsum(0) - counts
-    position = torch.full((n_elements, max(1, int(counts.max()))), -1)
-    position[owners, torch.arange(len(owners)) - starts[owners]] = places
-    return position
-
-
-def is_kan(expansion: Expansion, values: Tensor) -> bool:
-    """Tell a learnable or manifold expansion from the activation of an ordinary network.
-
-    Several functions of one input, functions that differ between inputs, or one function that is no standard activation.
-    """
-    if expansion.k >= 2:
-        return True
-    if expansion.is_identity:
-        return False
-    functions = values.flatten(1)  # [points, inputs]
-    if not torch.allclose(functions, functions[:, :1], rtol=1e-5, atol=1e-6):
-        return True
-    return not is_plain_activation(sample_points(), functions[:, 0])
-
-
-def layer_name(flow: Flow, region: Region) -> str:
-    """Name a layer by the innermost module that holds its contractions and its cuts, empty for the model itself."""
-    nodes = [node for node in region.affine if node in flow.contractions] or [region.target]
-    paths = [path for node in (*nodes, *region.cuts) if (path := _module_path(node)) is not None]
-    common = paths[0] if paths else []
-    for path in paths:
-        common = [
-            part for part, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(common, path, strict=False))
-        ]
-    return ".".join(common)
-
-
-def _module_path(node: fx.Node) -> list[str] | None:
-    stack = node.meta.get("nn_module_stack")
-    if not stack:
-        return None
-    path = str(list(stack.values())[-1][0]).removeprefix("L['self']").lstrip(".")
-    return path.split(".") if path else []

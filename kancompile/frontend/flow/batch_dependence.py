@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.frontend.batch_layout import NotLowerableError, layout_of
-from kancompile.frontend.flow import Flow
-from kancompile.frontend.source_lines import node_source
+from kancompile.frontend.flow.batch_layout import NotLowerableError, layout_of
+from kancompile.frontend.flow.flow import Flow
+from kancompile.frontend.trace.source_lines import node_source
 
 _TOLERANCE = 1e-4
 

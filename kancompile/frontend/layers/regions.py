@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from kancompile.frontend.batch_layout import NotLowerableError
-from kancompile.frontend.convolution_map import can_be_added, is_over_positions
-from kancompile.frontend.flow import Flow, operator_name
-from kancompile.frontend.minimum_cut import minimum_cut
-from kancompile.frontend.origins import locate
-from kancompile.frontend.verdicts import Track
+from kancompile.frontend.flow.batch_layout import NotLowerableError
+from kancompile.frontend.flow.flow import Flow, operator_name
+from kancompile.frontend.flow.origins import locate
+from kancompile.frontend.flow.verdicts import Track
+from kancompile.frontend.layers.minimum_cut import minimum_cut
+from kancompile.frontend.layers.pixelwise_map import can_be_added, is_over_positions
 
 _LEAST_DENSITY = 2 / 3
 """Share of a dense matrix that concatenated contractions must fill to become one."""

@@ -24,8 +24,8 @@ from torch.export import ExportedProgram
 
 from kancompile.data.exported_file import load_exported
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.frontend.decompositions import DECOMPOSITIONS, WHOLE, is_checked
-from kancompile.frontend.source_lines import error_source
+from kancompile.frontend.trace.decompositions import DECOMPOSITIONS, WHOLE, is_checked
+from kancompile.frontend.trace.source_lines import error_source
 
 EXAMPLE_ROWS = 3
 """Batch of the example that is traced and analysed: the smallest that torch.export does not specialise, and odd."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kancompile.frontend.batch_layout import NotLowerableError, layout_of
-from kancompile.frontend.canonical import CanonicalLayer
-from kancompile.frontend.flow import Flow
-from kancompile.frontend.subgraph import cut_out
+from kancompile.frontend.flow.batch_layout import NotLowerableError, layout_of
+from kancompile.frontend.flow.flow import Flow
+from kancompile.frontend.flow.subgraph import cut_out
+from kancompile.frontend.layers.canonical import CanonicalLayer
 from kancompile.ir.contraction import Contraction
 from kancompile.ir.convolution import ConvContraction
 from kancompile.ir.expansion import Expansion
