@@ -35,7 +35,7 @@ from kancompile.benchmarking import FLOAT_EXPORT, benchmark
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.polynomial import PolynomialExpansion
 from kancompile.ir.program import Program
-from kancompile.lowering import lower
+from kancompile.passes.lowering import lower
 from kancompile.progress import quiet
 from kancompile.recipe import read_recipe
 from kancompile.runtimes.session import RuntimeModel

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.program import Program
-from kancompile.passes.allocate_bits import allocate_bits, front_table, measure_sensitivities
-from kancompile.passes.allocation import Allocation
+from kancompile.passes.bit_allocation.allocate_bits import allocate_bits, front_table, measure_sensitivities
+from kancompile.passes.bit_allocation.allocation import Allocation
 from kancompile.progress import say
 from kancompile.recipe import Recipe
 

@@ -23,7 +23,7 @@ from kancompile.ir.contraction import Contraction
 from kancompile.ir.program import Program
 from kancompile.ir.table import TableExpansion
 from kancompile.layer_errors import LayerErrors
-from kancompile.observed_region import ObserveRegion
+from kancompile.passes.lower_to_polynomials.observed_region import ObserveRegion
 from kancompile.progress import say
 from kancompile.recipe import Recipe
 

@@ -24,8 +24,8 @@ from kancompile.errors.exceptions import KanCompileError
 from kancompile.frontend.capture import capture
 from kancompile.ir.program import Program
 from kancompile.ir.show import with_history
-from kancompile.lowering import Lowering, check_patterns, prepare
 from kancompile.manifest import describe, describe_file_bytes
+from kancompile.passes.lowering import Lowering, check_patterns, prepare
 from kancompile.passes.quantize_outputs import QuantizeOutputs
 from kancompile.progress import Timings
 from kancompile.recipe import Recipe, read_recipe

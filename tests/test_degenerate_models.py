@@ -14,9 +14,9 @@ from torch.nn import functional
 
 import kancompile
 from kancompile.data.calibration import load_calibration
-from kancompile.lowering import lower
-from kancompile.passes.brecq import Brecq
-from kancompile.passes.methods import METHODS
+from kancompile.passes.lowering import lower
+from kancompile.passes.rounding_methods import METHODS
+from kancompile.passes.rounding_methods.brecq import Brecq
 from kancompile.pipeline import CompiledModel
 from kancompile.progress import quiet
 from kancompile.recipe import read_recipe

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kancompile.passes.methods import METHODS
+from kancompile.passes.rounding_methods import METHODS
 from kancompile.recipe import describe_keys, read_recipe
 from kancompile.targets import TARGETS
 from tests.documentation_pages import (

@@ -12,9 +12,10 @@ from torch import fx
 from kancompile.ir.convolution import ConvContraction
 from kancompile.ir.program import Program
 from kancompile.ir.show import show
-from kancompile.lowering import Lowering, lower
-from kancompile.passes import choose_index, tabulate_convolutions
+from kancompile.passes.lowering import Lowering, lower
 from kancompile.passes.mix_functions import MixFunctions
+from kancompile.passes.tabulate_expansions import choose_index
+from kancompile.passes.tabulate_expansions import convolution as tabulate_convolutions
 from kancompile.recipe import read_recipe
 from tests.convolution_programs import float_convolutions, square
 from tests.programs import calibration_inputs, float_program

@@ -13,7 +13,7 @@ from kancompile.ir.contraction import QuantizedContraction
 from kancompile.ir.convolution import QuantizedConvContraction
 from kancompile.ir.program import Program
 from kancompile.ir.table import TableExpansion
-from kancompile.pair_products import Int16Proof, layer_pairs, prove, prove_layer
+from kancompile.passes.round_weights.pair_products import Int16Proof, layer_pairs, prove, prove_layer
 from kancompile.runtimes.emulation import X86, run_emulated
 from kancompile.runtimes.session import RuntimeModel
 from kancompile.targets.arrange_tables import arrange_tables

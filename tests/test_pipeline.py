@@ -15,9 +15,9 @@ import kancompile
 from examples.zoo.efficient_kan import build
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.program import Program
-from kancompile.lowering import lower
-from kancompile.passes.brecq import Brecq
-from kancompile.passes.methods import METHODS, method_named
+from kancompile.passes.lowering import lower
+from kancompile.passes.rounding_methods import METHODS, method_named
+from kancompile.passes.rounding_methods.brecq import Brecq
 from kancompile.recipe import read_recipe
 from kancompile.runtimes.session import RuntimeModel
 from kancompile.targets import TARGETS

@@ -14,12 +14,12 @@ from scipy.interpolate import BSpline
 from scipy.special import erf
 from torch import Tensor
 
-from kancompile.breakpoints import find_breakpoints
 from kancompile.ir.expansion import Branch
 from kancompile.ir.polynomial import BreakpointCells, PolynomialExpansion, Repeat, UniformCells, Zone, group_size
-from kancompile.observed_region import Region
-from kancompile.piecewise_fit import Lowered, lower
-from kancompile.region_functions import CannotFit, Functions, describe_functions
+from kancompile.passes.lower_to_polynomials.breakpoints import find_breakpoints
+from kancompile.passes.lower_to_polynomials.observed_region import Region
+from kancompile.passes.lower_to_polynomials.piecewise_fit import Lowered, lower
+from kancompile.passes.lower_to_polynomials.region_functions import CannotFit, Functions, describe_functions
 from tests.regions import adaptive_knots, branch, silu, spline, uniform_knots
 
 UNIT = 2.0**-24

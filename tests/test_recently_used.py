@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kancompile.recently_used import RecentlyUsed
+from kancompile.passes.recently_used import RecentlyUsed
 
 
 @given(st.lists(st.integers(0, 6)), st.integers(1, 4))

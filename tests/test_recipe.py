@@ -186,7 +186,7 @@ def test_other_sources_are_refused(tmp_path: Path) -> None:
 
 
 def test_recipes_offer_exactly_the_rounding_methods_that_exist() -> None:
-    from kancompile.passes import methods
+    from kancompile.passes import rounding_methods as methods
 
     assert set(METHODS) == {*methods.METHODS, "hawq-v2"}
 

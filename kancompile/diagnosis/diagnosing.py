@@ -32,7 +32,7 @@ from kancompile.diagnosis.suspects import Suspect, jointly, suspects
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.frontend.capture import capture
 from kancompile.ir.program import Program
-from kancompile.lowering import check_patterns
+from kancompile.passes.lowering import check_patterns
 from kancompile.progress import track
 from kancompile.recipe import Recipe, read_recipe
 

@@ -23,9 +23,9 @@ from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
 from kancompile.ir.polynomial import PolynomialExpansion
 from kancompile.ir.program import Program
 from kancompile.ir.table import TableExpansion
-from kancompile.lowering import Lowering, prepare
+from kancompile.passes.lowering import Lowering, prepare
+from kancompile.passes.recently_used import RecentlyUsed
 from kancompile.progress import quiet
-from kancompile.recently_used import RecentlyUsed
 from kancompile.recipe import Recipe
 
 _CHUNK = 256

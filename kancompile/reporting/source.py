@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from kancompile.compiler.left_in_float import left_in_float
 from kancompile.data.calibration import Calibration
 from kancompile.data.model import check_fits
 from kancompile.emission import target_named
@@ -24,9 +25,8 @@ from kancompile.frontend.capture import capture
 from kancompile.inspection import describe_file, read_manifest
 from kancompile.ir.program import Program
 from kancompile.ir.show import with_history
-from kancompile.lowering import Lowering, prepare
 from kancompile.manifest import MANIFEST_FORM, METADATA_FORM, describe_file_bytes, describe_layer
-from kancompile.passes.absorb_plain_layers import left_in_float
+from kancompile.passes.lowering import Lowering, prepare
 from kancompile.passes.quantize_outputs import QuantizeOutputs
 from kancompile.pipeline import CompiledModel, manifest_path
 from kancompile.progress import say

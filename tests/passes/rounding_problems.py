@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kancompile.rounding import FeatureSource, RoundingProblem
+from kancompile.passes.rounding_methods.problem import FeatureSource, RoundingProblem
 
 
 def table_codes(n: int, c: int, seed: int, dead: int = 0, latent: int | None = None) -> Tensor:

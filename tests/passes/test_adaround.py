@@ -4,11 +4,11 @@ import itertools
 import pytest
 import torch
 
-from kancompile.passes.adaround import AdaRound
-from kancompile.passes.gptq import Gptq
-from kancompile.passes.soft_rounding import Schedule, SoftRounding
-from kancompile.passes.uniform import Uniform
-from kancompile.rounding import FeatureSource, objective, output_errors
+from kancompile.passes.rounding_methods.adaround import AdaRound
+from kancompile.passes.rounding_methods.gptq import Gptq
+from kancompile.passes.rounding_methods.problem import FeatureSource, objective, output_errors
+from kancompile.passes.rounding_methods.soft_rounding import Schedule, SoftRounding
+from kancompile.passes.rounding_methods.uniform import Uniform
 from tests.passes.rounding_problems import generator, problem, table_codes
 
 

@@ -4,7 +4,7 @@ import random
 import pytest
 
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.passes.allocation import Choice, allocate, pareto_front
+from kancompile.passes.bit_allocation.allocation import Choice, allocate, pareto_front
 
 
 def random_options(seed, layers=5):

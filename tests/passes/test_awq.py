@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.passes.adaround import AdaRound
-from kancompile.passes.awq import Awq, search_column_scales
-from kancompile.passes.gptq import Gptq
-from kancompile.passes.uniform import Uniform
-from kancompile.rounding import FeatureSource, objective, rescaled
+from kancompile.passes.rounding_methods.adaround import AdaRound
+from kancompile.passes.rounding_methods.awq import Awq, search_column_scales
+from kancompile.passes.rounding_methods.gptq import Gptq
+from kancompile.passes.rounding_methods.problem import FeatureSource, objective, rescaled
+from kancompile.passes.rounding_methods.uniform import Uniform
 from tests.passes.rounding_problems import generator, problem
 
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.passes.brecq import Block, Brecq
-from kancompile.passes.gptq import Gptq
-from kancompile.rounding import FeatureSource, RoundingProblem
+from kancompile.passes.rounding_methods.brecq import Block, Brecq
+from kancompile.passes.rounding_methods.gptq import Gptq
+from kancompile.passes.rounding_methods.problem import FeatureSource, RoundingProblem
 from tests.passes.rounding_problems import generator, table_codes
 
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from kancompile.ir.expansion import Expansion
 from kancompile.ir.index import IndexQuantizer
-from kancompile.passes.choose_index import LookupCost, choose_index, index_over, lattice_indices, row_inputs
+from kancompile.passes.tabulate_expansions.choose_index import choose_index, index_over, lattice_indices, row_inputs
+from kancompile.passes.tabulate_expansions.lookup_cost import LookupCost
 from tests.programs import calibration_inputs, float_program
 
 bounds = st.floats(-100, 100, allow_nan=False, width=32)

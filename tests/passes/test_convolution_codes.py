@@ -10,8 +10,8 @@ import torch
 from kancompile.ir.convolution import ConvContraction
 from kancompile.ir.expansion import Expansion
 from kancompile.ir.index import IndexQuantizer
-from kancompile.passes import convolution_codes
-from kancompile.passes.convolution_codes import ColumnSizes, TableDraft, codes_errors, zero_preserving
+from kancompile.passes.tabulate_expansions import codes as convolution_codes
+from kancompile.passes.tabulate_expansions.codes import ColumnSizes, TableDraft, codes_errors, zero_preserving
 from tests.convolution_programs import float_convolutions, square
 
 BITS = 4

@@ -16,18 +16,20 @@ from kancompile.ir.gradients import differentiable
 from kancompile.ir.program import Program
 from kancompile.ir.show import show
 from kancompile.ir.table import TableExpansion
-from kancompile.passes.adaround import AdaRound
-from kancompile.passes.awq import Awq
-from kancompile.passes.brecq import Brecq
 from kancompile.passes.fuse_index import FuseIndex
-from kancompile.passes.gptq import Gptq
-from kancompile.passes.round_convolutions import convolution_problems, integer_convolution
-from kancompile.passes.round_weights import RoundingOptions, RoundWeights
+from kancompile.passes.round_weights import RoundWeights
+from kancompile.passes.round_weights.integers import integer_convolution
+from kancompile.passes.round_weights.options import RoundingOptions
+from kancompile.passes.round_weights.rows import convolution_problems
+from kancompile.passes.rounding_methods.adaround import AdaRound
+from kancompile.passes.rounding_methods.awq import Awq
+from kancompile.passes.rounding_methods.brecq import Brecq
+from kancompile.passes.rounding_methods.gptq import Gptq
+from kancompile.passes.rounding_methods.problem import Rounded, objective
+from kancompile.passes.rounding_methods.uniform import Uniform
 from kancompile.passes.split_branches import SplitBranches
-from kancompile.passes.table_values import TableOptions
 from kancompile.passes.tabulate_expansions import TabulateExpansions
-from kancompile.passes.uniform import Uniform
-from kancompile.rounding import Rounded, objective
+from kancompile.passes.tabulate_expansions.options import TableOptions
 from kancompile.targets.kernel_audit import audit_kernels
 from kancompile.targets.ort_cpu import emit
 from tests.convolution_programs import Convolution, base_branch, float_convolutions, polynomial_branch, square

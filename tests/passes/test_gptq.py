@@ -4,13 +4,13 @@ import itertools
 import pytest
 import torch
 
-import kancompile.rounding
+import kancompile.passes.rounding_methods.problem
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.passes.gptq import Gptq, ordered_hessian, round_columns
-from kancompile.passes.hessian import FactoredHessian, permute_symmetric
-from kancompile.passes.polish import RoundedColumns, descend_codes, quadratic_error, refine_scale
-from kancompile.passes.uniform import Uniform
-from kancompile.rounding import objective
+from kancompile.passes.rounding_methods.gptq import Gptq, ordered_hessian, round_columns
+from kancompile.passes.rounding_methods.hessian import FactoredHessian, permute_symmetric
+from kancompile.passes.rounding_methods.polish import RoundedColumns, descend_codes, quadratic_error, refine_scale
+from kancompile.passes.rounding_methods.problem import objective
+from kancompile.passes.rounding_methods.uniform import Uniform
 from tests.passes.rounding_problems import generator, problem
 
 PLAIN = Gptq(sweeps=0, scale_factors=(1.0,))
@@ -90,7 +90,7 @@ def test_lazy_updates_change_nothing(block):
 
 
 def test_factor_spans_blocks_and_keeps_the_hessian_below_it(monkeypatch):
-    monkeypatch.setattr("kancompile.passes.hessian._BLOCK", 13)
+    monkeypatch.setattr("kancompile.passes.rounding_methods.hessian._BLOCK", 13)
     _, hessian, _ = correlated(1)
     factored = FactoredHessian(hessian.clone(), 1e-12, "l")
     upper = factored.packed.triu()
@@ -105,7 +105,7 @@ def test_factor_spans_blocks_and_keeps_the_hessian_below_it(monkeypatch):
 
 
 def test_failed_factorization_raises_the_damping_and_says_so(monkeypatch):
-    monkeypatch.setattr("kancompile.passes.hessian._BLOCK", 13)
+    monkeypatch.setattr("kancompile.passes.rounding_methods.hessian._BLOCK", 13)
     x = torch.randn(20, 40, generator=generator())
     covariance = x.T @ x - 0.5 * torch.eye(40)  # smallest eigenvalue -0.5, mean of the diagonal near 20
     factored = FactoredHessian(covariance.clone(), 0.001, "l")
@@ -189,8 +189,8 @@ def test_fewer_samples_than_columns_are_noted_with_the_rank():
 
 def test_covariance_that_is_not_kept_gives_the_same_codes(monkeypatch):
     kept = Gptq()(problem(bits=3), generator())
-    monkeypatch.setattr(kancompile.rounding, "_CACHED_BYTES", 0)
-    monkeypatch.setattr(kancompile.rounding, "_FLOAT64_COLUMNS", 1 << 20)
+    monkeypatch.setattr(kancompile.passes.rounding_methods.problem, "_CACHED_BYTES", 0)
+    monkeypatch.setattr(kancompile.passes.rounding_methods.problem, "_FLOAT64_COLUMNS", 1 << 20)
     again = Gptq()(problem(bits=3), generator())
     assert torch.equal(kept.codes, again.codes)
 
@@ -203,7 +203,7 @@ def test_cuda_is_as_good_as_the_cpu():
 
 
 def test_factored_hessian_multiplies_by_any_of_its_columns(monkeypatch):
-    import kancompile.passes.hessian as module
+    import kancompile.passes.rounding_methods.hessian as module
 
     monkeypatch.setattr(module, "_BLOCK", 16)  # several blocks, the last one not full
     _, hessian, _ = correlated(3, c=75)

@@ -13,17 +13,17 @@ import kancompile
 from examples.zoo.efficient_kan import build
 from kancompile.ir.contraction import QuantizedContraction
 from kancompile.ir.program import Program
-from kancompile.lowering import lower
-from kancompile.passes.group_scales import (
+from kancompile.passes.lowering import lower
+from kancompile.passes.rounding_methods import method_named
+from kancompile.passes.rounding_methods.group_scales import (
     common_scale,
     largest_multiplier,
     settle_group_scales,
     snap_scales,
 )
-from kancompile.passes.methods import method_named
-from kancompile.quantizers import code_range
+from kancompile.passes.rounding_methods.problem import objective
+from kancompile.passes.rounding_methods.quantizers import code_range
 from kancompile.recipe import read_recipe
-from kancompile.rounding import objective
 from kancompile.runtimes.session import RuntimeModel
 from kancompile.targets import TARGETS
 from tests.passes.rounding_problems import generator, problem

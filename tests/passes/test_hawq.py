@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional
 
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.passes.hawq import hessian_traces, sensitivity
+from kancompile.passes.bit_allocation.hawq import hessian_traces, sensitivity
 from tests.passes.rounding_problems import generator
 
 

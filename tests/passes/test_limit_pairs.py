@@ -7,18 +7,19 @@ import torch
 
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.program import Program
-from kancompile.lowering import check_pairs, lower
-from kancompile.pair_products import layer_pairs, prove_layer
-from kancompile.passes import limit_pairs as limit_pairs_module
-from kancompile.passes.brecq import Brecq
-from kancompile.passes.limit_pairs import limit_pairs
-from kancompile.passes.methods import METHODS
-from kancompile.passes.round_weights import RoundingOptions, RoundWeights
-from kancompile.passes.table_values import TableOptions
+from kancompile.passes.lowering import check_pairs, lower
+from kancompile.passes.round_weights import RoundWeights
+from kancompile.passes.round_weights import limit_pairs as limit_pairs_module
+from kancompile.passes.round_weights.limit_pairs import limit_pairs
+from kancompile.passes.round_weights.options import RoundingOptions
+from kancompile.passes.round_weights.pair_products import layer_pairs, prove_layer
+from kancompile.passes.rounding_methods import METHODS
+from kancompile.passes.rounding_methods.brecq import Brecq
+from kancompile.passes.rounding_methods.problem import FeatureSource, RoundingProblem, objective
+from kancompile.passes.rounding_methods.uniform import Uniform
 from kancompile.passes.tabulate_expansions import TabulateExpansions
-from kancompile.passes.uniform import Uniform
+from kancompile.passes.tabulate_expansions.options import TableOptions
 from kancompile.recipe import read_recipe
-from kancompile.rounding import FeatureSource, RoundingProblem, objective
 from tests.convolution_programs import float_convolutions, square
 from tests.passes.rounding_problems import table_codes
 from tests.programs import calibration_inputs, float_program

@@ -14,11 +14,12 @@ from kancompile.ir.show import show
 from kancompile.ir.table import TableExpansion
 from kancompile.passes.factorize_edges import FactorizeEdges
 from kancompile.passes.fuse_index import FuseIndex
-from kancompile.passes.round_weights import RoundingOptions, RoundWeights
+from kancompile.passes.round_weights import RoundWeights
+from kancompile.passes.round_weights.options import RoundingOptions
+from kancompile.passes.rounding_methods.uniform import Uniform
 from kancompile.passes.split_branches import SplitBranches
-from kancompile.passes.table_values import TableOptions
 from kancompile.passes.tabulate_expansions import TabulateExpansions
-from kancompile.passes.uniform import Uniform
+from kancompile.passes.tabulate_expansions.options import TableOptions
 from tests.programs import calibration_inputs, float_program
 
 

@@ -8,8 +8,8 @@ from kancompile.frontend.capture import capture
 from kancompile.ir.check import check
 from kancompile.ir.expansion import Expansion
 from kancompile.ir.program import Program
-from kancompile.passes.choose_index import IndexChoice, index_over, refine_ends
 from kancompile.passes.mix_functions import MixFunctions
+from kancompile.passes.tabulate_expansions.choose_index import IndexChoice, index_over, refine_ends
 
 
 def _kagn(groups: int = 1) -> tuple[Program, torch.Tensor]:

@@ -7,7 +7,13 @@ from hypothesis.extra import numpy as hnp
 from onnx.reference import ReferenceEvaluator
 
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.quantizers import code_range, minmax_scale, quantize, round_to_nearest, search_scale
+from kancompile.passes.rounding_methods.quantizers import (
+    code_range,
+    minmax_scale,
+    quantize,
+    round_to_nearest,
+    search_scale,
+)
 
 reals = st.floats(-1e3, 1e3, width=32)
 weights = hnp.arrays("float32", hnp.array_shapes(min_dims=2, max_dims=2, max_side=12), elements=reals)

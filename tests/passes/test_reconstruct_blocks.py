@@ -13,13 +13,13 @@ from torch import Tensor, nn
 import kancompile
 from examples.zoo.efficient_kan import build
 from kancompile.ir.program import Layer
-from kancompile.lowering import lower
-from kancompile.passes.brecq import Block, Brecq
-from kancompile.passes.methods import METHODS
-from kancompile.passes.reconstruct_blocks import blocks_of, with_one_end
-from kancompile.passes.uniform import Uniform
+from kancompile.passes.lowering import lower
+from kancompile.passes.round_weights.reconstruct_blocks import blocks_of, with_one_end
+from kancompile.passes.rounding_methods import METHODS
+from kancompile.passes.rounding_methods.brecq import Block, Brecq
+from kancompile.passes.rounding_methods.problem import FeatureSource, RoundingProblem
+from kancompile.passes.rounding_methods.uniform import Uniform
 from kancompile.recipe import read_recipe
-from kancompile.rounding import FeatureSource, RoundingProblem
 
 
 def layers(count: int) -> list[Layer]:

@@ -17,9 +17,9 @@ from kancompile.ir.convolution import ConvContraction
 from kancompile.ir.expansion import Expansion
 from kancompile.ir.geometry import Geometry, PatchSampler, flat_weight
 from kancompile.ir.index import IndexQuantizer
-from kancompile.passes import round_table_codes
-from kancompile.passes.round_table_codes import Patches, code_hessian, descend, round_together
-from kancompile.passes.tabulate_convolutions import ConvLookupCost
+from kancompile.passes.tabulate_expansions import round_together as round_table_codes
+from kancompile.passes.tabulate_expansions.lookup_cost import ConvLookupCost
+from kancompile.passes.tabulate_expansions.round_together import Patches, code_hessian, descend, round_together
 from tests.convolution_programs import float_convolutions, square
 
 LEVELS, CHANNELS, SIZE = 12, 4, 5

@@ -14,8 +14,8 @@ from kancompile.frontend.capture import capture
 from kancompile.ir.check import check
 from kancompile.ir.contraction import Contraction
 from kancompile.ir.polynomial import PolynomialExpansion
-from kancompile.lowering import WIDE_TOLERANCE
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials
+from kancompile.passes.lowering import WIDE_TOLERANCE
 from kancompile.passes.round_to_16_bits import RoundTo16Bits
 from kancompile.pipeline import CompiledModel
 from kancompile.runtimes.session import RuntimeModel

@@ -4,12 +4,11 @@ import pytest
 import torch
 
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.passes.adaround import AdaRound
-from kancompile.passes.awq import Awq
-from kancompile.passes.guard import Guarded, with_guard
-from kancompile.passes.methods import METHODS, method_named
-from kancompile.passes.uniform import Uniform
-from kancompile.rounding import (
+from kancompile.passes.rounding_methods import METHODS, method_named
+from kancompile.passes.rounding_methods.adaround import AdaRound
+from kancompile.passes.rounding_methods.awq import Awq
+from kancompile.passes.rounding_methods.guard import Guarded, with_guard
+from kancompile.passes.rounding_methods.problem import (
     FeatureSource,
     Rounded,
     RoundingProblem,
@@ -17,6 +16,7 @@ from kancompile.rounding import (
     objective,
     second_moments,
 )
+from kancompile.passes.rounding_methods.uniform import Uniform
 from tests.passes.rounding_problems import generator, problem, table_codes
 
 

@@ -21,7 +21,7 @@ from examples.zoo import efficient_kan, spline_conv, wav_kan
 from kancompile.command_line import main
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.table import TableExpansion
-from kancompile.lowering import lower
+from kancompile.passes.lowering import lower
 from kancompile.reporting.bit_front import measure_front
 from kancompile.reporting.collect import ReportOptions, collect
 from kancompile.reporting.edges import EdgeName, draw_edges, parse_edge

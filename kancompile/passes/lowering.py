@@ -1,0 +1,212 @@
+"""Lower a captured program by a recipe: the passes in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.check import check
+from kancompile.ir.program import Program
+from kancompile.ir.show import with_history
+from kancompile.passes.absorb_plain_layers import AbsorbPlainLayers
+from kancompile.passes.factorize_edges import FactorizeEdges
+from kancompile.passes.factorize_expansions import FactorizeExpansions
+from kancompile.passes.fuse_index import FuseIndex
+from kancompile.passes.lower_to_polynomials import LowerToPolynomials, lower_exactly
+from kancompile.passes.mix_functions import MixFunctions
+from kancompile.passes.recently_used import RecentlyUsed
+from kancompile.passes.round_to_16_bits import RoundTo16Bits
+from kancompile.passes.round_weights import RoundWeights
+from kancompile.passes.round_weights.options import RoundingOptions
+from kancompile.passes.round_weights.pair_products import prove_layer
+from kancompile.passes.rounding_methods import method_named
+from kancompile.passes.split_branches import SplitBranches
+from kancompile.passes.tabulate_expansions import TabulateExpansions
+from kancompile.passes.tabulate_expansions.known import KnownTables
+from kancompile.passes.tabulate_expansions.options import TableOptions
+from kancompile.progress import Timings, say
+from kancompile.recipe import CPU_PRESETS, Recipe
+
+WIDE_TOLERANCE = 2.0**-17
+"""Relative error of the functions of a 16-bit layer: half a step of its codes."""
+_KEPT_FORMS = 2
+
+Stage = tuple[str, tuple[str, ...], Callable[[Program], Program]]
+"""Name of a pass, the precisions that need it, and what runs it."""
+FormKey = tuple[tuple[str, float, bool], ...]
+"""What the form of every layer's functions depends on: arithmetic, function error, whether branches are split."""
+
+
+class Lowering:
+    """Lowers one program by any number of recipes; equal recipes give equal bits, whatever was lowered before.
+
+    What recipes agree on is done once: the form of the layers' functions, the last two of which are kept, and what is
+    measured of their tables (``KnownTables``).
+    """
+
+    def __init__(self, program: Program, x: Tensor, seed: int = 0, device: str = "cpu") -> None:
+        """Take what all recipes share.
+
+        Args:
+            program: a captured program.
+            x: calibration inputs ``[n, *input_shape]``.
+            seed: of every random choice.
+            device: where rounding methods keep their matrices.
+        """
+        self.program, self.x, self.seed, self.device = program, x, seed, device
+        self._forms: RecentlyUsed[FormKey, tuple[Program, KnownTables]] = RecentlyUsed(_KEPT_FORMS)
+
+    def __call__(self, recipe: Recipe, timings: Timings | None = None) -> Program:
+        """Run the passes of a recipe.
+
+        Args:
+            recipe: the choices.
+            timings: collects the seconds of every pass.
+
+        Raises:
+            KanCompileError: the program cannot be lowered so.
+        """
+        timings = timings or Timings()
+        program, known = self._form(recipe, timings)
+        program = _run(self._rounding_stages(recipe, known), program, recipe, timings)
+        if CPU_PRESETS[recipe.cpu].int16_pairs:
+            check_pairs(program)
+        return program
+
+    def functions(self, recipe: Recipe) -> Program:
+        """Give the program in the form that a recipe tabulates: in float, functions factorised and mixed, branches split."""
+        return self._form(recipe, Timings())[0]
+
+    def _form(self, recipe: Recipe, timings: Timings) -> tuple[Program, KnownTables]:
+        layers = [recipe.for_layer(layer.name) for layer in self.program.layers()]
+        key = tuple((layer.arithmetic, layer.function_error, layer.granularity == "branch") for layer in layers)
+
+        def make() -> tuple[Program, KnownTables]:
+            program = _run(self._function_stages(recipe), self.program, recipe, timings)
+            # where the passes had nothing to do, forms are the very same graph
+            alike = (known for other, known in self._forms if other.graph_module is program.graph_module)
+            return program, next(alike, None) or KnownTables()
+
+        return self._forms.get(key, make)
+
+    def _function_stages(self, recipe: Recipe) -> list[Stage]:
+        """List the passes that give the functions of layers another form, which does not depend on levels and bits."""
+        x = self.x
+
+        def function_error(name: str) -> float:
+            layer = recipe.for_layer(name)
+            return layer.function_error if layer.arithmetic == "int8" and layer.granularity != "branch" else 0.0
+
+        exact, wide, tables = (_with_precision(recipe, precision) for precision in ("float", "int16", "int8"))
+        polynomials = LowerToPolynomials(WIDE_TOLERANCE, applies=wide)
+        in_branches = SplitBranches(lambda name: recipe.for_layer(name).granularity == "branch")
+        return [
+            (LowerToPolynomials.name, ("float",), lambda stage: lower_exactly(stage, x, exact)),
+            (LowerToPolynomials.name, ("int16",), lambda stage: polynomials(stage, x)),
+            (RoundTo16Bits.name, ("int16",), RoundTo16Bits(wide)),
+            (FactorizeEdges.name, ("int8",), lambda stage: FactorizeEdges(tables)(stage, x)),
+            (FactorizeExpansions.name, ("int8",), lambda stage: FactorizeExpansions(tables)(stage, x)),
+            (MixFunctions.name, ("int8",), lambda stage: MixFunctions(function_error)(stage, x)),
+            (SplitBranches.name, ("int8",), in_branches),
+        ]
+
+    def _rounding_stages(self, recipe: Recipe, known: KnownTables) -> list[Stage]:
+        """List the passes that make integers of them."""
+        x, preset = self.x, CPU_PRESETS[recipe.cpu]
+
+        def table_options(name: str) -> TableOptions | None:
+            layer = recipe.for_layer(name)
+            if layer.arithmetic != "int8":
+                return None
+            # methods that compensate their errors leave about as much as nearest rounding with two bits more
+            bits = layer.weight_bits if layer.rounding_method == "uniform" else min(8, layer.weight_bits + 2)
+            return TableOptions(layer.levels, layer.range, layer.percentile, bits, layer.column_scaling)  # type: ignore[arg-type]
+
+        def rounding_options(name: str) -> RoundingOptions:
+            layer = recipe.for_layer(name)
+            method = method_named(layer.rounding_method, self.device)
+            return RoundingOptions(
+                method,
+                layer.rounding_method,
+                layer.weight_bits,
+                layer.granularity,
+                layer.group_size,
+                preset.int16_pairs,
+            )
+
+        tabulate = TabulateExpansions(table_options, known=known)
+        return [
+            (TabulateExpansions.name, ("int8",), lambda stage: tabulate(stage, x)),
+            (RoundWeights.name, ("int8",), lambda stage: RoundWeights(rounding_options, self.seed)(stage, x)),
+            (FuseIndex.name, ("int8",), FuseIndex()),
+        ]
+
+
+def check_patterns(program: Program, x: Tensor, recipe: Recipe) -> None:
+    """Make sure that every pattern of a recipe names a layer, ordinary layers that can be absorbed included.
+
+    Args:
+        program: a captured program.
+        x: calibration inputs ``[n, *input_shape]``.
+        recipe: the choices.
+
+    Raises:
+        KanCompileError: a pattern fits no layer.
+    """
+    recipe.check_layers(layer.name for layer in AbsorbPlainLayers()(program, x).layers())
+
+
+def prepare(program: Program, x: Tensor, recipe: Recipe) -> Program:
+    """Bring a captured program into the form that integer lowering starts from; its values stay the same up to rounding.
+
+    Args:
+        program: a captured program.
+        x: calibration inputs ``[n, *input_shape]``.
+        recipe: the choices; ordinary layers of another precision stay as they are.
+    """
+    with torch.no_grad():
+        absorbed = AbsorbPlainLayers(lambda name: recipe.for_layer(name).arithmetic == "int8")(program, x)
+    check(absorbed)
+    return with_history(AbsorbPlainLayers.name, program, absorbed)
+
+
+def lower(program: Program, x: Tensor, recipe: Recipe, seed: int = 0, device: str = "cpu") -> Program:
+    """Run the passes of one recipe over a captured program (see :class:`Lowering`)."""
+    return Lowering(program, x, seed, device)(recipe)
+
+
+def check_pairs(program: Program) -> None:
+    """Refuse a program that processors without VNNI would compute otherwise.
+
+    Raises:
+        KanCompileError: sums of two neighbouring products of a layer can leave int16.
+    """
+    for layer in program.layers():
+        proof = prove_layer(program, layer)
+        if proof is not None and not proof.holds:
+            raise KanCompileError(
+                f"layer {layer.name!r}: {proof.overflowing} sums of two neighbouring products can leave int16 (up to "
+                f"{proof.largest}), expected none for processors without VNNI; use 7 weight bits for this layer, or a recipe "
+                'with cpu = "x86-vnni" or "arm64"'
+            )
+
+
+def _with_precision(recipe: Recipe, precision: str) -> Callable[[str], bool]:
+    return lambda name: recipe.for_layer(name).arithmetic == precision
+
+
+def _run(stages: list[Stage], program: Program, recipe: Recipe, timings: Timings) -> Program:
+    precisions = {recipe.for_layer(layer.name).arithmetic for layer in program.layers()}
+    for name, needed, run in stages:
+        if precisions.isdisjoint(needed):
+            continue
+        say(f"{name} ...")
+        before = program
+        with torch.no_grad():
+            program = timings.measure(name, lambda: run(before))  # noqa: B023 (called at once)
+        check(program)
+        program = with_history(name, before, program)
+    return program

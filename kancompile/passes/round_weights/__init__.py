@@ -1,0 +1,189 @@
+"""Round the weights of every layer, first to last, each on what the layers before it really hand over.
+
+    y = V q + b   (float V, table codes q)     ->     y = scale * (C q + B)     (integer C and B)
+
+Layer by layer: the features of a layer are computed by the program in which all earlier layers are rounded already, so
+that its rounding can make up for their errors. The bias joins the integer sum in units of the scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kancompile.ir.contraction import Contraction
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.program import Layer, Program
+from kancompile.ir.table import TableExpansion
+from kancompile.ir.wiring import layer_tables
+from kancompile.passes.round_weights.integers import integer_modules, merge_groups
+from kancompile.passes.round_weights.limit_pairs import limit_layer
+from kancompile.passes.round_weights.options import RoundingOptions
+from kancompile.passes.round_weights.pair_products import AdjacentPairs, IntegerContraction, layer_pairs
+from kancompile.passes.round_weights.reconstruct_blocks import blocks_of, reconstruct_block, with_one_end
+from kancompile.passes.round_weights.rows import layer_problems
+from kancompile.passes.rounding_methods.brecq import Brecq
+from kancompile.passes.rounding_methods.gptq import Gptq
+from kancompile.passes.rounding_methods.group_scales import settle_group_scales, snap_scales
+from kancompile.passes.rounding_methods.guard import with_guard
+from kancompile.passes.rounding_methods.problem import Rounded, RoundingProblem, objective
+from kancompile.passes.rounding_methods.uniform import Uniform
+from kancompile.progress import track
+
+
+@dataclass(frozen=True)
+class RoundWeights:
+    """Round every contraction that reads tables; rounded ones and those of float layers stay.
+
+    Attributes:
+        options: gives the options of a layer by its name.
+        seed: of the generator that methods draw from; each layer has its own.
+        block_size: consecutive layers that BRECQ reconstructs together.
+    """
+
+    options: Callable[[str], RoundingOptions]
+    seed: int = 0
+    block_size: int = 2
+
+    name = "round-weights"
+
+    def __call__(self, program: Program, x: Tensor) -> Program:
+        """Return the rounded program.
+
+        Args:
+            program: a tabulated program.
+            x: calibration inputs ``[n, *input_shape]``.
+        """
+        reference = program
+        layers = [layer for layer in program.layers() if _reads_tables(program, layer)]
+        problems: dict[str, RoundingProblem] = {}
+        rounded: dict[str, Rounded] = {}
+        for number, layer in enumerate(track(layers, "rounding weights")):
+            options = self.options(layer.name)
+            stated = layer_problems(program, layer, x, options, self._generator(number))
+            solved = round_layer(stated, options, self._generator(number))
+            polishing = None if isinstance(options.method, Uniform) else Gptq()
+            solved = fit_pairs(reference, layer, stated, solved, options, self._generator(number), polishing)
+            rounded[layer.name], notes = merge_groups(solved.parts), list(solved.notes)
+            if options.granularity != "channel" and isinstance(program.module(layer.contraction), ConvContraction):
+                notes.append(
+                    f"layer {layer.name!r}: one weight scale for each output channel, not for each {options.granularity}, "
+                    "since an integer convolution has no more"
+                )
+            if len(stated) == 1:
+                problems[layer.name] = stated[0]
+            elif isinstance(options.method, Brecq):
+                notes.append(
+                    f"layer {layer.name!r}: rounded by the first stage of brecq alone, since its {len(stated)} channel groups "
+                    "are rounded apart; no block reconstruction"
+                )
+            modules = integer_modules(reference, layer, rounded[layer.name], solved.bits, options.shares_scale)
+            program = program.replace_modules(modules, notes)
+        # channel groups of a convolution are several problems; those layers keep what their own reconstruction gave
+        learned = [
+            layer for layer in layers if layer.name in problems and isinstance(self.options(layer.name).method, Brecq)
+        ]
+        blocks = [part for block in blocks_of(learned, self.block_size) for part in with_one_end(program, block)]
+        for number, block in enumerate(track(blocks, "reconstructing blocks")):
+            method = self.options(block[0].name).method
+            assert isinstance(method, Brecq)
+            generator = self._generator(len(layers) + number)
+            improved = reconstruct_block(program, reference, block, problems, rounded, x, method, generator)
+            modules, notes = {}, [improved[block[-1].name].notes[-1]]
+            for layer in block:
+                options, stated = self.options(layer.name), (problems[layer.name],)
+                final = improved[layer.name]
+                if options.shares_scale:
+                    final = snap_scales(problems[layer.name], final)
+                solved = SolvedLayer([final], options.bits, ())
+                solved = fit_pairs(reference, layer, stated, solved, options, generator)
+                modules |= integer_modules(reference, layer, solved.parts[0], solved.bits, options.shares_scale)
+                notes += solved.notes
+            program = program.replace_modules(modules, notes)
+        return program
+
+    def _generator(self, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed + 1000003 * number)
+
+
+def _reads_tables(program: Program, layer: Layer) -> bool:
+    return isinstance(program.module(layer.contraction), Contraction | ConvContraction) and all(
+        isinstance(program.module(target), TableExpansion) for target in layer.expansions
+    )
+
+
+@dataclass(frozen=True)
+class SolvedLayer:
+    """The rounding problems of one layer, solved.
+
+    Attributes:
+        parts: one rounding for each.
+        bits: of the weights.
+        notes: lines for the report.
+    """
+
+    parts: list[Rounded]
+    bits: int
+    notes: tuple[str, ...]
+
+
+def round_layer(
+    problems: Sequence[RoundingProblem], options: RoundingOptions, generator: torch.Generator
+) -> SolvedLayer:
+    """Round one layer with one method, and say how it compares with rounding to nearest.
+
+    The better of the two on the calibration data is returned, and a note says so where that is not the method asked for.
+    """
+    parts = [with_guard(options.method)(problem, generator) for problem in problems]
+    if options.shares_scale:
+        parts = [
+            settle_group_scales(problem, part, options.method) if len(part.group_sizes) > 1 else part
+            for problem, part in zip(problems, parts, strict=True)
+        ]
+    what = f"layer {problems[0].layer!r}: {options.bits}-bit weights by {options.method_name}"
+    if isinstance(options.method, Uniform):
+        errors = [objective(problem, part) for problem, part in zip(problems, parts, strict=True)]
+        notes = [f"{what}, mean squared output error {sum(errors) / len(errors):.4g}"]
+    else:
+        notes = [f"{what}, {line}" for line in dict.fromkeys(line for part in parts for line in part.notes)]
+    return SolvedLayer(parts, options.bits, tuple(notes))
+
+
+def fit_pairs(
+    program: Program,
+    layer: Layer,
+    problems: Sequence[RoundingProblem],
+    solved: SolvedLayer,
+    options: RoundingOptions,
+    generator: torch.Generator,
+    polishing: Gptq | None = None,
+) -> SolvedLayer:
+    """Make sums of two neighbouring products fit int16 where that is asked for; they always do below 8 bits.
+
+    Args:
+        program: the tabulated program, with the layer's float contraction and original tables.
+        layer: the layer.
+        problems, solved: its rounding problems and their solution.
+        options: of the layer.
+        generator: for another rounding, where that is needed.
+        polishing: see :func:`limit_layer`; not after a block was reconstructed, whose objective is another one.
+    """
+    if not options.int16_pairs or solved.bits < 8:
+        return solved
+
+    def pairs_of(parts: Sequence[Rounded]) -> Sequence[AdjacentPairs]:
+        modules = integer_modules(program, layer, merge_groups(parts), solved.bits)
+        contraction = modules[layer.contraction]
+        assert isinstance(contraction, IntegerContraction)
+        return layer_pairs(contraction, layer_tables(program.replace_modules(modules), layer))
+
+    def again(bits: int) -> list[Rounded]:
+        return round_layer([replace(problem, bits=bits) for problem in problems], options, generator).parts
+
+    limited = limit_layer(problems, solved.parts, pairs_of, again, polishing)
+    if limited is None:
+        return solved
+    return SolvedLayer(limited.parts, limited.bits, (*solved.notes, f"layer {layer.name!r}: {limited.note()}"))

@@ -1,0 +1,35 @@
+"""What a recipe says about the weights of one layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kancompile.passes.rounding_methods.group_scales import WIDEST_BITS
+from kancompile.passes.rounding_methods.problem import Method
+
+
+@dataclass(frozen=True)
+class RoundingOptions:
+    """What a recipe says about the weights of one layer.
+
+    Attributes:
+        method: a rounding method.
+        method_name: how reports call it.
+        bits: 2 to 8.
+        granularity: ``"channel"``: one scale for each output; ``"branch"``: and for each expansion the layer reads;
+            ``"group"``: and for each ``group_size`` inputs.
+        group_size: inputs in a group.
+        int16_pairs: whether sums of two neighbouring products must fit int16 (see ``passes.limit_pairs``).
+    """
+
+    method: Method
+    method_name: str
+    bits: int = 8
+    granularity: str = "channel"
+    group_size: int | None = None
+    int16_pairs: bool = False
+
+    @property
+    def shares_scale(self) -> bool:
+        """Whether the scales of groups are whole multiples of one, so that the layer stays one product."""
+        return self.granularity == "group" and self.bits <= WIDEST_BITS

@@ -1,0 +1,179 @@
+"""State the rounding of a convolution as that of a matrix product, and build the integer convolution from the answer.
+
+    y[o] = sum over columns and taps of V[o, column, tap] * (q - z)[column, tap] + b       (one row of features per pixel)
+
+Rows are what a sample of output pixels sees, drawn evenly from all calibration images, so that memory is bounded. Features
+are the codes less the code of 0: then padding is 0 whatever the weights are rounded to, and a method may rescale columns
+about it. Every channel group is a problem of its own; all methods work on them unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from kancompile.ir.contraction import Contraction
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.geometry import PatchSampler, columns_of_groups, flat_weight, group_order, split_groups
+from kancompile.ir.operators import convolution_columns
+from kancompile.ir.program import Layer, Program
+from kancompile.ir.table import TableExpansion
+from kancompile.ir.wiring import branch_of_column, layer_tables, tied_columns
+from kancompile.passes.round_weights.options import RoundingOptions
+from kancompile.passes.rounding_methods.problem import FeatureSource, RoundingProblem
+
+_ROWS = 1 << 14
+_BYTES = 1 << 29
+_CHUNK_BYTES = 1 << 26
+
+
+def convolution_problems(
+    program: Program,
+    layer: Layer,
+    x: Tensor,
+    bits: int,
+    generator: torch.Generator,
+    rows: int = _ROWS,
+    max_bytes: int = _BYTES,
+) -> tuple[RoundingProblem, ...]:
+    """State the rounding problem of every channel group of a convolution whose earlier layers are rounded.
+
+    Args:
+        program: the program.
+        layer: the layer.
+        x: calibration inputs ``[n, *input_shape]``.
+        bits: of the weights.
+        generator: draws the output pixels.
+        rows: most pixels to use.
+        max_bytes: most memory for their features, all groups together.
+    """
+    contraction = program.module(layer.contraction)
+    assert isinstance(contraction, ConvContraction)
+    tables = layer_tables(program, layer)
+    groups = contraction.geometry.groups
+    sampler = PatchSampler(contraction.geometry, contraction.kernel, tables[0].in_shape[:-1])
+    order = group_order([(table.n_in, table.k) for table in tables], groups)
+    element = 2 if contraction.zero_point else 1
+    wanted = max(1, min(rows, max_bytes // (len(order) * sampler.taps * element)))
+    image, position = sampler.draw(len(x), wanted, generator)
+    features = _features(program, layer, x, contraction, sampler, image, position)
+    branches = columns_of_groups(branch_of_column(tables)[order], groups, sampler.taps)
+    ties = columns_of_groups(tied_columns(tables)[order], groups, sampler.taps)
+    weights = flat_weight(contraction.weight, groups)
+    # a table that several groups share cannot be rescaled for one of them
+    own = groups == 1 or not _overlap(ties)
+    return tuple(
+        RoundingProblem(
+            layer.name,
+            weight,
+            FeatureSource.from_tensor(feature),
+            bits,
+            (),
+            branch,
+            tie if own else torch.zeros_like(tie),
+        )
+        for weight, feature, branch, tie in zip(weights, features, branches, ties, strict=True)
+    )
+
+
+def _overlap(parts: Sequence[Tensor]) -> bool:
+    return sum(len(part.unique()) for part in parts) > len(torch.cat(list(parts)).unique())
+
+
+def _features(
+    program: Program,
+    layer: Layer,
+    x: Tensor,
+    contraction: ConvContraction,
+    sampler: PatchSampler,
+    image: Tensor,
+    position: Tensor,
+) -> list[Tensor]:
+    """Collect codes less the zero point, ``[r, c / groups * t]`` for each group: int16, or uint8 where that is 0."""
+    size = sum(_elements(program, target) for target in layer.expansions)
+    chunk = max(1, min(512, _CHUNK_BYTES // (8 * size)))
+    found: list[list[Tensor]] = []
+    used = image.unique()
+    for part in torch.split(used, chunk):
+        traced = program.trace(x[part], layer.expansions)
+        columns = convolution_columns([traced[target][1] for target in layer.expansions], contraction.geometry.groups)
+        here = (image >= part[0]) & (image <= part[-1])
+        local = torch.searchsorted(part, image[here])
+        patches = sampler.take(columns, local, position[here], contraction.zero_point)
+        if contraction.zero_point:
+            patches = patches.to(torch.int16) - contraction.zero_point
+        found.append(split_groups(patches, contraction.geometry.groups))
+    return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+
+def _elements(program: Program, target: str) -> int:
+    table = program.module(target)
+    assert isinstance(table, TableExpansion)
+    return torch.Size(table.in_shape).numel() * table.k
+
+
+_CHUNK = 512
+
+
+_KEPT_BYTES = 1 << 30
+
+
+def layer_problems(
+    program: Program, layer: Layer, x: Tensor, options: RoundingOptions, generator: torch.Generator
+) -> tuple[RoundingProblem, ...]:
+    """State the rounding problems of one layer: one, or one for each channel group of a convolution."""
+    if isinstance(program.module(layer.contraction), ConvContraction):
+        return convolution_problems(program, layer, x, options.bits, generator)
+    return (layer_problem(program, layer, x, options),)
+
+
+def layer_problem(program: Program, layer: Layer, x: Tensor, options: RoundingOptions) -> RoundingProblem:
+    """State the rounding problem of one layer of a program whose earlier layers are rounded."""
+    contraction = program.module(layer.contraction)
+    assert isinstance(contraction, Contraction)
+    tables = layer_tables(program, layer)
+    return RoundingProblem(
+        layer.name,
+        contraction.weight,
+        layer_features(program, layer, x),
+        options.bits,
+        group_sizes(tables, options),
+        branch_of_column(tables),
+        tied_columns(tables),
+    )
+
+
+def layer_features(program: Program, layer: Layer, x: Tensor) -> FeatureSource:
+    """Give the table codes that reach a layer, uint8 ``[n *, c]``; recomputed chunk by chunk where they are many."""
+    n, columns = len(x), _columns(program, layer, x[:1]).shape
+    rows = n * columns[0]
+
+    def chunks() -> Iterator[Tensor]:
+        for part in x.split(_CHUNK):
+            yield _columns(program, layer, part)
+
+    if rows * columns[1] <= _KEPT_BYTES:
+        kept = list(chunks())
+        return FeatureSource(lambda: iter(kept), rows, columns[1])
+    return FeatureSource(chunks, rows, columns[1])
+
+
+def _columns(program: Program, layer: Layer, x: Tensor) -> Tensor:
+    traced = program.trace(x, layer.expansions)
+    features = [traced[target][1].flatten(-2) for target in layer.expansions]
+    return torch.cat(features, dim=-1).flatten(0, -2)
+
+
+def group_sizes(tables: Sequence[TableExpansion], options: RoundingOptions) -> tuple[int, ...]:
+    """Divide the columns of a layer into scale groups."""
+    sizes: list[int] = []
+    for table in tables:
+        columns = table.n_in * table.k
+        if options.granularity == "group" and options.group_size is not None:
+            step = options.group_size * table.k
+            sizes += [min(step, columns - start) for start in range(0, columns, step)]
+        else:
+            sizes.append(columns)
+    return (sum(sizes),) if options.granularity == "channel" else tuple(sizes)

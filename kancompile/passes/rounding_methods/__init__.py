@@ -1,0 +1,52 @@
+"""The rounding methods by the names that recipes use."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.passes.rounding_methods.adaround import AdaRound
+from kancompile.passes.rounding_methods.awq import Awq
+from kancompile.passes.rounding_methods.brecq import Brecq
+from kancompile.passes.rounding_methods.gptq import Gptq
+from kancompile.passes.rounding_methods.problem import Method
+from kancompile.passes.rounding_methods.uniform import Uniform
+
+METHODS: dict[str, Method] = {
+    "uniform": Uniform(),
+    "gptq": Gptq(),
+    "awq": Awq(inner=Uniform()),
+    "awq+gptq": Awq(inner=Gptq()),
+    "adaround": AdaRound(),
+    "awq+adaround": Awq(inner=AdaRound()),
+    "brecq": Brecq(start=Awq(inner=Gptq())),
+}
+
+
+def method_named(name: str, device: str = "cpu") -> Method:
+    """Return a method by its name, with its matrices on ``device`` where it has such a choice.
+
+    Raises:
+        KanCompileError: there is none of that name, or PyTorch has no such device.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise KanCompileError("device 'cuda': PyTorch finds no CUDA device here; use device 'cpu'")
+    if name not in METHODS:
+        raise KanCompileError(f"method {name!r} is unknown, expected one of {sorted(METHODS)!r}")
+    return _on_device(METHODS[name], device)
+
+
+def _on_device(method: Any, device: str) -> Method:
+    """Set ``device`` in a method's options and in those of the methods it builds on."""
+    changed: dict[str, Any] = {}
+    for option in fields(method):
+        value = getattr(method, option.name)
+        if option.name == "device":
+            changed["device"] = device
+        elif option.name in ("inner", "start"):
+            changed[option.name] = _on_device(value, device)
+    moved: Method = replace(method, **changed)
+    return moved

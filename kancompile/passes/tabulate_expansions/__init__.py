@@ -1,0 +1,77 @@
+"""Replace every float expansion by an integer table and fold the table's scales into the weights.
+
+    phi = expand(x)                  q = table[index(x)]              (uint8)
+    y = W phi + b          ->        y = V q + b'
+
+with ``phi ~ s * q + z`` for each column, ``V = W diag(s)`` and ``b' = b + W z``. The program then computes in float on
+integer features, which is what weight rounding works on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from kancompile.ir.contraction import Contraction
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.distinct import distinct_inputs
+from kancompile.ir.expansion import Expansion
+from kancompile.ir.program import Layer, Program
+from kancompile.ir.wiring import quantizer_in_front
+from kancompile.passes.tabulate_expansions.convolution import tabulate_convolution
+from kancompile.passes.tabulate_expansions.known import KnownTables
+from kancompile.passes.tabulate_expansions.layer import tabulate_layer
+from kancompile.passes.tabulate_expansions.options import TableOptions
+
+__all__ = ["TableOptions", "TabulateExpansions", "distinct_inputs", "tabulate", "tabulate_layer"]
+
+
+@dataclass(frozen=True)
+class TabulateExpansions:
+    """Tabulate the expansions of every layer; layers that already are tables stay.
+
+    Attributes:
+        options: gives the options of a layer by its name, ``None`` to keep the layer in float.
+        samples: calibration samples used to measure errors (ranges always use all of them).
+        known: what earlier calls with the same program and inputs found.
+    """
+
+    options: Callable[[str], TableOptions | None]
+    samples: int = 256
+    known: KnownTables | None = None
+
+    name = "tabulate-expansions"
+
+    def __call__(self, program: Program, x: Tensor) -> Program:
+        """Return the tabulated program.
+
+        Args:
+            program: a captured program.
+            x: calibration inputs ``[n, *input_shape]``.
+        """
+        layers = [layer for layer in program.layers() if self._applies(program, layer)]
+        wanted = [target for layer in layers for target in layer.expansions]
+        if not any(isinstance(program.module(target), Expansion) for target in wanted):
+            return program
+        read = program.inputs(x, wanted)
+        known = KnownTables() if self.known is None else self.known
+        for layer in layers:
+            inputs = {target: read[target] for target in layer.expansions}
+            options = self.options(layer.name)
+            assert options is not None
+            is_linear = isinstance(program.module(layer.contraction), Contraction)
+            run = tabulate_layer if is_linear else tabulate_convolution
+            in_front = tuple(quantizer_in_front(program, target) for target in layer.expansions)
+            modules, said = known.layer(
+                (layer.name, options, in_front),
+                partial(run, program, layer, inputs, options, self.samples, known),
+            )
+            program = program.replace_modules(modules, said)
+        return program
+
+    def _applies(self, program: Program, layer: Layer) -> bool:
+        is_float = isinstance(program.module(layer.contraction), Contraction | ConvContraction)
+        return is_float and self.options(layer.name) is not None

@@ -1,0 +1,181 @@
+"""Choose the 8-bit codes of the tables in front of a convolution: code steps, the code of 0, and the rounding.
+
+Padding is 0 in all columns, so where there is padding one code stands for 0 in all of them (see ``tabulate_convolutions``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.expansion import Expansion
+from kancompile.ir.index import IndexQuantizer
+from kancompile.ir.table import TableExpansion
+from kancompile.passes.tabulate_expansions.options import TableOptions
+from kancompile.passes.tabulate_expansions.round_together import round_together
+from kancompile.passes.tabulate_expansions.values import STRETCH, code_scale, stretched
+
+_ZERO_POINTS = 255
+_BLOCK_ELEMENTS = 1 << 22
+
+
+@dataclass(frozen=True)
+class TableDraft:
+    """A table whose values are known and whose codes are not.
+
+    Attributes:
+        expansion: the float expansion.
+        index: its index quantizer.
+        values: float32 ``[T, levels, k]``.
+        group: number of the table of every input, int64 ``[n_in]``.
+        weight: this expansion's columns of the convolution, ``[n_out, n_in / groups * k, *kernel]``.
+        hessian: how errors of the values of some functions, int64 ``[m]``, add up (``round_table_codes.code_hessian``).
+    """
+
+    expansion: Expansion
+    index: IndexQuantizer
+    values: Tensor
+    group: Tensor
+    weight: Tensor
+    hessian: Callable[[Tensor], Tensor]
+
+    def table(self, scale: Tensor, offset: Tensor, zero_point: int) -> TableExpansion:
+        """Round the values with one code step ``scale`` and code 0 at ``offset``, ``[T, k]`` each.
+
+        A table that all channels share is rounded with all its codes together (``round_table_codes``).
+        """
+        if zero_point:  # rounding after adding the zero point could move the code of 0
+            codes = torch.round(self.values / scale[:, None]) + zero_point
+        else:
+            codes = torch.round((self.values - offset[:, None]) / scale[:, None])
+        codes = codes.clamp(0, 255)
+        if len(codes) == 1 and not self.expansion.is_identity:
+            codes = round_together(codes[0], self.values[0], scale[0], offset[0], self.hessian)[None]
+        expansion = self.expansion
+        return TableExpansion(
+            expansion.in_shape,
+            self.index,
+            codes.to(torch.uint8).flatten(0, 1).contiguous(),
+            None if len(self.values) == 1 else (self.group * self.index.levels).to(torch.int32),
+            scale,
+            offset,
+            [branch.k for branch in expansion.branches],  # type: ignore[misc]
+            [branch.name for branch in expansion.branches],  # type: ignore[misc]
+            channels_first=expansion.channels_first,
+        )
+
+
+def choose_codes(
+    drafts: Sequence[TableDraft], contraction: ConvContraction, options: TableOptions
+) -> tuple[list[Tensor], list[Tensor], int]:
+    """Choose code steps, the real value of code 0, and the code of 0, by estimated error at the output.
+
+    Returns:
+        for every table scale and offset, float32 ``[T, k]``, and the zero point (0 where nothing is padded).
+    """
+    (only, *others) = drafts
+    if only.expansion.is_identity and not others and contraction.geometry.pads:  # rows hold their own numbers
+        step = torch.tensor([[only.index.scale]])
+        return [step], [-only.index.zero_point * step], only.index.zero_point
+    exponents = STRETCH if options.column_scaling is None else (options.column_scaling,)
+    low = [draft.values.amin(1) for draft in drafts]
+    high = [draft.values.amax(1) for draft in drafts]
+    if contraction.geometry.pads:
+        candidates, zero_points = zero_preserving(low, high, exponents)
+    else:
+        candidates = [torch.stack([code_scale(b - a, e) for e in exponents]) for a, b in zip(low, high, strict=True)]
+        zero_points = torch.zeros(len(exponents))
+    spread = [b - a for a, b in zip(low, high, strict=True)]
+    sizes = [ColumnSizes.of(draft, contraction) for draft in drafts]
+    best = int(codes_errors(sizes, candidates, spread, options.weight_bits).argmin())
+    scales, zero_point = [steps[best] for steps in candidates], int(zero_points[best])
+    if not contraction.geometry.pads:
+        return scales, low, zero_point
+    scales = [exact_constants(scale, a, b) for scale, a, b in zip(scales, low, high, strict=True)]
+    return scales, [-zero_point * scale for scale in scales], zero_point
+
+
+def exact_constants(scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Shorten the code steps of constant functions so that a whole number of them gives the constant, ``[T, k]``.
+
+    Its rounding error would be the same in all channels and pixels, and add up.
+    """
+    steps = torch.round(low.abs() / scale).clamp(min=1)
+    return torch.where((low == high) & (low != 0), low.abs() / steps, scale)
+
+
+def zero_preserving(
+    low: Sequence[Tensor], high: Sequence[Tensor], exponents: Sequence[float]
+) -> tuple[list[Tensor], Tensor]:
+    """Give column scales for every zero point that can represent all values, ``[c, T, k]`` each, and the zero points ``[c]``.
+
+    With 0 at code ``z`` a column needs a step of ``max(-low / z, high / (255 - z))`` to reach its ends.
+    """
+    negative = any(bool((a < 0).any()) for a in low)
+    positive = any(bool((b > 0).any()) for b in high)
+    zero_points = torch.arange(1 if negative else 0, _ZERO_POINTS + (0 if positive else 1))
+    below, above = (side.clamp(min=1)[:, None, None] for side in (zero_points, 255 - zero_points))
+    least = [torch.maximum(-a / below, b / above).clamp(min=0) for a, b in zip(low, high, strict=True)]
+    largest = torch.cat([step.flatten(1) for step in least], dim=1).amax(1)[:, None, None]
+    scaled = [
+        torch.stack([stretched(step, largest, exponent) for exponent in exponents], dim=1).flatten(0, 1)
+        for step in least
+    ]
+    return scaled, zero_points.repeat_interleave(len(exponents))
+
+
+@dataclass(frozen=True)
+class ColumnSizes:
+    """Weights behind the functions of one expansion, added up over the taps and the channels that share a table.
+
+    Attributes:
+        energy: sum of squares, ``[groups, n_out / groups, T * k]``.
+        largest: largest size, of the same shape.
+        columns: how many columns of a group read a function, ``[groups, T * k]``.
+    """
+
+    energy: Tensor
+    largest: Tensor
+    columns: Tensor
+
+    @classmethod
+    def of(cls, draft: TableDraft, contraction: ConvContraction) -> ColumnSizes:
+        """Sum up the weights ``[n_out, c, *kernel]`` of a layer by the table that their columns read."""
+        groups, k, tables = contraction.geometry.groups, draft.expansion.k, len(draft.values)
+        weight = draft.weight.flatten(2).reshape(groups, len(draft.weight) // groups, -1, k, draft.weight[0, 0].numel())
+        place = draft.group.reshape(groups, 1, -1, 1).expand(-1, weight.shape[1], -1, k)
+        empty = torch.zeros(groups, weight.shape[1], tables, k)
+        energy = empty.scatter_add(2, place, weight.square().sum(4))
+        largest = empty.scatter_reduce(2, place, weight.abs().amax(4), "amax")
+        columns = empty.scatter_add(2, place, torch.full(place.shape, float(weight.shape[4])))[:, 0]
+        return cls(energy.flatten(2), largest.flatten(2), columns.flatten(1))
+
+
+def codes_errors(sizes: Sequence[ColumnSizes], scales: Sequence[Tensor], spread: Sequence[Tensor], bits: int) -> Tensor:
+    """Estimate the error of column scales, as ``tabulate_expansions.scaling_error``, for all tables together.
+
+    Args:
+        sizes: of every table's weights.
+        scales: candidates for every table, ``[c, T, k]``.
+        spread: range of every function, ``[T, k]`` for each table.
+        bits: of the weights.
+
+    Returns:
+        one estimate for each candidate, ``[c]``.
+    """
+    block = max(1, _BLOCK_ELEMENTS // max(size.largest.numel() for size in sizes))
+    found = []
+    for part in zip(*(scale.split(block) for scale in scales), strict=True):
+        codes, variances, steps = torch.zeros(()), torch.zeros(()), []
+        for size, scale, reach in zip(sizes, part, spread, strict=True):
+            step = scale.flatten(1)
+            codes = codes + torch.einsum("gon,cn->cgo", size.energy, step.square()) / 12
+            steps.append((size.largest * step[:, None, None]).amax(3))
+            variances = variances + (reach / scale).square().flatten(1) / 12 @ size.columns.T
+        weight_step = torch.stack(steps).amax(0) / (2 ** (bits - 1) - 1)
+        found.append((codes + weight_step.square() / 12 * variances[..., None]).mean((1, 2)))
+    return torch.cat(found)

@@ -1,0 +1,222 @@
+"""Replace the float expansions of a convolution by integer tables.
+
+    y = conv(phi, W) + b        ->        y = conv(q - z, V) + b,      phi ~ s * (q - z),   V = W s for each column
+
+As for a linear layer (``tabulate_expansions``), with one more condition: padding is 0 in all columns, so where there is
+padding one code ``z`` stands for 0 in all columns, exactly, and a column that is never negative still gives up the codes
+below it. ``z`` is chosen together with the column scales. Without padding every column has its own offset, as usual.
+
+Errors are measured at a sample of output pixels, where a convolution is a matrix product (``kancompile.ir.geometry``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from kancompile.ir.convolution import ConvContraction
+from kancompile.ir.distinct import distinct_inputs
+from kancompile.ir.expansion import Expansion
+from kancompile.ir.geometry import PatchSampler, columns_of_groups, flat_weight, group_order
+from kancompile.ir.index import IndexQuantizer
+from kancompile.ir.program import Layer, Program
+from kancompile.ir.table import TableExpansion
+from kancompile.ir.wiring import quantizer_in_front, reads_one_convolution, single_table_behind, tables_behind
+from kancompile.passes.tabulate_expansions.choose_index import (
+    LEVELS,
+    IndexChoice,
+    choose_index,
+    index_over,
+    ranges,
+    refine_ends,
+)
+from kancompile.passes.tabulate_expansions.codes import TableDraft, choose_codes
+from kancompile.passes.tabulate_expansions.known import KnownTables, MeasuredInputs
+from kancompile.passes.tabulate_expansions.lookup_cost import ConvLookupCost
+from kancompile.passes.tabulate_expansions.options import TableOptions
+from kancompile.passes.tabulate_expansions.values import measured_samples, most_levels, values_at_rows, values_of_inputs
+
+_MEASURED_OUTPUTS = 1 << 21
+_MEAN_SAMPLES = 32
+# one row less than 8 bits can number lets a target look two inputs up at a time
+_PAIRABLE_LEVELS = 255
+
+
+def tabulate_convolution(
+    program: Program,
+    layer: Layer,
+    inputs: dict[str, Tensor],
+    options: TableOptions,
+    samples: int,
+    known: KnownTables,
+) -> tuple[dict[str, nn.Module], list[str]]:
+    """Build the tables of one convolution, and the convolution that reads them with a quantizer for its output.
+
+    Args:
+        program: a program whose expansions are float.
+        layer: the layer.
+        inputs: what each of its expansions reads, ``[n, n_in, *spatial]``.
+        options: of the layer.
+        samples: calibration samples used to measure errors.
+        known: of the same program and inputs.
+    """
+    contraction = program.module(layer.contraction)
+    assert isinstance(contraction, ConvContraction)
+    groups = contraction.geometry.groups
+    expansions: list[Expansion] = []
+    for target in layer.expansions:
+        expansion = program.module(target)
+        assert isinstance(expansion, Expansion)
+        expansions.append(expansion)
+    parts = torch.split(contraction.weight, [expansion.n_in // groups * expansion.k for expansion in expansions], dim=1)
+    drafts, notes = [], []
+    for target, expansion, part in zip(layer.expansions, expansions, parts, strict=True):
+        x = measured_samples(inputs[target], samples)
+        draft, note = _draft(program, layer, target, expansion, contraction, part, x, options, known)
+        drafts.append(draft)
+        notes.append(note)
+    scales, offsets, zero_point = choose_codes(drafts, contraction, options)
+    modules: dict[str, nn.Module] = {}
+    for target, draft, scale, offset in zip(layer.expansions, drafts, scales, offsets, strict=True):
+        modules[target] = draft.table(scale, offset, zero_point)
+    tables = [modules[target] for target in layer.expansions]
+    modules[layer.contraction] = _folded(program, layer, contraction, tables, zero_point, inputs, samples)
+    if contraction.geometry.pads:
+        notes.append(f"layer {layer.name!r}: code {zero_point} stands for 0, which padding needs")
+    return modules, notes
+
+
+def _draft(
+    program: Program,
+    layer: Layer,
+    target: str,
+    expansion: Expansion,
+    contraction: ConvContraction,
+    part: Tensor,
+    x: Tensor,
+    options: TableOptions,
+    known: KnownTables,
+) -> tuple[TableDraft, str]:
+    def measure() -> MeasuredInputs[ConvLookupCost]:
+        first, group = distinct_inputs(expansion, float(x.min()), float(x.max()))
+        return MeasuredInputs(first, group, ConvLookupCost(expansion, contraction, part, x, group))
+
+    measured = known.inputs_of(target, measure)
+    first, group, cost = measured.first, measured.group, measured.cost
+    other = cost.rounding_error(options.weight_bits)
+    most = most_levels(len(first) * expansion.k, part.numel())
+    levels, capped = options.levels, ""
+    if reads_one_convolution(program, target):
+        # a convolution hands over 8 bits, and more rows than it tells apart would be of no use
+        most = min(most, 256)
+        if levels is not None and levels > 256:
+            levels, capped = 256, f", not the {levels} asked for since a convolution hands over 8 bits"
+        if levels is None and most == 256:
+            levels = _PAIRABLE_LEVELS if len(first) == 1 else 256  # as many as a byte numbers, and no Clip behind
+    fewest = LEVELS[0] if len(first) > 1 else min(255, most)
+    if expansion.is_identity:  # codes have 8 bits, and more rows would tell no more apart
+        levels = 256
+    given = quantizer_in_front(program, target) if options.levels is None else None
+    if given is not None:
+        # the convolution in front rounds to 8 bits for several readers, so that these are all the values there are
+        choice = IndexChoice(given, cost(given), "as the convolution in front has it")
+    else:
+        choice = choose_index(cost, other, levels, options.range, most, fewest, options.percentile)
+        if options.range == "mse" and choice.range != "lattice" and choice.error > 0.1 * other:
+            choice = refine_ends(cost, choice)
+    index = choice.index
+    note = (
+        f"layer {layer.name!r}: table of {index.levels} rows over {index.low:.4g} ... {index.high:.4g} "
+        f"({choice.range}{capped}), {len(first)} distinct, look-up error {choice.error:.3g} beside {other:.3g} of 8-bit "
+        f"codes and {options.weight_bits}-bit weights"
+    )
+    values = (
+        values_at_rows(expansion, index, x, first)
+        if len(first) == 1
+        else values_of_inputs(expansion, index, x, group)[:, first].transpose(0, 1)
+    )
+    return TableDraft(expansion, index, values, group, part, partial(cost.code_hessian, index)), note
+
+
+def _folded(
+    program: Program,
+    layer: Layer,
+    contraction: ConvContraction,
+    tables: Sequence[nn.Module],
+    zero_point: int,
+    inputs: dict[str, Tensor],
+    samples: int,
+) -> ConvContraction:
+    """Fold scales, and offsets where nothing is padded, into weight and bias; choose the quantizer of the output."""
+    groups = contraction.geometry.groups
+    taps = PatchSampler(contraction.geometry, contraction.kernel, ()).taps
+    scales, offsets, sizes = [], [], []
+    for table in tables:
+        assert isinstance(table, TableExpansion)
+        scales.append(table.column_scale().flatten())
+        offsets.append(table.column_offset().flatten())
+        sizes.append((table.n_in, table.k))
+    order = group_order(sizes, groups)
+    weights = flat_weight(contraction.weight, groups)
+    scale = columns_of_groups(torch.cat(scales)[order], groups, taps)
+    offset = columns_of_groups(torch.cat(offsets)[order], groups, taps)
+    bias = contraction.bias
+    if not contraction.geometry.pads:
+        bias = bias + torch.cat([weight @ constant for weight, constant in zip(weights, offset, strict=True)])
+    folded = torch.cat([weight * factor for weight, factor in zip(weights, scale, strict=True)])
+    folded = folded.reshape(contraction.weight.shape)
+    bias = bias + _mean_error(program, layer, contraction, tables, folded, bias, zero_point, inputs)
+    return ConvContraction(
+        contraction.layer,
+        folded,
+        bias,
+        contraction.geometry,
+        contraction.out_shape,
+        zero_point,
+        None
+        if single_table_behind(program, layer.contraction)
+        else _output_quantizer(program, layer, contraction, inputs),
+    )
+
+
+def _mean_error(
+    program: Program,
+    layer: Layer,
+    contraction: ConvContraction,
+    tables: Sequence[nn.Module],
+    weight: Tensor,
+    bias: Tensor,
+    zero_point: int,
+    inputs: dict[str, Tensor],
+) -> Tensor:
+    """Measure by how much outputs of the float layer exceed those of the tables on average, ``[n_out]``."""
+    looked_up = ConvContraction(
+        contraction.layer, weight, bias, contraction.geometry, contraction.out_shape, zero_point, None
+    )
+    count = len(next(iter(inputs.values())))
+    picked = torch.linspace(0, count - 1, min(count, _MEAN_SAMPLES)).long()
+    x = [inputs[target][picked] for target in layer.expansions]
+    exact = contraction(*(program.module(target)(part) for target, part in zip(layer.expansions, x, strict=True)))
+    found = looked_up(*(table(part) for table, part in zip(tables, x, strict=True)))
+    error: Tensor = exact - found
+    return error.double().mean((0, *range(2, error.dim()))).float()
+
+
+def _output_quantizer(
+    program: Program, layer: Layer, contraction: ConvContraction, inputs: dict[str, Tensor]
+) -> IndexQuantizer:
+    """Choose the 8-bit quantizer of outputs that others than one table read: the one of least squared error."""
+    count = len(next(iter(inputs.values())))
+    size = torch.Size(contraction.out_shape).numel()
+    picked = torch.linspace(0, count - 1, min(count, max(32, _MEASURED_OUTPUTS // size))).long()
+    outputs = []
+    for part in torch.split(picked, 64):
+        features = [program.module(target)(inputs[target][part]) for target in layer.expansions]
+        outputs.append(contraction(*features))
+    y = torch.cat(outputs)
+    levels = _PAIRABLE_LEVELS if tables_behind(program, layer.contraction) else 256
+    candidates = [index_over(low, high, levels) for _, low, high in ranges(y, "mse")]
+    return min(candidates, key=lambda index: float((index.real(index(y)) - y).double().square().mean()))

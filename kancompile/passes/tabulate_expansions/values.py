@@ -1,0 +1,105 @@
+"""What the tables of linear and of convolutional layers share: options, values at their rows, and estimated errors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kancompile.ir.distinct import sample_inputs
+from kancompile.ir.expansion import Expansion
+from kancompile.ir.index import IndexQuantizer
+from kancompile.passes.tabulate_expansions.choose_index import row_parts
+
+_MEASURED_INPUTS = 1 << 17
+STRETCH = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def measured_samples(x: Tensor, samples: int) -> Tensor:
+    """Take samples at even distances, and those that hold the smallest and the largest input of all."""
+    n_in = x[0].numel()
+    wanted = max(32, min(samples, _MEASURED_INPUTS // n_in))
+    flat = x.flatten(1)
+    extremes = torch.stack([flat.amin(1).argmin(), flat.amax(1).argmax()])
+    return torch.cat([x[:: max(1, len(x) // wanted)][:wanted], x[extremes]])
+
+
+def most_levels(row_bytes: int, weight_bytes: int) -> int:
+    """Bound the rows so that the tables of inputs that share none stay below the weights in size (at least 64 KiB)."""
+    return max(16, min(4096, max(1 << 16, weight_bytes) // row_bytes))
+
+
+def rounding_error(phi: Tensor, weight: Tensor, bits: int) -> float:
+    """Estimate what 8-bit table codes and ``bits``-bit weights cost at the output, as mean squared error.
+
+    Codes: uniform rounding noise of each column's range, ``(range / 255)^2 / 12``, through the weights. Weights: round
+    to nearest with one scale per output, on the centred features (the bias absorbs the mean).
+    """
+    columns = phi.flatten(0, -3).flatten(1) if phi.dim() > 3 else phi.flatten(1)
+    spread = (columns.amax(0) - columns.amin(0)) / 255
+    codes = float((weight.square() * (spread.square() / 12)).sum(1).mean())
+    scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-30) / (2 ** (bits - 1) - 1)
+    rounded = torch.round(weight / scale) * scale
+    weights = float(((columns - columns.mean(0)) @ (weight - rounded).T).square().mean())
+    return codes + weights
+
+
+def values_at_rows(expansion: Expansion, index: IndexQuantizer, x: Tensor, first: list[int]) -> Tensor:
+    """Evaluate the functions at every row of their tables, float32 ``[T, levels, k]``.
+
+    Args:
+        expansion: the float expansion.
+        index: its index quantizer.
+        x: calibration inputs, any shape; with one table for all inputs, a row holds the mean of the functions over those
+            that it receives.
+        first: the first input of each distinct set of functions.
+    """
+    if expansion.is_identity:  # rows that stand for themselves need no look-up
+        return index.rows().float().reshape(1, -1, 1)
+    if len(first) == 1:
+        points, share = row_parts(index, x)
+        values = expansion.sample_shared(points.flatten()).reshape(*points.shape, -1)
+        return _weighted_mean(values, share[..., None])[None]
+    return sample_inputs(expansion, index.rows())[:, first].transpose(0, 1)
+
+
+def values_of_inputs(expansion: Expansion, index: IndexQuantizer, x: Tensor, group: Tensor) -> Tensor:
+    """Evaluate the functions of every input at the rows of its table, float32 ``[levels, n_in, k]``.
+
+    A row holds the mean of the functions over the calibration inputs that it receives, from all channels which share the
+    table. Otherwise curved functions, and what lies beyond the first and last row, would shift all outputs the same way, which
+    later layers and pooling do not average out.
+
+    Args:
+        expansion: the float expansion.
+        index: its index quantizer.
+        x: calibration inputs ``[n, n_in, *spatial]``.
+        group: number of the table of every input, int64 ``[n_in]``.
+    """
+    parts = [row_parts(index, x[:, group == number]) for number in range(int(group.max()) + 1)]
+    points, share = (torch.stack(values) for values in zip(*parts, strict=True))  # [T, levels, parts]
+    values = expansion.evaluate_inputs(points.flatten(1)[group].T).reshape(
+        *points.shape[1:], *expansion.in_shape[-1:], -1
+    )
+    return _weighted_mean(values, share[group].permute(1, 2, 0)[..., None])
+
+
+def _weighted_mean(values: Tensor, share: Tensor) -> Tensor:
+    """Average the second dimension; equal values give exactly that value, so that constants stay constant."""
+    first = values[:, :1]
+    return first[:, 0] + ((values - first) * share.float()).sum(1)
+
+
+def code_scale(spread: Tensor, exponent: float) -> Tensor:
+    """Value of one code step, ``spread^exponent * max(spread)^(1 - exponent) / 255``; for constant columns next to 0."""
+    return stretched(spread / 255, spread.amax() / 255, exponent)
+
+
+def stretched(least: Tensor, largest: Tensor, exponent: float) -> Tensor:
+    """Give code steps between those that each column needs and the largest of them, ``least^exponent * largest^(1 - exponent)``.
+
+    Columns that need none have one code only, which means their weights are multiplied by 0. A step next to 0 makes those
+    weights small in units of codes, so that they have no part in the choice of a weight scale.
+    """
+    scale = least.clamp(min=1e-15).pow(exponent) * largest.clamp(min=1e-30).pow(1 - exponent)
+    unused = torch.where(largest > 1e-12, 1e-6 * largest, 1.0)
+    return torch.where(least > 0, torch.maximum(scale, least), unused)
