@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kancompile.data.calibration import Calibration
     from kancompile.pipeline import CompiledModel
     from kancompile.runtime_comparison import RuntimeComparison
-    from kancompile.targets import Target
+    from kancompile.targets.contract import Target
     from kancompile.validation import Validation
 
 _COMPARED_SAMPLES = 4096

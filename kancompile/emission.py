@@ -9,7 +9,8 @@ from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.program import Program
 from kancompile.manifest import metadata_of
 from kancompile.recipe import Recipe
-from kancompile.targets import TARGETS, Target
+from kancompile.targets import TARGETS
+from kancompile.targets.contract import Target
 
 
 def target_named(name: str) -> Target:

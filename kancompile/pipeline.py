@@ -30,7 +30,8 @@ from kancompile.passes.quantize_outputs import QuantizeOutputs
 from kancompile.progress import Timings
 from kancompile.recipe import Recipe, read_recipe
 from kancompile.runtimes.session import RuntimeModel
-from kancompile.targets import TARGETS, Target
+from kancompile.targets import TARGETS
+from kancompile.targets.contract import Target
 from kancompile.targets.kernel_audit import KernelAudit, audit_kernels
 from kancompile.validation import Validation, validate
 

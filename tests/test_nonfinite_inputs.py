@@ -17,7 +17,7 @@ from kancompile.ir.program import Program
 from kancompile.runtimes import c99
 from kancompile.runtimes.session import RuntimeModel
 from kancompile.targets.c99 import emit as emit_c
-from kancompile.targets.ort_cpu import emit
+from kancompile.targets.onnx.export import emit
 from tests.runtimes.exactness import PROGRAMS, onnxruntime_outputs
 
 SPECIAL = (np.nan, -np.nan, np.inf, -np.inf, 3.4e38, -3.4e38, 1e-40, -0.0)

@@ -16,8 +16,8 @@ from kancompile.ir.table import TableExpansion
 from kancompile.passes.round_weights.pair_products import Int16Proof, layer_pairs, prove, prove_layer
 from kancompile.runtimes.emulation import X86, run_emulated
 from kancompile.runtimes.session import RuntimeModel
-from kancompile.targets.arrange_tables import arrange_tables
-from kancompile.targets.ort_cpu import emit
+from kancompile.targets.onnx.arrange_tables import arrange_tables
+from kancompile.targets.onnx.export import emit
 from tests.convolution_programs import Convolution, integer_convolutions, square
 from tests.programs import integer_program
 

@@ -1,65 +1,12 @@
-"""Backends: one file each, named in :data:`TARGETS`."""
+"""Backends: a program in, the bytes of a file out. One file or folder each, named in :data:`TARGETS`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-
-from kancompile.ir.program import Program
-from kancompile.recipe import CPU_PRESETS
 from kancompile.targets import c99, litert, ort_cpu, ort_mobile, qnn
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a target can do, as data, and its one function.
-
-    Attributes:
-        name: how users call it.
-        suffix: of the file it writes.
-        weight_bits: widths of weights it stores.
-        emit: writes a program with metadata and a choice of storage as the bytes of a file.
-        cpus: names of the CPU presets that it serves.
-        emit_batch: the same for one batch size, ``None`` where files take any or all the same.
-        companions: gives further files by suffix, from the bytes of the first.
-        loads_in_ort: whether ONNX Runtime loads its files.
-        facts: what the manifest says about a file, such as memory on a device; ``stored_bytes`` among them is what counts
-            against a budget, where that is not the size of the file.
-        quantized_outputs: whether what a network returns must have 8 bits.
-    """
-
-    name: str
-    suffix: str
-    weight_bits: tuple[int, ...]
-    emit: Callable[[Program, Mapping[str, str], str], bytes]
-    cpus: tuple[str, ...] = tuple(CPU_PRESETS)
-    emit_batch: Callable[[Program, Mapping[str, str], str, int], bytes] | None = None
-    companions: Callable[[bytes], Mapping[str, bytes]] | None = None
-    loads_in_ort: bool = True
-    facts: Callable[[bytes], dict[str, int]] = lambda data: {}
-    quantized_outputs: bool = False
-
+from kancompile.targets.contract import Target
 
 TARGETS: dict[str, Target] = {
-    "ort-cpu": Target("ort-cpu", ".onnx", (2, 3, 4, 5, 6, 7, 8), ort_cpu.emit, emit_batch=ort_cpu.emit_batch),
-    "ort-mobile": Target(
-        "ort-mobile",
-        ".ort",
-        (2, 3, 4, 5, 6, 7, 8),
-        ort_mobile.emit,
-        cpus=("portable", "arm64"),
-        emit_batch=ort_mobile.emit_batch,
-        companions=ort_mobile.companions,
-    ),
-    "c99": Target(
-        "c99",
-        ".c",
-        (2, 3, 4, 5, 6, 7, 8),
-        c99.emit,
-        companions=c99.companions,
-        loads_in_ort=False,
-        facts=c99.facts,
-    ),
-    "litert": Target("litert", ".tflite", (2, 3, 4, 5, 6, 7, 8), litert.emit, loads_in_ort=False),
-    "qnn": Target("qnn", ".onnx", (2, 3, 4, 5, 6, 7, 8), qnn.emit, quantized_outputs=True),
+    target.name: target for target in (ort_cpu.TARGET, ort_mobile.TARGET, c99.TARGET, litert.TARGET, qnn.TARGET)
 }
+
+__all__ = ["TARGETS", "Target"]

@@ -16,12 +16,11 @@ import onnxruntime
 
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.errors.foreign import first_line, foreign
+from kancompile.targets.onnx.export import PAIR_INDEX
 
 INTEGER_KERNELS = frozenset(
     {"QGemm", "QLinearMatMul", "QLinearConv", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger"}
 )
-# the product that joins row numbers in pairs is no layer
-PAIR_INDEX = "pair-index"
 _PORTABLE_OPSET = 21
 FLOAT_KERNELS = frozenset({"Gemm", "MatMul", "Conv", "FusedGemm", "FusedMatMul", "FusedConv", "MatMulNBits"})
 

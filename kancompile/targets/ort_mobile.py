@@ -27,7 +27,8 @@ from pathlib import Path
 
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.program import Program
-from kancompile.targets import ort_cpu
+from kancompile.targets.contract import Target
+from kancompile.targets.onnx import emit as emit_onnx
 
 CONFIG_SUFFIX = ".required_operators_and_types.config"
 
@@ -43,12 +44,12 @@ def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest
     Raises:
         KanCompileError: as ``ort_cpu.emit``, or ONNX Runtime cannot convert the model.
     """
-    return _converted(ort_cpu.emit(program, metadata, "fastest", pairs=storage == "fastest"))
+    return _converted(emit_onnx(program, metadata, "fastest", pairs=storage == "fastest"))
 
 
 def emit_batch(program: Program, metadata: Mapping[str, str], storage: str, batch: int) -> bytes:
     """Write a program as :func:`emit` does, for one batch size; memory is then planned when a session is created."""
-    return _converted(ort_cpu.emit(program, metadata, "fastest", batch, pairs=storage == "fastest"))
+    return _converted(emit_onnx(program, metadata, "fastest", batch, pairs=storage == "fastest"))
 
 
 def companions(model: bytes) -> dict[str, bytes]:
@@ -100,3 +101,14 @@ def _silent() -> Iterator[None]:
             gc.collect()
     finally:
         logging.disable(previous)
+
+
+TARGET = Target(
+    "ort-mobile",
+    ".ort",
+    (2, 3, 4, 5, 6, 7, 8),
+    emit,
+    cpus=("portable", "arm64"),
+    emit_batch=emit_batch,
+    companions=companions,
+)

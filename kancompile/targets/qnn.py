@@ -24,7 +24,8 @@ from kancompile.ir.convolution import QuantizedConvContraction
 from kancompile.ir.index import IndexQuantizer
 from kancompile.ir.program import Program
 from kancompile.ir.table import TableExpansion
-from kancompile.targets import ort_cpu
+from kancompile.targets.contract import Target
+from kancompile.targets.onnx import emit as emit_onnx
 
 _WRAPPED = ("Gather", "Reshape", "Transpose", "Concat")
 _ROWS = 256
@@ -43,7 +44,7 @@ def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest
         KanCompileError: a layer or an operator has no 8-bit form; the recipe that works is named.
     """
     _check(program)
-    model = onnx.load_from_string(ort_cpu.emit(_pad_tables(program), metadata, "fastest", plain=True))
+    model = onnx.load_from_string(emit_onnx(_pad_tables(program), metadata, "fastest", plain=True))
     _fix_batch(model)
     _wrap(model)
     del model.graph.value_info[:]
@@ -178,3 +179,6 @@ def _encoding_behind(name: str, readers: Mapping[str, Sequence[onnx.NodeProto]])
             if found is not None:
                 return found
     return None
+
+
+TARGET = Target("qnn", ".onnx", (2, 3, 4, 5, 6, 7, 8), emit, quantized_outputs=True)

@@ -20,7 +20,7 @@ from kancompile.ir.polynomial import BreakpointCells, PolynomialExpansion, Unifo
 from kancompile.ir.program import Program
 from kancompile.ir.show import show
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials
-from kancompile.targets.ort_cpu import emit
+from kancompile.targets.onnx.export import emit
 from tests.programs import integer_program
 from tests.regions import adaptive_knots, branch, float_program, silu, spline, uniform_knots
 

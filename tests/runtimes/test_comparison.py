@@ -16,7 +16,7 @@ from kancompile.runtimes import RUNTIMES
 from kancompile.runtimes.contract import InProcess, Runtime, available, in_process
 from kancompile.runtimes.output_quantum import output_quantum
 from kancompile.targets import TARGETS, ort_mobile
-from kancompile.targets.ort_cpu import emit
+from kancompile.targets.onnx.export import emit
 from tests.convolution_programs import integer_convolutions, square
 from tests.programs import integer_program
 

@@ -11,7 +11,7 @@ import torch
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.runtimes import RUNTIMES, emulation
 from kancompile.runtimes.emulation import ARM64, X86, missing, run_emulated
-from kancompile.targets.ort_cpu import emit
+from kancompile.targets.onnx.export import emit
 from tests.convolution_programs import integer_convolutions, square
 from tests.programs import integer_program
 

@@ -17,7 +17,7 @@ from kancompile.ir.program import Program
 from kancompile.ir.table import TableExpansion
 from kancompile.runtimes import openvino, tract
 from kancompile.runtimes.contract import Runtime
-from kancompile.targets.ort_cpu import emit
+from kancompile.targets.onnx.export import emit
 from tests.convolution_programs import integer_convolutions, square
 from tests.programs import integer_program
 from tests.runtimes.exactness import onnxruntime_outputs

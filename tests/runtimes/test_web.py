@@ -10,7 +10,7 @@ import pytest
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.runtimes import web
 from kancompile.runtimes.web import RUNTIME
-from kancompile.targets.ort_cpu import emit
+from kancompile.targets.onnx.export import emit
 from tests.programs import integer_program
 from tests.runtimes.exactness import PROGRAMS, onnxruntime_outputs, probing_inputs
 

@@ -19,7 +19,7 @@ from kancompile.ir.table import TableExpansion
 from kancompile.pipeline import compile
 from kancompile.runtimes.c99 import RUNTIME
 from kancompile.targets.c99 import emit, facts
-from kancompile.targets.ort_cpu import emit as emit_onnx
+from kancompile.targets.onnx.export import emit as emit_onnx
 from tests.compiled_kan import make_inputs, make_model
 from tests.convolution_programs import integer_convolutions, square
 from tests.programs import float_program, integer_program

@@ -18,7 +18,7 @@ from kancompile.ir.program import Program
 from kancompile.pipeline import compile
 from kancompile.runtimes.litert import RUNTIME
 from kancompile.targets import TARGETS
-from kancompile.targets.litert import emit
+from kancompile.targets.litert.emit import emit
 from tests.compiled_kan import make_inputs, make_model
 from tests.convolution_programs import integer_convolutions, square
 from tests.programs import float_program, integer_program

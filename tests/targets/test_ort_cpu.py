@@ -15,7 +15,7 @@ from kancompile.frontend import capture
 from kancompile.ir.check import check
 from kancompile.ir.program import Program
 from kancompile.targets.kernel_audit import audit_kernels
-from kancompile.targets.ort_cpu import emit
+from kancompile.targets.onnx.export import emit
 from tests.frontend.odd_models import DegreeMajor
 from tests.programs import integer_program
 

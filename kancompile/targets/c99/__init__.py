@@ -13,6 +13,7 @@ from kancompile.ir.program import Program
 from kancompile.targets.c99.interface import INTERFACE_BEGINS, INTERFACE_ENDS
 from kancompile.targets.c99.plan import make_plan
 from kancompile.targets.c99.render import render
+from kancompile.targets.contract import Target
 
 
 def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest") -> bytes:
@@ -56,3 +57,6 @@ def macro(source: bytes, name: str) -> int:
     found = re.search(rf"#define KAN_MODEL_{name} (\d+)".encode(), source)
     assert found is not None
     return int(found.group(1))
+
+
+TARGET = Target("c99", ".c", (2, 3, 4, 5, 6, 7, 8), emit, companions=companions, loads_in_ort=False, facts=facts)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kancompile.targets.litert_file import LiteRTFile, Value
+from kancompile.targets.litert.file import LiteRTFile, Value
 
 Shape = tuple[int, ...] | None
 _aten = torch.ops.aten

@@ -21,8 +21,8 @@ from onnxscript import opset21 as op
 
 import kancompile.ir.operators  # noqa: F401  (registers the operators named below)
 from kancompile.ir.packed_codes import DIGITS, ZERO_POINT
-from kancompile.targets.function_planes import threaded_rows
-from kancompile.targets.translation import Value, clip_codes, constant
+from kancompile.targets.onnx.function_planes import threaded_rows
+from kancompile.targets.onnx.translation import Value, clip_codes, constant
 
 _CHANNELS_LAST_FROM = 8
 """Channels of one pixel that are worth copying in one piece."""

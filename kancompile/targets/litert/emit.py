@@ -28,10 +28,11 @@ from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.contraction import QuantizedContraction
 from kancompile.ir.convolution import QuantizedConvContraction
 from kancompile.ir.index import IndexQuantizer
-from kancompile.ir.program import KAN_MODULES, Program
+from kancompile.ir.program import KAN_MODULES, Program, attribute
 from kancompile.ir.table import TableExpansion
-from kancompile.targets.litert_aten import ATEN
-from kancompile.targets.litert_file import LiteRTFile, Value, columns_of
+from kancompile.targets.contract import Target
+from kancompile.targets.litert.aten import ATEN
+from kancompile.targets.litert.file import LiteRTFile, Value, columns_of
 
 _SHIFT = 128  # uint8 codes become int8
 _INT32_MAX = (1 << 31) - 1
@@ -86,7 +87,7 @@ class _Emitter:
             if node.op == "placeholder":
                 self.values[node] = self.file.input(self.program.input_shape)
             elif node.op == "get_attr":
-                self.values[node] = _attribute(self.program, str(node.target))
+                self.values[node] = attribute(self.program.graph_module, str(node.target))
             elif node.op == "output":
                 self.output = self._output(node)
             elif node.op == "call_module":
@@ -299,8 +300,4 @@ class _Shapes(fx.Interpreter):
         return (-1, *two[1:])
 
 
-def _attribute(program: Program, target: str) -> Any:
-    value: Any = program.graph_module
-    for part in target.split("."):
-        value = getattr(value, part)
-    return value
+TARGET = Target("litert", ".tflite", (2, 3, 4, 5, 6, 7, 8), emit, loads_in_ort=False)

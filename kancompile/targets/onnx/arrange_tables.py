@@ -19,7 +19,7 @@ from kancompile.ir.convolution import QuantizedConvContraction
 from kancompile.ir.index import IndexQuantizer
 from kancompile.ir.program import Layer, Program
 from kancompile.ir.table import TableExpansion
-from kancompile.targets.function_planes import arrange_planes, can_be_planes
+from kancompile.targets.onnx.function_planes import arrange_planes, can_be_planes
 
 _ROW_PADDING_BYTES = 1 << 14
 _PAIR_BYTES = 1 << 21

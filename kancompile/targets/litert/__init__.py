@@ -1,0 +1,5 @@
+"""Target ``litert``: LiteRT (TensorFlow Lite) files."""
+
+from kancompile.targets.litert.emit import TARGET
+
+__all__ = ["TARGET"]

@@ -1,0 +1,205 @@
+"""Write a program as a QDQ ONNX file for the CPU of stock ONNX Runtime.
+
+Opset 21 and IR 10 load in every ONNX Runtime from 1.20 on. The exporter of PyTorch translates what is not KAN, the
+table in ``kancompile.targets.onnx.translation`` the custom operators; afterwards the graph is named, cleaned and annotated.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.ir.contraction import QuantizedContraction
+from kancompile.ir.convolution import QuantizedConvContraction
+from kancompile.ir.program import Program
+from kancompile.targets.onnx.arrange_tables import arrange_tables
+from kancompile.targets.onnx.function_planes import deal_planes
+from kancompile.targets.onnx.narrow_weights import NarrowWeights, store_narrow_weights
+from kancompile.targets.onnx.pair_tables import build_pair_tables
+from kancompile.targets.onnx.translate_convolutions import CONVOLUTION_TRANSLATIONS
+from kancompile.targets.onnx.translation import TRANSLATIONS
+from kancompile.targets.onnx.wide_codes import store_wide_codes
+
+OPSET = 21
+IR_VERSION = 10
+
+
+def emit_batch(program: Program, metadata: Mapping[str, str], storage: str, batch: int) -> bytes:
+    """Write a program as :func:`emit` does, for one batch size."""
+    return emit(program, metadata, storage, batch)
+
+
+def emit(
+    program: Program,
+    metadata: Mapping[str, str],
+    storage: str = "smallest",
+    batch: int | None = None,
+    pairs: bool = True,
+    plain: bool = False,
+) -> bytes:
+    """Write a program as a serialized ONNX model.
+
+    Args:
+        program: integer or float program.
+        metadata: key-value pairs for the model's ``metadata_props``.
+        storage: ``"smallest"`` stores weights in as few bytes as their bits need, ``"native"`` in the narrowest ONNX type
+            (opset 25 where that is int2), ``"fastest"`` to load keeps int8.
+        batch: the only batch size, ``None`` for any.
+        pairs: whether large layers look up two inputs at a time.
+        plain: whether every look-up is one Gather, not in the forms that are fastest on CPUs.
+
+    Returns:
+        the file's bytes; equal programs and metadata give equal bytes.
+
+    Raises:
+        KanCompileError: the exporter cannot translate an operator that stayed as PyTorch computes it, or the output of a
+            convolution has no quantizer.
+    """
+    _check_outputs(program)
+    graph_module = (program if plain else arrange_tables(program, pairs)).graph_module.eval()
+    example = torch.zeros(batch or 2, *program.input_shape)
+    open_batch = ({0: torch.export.Dim("batch")},) if batch is None else None
+    with quiet():
+        try:
+            exported = torch.export.export(graph_module, (example,), dynamic_shapes=open_batch)
+            onnx_program = torch.onnx.export(
+                exported,
+                dynamo=True,
+                opset_version=OPSET,
+                custom_translation_table=TRANSLATIONS | CONVOLUTION_TRANSLATIONS,
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise KanCompileError(
+                f"target 'ort-cpu': an operator outside the KAN layers has no ONNX translation: {reason}; "
+                "replace it in the model, or compile the part without it"
+            ) from error
+    assert onnx_program is not None
+    model = onnx_program.model
+    model.ir_version = IR_VERSION
+    build_pair_tables(model)
+    deal_planes(model)
+    _name(model, program)
+    if storage != "fastest":
+        store_narrow_weights(model, _narrow(program), native=storage == "native")
+        store_wide_codes(model, program)
+    model.producer_name = "kancompile"
+    model.producer_version = metadata.get("kancompile.version", "")
+    model.metadata_props.clear()
+    model.metadata_props.update(metadata)
+    proto = ir.serde.serialize_model(model)
+    onnx.checker.check_model(proto, full_check=True)
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
+
+
+def _check_outputs(program: Program) -> None:
+    for layer in program.layers():
+        contraction = program.module(layer.contraction)
+        if isinstance(contraction, QuantizedConvContraction) and contraction.output is None:
+            raise KanCompileError(
+                f"layer {layer.name!r}: convolution has no output quantizer, expected one of at most 256 levels; fuse it "
+                "with the table that reads it, or give it one with with_output"
+            )
+
+
+def _narrow(program: Program) -> dict[str, NarrowWeights]:
+    """Map the names of weight initializers to what is stored in their place, where codes are narrower than 8 bits."""
+    found: dict[str, NarrowWeights] = {}
+    for layer in program.layers():
+        contraction = program.module(layer.contraction)
+        if isinstance(contraction, QuantizedContraction) and contraction.weight_bits < 8:
+            for group in range(len(contraction.group_sizes)):
+                stored = NarrowWeights(contraction.weight_bits, contraction.multiplier)
+                found[f"{layer.contraction}.weight_{group}"] = stored
+        if isinstance(contraction, QuantizedConvContraction) and contraction.weight_bits < 8:
+            found[f"{layer.contraction}.weight"] = NarrowWeights(contraction.weight_bits)
+    return found
+
+
+def _name(model: ir.Model, program: Program) -> None:
+    """Give inputs, outputs, the batch dimension and contractions stable names; drop what the exporter noted."""
+    layer_of = {layer.contraction: layer.name for layer in program.layers()}
+    model.graph.inputs[0].name = "input"
+    for position, output in enumerate(model.graph.outputs):
+        output.name = "output" if len(model.graph.outputs) == 1 else f"output_{position}"
+    model.graph.name = "kancompile"
+    symbols: dict[str, str] = {}
+    values = list(model.graph.inputs) + [value for node in model.graph for value in node.outputs]
+    for value in values:
+        value.metadata_props.clear()
+        if value.shape is not None:
+            value.shape = ir.Shape([_rename(dimension, symbols) for dimension in value.shape])
+    for initializer in model.graph.initializers.values():
+        initializer.metadata_props.clear()
+        initializer.doc_string = None
+    model.graph.metadata_props.clear()
+    counts: dict[str, int] = {}
+    for node in model.graph:
+        layer = PAIR_INDEX if node.op_type == "MatMulInteger" else _layer_of(node, layer_of)
+        node.metadata_props.clear()
+        node.doc_string = None
+        name = f"{layer}/{node.op_type}" if layer else node.op_type
+        counts[name] = counts.get(name, -1) + 1
+        node.name = name if counts[name] == 0 else f"{name}_{counts[name]}"
+
+
+def _rename(dimension: int | ir.SymbolicDim, symbols: dict[str, str]) -> int | str | None:
+    if isinstance(dimension, int):
+        return dimension
+    if dimension.value is None:
+        return None
+    return symbols.setdefault(str(dimension.value), "batch" if not symbols else f"batch_{len(symbols)}")
+
+
+def _layer_of(node: ir.Node, layer_of: Mapping[str, str]) -> str:
+    """Find the layer of a contraction that reads a layer's weight, through its DequantizeLinear; empty for other nodes.
+
+    The exporter merges equal initializers, so that the weight may carry the name of another layer. Whose product it is then
+    says the module from which the exporter translated it.
+    """
+    if node.op_type not in ("Gemm", "MatMul", "Conv"):
+        return ""
+    for source in node.inputs:
+        producer = source.producer() if source is not None else None
+        value = producer.inputs[0] if producer is not None and producer.op_type == "DequantizeLinear" else source
+        target = (value.name or "").rpartition(".")[0] if value is not None else ""
+        if target in layer_of:
+            return next((layer_of[scope] for scope in _scopes(node) if scope in layer_of), layer_of[target])
+    return ""
+
+
+def _scopes(node: ir.Node) -> list[str]:
+    """List the modules from which the exporter translated a node, as it noted them."""
+    scopes: list[str] = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+    return scopes
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporter's progress lines and warnings away from the user's terminal; errors still raise."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+# the product that joins row numbers in pairs is no layer
+PAIR_INDEX = "pair-index"
