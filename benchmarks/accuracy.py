@@ -27,10 +27,10 @@ import kancompile
 from benchmarks.results_file import read_results, write_results
 from examples import train_cifar10, train_images
 from examples.zoo import efficient_kan, fast_kan, kagn_conv
-from kancompile.error_measures import ErrorMeasure, TaskMetric
 from kancompile.progress import quiet, say
 from kancompile.recipe import METHODS
 from kancompile.runtimes.session import RuntimeModel
+from kancompile.validation.error_measures import ErrorMeasure, TaskMetric
 
 _BATCH = 250
 _WIDTHS = (784, 64, 10)

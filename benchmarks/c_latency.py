@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from kancompile.benchmarking import take_turns
 from kancompile.runtimes.session import RuntimeModel
 from kancompile.targets.c99 import macro
+from kancompile.validation.benchmark import take_turns
 
 _RUNTIME = "ONNX Runtime"
 

@@ -31,7 +31,6 @@ from benchmarks.digit_models import Digits, FamilyModel, build_seeded, load, tra
 from benchmarks.results_file import read_results, write_results
 from benchmarks.zoo_models import ZOO
 from kancompile.atomic_write import write_atomically
-from kancompile.benchmarking import FLOAT_EXPORT, benchmark
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.polynomial import PolynomialExpansion
 from kancompile.ir.program import Program
@@ -40,6 +39,7 @@ from kancompile.progress import quiet
 from kancompile.recipe import read_recipe
 from kancompile.runtimes.session import RuntimeModel
 from kancompile.targets import TARGETS
+from kancompile.validation.benchmark import FLOAT_EXPORT, benchmark
 
 BATCH = 32
 CALIBRATION = 512

@@ -24,10 +24,10 @@ import kancompile
 from benchmarks.results_file import write_results
 from examples.train_cifar10 import load_split
 from examples.zoo import kagn_conv, spline_conv
-from kancompile.benchmarking import COMPILED, FLOAT_EXPORT, Benchmark, Timing, export_float, take_turns
 from kancompile.progress import quiet, say
 from kancompile.runtimes.machine import describe_machine
 from kancompile.runtimes.session import RuntimeModel
+from kancompile.validation.benchmark import COMPILED, FLOAT_EXPORT, Benchmark, Timing, export_float, take_turns
 
 CALIBRATION_SAMPLES = 64
 TARGETS = {"KAGN": 3.0, "B-splines": 10.0}

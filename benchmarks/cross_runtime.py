@@ -40,10 +40,10 @@ from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.table import TableExpansion
 from kancompile.pipeline import CompiledModel
 from kancompile.progress import quiet
-from kancompile.runtime_comparison import RuntimeComparison, compare_runtimes
 from kancompile.runtimes import RUNTIMES
 from kancompile.runtimes.contract import Prepared, Runtime, available
 from kancompile.runtimes.emulation import cache_folder, run_session
+from kancompile.validation.runtime_comparison import RuntimeComparison, compare_runtimes
 
 VERSIONS = ("1.20.1", "1.22.1", "1.24.4")
 _DIGITS = Path("examples/digits")

@@ -29,7 +29,10 @@ from benchmarks.measured_models import (
     measured_models,
 )
 from benchmarks.results_file import write_results
-from kancompile.benchmarking import (
+from kancompile.progress import quiet, say
+from kancompile.runtimes.machine import describe_machine
+from kancompile.runtimes.session import RuntimeModel
+from kancompile.validation.benchmark import (
     COMPILED,
     EAGER,
     FLOAT_EXPORT,
@@ -39,10 +42,7 @@ from kancompile.benchmarking import (
     take_turns,
     torch_threads,
 )
-from kancompile.error_measures import ErrorMeasure, TaskMetric, plain_number
-from kancompile.progress import quiet, say
-from kancompile.runtimes.machine import describe_machine
-from kancompile.runtimes.session import RuntimeModel
+from kancompile.validation.error_measures import ErrorMeasure, TaskMetric, plain_number
 
 POLYNOMIAL = "compiled to float polynomials"
 STATIC = "quantize_static of the export"

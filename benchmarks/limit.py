@@ -28,13 +28,13 @@ from onnx import TensorProto, helper, numpy_helper
 import kancompile
 from benchmarks.measured_models import MeasuredModel, add_model_arguments, measured_models
 from benchmarks.results_file import write_results
-from kancompile.benchmarking import COMPILED, take_turns
 from kancompile.ir.contraction import QuantizedContraction
 from kancompile.pipeline import CompiledModel
 from kancompile.progress import quiet, say
 from kancompile.runtimes.machine import describe_machine
 from kancompile.runtimes.session import RuntimeModel
-from kancompile.targets.kernel_audit import audit_kernels
+from kancompile.validation.benchmark import COMPILED, take_turns
+from kancompile.validation.kernel_audit import audit_kernels
 
 CONTRACTIONS = "bare integer products"
 _OPSET, _IR_VERSION = 21, 10

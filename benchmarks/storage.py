@@ -28,11 +28,11 @@ import kancompile
 from benchmarks.compilation_cost import peak_memory
 from benchmarks.measured_models import MeasuredModel, add_model_arguments, mnist_model
 from benchmarks.results_file import write_results
-from kancompile.benchmarking import take_turns
 from kancompile.progress import quiet, say
 from kancompile.recipe import STORAGES
 from kancompile.runtimes.session import RuntimeModel
 from kancompile.targets import TARGETS
+from kancompile.validation.benchmark import take_turns
 
 BITS = (8, 4, 3, 2)
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from kancompile.errors.exceptions import KanCompileError as KanCompileError
 
 if TYPE_CHECKING:
-    from kancompile.benchmarking import benchmark as benchmark
     from kancompile.diagnosis.diagnosing import diagnose as diagnose
     from kancompile.diagnosis.tuning import tune as tune
     from kancompile.frontend.capture import capture as capture
@@ -24,19 +23,20 @@ if TYPE_CHECKING:
     from kancompile.pipeline import CompiledModel as CompiledModel
     from kancompile.pipeline import compile as compile
     from kancompile.recipe import Recipe as Recipe
-    from kancompile.validation import validate as validate
+    from kancompile.validation.benchmark import benchmark as benchmark
+    from kancompile.validation.validate import validate as validate
 
 _HOMES = {
     "CompiledModel": "kancompile.pipeline",
     "Program": "kancompile.ir.program",
     "Recipe": "kancompile.recipe",
-    "benchmark": "kancompile.benchmarking",
+    "benchmark": "kancompile.validation.benchmark",
     "capture": "kancompile.frontend.capture",
     "compile": "kancompile.pipeline",
     "diagnose": "kancompile.diagnosis.diagnosing",
     "show": "kancompile.ir.program",
     "tune": "kancompile.diagnosis.tuning",
-    "validate": "kancompile.validation",
+    "validate": "kancompile.validation.validate",
 }
 __all__ = ["KanCompileError", *_HOMES]
 

@@ -21,9 +21,9 @@ from kancompile.recipe import read_recipe
 if TYPE_CHECKING:
     from kancompile.data.calibration import Calibration
     from kancompile.pipeline import CompiledModel
-    from kancompile.runtime_comparison import RuntimeComparison
     from kancompile.targets.contract import Target
-    from kancompile.validation import Validation
+    from kancompile.validation.runtime_comparison import RuntimeComparison
+    from kancompile.validation.validate import Validation
 
 _COMPARED_SAMPLES = 4096
 _MISSED = ".missed"
@@ -144,7 +144,7 @@ def run_validate(options: argparse.Namespace) -> int:
 
 
 def _validated(options: argparse.Namespace) -> Validation:
-    from kancompile.validation import validate
+    from kancompile.validation.validate import validate
 
     return validate(
         options.file,
@@ -160,7 +160,7 @@ def _validated(options: argparse.Namespace) -> Validation:
 
 def _compared(options: argparse.Namespace) -> RuntimeComparison:
     from kancompile.data.calibration import load_calibration
-    from kancompile.runtime_comparison import compare_runtimes, runtimes_named
+    from kancompile.validation.runtime_comparison import compare_runtimes, runtimes_named
 
     runtimes = runtimes_named(options.runtime)
     samples = load_calibration(opened_data(options), key=options.data_key, name="data", max_samples=_COMPARED_SAMPLES)
@@ -169,8 +169,8 @@ def _compared(options: argparse.Namespace) -> RuntimeComparison:
 
 def run_benchmark(options: argparse.Namespace) -> int:
     """Time a file beside its float model."""
-    from kancompile.benchmarking import benchmark
-    from kancompile.runtime_timing import timed_runtimes
+    from kancompile.validation.benchmark import benchmark
+    from kancompile.validation.runtime_timing import timed_runtimes
 
     runtimes = timed_runtimes(options.runtime)
     with working(options):
@@ -229,7 +229,7 @@ def run_inspect(options: argparse.Namespace) -> int:
         program_table,
     )
     from kancompile.targets import TARGETS
-    from kancompile.targets.kernel_audit import audit_kernels
+    from kancompile.validation.kernel_audit import audit_kernels
 
     if options.file is not None and Path(options.file).suffix in {
         target.suffix for target in TARGETS.values() if target.suffix != ".onnx"

@@ -32,8 +32,8 @@ from kancompile.recipe import Recipe, read_recipe
 from kancompile.runtimes.session import RuntimeModel
 from kancompile.targets import TARGETS
 from kancompile.targets.contract import Target
-from kancompile.targets.kernel_audit import KernelAudit, audit_kernels
-from kancompile.validation import Validation, validate
+from kancompile.validation.kernel_audit import KernelAudit, audit_kernels
+from kancompile.validation.validate import Validation, validate
 
 MANIFEST_SUFFIX = ".manifest.json"
 _ABOUT_THE_CHOICES = ("bit_allocation", "error_gate")

@@ -18,7 +18,7 @@ from kancompile.reporting.plots import check_matplotlib
 if TYPE_CHECKING:
     from kancompile.data.calibration import Calibration
     from kancompile.pipeline import CompiledModel
-    from kancompile.validation import Validation
+    from kancompile.validation.validate import Validation
 
 _JUDGED_SAMPLES = 4096
 

@@ -14,7 +14,7 @@ from kancompile.command_line import main
 from kancompile.data.calibration import load_calibration
 from kancompile.data.model import check_fits
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.validation import validate
+from kancompile.validation.validate import validate
 from tests.compiled_kan import FACTORY, FACTORY_ARGS, N_IN, compiled_kan, make_inputs, make_model
 
 
@@ -244,7 +244,7 @@ def test_another_layout_is_named_if_the_model_takes_it(model: nn.Module, shape: 
 
 
 def test_a_file_names_the_layout_that_it_reads() -> None:
-    from kancompile.benchmarking import export_float
+    from kancompile.validation.benchmark import export_float
 
     content = export_float(Pixels(), (3, 8, 9))
     with pytest.raises(KanCompileError, match=r"data: found samples of shape \(8, 9, 3\).*transpose\(0, 3, 1, 2\)"):

@@ -10,7 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kancompile.benchmarking import (
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.runtimes.machine import available_cores, describe_machine
+from kancompile.runtimes.session import RuntimeModel
+from kancompile.validation.benchmark import (
     COMPILED,
     EAGER,
     FLOAT_EXPORT,
@@ -20,9 +23,6 @@ from kancompile.benchmarking import (
     export_float,
     take_turns,
 )
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.runtimes.machine import available_cores, describe_machine
-from kancompile.runtimes.session import RuntimeModel
 
 
 class Net(nn.Module):

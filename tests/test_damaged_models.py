@@ -28,7 +28,7 @@ from kancompile.recipe import read_recipe
 from kancompile.reporting.source import _manifest, recipe_and_seed
 from kancompile.runtimes.output_quantum import output_quantum
 from kancompile.runtimes.session import RuntimeModel, run_reference
-from kancompile.targets.kernel_audit import audit_kernels
+from kancompile.validation.kernel_audit import audit_kernels
 from tests.compiled_kan import FACTORY, FACTORY_ARGS, compiled_kan, make_inputs
 
 DEEP = "[" * 100_000

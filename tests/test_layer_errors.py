@@ -17,9 +17,9 @@ from kancompile.ir.contraction import QuantizedContraction
 from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
 from kancompile.ir.program import Program
 from kancompile.ir.table import TableExpansion
-from kancompile.layer_errors import LayerError, LayerErrors
 from kancompile.pipeline import CompiledModel
-from kancompile.validation import validate
+from kancompile.validation.layer_errors import LayerError, LayerErrors
+from kancompile.validation.validate import validate
 from tests.compiled_kan import compiled_kan, make_inputs
 
 

@@ -18,13 +18,13 @@ from sklearn.metrics import accuracy_score, r2_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from kancompile.error_measures import ErrorMeasure, TaskMetric, decibel
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.contraction import Contraction, QuantizedContraction
 from kancompile.ir.program import Program
 from kancompile.ir.table import TableExpansion
 from kancompile.runtimes.session import RuntimeModel, run_reference, run_unfused
-from kancompile.validation import validate
+from kancompile.validation.error_measures import ErrorMeasure, TaskMetric, decibel
+from kancompile.validation.validate import validate
 from tests.compiled_kan import N_IN, N_OUT, compiled_kan, make_inputs, make_model
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kancompile.diagnosis.laboratory import Outcome
-from kancompile.error_measures import plain_number
 from kancompile.recipe import Recipe
+from kancompile.validation.error_measures import plain_number
 
 PREPROCESSING = "preprocessing"
 GRID = "inputs outside the grid"

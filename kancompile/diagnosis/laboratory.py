@@ -16,7 +16,6 @@ from torch import Tensor
 from kancompile.bit_budget import BitBudget
 from kancompile.data.calibration import Calibration
 from kancompile.diagnosis.tune_cache import recalled
-from kancompile.error_measures import ErrorMeasure, TaskMetric, decibel, plain_number
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.contraction import Contraction, QuantizedContraction
 from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
@@ -27,6 +26,7 @@ from kancompile.passes.lowering import Lowering, prepare
 from kancompile.passes.recently_used import RecentlyUsed
 from kancompile.progress import quiet
 from kancompile.recipe import Recipe
+from kancompile.validation.error_measures import ErrorMeasure, TaskMetric, decibel, plain_number
 
 _CHUNK = 256
 _KEPT_PROGRAMS = 4

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 from kancompile.diagnosis.anatomy import Anatomy
 from kancompile.diagnosis.causes import BITS, HAND_OVER, LEVELS, METHOD, RANGE, SATURATION, Change
-from kancompile.error_measures import decibel
 from kancompile.recipe import LayerRecipe, Recipe
+from kancompile.validation.error_measures import decibel
 
 MOST_ROWS = 4096
 MOST_ROWS_CONVOLUTION = 256

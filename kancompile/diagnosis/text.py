@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kancompile.diagnosis.causes import STANDS_OUT_DB, Cause
-from kancompile.validation import aligned
+from kancompile.validation.text_table import aligned
 
 if TYPE_CHECKING:
     from kancompile.diagnosis.diagnosing import Diagnosis

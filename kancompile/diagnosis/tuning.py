@@ -26,13 +26,13 @@ from kancompile.diagnosis.diagnosing import layer_suspects, open_laboratory, sam
 from kancompile.diagnosis.laboratory import Laboratory, Outcome
 from kancompile.diagnosis.tune_cache import TuneCache, recalled
 from kancompile.emission import write
-from kancompile.error_measures import plain_number
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.program import Program
 from kancompile.manifest import describe
 from kancompile.progress import quiet, say
 from kancompile.recipe import Recipe, read_recipe
 from kancompile.targets import TARGETS
+from kancompile.validation.error_measures import plain_number
 
 CACHE_NAME = "tune-cache.jsonl"
 _USEFUL = 0.9

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from kancompile.benchmarking import COMPILED, FLOAT_EXPORT, export_float, take_turns
 from kancompile.reporting.source import ReportSource
 from kancompile.runtimes.machine import describe_machine
 from kancompile.runtimes.session import RuntimeModel
+from kancompile.validation.benchmark import COMPILED, FLOAT_EXPORT, export_float, take_turns
 
 _BATCHES = (1, 64)
 _REPEATS, _WARMUP = 7, 2

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from kancompile.data.calibration import Calibration
-from kancompile.error_measures import ErrorMeasure, TaskMetric, plain_number
 from kancompile.ir.program import Program
 from kancompile.manifest import describe_layer
 from kancompile.passes.lowering import Lowering
 from kancompile.progress import quiet, track
 from kancompile.recipe import Recipe
 from kancompile.reporting.source import ReportSource
+from kancompile.validation.error_measures import ErrorMeasure, TaskMetric, plain_number
 
 WIDTHS = (2, 3, 4, 6, 8)
 _SAMPLES = 256

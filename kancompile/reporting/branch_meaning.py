@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kancompile.ir.expansion import Expansion
-from kancompile.reporting.layer_pairs import LayerPair
+from kancompile.validation.layer_pairs import LayerPair
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from kancompile.error_measures import plain_number
 from kancompile.inspection import describe_program
 from kancompile.ir.program import PassChange
 from kancompile.reporting.baseline import measure_baseline, parameter_bytes
@@ -18,9 +17,10 @@ from kancompile.reporting.diagnosed import diagnosis_of
 from kancompile.reporting.edges import Edge, EdgeName, draw_edges, important_edges, parse_edge
 from kancompile.reporting.findings import findings
 from kancompile.reporting.layer_facts import layer_facts
-from kancompile.reporting.layer_pairs import LayerPair
 from kancompile.reporting.observation import Observation, observe
 from kancompile.reporting.source import ReportSource
+from kancompile.validation.error_measures import plain_number
+from kancompile.validation.layer_pairs import LayerPair
 
 SCHEMA_VERSION = 1
 _EDGES = 12

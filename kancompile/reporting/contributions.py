@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kancompile.error_measures import ErrorMeasure, decibel
 from kancompile.ir.program import CONTRACTIONS, Program
 from kancompile.progress import track
-from kancompile.reporting.layer_pairs import LayerPair
+from kancompile.validation.error_measures import ErrorMeasure, decibel
+from kancompile.validation.layer_pairs import LayerPair
 
 _ELEMENTS = 1 << 23
 _FEW, _MANY = 8, 256

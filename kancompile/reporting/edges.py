@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kancompile.error_measures import decibel
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.expansion import Expansion
 from kancompile.ir.table import TableExpansion
-from kancompile.reporting.layer_pairs import BranchColumns, LayerPair, evaluate_inputs
 from kancompile.reporting.observation import Observation
+from kancompile.validation.error_measures import decibel
+from kancompile.validation.layer_pairs import BranchColumns, LayerPair, evaluate_inputs
 
 POINTS = 321
 BINS = 32

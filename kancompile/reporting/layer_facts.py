@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kancompile.error_measures import plain_number
 from kancompile.ir.contraction import QuantizedContraction
 from kancompile.ir.convolution import QuantizedConvContraction
 from kancompile.ir.polynomial import PolynomialExpansion
 from kancompile.ir.table import TableExpansion
-from kancompile.layer_errors import LayerError
 from kancompile.manifest import describe_layer
 from kancompile.reporting.branch_meaning import branch_meaning
 from kancompile.reporting.contributions import Contribution, LayerContribution
-from kancompile.reporting.layer_pairs import AnyExpansion, BranchColumns, LayerPair
 from kancompile.reporting.observation import Observation, Outside
 from kancompile.reporting.weight_errors import weight_errors
-from kancompile.targets.kernel_audit import KernelAudit
+from kancompile.validation.error_measures import plain_number
+from kancompile.validation.kernel_audit import KernelAudit
+from kancompile.validation.layer_errors import LayerError
+from kancompile.validation.layer_pairs import AnyExpansion, BranchColumns, LayerPair
 
 _SIGNIFICANT = 4
 INT32_MAX = (1 << 31) - 1

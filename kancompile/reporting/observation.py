@@ -15,7 +15,7 @@ from kancompile.ir.expansion import Expansion
 from kancompile.ir.program import Program
 from kancompile.ir.table import TableExpansion
 from kancompile.progress import track
-from kancompile.reporting.layer_pairs import AnyExpansion, LayerPair, inputs_last
+from kancompile.validation.layer_pairs import AnyExpansion, LayerPair, inputs_last
 
 _ELEMENTS = 1 << 19
 _FEW, _MANY = 64, 2048

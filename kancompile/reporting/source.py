@@ -32,8 +32,8 @@ from kancompile.pipeline import CompiledModel, manifest_path
 from kancompile.progress import say
 from kancompile.recipe import Recipe, read_recipe
 from kancompile.runtimes.session import read_model
-from kancompile.targets.kernel_audit import KernelAudit, audit_kernels
-from kancompile.validation import Validation, validate
+from kancompile.validation.kernel_audit import KernelAudit, audit_kernels
+from kancompile.validation.validate import Validation, validate
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from kancompile.pipeline import CompiledModel
 from kancompile.reporting.baseline import parameter_bytes
 from kancompile.reporting.html_parts import number
 from kancompile.reporting.layer_facts import kernels_of
-from kancompile.validation import Validation, aligned
+from kancompile.validation.text_table import aligned
+from kancompile.validation.validate import Validation
 
 _DEVICE_FACTS = {
     "stored_bytes": "flash bytes of constants",

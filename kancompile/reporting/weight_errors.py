@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kancompile.ir.table import TableExpansion
-from kancompile.reporting.layer_pairs import LayerPair
+from kancompile.validation.layer_pairs import LayerPair
 
 ROWS, COLUMNS = 48, 96
 

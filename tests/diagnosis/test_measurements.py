@@ -10,11 +10,11 @@ from kancompile.diagnosis.inputs import compare_distributions, find_outliers, gr
 from kancompile.diagnosis.laboratory import Laboratory, constant_bytes
 from kancompile.diagnosis.sensitivity import branch_programs, sensitivities_of
 from kancompile.diagnosis.suspects import suspects
-from kancompile.error_measures import ErrorMeasure
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.contraction import QuantizedContraction
 from kancompile.ir.expansion import Expansion
 from kancompile.recipe import Recipe, read_recipe
+from kancompile.validation.error_measures import ErrorMeasure
 from tests.diagnosis.planted_faults import captured, samples, trained
 
 HIDDEN, FIRST = "layers.1", "layers.0"

@@ -30,8 +30,8 @@ from kancompile.passes.rounding_methods.uniform import Uniform
 from kancompile.passes.split_branches import SplitBranches
 from kancompile.passes.tabulate_expansions import TabulateExpansions
 from kancompile.passes.tabulate_expansions.options import TableOptions
-from kancompile.targets.kernel_audit import audit_kernels
 from kancompile.targets.onnx.export import emit
+from kancompile.validation.kernel_audit import audit_kernels
 from tests.convolution_programs import Convolution, base_branch, float_convolutions, polynomial_branch, square
 from tests.passes.test_lowering_passes import signal_to_noise
 from tests.programs import calibration_inputs

@@ -19,7 +19,7 @@ from kancompile.passes.lowering import WIDE_TOLERANCE
 from kancompile.passes.round_to_16_bits import RoundTo16Bits
 from kancompile.pipeline import CompiledModel
 from kancompile.runtimes.session import RuntimeModel
-from kancompile.targets.kernel_audit import optimized_graph
+from kancompile.validation.kernel_audit import optimized_graph
 
 N_IN = 6
 X = torch.rand(200, N_IN, generator=torch.Generator().manual_seed(3)) * 2.4 - 1.2

@@ -13,7 +13,7 @@ from kancompile.data.calibration import load_calibration
 from kancompile.pipeline import compile
 from kancompile.reporting.source import ReportSource, of_compiled
 from kancompile.runtimes import web
-from kancompile.validation import validate
+from kancompile.validation.validate import validate
 from tests.tools import browser
 
 DRIVER = Path(__file__).with_name("open_report.mjs")

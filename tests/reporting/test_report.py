@@ -26,10 +26,10 @@ from kancompile.reporting.bit_front import measure_front
 from kancompile.reporting.collect import ReportOptions, collect
 from kancompile.reporting.edges import EdgeName, draw_edges, parse_edge
 from kancompile.reporting.html import render
-from kancompile.reporting.layer_pairs import LayerPair
 from kancompile.reporting.observation import observe
 from kancompile.reporting.schema import report_schema
 from kancompile.reporting.source import ReportSource
+from kancompile.validation.layer_pairs import LayerPair
 from tests.compiled_kan import FACTORY, FACTORY_ARGS, make_inputs, make_model
 from tests.reporting.report_sources import opened, source_of
 

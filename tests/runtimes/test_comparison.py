@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kancompile import runtime_comparison as comparison
 from kancompile.command_line import main
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.runtime_comparison import compare_runtimes, runtimes_named
 from kancompile.runtimes import RUNTIMES
 from kancompile.runtimes.contract import InProcess, Runtime, available, in_process
 from kancompile.runtimes.output_quantum import output_quantum
 from kancompile.targets import TARGETS, ort_mobile
 from kancompile.targets.onnx.export import emit
+from kancompile.validation import runtime_comparison as comparison
+from kancompile.validation.runtime_comparison import compare_runtimes, runtimes_named
 from tests.convolution_programs import integer_convolutions, square
 from tests.programs import integer_program
 

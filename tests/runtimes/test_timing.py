@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from kancompile.benchmarking import COMPILED, benchmark
 from kancompile.command_line import main
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.runtime_timing import TimedRuntimes, timed_runtimes
 from kancompile.runtimes import RUNTIMES
 from kancompile.runtimes.contract import InProcess, Prepared, Runtime, available
 from kancompile.targets import TARGETS
+from kancompile.validation.benchmark import COMPILED, benchmark
+from kancompile.validation.runtime_timing import TimedRuntimes, timed_runtimes
 from tests.compiled_kan import FACTORY, FACTORY_ARGS, make_model
 from tests.programs import integer_program
 

@@ -15,8 +15,8 @@ from kancompile.ir.convolution import QuantizedConvContraction
 from kancompile.ir.operators import accumulate_convolution
 from kancompile.ir.program import Program
 from kancompile.ir.table import TableExpansion
-from kancompile.targets.kernel_audit import audit_kernels, optimized_graph
 from kancompile.targets.onnx.export import emit
+from kancompile.validation.kernel_audit import audit_kernels, optimized_graph
 from tests.convolution_programs import Convolution, integer_convolutions, square
 from tests.targets.test_ort_cpu import inputs, run
 

@@ -14,8 +14,8 @@ from kancompile.errors.exceptions import KanCompileError
 from kancompile.frontend import capture
 from kancompile.ir.check import check
 from kancompile.ir.program import Program
-from kancompile.targets.kernel_audit import audit_kernels
 from kancompile.targets.onnx.export import emit
+from kancompile.validation.kernel_audit import audit_kernels
 from tests.frontend.odd_models import DegreeMajor
 from tests.programs import integer_program
 

@@ -17,8 +17,8 @@ from kancompile.runtimes import RUNTIMES
 from kancompile.runtimes.session import RuntimeModel
 from kancompile.targets import TARGETS, ort_mobile
 from kancompile.targets.contract import Target
-from kancompile.targets.kernel_audit import audit_kernels
 from kancompile.targets.onnx import export as ort_cpu
+from kancompile.validation.kernel_audit import audit_kernels
 from tests.compiled_kan import compiled_kan, make_inputs
 from tests.convolution_programs import integer_convolutions, square
 from tests.programs import integer_program

@@ -18,8 +18,8 @@ from kancompile.ir.convolution import QuantizedConvContraction
 from kancompile.ir.program import Program
 from kancompile.passes.quantize_outputs import QuantizeOutputs
 from kancompile.pipeline import compile
-from kancompile.targets.kernel_audit import audit_kernels
 from kancompile.targets.qnn import emit
+from kancompile.validation.kernel_audit import audit_kernels
 from tests.compiled_kan import make_inputs, make_model
 from tests.convolution_programs import integer_convolutions, square
 from tests.programs import float_program, integer_program

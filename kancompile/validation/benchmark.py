@@ -19,10 +19,10 @@ from torch.export import Dim, ExportedProgram
 from kancompile.data.model import evaluating
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.progress import track
-from kancompile.runtime_timing import TimedRuntimes
 from kancompile.runtimes.contract import Runtime, seconds_of
 from kancompile.runtimes.machine import available_cores, describe_machine
 from kancompile.runtimes.session import ModelFile, RuntimeModel, name_of
+from kancompile.validation.runtime_timing import TimedRuntimes
 
 COMPILED = "compiled, ONNX Runtime"
 FLOAT_EXPORT = "float export, ONNX Runtime"

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kancompile.error_measures import ErrorMeasure, plain_number
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.contraction import QuantizedContraction
 from kancompile.ir.convolution import QuantizedConvContraction
 from kancompile.ir.program import Layer, Program
 from kancompile.ir.table import TableExpansion
+from kancompile.validation.error_measures import ErrorMeasure, plain_number
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,13 @@ from torch import Tensor
 
 from kancompile.data.calibration import stream_batches
 from kancompile.data.model import Reference, evaluating
-from kancompile.error_measures import ErrorMeasure, TaskMetric, plain_number
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.program import Program
-from kancompile.layer_errors import LayerError, LayerErrors
 from kancompile.progress import track
 from kancompile.runtimes.session import ModelFile, RuntimeModel, name_of
+from kancompile.validation.error_measures import ErrorMeasure, TaskMetric, plain_number
+from kancompile.validation.layer_errors import LayerError, LayerErrors
+from kancompile.validation.text_table import aligned
 
 
 @dataclass(frozen=True)
@@ -229,17 +230,3 @@ def _missed(
 def _cells(measure: ErrorMeasure) -> list[str]:
     agreement = "" if measure.agreement is None else f"{measure.agreement:.2f} %"
     return [f"{measure.sqnr_db:.2f}", f"{measure.largest:.4g}", f"{measure.mean_abs:.4g}", agreement]
-
-
-def aligned(rows: Sequence[Sequence[str]], last_left: bool = False) -> list[str]:
-    """Align the columns of a table: the first to the left, the others to the right, the last as ``last_left`` says."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    left = {0, len(widths) - 1} if last_left else {0}
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if column in left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  " + "  ".join(cells).rstrip())
-    return lines

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kancompile.error_measures import plain_number
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.progress import say
 from kancompile.runtimes import RUNTIMES
@@ -25,6 +24,7 @@ from kancompile.runtimes.ort import ORT
 from kancompile.runtimes.output_quantum import output_quantum
 from kancompile.runtimes.session import read_model
 from kancompile.targets import TARGETS
+from kancompile.validation.error_measures import plain_number
 
 _TIMED_SAMPLES = 512
 _TIMED_VALUES = 1 << 18

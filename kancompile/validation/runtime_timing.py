@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.progress import say
-from kancompile.runtime_comparison import artifact_of, judge, lacking_for
 from kancompile.runtimes import RUNTIMES
 from kancompile.runtimes.contract import Prepared, Runtime
 from kancompile.runtimes.ort import ORT
 from kancompile.runtimes.session import ModelFile, name_of
+from kancompile.validation.runtime_comparison import artifact_of, judge, lacking_for
 
 
 def timed_runtimes(names: Sequence[str]) -> list[Runtime]:

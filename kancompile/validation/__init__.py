@@ -1,0 +1,1 @@
+"""Prove what a file computes, and how fast: outputs, layers, kernels and runtimes side by side."""

@@ -1,0 +1,19 @@
+"""Tables of text: columns of equal width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def aligned(rows: Sequence[Sequence[str]], last_left: bool = False) -> list[str]:
+    """Align the columns of a table: the first to the left, the others to the right, the last as ``last_left`` says."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = {0, len(widths) - 1} if last_left else {0}
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return lines
