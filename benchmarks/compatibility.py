@@ -30,7 +30,7 @@ from benchmarks.client_models import CLIENTS
 from benchmarks.digit_models import Digits, FamilyModel, build_seeded, load, train
 from benchmarks.results_file import read_results, write_results
 from benchmarks.zoo_models import ZOO
-from kancompile.atomic_write import write_atomically
+from kancompile.compiler.atomic_write import write_atomically
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.polynomial import PolynomialExpansion
 from kancompile.ir.program import Program

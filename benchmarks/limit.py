@@ -28,8 +28,8 @@ from onnx import TensorProto, helper, numpy_helper
 import kancompile
 from benchmarks.measured_models import MeasuredModel, add_model_arguments, measured_models
 from benchmarks.results_file import write_results
+from kancompile.compiler.compiled_model import CompiledModel
 from kancompile.ir.contraction import QuantizedContraction
-from kancompile.pipeline import CompiledModel
 from kancompile.progress import quiet, say
 from kancompile.runtimes.machine import describe_machine
 from kancompile.runtimes.session import RuntimeModel

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kancompile.atomic_write import write_atomically
+from kancompile.compiler.atomic_write import write_atomically
 
 
 def write_results(path: Path, results: Any) -> None:

@@ -15,24 +15,24 @@ from typing import TYPE_CHECKING, Any
 from kancompile.errors.exceptions import KanCompileError as KanCompileError
 
 if TYPE_CHECKING:
+    from kancompile.compiler.compile import compile as compile
+    from kancompile.compiler.compiled_model import CompiledModel as CompiledModel
     from kancompile.diagnosis.diagnosing import diagnose as diagnose
     from kancompile.diagnosis.tuning import tune as tune
     from kancompile.frontend.capture import capture as capture
     from kancompile.ir.program import Program as Program
     from kancompile.ir.show import show as show
-    from kancompile.pipeline import CompiledModel as CompiledModel
-    from kancompile.pipeline import compile as compile
     from kancompile.recipe import Recipe as Recipe
     from kancompile.validation.benchmark import benchmark as benchmark
     from kancompile.validation.validate import validate as validate
 
 _HOMES = {
-    "CompiledModel": "kancompile.pipeline",
+    "CompiledModel": "kancompile.compiler.compile",
     "Program": "kancompile.ir.program",
     "Recipe": "kancompile.recipe",
     "benchmark": "kancompile.validation.benchmark",
     "capture": "kancompile.frontend.capture",
-    "compile": "kancompile.pipeline",
+    "compile": "kancompile.compiler.compile",
     "diagnose": "kancompile.diagnosis.diagnosing",
     "show": "kancompile.ir.program",
     "tune": "kancompile.diagnosis.tuning",

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kancompile.atomic_write import check_destinations, write_atomically
 from kancompile.command_options import recipe_overrides
 from kancompile.command_parser import command_parser
 from kancompile.command_session import load_float_model, opened_data, show_result, working
+from kancompile.compiler.atomic_write import check_destinations, write_atomically
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.exit_codes import OK, THRESHOLD_MISSED
 from kancompile.progress import say
@@ -19,8 +19,8 @@ from kancompile.recipe import read_recipe
 
 # What loads PyTorch is imported where it is needed: wrong usage is answered at once, and a recipe needs none of it.
 if TYPE_CHECKING:
+    from kancompile.compiler.compiled_model import CompiledModel
     from kancompile.data.calibration import Calibration
-    from kancompile.pipeline import CompiledModel
     from kancompile.targets.contract import Target
     from kancompile.validation.runtime_comparison import RuntimeComparison
     from kancompile.validation.validate import Validation
@@ -34,10 +34,10 @@ def run_compile(options: argparse.Namespace) -> int:
     """Compile, measure on held-out data, and write the files; where those miss a threshold, no more than a report on that."""
     recipe = read_recipe(options.recipe, **recipe_overrides(options))
 
+    from kancompile.compiler.compile import compile as compile_model
+    from kancompile.compiler.compiled_model import manifest_path
+    from kancompile.compiler.emission import check_target, targets_named
     from kancompile.data.calibration import load_calibration
-    from kancompile.emission import check_target, targets_named
-    from kancompile.pipeline import compile as compile_model
-    from kancompile.pipeline import manifest_path
     from kancompile.report_command import compiled_report, diagnosis_lines, report_files, report_paths
     from kancompile.reporting.plots import check_matplotlib
     from kancompile.reporting.terminal import compile_summary
@@ -205,7 +205,7 @@ def _exact_file(options: argparse.Namespace, model: Any, data: Any) -> bytes:
     """Compile a model without rounding anything: what a good float implementation of it costs."""
     import torch
 
-    from kancompile.pipeline import compile as compile_model
+    from kancompile.compiler.compile import compile as compile_model
     from kancompile.runtimes.session import RuntimeModel
 
     if data is None:

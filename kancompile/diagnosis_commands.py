@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kancompile.atomic_write import check_destinations, write_atomically
 from kancompile.command_options import recipe_overrides
 from kancompile.command_session import load_float_model, opened_data, show_result, working
+from kancompile.compiler.atomic_write import check_destinations, write_atomically
 from kancompile.exit_codes import OK, THRESHOLD_MISSED
 from kancompile.recipe import Recipe, read_recipe
 
@@ -53,9 +53,9 @@ def run_tune(options: argparse.Namespace) -> int:
     min_sqnr, max_bytes = overrides.pop("min_sqnr", None), overrides.pop("max_bytes", None)
     recipe = read_recipe(options.recipe, **overrides)
 
+    from kancompile.compiler.compile import compile as compile_model
+    from kancompile.compiler.compiled_model import manifest_path
     from kancompile.diagnosis.tuning import CACHE_NAME, tune
-    from kancompile.pipeline import compile as compile_model
-    from kancompile.pipeline import manifest_path
 
     folder = Path(options.out)
     path, recipe_path = folder / "model.onnx", folder / "recipe.toml"

@@ -9,13 +9,13 @@ from typing import Any
 
 import onnx
 
+from kancompile.compiler.compiled_model import MANIFEST_SUFFIX
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.errors.foreign import foreign, parse_json, read_text, reason
 from kancompile.ir.contraction import Contraction
 from kancompile.ir.convolution import ConvContraction
 from kancompile.ir.expansion import Expansion
 from kancompile.ir.program import Program
-from kancompile.pipeline import MANIFEST_SUFFIX
 from kancompile.runtimes.session import ModelFile, name_of, read_model
 
 _PREFIX = "kancompile."

@@ -146,7 +146,7 @@ class Recipe(LayerRecipe):
         cpu: name of a preset in ``kancompile.cpu_presets``.
         bits_average, max_bytes, max_latency_us: budgets; the first two have bits allocated by sensitivity.
         batch: the only batch size of the file, ``None`` for any.
-        min_sqnr: the least signal-to-noise ratio (see ``kancompile.error_gate``); ``None`` to measure nothing.
+        min_sqnr: the least signal-to-noise ratio (see ``kancompile.compiler.error_gate``); ``None`` to measure nothing.
         calibration_samples: how many samples are used at most.
         layers: ``(pattern, overrides)`` in order; ``fnmatch`` patterns, the last match of a key wins. Given as a
             mapping, kept as tuples so that a recipe is immutable and hashable.

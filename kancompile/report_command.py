@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kancompile.atomic_write import check_destinations, write_atomically
 from kancompile.command_session import load_float_model, opened_data, show_result, working
+from kancompile.compiler.atomic_write import check_destinations, write_atomically
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.exit_codes import OK
 from kancompile.reporting.plots import check_matplotlib
 
 # what loads PyTorch is imported where it is needed
 if TYPE_CHECKING:
+    from kancompile.compiler.compiled_model import CompiledModel
     from kancompile.data.calibration import Calibration
-    from kancompile.pipeline import CompiledModel
     from kancompile.validation.validate import Validation
 
 _JUDGED_SAMPLES = 4096

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from examples.zoo.efficient_kan import KAN
-from kancompile.pipeline import CompiledModel, compile
+from kancompile.compiler.compile import compile
+from kancompile.compiler.compiled_model import CompiledModel
 
 N_IN, N_HIDDEN, N_OUT = 6, 5, 3
 FACTORY = "examples.zoo.efficient_kan:KAN"

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from kancompile import atomic_write
-from kancompile.atomic_write import check_destinations, write_atomically
+from kancompile.compiler import atomic_write
+from kancompile.compiler.atomic_write import check_destinations, write_atomically
+from kancompile.compiler.folder_lock import locked
+from kancompile.compiler.unfinished_writes import PREFIX, settle_left_overs
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.folder_lock import locked
-from kancompile.unfinished_writes import PREFIX, settle_left_overs
 
 
 def _names(folder: Path) -> list[str]:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import kancompile
+from kancompile.compiler.compiled_model import CompiledModel
 from kancompile.data.calibration import load_calibration
 from kancompile.passes.lowering import lower
 from kancompile.passes.rounding_methods import METHODS
 from kancompile.passes.rounding_methods.brecq import Brecq
-from kancompile.pipeline import CompiledModel
 from kancompile.progress import quiet
 from kancompile.recipe import read_recipe
 from kancompile.reporting.collect import ReportOptions, collect

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 import kancompile
 from examples.zoo import spline_conv
+from kancompile.compiler.compiled_model import CompiledModel
 from kancompile.ir.contraction import QuantizedContraction
 from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
 from kancompile.ir.program import Program
 from kancompile.ir.table import TableExpansion
-from kancompile.pipeline import CompiledModel
 from kancompile.validation.layer_errors import LayerError, LayerErrors
 from kancompile.validation.validate import validate
 from tests.compiled_kan import compiled_kan, make_inputs

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from kancompile.bit_budget import BitBudget
+from kancompile.compiler.bit_budget import BitBudget
 from kancompile.data.calibration import Calibration
 from kancompile.diagnosis.tune_cache import recalled
 from kancompile.errors.exceptions import KanCompileError

@@ -20,15 +20,15 @@ from typing import Any
 
 import torch
 
+from kancompile.compiler.emission import write
+from kancompile.compiler.manifest import describe
 from kancompile.diagnosis.anatomy import Anatomy, dissect
 from kancompile.diagnosis.causes import Change
 from kancompile.diagnosis.diagnosing import layer_suspects, open_laboratory, samples_for
 from kancompile.diagnosis.laboratory import Laboratory, Outcome
 from kancompile.diagnosis.tune_cache import TuneCache, recalled
-from kancompile.emission import write
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.program import Program
-from kancompile.manifest import describe
 from kancompile.progress import quiet, say
 from kancompile.recipe import Recipe, read_recipe
 from kancompile.targets import TARGETS

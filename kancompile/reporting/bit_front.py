@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kancompile.compiler.manifest import describe_layer
 from kancompile.data.calibration import Calibration
 from kancompile.ir.program import Program
-from kancompile.manifest import describe_layer
 from kancompile.passes.lowering import Lowering
 from kancompile.progress import quiet, track
 from kancompile.recipe import Recipe

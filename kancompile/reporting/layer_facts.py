@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kancompile.compiler.manifest import describe_layer
 from kancompile.ir.contraction import QuantizedContraction
 from kancompile.ir.convolution import QuantizedConvContraction
 from kancompile.ir.polynomial import PolynomialExpansion
 from kancompile.ir.table import TableExpansion
-from kancompile.manifest import describe_layer
 from kancompile.reporting.branch_meaning import branch_meaning
 from kancompile.reporting.contributions import Contribution, LayerContribution
 from kancompile.reporting.observation import Observation, Outside

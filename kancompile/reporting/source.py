@@ -15,20 +15,20 @@ from typing import Any
 
 from torch import nn
 
+from kancompile.compiler.compiled_model import CompiledModel, manifest_path
+from kancompile.compiler.emission import target_named
 from kancompile.compiler.left_in_float import left_in_float
+from kancompile.compiler.manifest import MANIFEST_FORM, METADATA_FORM, describe_file_bytes, describe_layer
 from kancompile.data.calibration import Calibration
 from kancompile.data.model import check_fits
-from kancompile.emission import target_named
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.errors.foreign import check_form
 from kancompile.frontend.capture import capture
 from kancompile.inspection import describe_file, read_manifest
 from kancompile.ir.program import Program
 from kancompile.ir.show import with_history
-from kancompile.manifest import MANIFEST_FORM, METADATA_FORM, describe_file_bytes, describe_layer
 from kancompile.passes.lowering import Lowering, prepare
 from kancompile.passes.quantize_outputs import QuantizeOutputs
-from kancompile.pipeline import CompiledModel, manifest_path
 from kancompile.progress import say
 from kancompile.recipe import Recipe, read_recipe
 from kancompile.runtimes.session import read_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kancompile.pipeline import CompiledModel
+from kancompile.compiler.compiled_model import CompiledModel
 from kancompile.reporting.baseline import parameter_bytes
 from kancompile.reporting.html_parts import number
 from kancompile.reporting.layer_facts import kernels_of

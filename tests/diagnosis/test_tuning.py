@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from examples.zoo.chebyshev_kan import ChebyKAN
 from kancompile.command_line import main
+from kancompile.compiler.compile import compile
 from kancompile.diagnosis.tune_cache import TuneCache
 from kancompile.diagnosis.tuning import Tuning, tune
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.program import Program
 from kancompile.passes.lowering import Lowering
-from kancompile.pipeline import compile
 from kancompile.recipe import Recipe, read_recipe
 from tests.diagnosis.planted_faults import DIGITS, captured, samples, trained
 
@@ -43,7 +43,7 @@ def captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return captured("chebyshev_kan" if isinstance(model, ChebyKAN) else "efficient_kan")
 
     monkeypatch.setattr("kancompile.diagnosis.diagnosing.capture", again)
-    monkeypatch.setattr("kancompile.pipeline.capture", again)
+    monkeypatch.setattr("kancompile.compiler.compile.capture", again)
 
 
 def tuned(out: Path, *more: str) -> int:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kancompile.compiler.compile import compile
 from kancompile.compiler.left_in_float import left_in_float
 from kancompile.frontend import capture
 from kancompile.ir.check import check
 from kancompile.ir.contraction import Contraction
 from kancompile.ir.convolution import ConvContraction
 from kancompile.passes.absorb_plain_layers import AbsorbPlainLayers
-from kancompile.pipeline import compile
 from kancompile.runtimes.session import RuntimeModel
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import kancompile
 from examples.zoo.efficient_kan import KAN
+from kancompile.compiler.compiled_model import CompiledModel
 from kancompile.frontend.capture import capture
 from kancompile.ir.check import check
 from kancompile.ir.contraction import Contraction
@@ -17,7 +18,6 @@ from kancompile.ir.polynomial import PolynomialExpansion
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials
 from kancompile.passes.lowering import WIDE_TOLERANCE
 from kancompile.passes.round_to_16_bits import RoundTo16Bits
-from kancompile.pipeline import CompiledModel
 from kancompile.runtimes.session import RuntimeModel
 from kancompile.validation.kernel_audit import optimized_graph
 

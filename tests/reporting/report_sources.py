@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kancompile.compiler.compile import compile
 from kancompile.data.calibration import load_calibration
-from kancompile.pipeline import compile
 from kancompile.reporting.source import ReportSource, of_compiled
 from kancompile.runtimes import web
 from kancompile.validation.validate import validate

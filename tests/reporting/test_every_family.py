@@ -26,8 +26,8 @@ from examples.zoo import (
     spline_conv,
     wav_kan,
 )
+from kancompile.compiler.compile import compile
 from kancompile.data.calibration import load_calibration
-from kancompile.pipeline import compile
 from kancompile.reporting.collect import ReportOptions, collect
 from kancompile.reporting.html import render
 from kancompile.reporting.schema import report_schema

@@ -11,12 +11,12 @@ import torch
 from torch import fx, nn
 
 from examples.zoo import efficient_kan, kagn_conv
+from kancompile.compiler.compile import compile
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.check import check
 from kancompile.ir.contraction import GroupMultiplier, QuantizedContraction
 from kancompile.ir.program import Program
 from kancompile.ir.table import TableExpansion
-from kancompile.pipeline import compile
 from kancompile.runtimes.c99 import RUNTIME
 from kancompile.targets.c99 import emit, facts
 from kancompile.targets.onnx.export import emit as emit_onnx

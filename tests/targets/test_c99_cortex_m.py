@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import kancompile
 from examples.c99 import cortex_m
 from examples.zoo import efficient_kan
-from kancompile.pipeline import CompiledModel
+from kancompile.compiler.compiled_model import CompiledModel
 from kancompile.runtimes.session import RuntimeModel
 from tests.convolution_programs import integer_convolutions, square
 from tests.targets.test_ort_cpu import inputs

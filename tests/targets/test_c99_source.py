@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kancompile.compiler.compile import compile
+from kancompile.compiler.compiled_model import CompiledModel
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.pipeline import CompiledModel, compile
 from kancompile.targets import TARGETS
 from kancompile.targets.c99 import companions, emit, facts
 from tests.compiled_kan import make_inputs, make_model

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import fx
 
+from kancompile.compiler.compile import compile
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.contraction import QuantizedContraction
 from kancompile.ir.convolution import QuantizedConvContraction
 from kancompile.ir.program import Program
-from kancompile.pipeline import compile
 from kancompile.runtimes.litert import RUNTIME
 from kancompile.targets import TARGETS
 from kancompile.targets.litert.emit import emit

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from kancompile.emission import check_target, targets_named, write
+from kancompile.compiler.emission import check_target, targets_named, write
+from kancompile.compiler.manifest import describe_layer
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.manifest import describe_layer
 from kancompile.recipe import read_recipe
 from kancompile.runtimes import RUNTIMES
 from kancompile.runtimes.session import RuntimeModel

@@ -11,13 +11,13 @@ import onnx
 import pytest
 import torch
 
+from kancompile.compiler.compile import compile
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.check import check
 from kancompile.ir.contraction import QuantizedContraction
 from kancompile.ir.convolution import QuantizedConvContraction
 from kancompile.ir.program import Program
 from kancompile.passes.quantize_outputs import QuantizeOutputs
-from kancompile.pipeline import compile
 from kancompile.targets.qnn import emit
 from kancompile.validation.kernel_audit import audit_kernels
 from tests.compiled_kan import make_inputs, make_model

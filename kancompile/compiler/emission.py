@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
+from kancompile.compiler.manifest import metadata_of
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.program import Program
-from kancompile.manifest import metadata_of
+from kancompile.ir.show import with_history
+from kancompile.passes.quantize_outputs import QuantizeOutputs
+from kancompile.progress import Timings
 from kancompile.recipe import Recipe
 from kancompile.targets import TARGETS
 from kancompile.targets.contract import Target
@@ -69,3 +74,11 @@ def write(target: Target, program: Program, facts: Mapping[str, Any], recipe: Re
     if recipe.batch is not None and target.emit_batch is not None:
         return target.emit_batch(program, metadata, recipe.storage, recipe.batch)
     return target.emit(program, metadata, recipe.storage)
+
+
+def for_target(target: Target, lowered: Program, x: Tensor, timings: Timings) -> Program:
+    """Rewrite a lowered program as its target asks for."""
+    if not target.quantized_outputs:
+        return lowered
+    quantized = timings.measure(QuantizeOutputs.name, lambda: QuantizeOutputs()(lowered, x))
+    return with_history(QuantizeOutputs.name, lowered, quantized)

@@ -18,9 +18,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from kancompile.compiler.folder_lock import locked
+from kancompile.compiler.unfinished_writes import PREFIX, PROBE_SUFFIX, Part, new_run, settle_left_overs
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.folder_lock import locked
-from kancompile.unfinished_writes import PREFIX, PROBE_SUFFIX, Part, new_run, settle_left_overs
 
 
 def check_destinations(paths: Iterable[Path], force: bool = False) -> None:

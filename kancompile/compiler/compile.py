@@ -1,0 +1,151 @@
+"""From a trained model to a file, and everything that is known about the result."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kancompile.compiler.bit_budget import BitBudget, check_latency
+from kancompile.compiler.compiled_model import ABOUT_THE_CHOICES, CompiledModel
+from kancompile.compiler.emission import check_target, for_target, target_named, write
+from kancompile.compiler.error_gate import ErrorGate
+from kancompile.compiler.manifest import describe, describe_file_bytes
+from kancompile.data.calibration import load_calibration
+from kancompile.data.model import check_fits
+from kancompile.errors.exceptions import KanCompileError
+from kancompile.frontend.capture import capture
+from kancompile.ir.program import Program
+from kancompile.passes.lowering import Lowering, check_patterns, prepare
+from kancompile.progress import Timings
+from kancompile.recipe import Recipe, read_recipe
+from kancompile.runtimes.session import RuntimeModel
+from kancompile.targets import TARGETS
+from kancompile.validation.kernel_audit import audit_kernels
+
+
+def compile(
+    model: Any,
+    calibration: Any,
+    *,
+    target: str = "ort-cpu",
+    recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    trust: bool = False,
+) -> CompiledModel:
+    """Compile a trained KAN to the file of a target, ONNX for ONNX Runtime unless another is named.
+
+    Args:
+        model: ``nn.Module``, ``ExportedProgram`` or path of a ``.pt2`` file.
+        calibration: samples of the model's input as an array or tensor ``[n, ...]``, an ``.npz`` or ``.npy`` path, or
+            an iterable of batches.
+        target: name of a target.
+        recipe: ``Recipe``, mapping, or path of a TOML or JSON file; ``None`` for 8-bit integers.
+        seed: of every random choice.
+        device: ``"cpu"`` or ``"cuda"``, where rounding methods keep their matrices.
+        trust: whether a ``.pt2`` file may be opened: loading one can run any code that it holds.
+
+    Raises:
+        KanCompileError: bad input of any kind; nothing is written.
+        ThresholdMissedError: no lowering reaches the recipe's ``min_sqnr``.
+    """
+    timings = Timings()
+    chosen_target = target_named(target)
+    chosen = read_recipe(recipe)
+    if chosen.max_latency_us is not None and not chosen_target.loads_in_ort:
+        raise KanCompileError(
+            f"recipe: found max_latency_us with target {target!r}, expected an ONNX target, whose time this machine can "
+            "measure; leave it out, and measure on the device"
+        )
+    check_target(chosen_target, chosen)
+    samples = load_calibration(calibration, max_samples=chosen.calibration_samples, seed=seed)
+    if isinstance(model, nn.Module):
+        check_fits(model, samples)
+    captured = timings.measure("capture", lambda: capture(model, samples.samples[:2], trust=trust))
+    x = samples.samples
+    check_patterns(captured, x, chosen)
+    captured = timings.measure("prepare", lambda: prepare(captured, x, chosen))
+    _check_activations(captured, x)
+    if chosen.max_bytes is not None or chosen.allocated_bits is not None:
+        budget = timings.measure("sensitivities", lambda: BitBudget(captured, x, chosen, seed))
+        chosen, front = budget.allocated()
+    else:
+        budget, front = None, {}
+
+    lowering = Lowering(captured, x, seed, device)
+
+    def build() -> tuple[Recipe, Program, Program, dict[str, Any], bytes]:
+        gate = ErrorGate(captured, x, lambda refined: lowering(refined, timings))
+        held, lowered = gate.hold(chosen)
+        lowered = replace(lowered, notes=(*lowered.notes, *gate.notes(held)))
+        program = for_target(chosen_target, lowered, x, timings)
+        about = dict(zip(ABOUT_THE_CHOICES, (front, gate.to_dict(held)), strict=True))
+        facts, data = timings.measure("emit", lambda: emitted(held, program, about))
+        return held, lowered, program, facts, data
+
+    def emitted(held: Recipe, program: Program, about: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        facts = describe(program, samples, held, target, seed) | about
+        return facts, write(chosen_target, program, facts, held)
+
+    effective, lowered, program, facts, data = build()
+
+    def stored_bytes(content: bytes | None = None) -> int:
+        content = data if content is None else content
+        return int(chosen_target.facts(content).get("stored_bytes", len(content)))
+
+    def stored_with(max_bytes: int) -> int:
+        """Size of the same file with another budget in the recipe that it holds."""
+        about = {key: facts[key] for key in ABOUT_THE_CHOICES}
+        return stored_bytes(emitted(replace(effective, max_bytes=max_bytes), program, about)[1])
+
+    while budget is not None and chosen.max_bytes is not None and stored_bytes() > chosen.max_bytes:
+        chosen, front = budget.again(stored_bytes(), stored_with)
+        effective, lowered, program, facts, data = build()
+    session = data if chosen_target.loads_in_ort else write(TARGETS["ort-cpu"], program, facts, effective)
+    audit = timings.measure("kernel audit", lambda: audit_kernels(session))
+    check_latency(lambda: one_sample_seconds(session, x[:1]), effective)
+    return CompiledModel(
+        data,
+        program,
+        lowered,
+        captured,
+        model.eval() if isinstance(model, nn.Module) else captured.graph_module,
+        facts | describe_file_bytes(data) | chosen_target.facts(data),
+        audit,
+        samples,
+        effective,
+        session,
+        chosen_target.companions(data) if chosen_target.companions is not None else {},
+        timings.seconds,
+    )
+
+
+def one_sample_seconds(model: bytes, x: Tensor, runs: int = 200) -> float:
+    """Measure the median time of one sample in one thread of ONNX Runtime, in seconds."""
+    session = RuntimeModel(model, threads=1)
+    array = x.numpy()
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        session.run(array)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def _check_activations(program: Program, x: Tensor) -> None:
+    """Refuse calibration data that drives an activation to NaN or infinity, naming the layer."""
+    layers = program.layers()
+    for part in x.split(512):
+        traced = program.trace(part, [layer.contraction for layer in layers])
+        for layer in layers:
+            if not bool(torch.isfinite(traced[layer.contraction][1]).all()):
+                raise KanCompileError(
+                    f"layer {layer.name!r}: outputs are NaN or infinite on the calibration data; check its scaling"
+                )

@@ -1,0 +1,145 @@
+"""A compiled model and its files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kancompile.compiler.atomic_write import check_destinations, write_atomically
+from kancompile.compiler.emission import for_target, target_named, write
+from kancompile.compiler.manifest import describe, describe_file_bytes
+from kancompile.data.calibration import Calibration
+from kancompile.ir.program import Program
+from kancompile.progress import Timings
+from kancompile.recipe import Recipe
+from kancompile.targets import TARGETS
+from kancompile.validation.kernel_audit import KernelAudit, audit_kernels
+from kancompile.validation.validate import Validation, validate
+
+MANIFEST_SUFFIX = ".manifest.json"
+
+
+ABOUT_THE_CHOICES = ("bit_allocation", "error_gate")
+"""What a manifest says about how the recipe came about; files of all targets share it."""
+
+
+@dataclass(frozen=True)
+class CompiledModel:
+    """A compiled model and how it came about.
+
+    Attributes:
+        model_bytes: the file.
+        companions: further files of the target, by suffix.
+        session_bytes: a file of the same program that ONNX Runtime loads: the file itself where it does.
+        program: the lowered program, whose evaluation in PyTorch is what the file computes.
+        lowered: the program as every target gets it, before what this one asks for, such as outputs of 8 bits.
+        captured: the float program it was lowered from.
+        reference: the user's model (an ``nn.Module`` in eval mode), for validation.
+        manifest: what was compiled from what, as plain data for JSON.
+        audit: which kernels ONNX Runtime uses.
+        calibration: the samples that were used.
+        recipe: the effective recipe.
+    """
+
+    model_bytes: bytes
+    program: Program
+    lowered: Program
+    captured: Program
+    reference: nn.Module
+    manifest: dict[str, Any]
+    audit: KernelAudit
+    calibration: Calibration
+    recipe: Recipe
+    session_bytes: bytes
+    companions: Mapping[str, bytes] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """Everything known without running the model again, as plain data for JSON."""
+        return self.manifest | {"kernels": self.audit.to_dict(), "seconds": self.timings}
+
+    def validate(self, data: Any, *, min_sqnr: float | None = None, max_drop: float | None = None) -> Validation:
+        """Compare the file with the float model and the simulation, output by output and layer by layer.
+
+        Args:
+            data: samples, with labels or without (see :func:`kancompile.validate`).
+            min_sqnr: least SQNR of the output in dB.
+            max_drop: most points that accuracy (or R2, in percent) may lose; needs labels.
+
+        Raises:
+            KanCompileError: data that does not fit, or a threshold on something not measurable.
+        """
+        return validate(
+            self.session_bytes,
+            self.reference,
+            data,
+            program=self.program,
+            float_program=self.captured,
+            min_sqnr=min_sqnr,
+            max_drop=max_drop,
+        )
+
+    def save(self, path: str | os.PathLike[str], force: bool = False, shared: bool = False) -> Path:
+        """Write the model to ``path``, and beside it its manifest and what else its target needs: all of them or none.
+
+        Args:
+            path: the file.
+            force: whether existing files are replaced.
+            shared: see :func:`manifest_path`.
+
+        Raises:
+            KanCompileError: a file exists and ``force`` is not set, or the folder cannot be written.
+        """
+        model = Path(path)
+        contents = self.files(model, shared)
+        check_destinations(contents, force)
+        write_atomically(contents, force)
+        return model
+
+    def files(self, model: Path, shared: bool = False) -> dict[Path, bytes]:
+        """Give the content of every file that :meth:`save` writes for a model file (``shared``: see :func:`manifest_path`)."""
+        text = json.dumps(self.manifest, indent=2, sort_keys=True) + "\n"
+        companions = {model.with_name(model.stem + suffix): content for suffix, content in self.companions.items()}
+        return {model: self.model_bytes, **companions, manifest_path(model, shared): text.encode()}
+
+    def for_target(self, name: str) -> CompiledModel:
+        """Write the same program for another target; nothing is rounded again.
+
+        Raises:
+            KanCompileError: no such target, or it cannot express the program.
+        """
+        target = target_named(name)
+        timings = Timings()
+        program = for_target(target, self.lowered, self.calibration.samples, timings)
+        about = {key: self.manifest[key] for key in ABOUT_THE_CHOICES}
+        facts = describe(program, self.calibration, self.recipe, name, self.manifest["seed"]) | about
+        data = timings.measure("emit", lambda: write(target, program, facts, self.recipe))
+        session = data if target.loads_in_ort else write(TARGETS["ort-cpu"], program, facts, self.recipe)
+        audit = audit_kernels(session)
+        return replace(
+            self,
+            model_bytes=data,
+            program=program,
+            companions=target.companions(data) if target.companions is not None else {},
+            session_bytes=session,
+            manifest=facts | describe_file_bytes(data) | target.facts(data),
+            audit=audit,
+            timings=timings.seconds,
+        )
+
+
+def manifest_path(model: Path, shared: bool = False) -> Path:
+    """Return where the manifest of a model file stands: ``model.onnx`` -> ``model.manifest.json``.
+
+    Args:
+        model: the file.
+        shared: whether files of other targets stand beside it; then ``model.ort`` -> ``model.ort.manifest.json``.
+    """
+    return model.with_name((model.name if shared and model.suffix != ".onnx" else model.stem) + MANIFEST_SUFFIX)
