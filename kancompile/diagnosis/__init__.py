@@ -1,6 +1,6 @@
 """Say why a compiled model is worse than the float one, what to change, and change it."""
 
-from kancompile.diagnosis.diagnosing import Diagnosis as Diagnosis
 from kancompile.diagnosis.diagnosing import diagnose as diagnose
+from kancompile.diagnosis.result import Diagnosis as Diagnosis
 from kancompile.diagnosis.tuning import Tuning as Tuning
 from kancompile.diagnosis.tuning import tune as tune

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import nn
 from kancompile.data.calibration import LEAST_TO_SPLIT, Calibration, load_calibration
 from kancompile.data.model import check_fits
 from kancompile.diagnosis.anatomy import Anatomy, dissect
-from kancompile.diagnosis.causes import (
+from kancompile.diagnosis.cause import (
     BITS,
     HAND_OVER,
     LEVELS,
@@ -25,9 +24,10 @@ from kancompile.diagnosis.causes import (
     Effect,
     ranked,
 )
-from kancompile.diagnosis.data_causes import DataSuspicions
+from kancompile.diagnosis.data_faults import DataSuspicions
 from kancompile.diagnosis.laboratory import Laboratory, Outcome
-from kancompile.diagnosis.sensitivity import Sensitivity, sensitivities_of
+from kancompile.diagnosis.result import Diagnosis
+from kancompile.diagnosis.sensitivity import sensitivities_of
 from kancompile.diagnosis.suspects import Suspect, jointly, suspects
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.frontend.capture import capture
@@ -38,59 +38,6 @@ from kancompile.recipe import Recipe, read_recipe
 
 _WORTH_TRYING_DB = 0.5
 _MOST_TRIED = 12
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What was found.
-
-    Attributes:
-        outcome: of the recipe as it is.
-        float_score: accuracy or R2 of the float model in percent, ``None`` without labels.
-        judged_on: which samples judged, in words.
-        sensitivities: of layers and branches.
-        anatomies: of the integer layers.
-        causes: ranked, the weightiest first.
-        tried: changes that were predicted to bring something and measured.
-        notes: what else a reader should know, such as rounding that was done faster than the recipe says.
-        recipe: the recipe that was diagnosed.
-    """
-
-    outcome: Outcome
-    float_score: float | None
-    judged_on: str
-    sensitivities: tuple[Sensitivity, ...]
-    anatomies: tuple[Anatomy, ...]
-    causes: tuple[Cause, ...]
-    tried: int
-    notes: tuple[str, ...]
-    recipe: Recipe
-
-    @property
-    def is_healthy(self) -> bool:
-        """Whether nothing stands out."""
-        return not any(cause.stands_out for cause in self.causes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        return {
-            "judged_on": self.judged_on,
-            "outcome": self.outcome.to_dict(),
-            "float_score": self.float_score,
-            "healthy": self.is_healthy,
-            "sensitivities": [entry.to_dict() for entry in self.sensitivities],
-            "layers": [entry.to_dict() for entry in self.anatomies],
-            "causes": [cause.to_dict() for cause in self.causes],
-            "changes_measured": self.tried,
-            "notes": list(self.notes),
-            "recipe": self.recipe.to_dict(),
-        }
-
-    def text(self) -> str:
-        """Print for people."""
-        from kancompile.diagnosis.text import diagnosis_text
-
-        return diagnosis_text(self)
 
 
 def diagnose(

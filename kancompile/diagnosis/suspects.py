@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kancompile.diagnosis.anatomy import Anatomy
-from kancompile.diagnosis.causes import BITS, HAND_OVER, LEVELS, METHOD, RANGE, SATURATION, Change
+from kancompile.diagnosis.cause import BITS, HAND_OVER, LEVELS, METHOD, RANGE, SATURATION, Change
 from kancompile.recipe import LayerRecipe, Recipe
 from kancompile.validation.error_measures import decibel
 

@@ -23,7 +23,7 @@ import torch
 from kancompile.compiler.emission import write
 from kancompile.compiler.manifest import describe
 from kancompile.diagnosis.anatomy import Anatomy, dissect
-from kancompile.diagnosis.causes import Change
+from kancompile.diagnosis.cause import Change
 from kancompile.diagnosis.diagnosing import layer_suspects, open_laboratory, samples_for
 from kancompile.diagnosis.laboratory import Laboratory, Outcome
 from kancompile.diagnosis.tune_cache import TuneCache, recalled

@@ -6,7 +6,7 @@ import torch
 
 from kancompile.diagnosis.anatomy import Anatomy, dissect
 from kancompile.diagnosis.diagnosing import open_laboratory, samples_for
-from kancompile.diagnosis.inputs import compare_distributions, find_outliers, grid_of
+from kancompile.diagnosis.input_faults import compare_distributions, find_outliers, grid_of
 from kancompile.diagnosis.laboratory import Laboratory, constant_bytes
 from kancompile.diagnosis.sensitivity import branch_programs, sensitivities_of
 from kancompile.diagnosis.suspects import suspects

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from kancompile.diagnosis.causes import KINDS
-from kancompile.diagnosis.diagnosing import Diagnosis, examine, open_laboratory, samples_for
+from kancompile.diagnosis.cause import KINDS
+from kancompile.diagnosis.diagnosing import examine, open_laboratory, samples_for
+from kancompile.diagnosis.result import Diagnosis
 from kancompile.progress import quiet
 from kancompile.recipe import read_recipe
 from tests.diagnosis.planted_faults import FAMILIES, Samples, captured, samples, trained

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kancompile.diagnosis.diagnosing import Diagnosis, examine, open_laboratory, samples_for
+from kancompile.diagnosis.diagnosing import examine, open_laboratory, samples_for
 from kancompile.diagnosis.laboratory import Laboratory
+from kancompile.diagnosis.result import Diagnosis
 from kancompile.ir.contraction import QuantizedContraction
 from kancompile.ir.table import TableExpansion
 from kancompile.progress import quiet

@@ -1,19 +1,72 @@
-"""Print diagnoses for people."""
+"""What a diagnosis found, as plain data and as text."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
-from kancompile.diagnosis.causes import STANDS_OUT_DB, Cause
+from kancompile.diagnosis.anatomy import Anatomy
+from kancompile.diagnosis.cause import STANDS_OUT_DB, Cause
+from kancompile.diagnosis.laboratory import Outcome
+from kancompile.diagnosis.sensitivity import Sensitivity
+from kancompile.recipe import Recipe
 from kancompile.validation.text_table import aligned
-
-if TYPE_CHECKING:
-    from kancompile.diagnosis.diagnosing import Diagnosis
 
 _MOST_SHOWN = 8
 
 
-def diagnosis_text(diagnosis: Diagnosis) -> str:
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found.
+
+    Attributes:
+        outcome: of the recipe as it is.
+        float_score: accuracy or R2 of the float model in percent, ``None`` without labels.
+        judged_on: which samples judged, in words.
+        sensitivities: of layers and branches.
+        anatomies: of the integer layers.
+        causes: ranked, the weightiest first.
+        tried: changes that were predicted to bring something and measured.
+        notes: what else a reader should know, such as rounding that was done faster than the recipe says.
+        recipe: the recipe that was diagnosed.
+    """
+
+    outcome: Outcome
+    float_score: float | None
+    judged_on: str
+    sensitivities: tuple[Sensitivity, ...]
+    anatomies: tuple[Anatomy, ...]
+    causes: tuple[Cause, ...]
+    tried: int
+    notes: tuple[str, ...]
+    recipe: Recipe
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether nothing stands out."""
+        return not any(cause.stands_out for cause in self.causes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {
+            "judged_on": self.judged_on,
+            "outcome": self.outcome.to_dict(),
+            "float_score": self.float_score,
+            "healthy": self.is_healthy,
+            "sensitivities": [entry.to_dict() for entry in self.sensitivities],
+            "layers": [entry.to_dict() for entry in self.anatomies],
+            "causes": [cause.to_dict() for cause in self.causes],
+            "changes_measured": self.tried,
+            "notes": list(self.notes),
+            "recipe": self.recipe.to_dict(),
+        }
+
+    def text(self) -> str:
+        """Print for people."""
+        return _text(self)
+
+
+def _text(diagnosis: Diagnosis) -> str:
     """Write what was measured, what each layer costs, and the ranked causes with their changes."""
     outcome = diagnosis.outcome
     head = f"measured on {diagnosis.judged_on}: output SQNR {outcome.sqnr_db:.2f} dB"

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from kancompile.data.calibration import Calibration
 from kancompile.diagnosis.anatomy import Anatomy
-from kancompile.diagnosis.causes import GRID, OUTLIER, PREPROCESSING, SAMPLES, UNSEEN, Cause, Change, Effect
-from kancompile.diagnosis.inputs import (
+from kancompile.diagnosis.cause import GRID, OUTLIER, PREPROCESSING, SAMPLES, UNSEEN, Cause, Change, Effect
+from kancompile.diagnosis.input_faults import (
     Outliers,
     Scaling,
     compare_distributions,
