@@ -39,8 +39,8 @@ def run_compile(options: argparse.Namespace) -> int:
     from kancompile.compiler.emission import check_target, targets_named
     from kancompile.data.calibration import load_calibration
     from kancompile.report_command import compiled_report, diagnosis_lines, report_files, report_paths
-    from kancompile.reporting.plots import check_matplotlib
-    from kancompile.reporting.terminal import compile_summary
+    from kancompile.reporting.render.plots import check_matplotlib
+    from kancompile.reporting.render.terminal import compile_summary
 
     if options.diagnose and not options.report:
         raise KanCompileError(
@@ -220,7 +220,7 @@ def run_inspect(options: argparse.Namespace) -> int:
         raise KanCompileError("inspect: expected either a MODEL.onnx file or --model, one of them")
 
     from kancompile.frontend.capture import capture
-    from kancompile.inspection import (
+    from kancompile.reporting.facts.inspection import (
         describe_file,
         describe_manifest,
         describe_program,

@@ -12,7 +12,7 @@ from kancompile.command_session import load_float_model, opened_data, show_resul
 from kancompile.compiler.atomic_write import check_destinations, write_atomically
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.exit_codes import OK
-from kancompile.reporting.plots import check_matplotlib
+from kancompile.reporting.render.plots import check_matplotlib
 
 # what loads PyTorch is imported where it is needed
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def report_paths(model: Path) -> tuple[Path, Path]:
 
 def report_files(report: Mapping[str, Any], page: Path, data: Path) -> dict[Path, bytes]:
     """Give the content of both files; equal data give equal bytes."""
-    from kancompile.reporting.html import render
+    from kancompile.reporting.render.html import render
 
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
     return {page: render(report).encode(), data: text.encode()}
@@ -45,8 +45,8 @@ def compiled_report(
     diagnose: bool = False,
 ) -> dict[str, Any]:
     """Compute the report of a compilation that has just ended."""
-    from kancompile.reporting.collect import ReportOptions, collect
-    from kancompile.reporting.source import of_compiled
+    from kancompile.reporting.facts.collect import ReportOptions, collect
+    from kancompile.reporting.facts.source import of_compiled
 
     return collect(of_compiled(compiled, judging, judged_on, result, path.name), ReportOptions(diagnose=diagnose))
 
@@ -64,8 +64,8 @@ def run_report(options: argparse.Namespace) -> int:
     check_destinations([page, data], options.force)
     with working(options):
         from kancompile.data.calibration import load_calibration
-        from kancompile.reporting.collect import ReportOptions, collect
-        from kancompile.reporting.source import of_file, recipe_and_seed
+        from kancompile.reporting.facts.collect import ReportOptions, collect
+        from kancompile.reporting.facts.source import of_file, recipe_and_seed
 
         recipe, seed = recipe_and_seed(path)
         calibration, held_out = _calibration(options, recipe.calibration_samples, seed, path)
@@ -100,7 +100,7 @@ def _calibration(
     import torch
 
     from kancompile.data.calibration import load_calibration
-    from kancompile.reporting.source import calibration_hash
+    from kancompile.reporting.facts.source import calibration_hash
 
     if options.calibration is None and options.data is None:
         raise KanCompileError("report: found neither --calibration nor --data, expected the data of the compilation")

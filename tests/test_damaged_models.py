@@ -23,9 +23,9 @@ from kancompile.diagnosis.anatomy import Anatomy
 from kancompile.diagnosis.laboratory import Outcome
 from kancompile.diagnosis.tune_cache import TuneCache, recalled
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.inspection import describe_file, describe_manifest, manifest_table
 from kancompile.recipe import read_recipe
-from kancompile.reporting.source import _manifest, recipe_and_seed
+from kancompile.reporting.facts.inspection import describe_file, describe_manifest, manifest_table
+from kancompile.reporting.facts.source import _manifest, recipe_and_seed
 from kancompile.runtimes.output_quantum import output_quantum
 from kancompile.runtimes.session import RuntimeModel, run_reference
 from kancompile.validation.kernel_audit import audit_kernels

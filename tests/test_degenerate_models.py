@@ -20,10 +20,10 @@ from kancompile.passes.rounding_methods import METHODS
 from kancompile.passes.rounding_methods.brecq import Brecq
 from kancompile.progress import quiet
 from kancompile.recipe import read_recipe
-from kancompile.reporting.collect import ReportOptions, collect
-from kancompile.reporting.html import render
+from kancompile.reporting.facts.collect import ReportOptions, collect
+from kancompile.reporting.facts.source import of_compiled
+from kancompile.reporting.render.html import render
 from kancompile.reporting.schema import report_schema
-from kancompile.reporting.source import of_compiled
 
 
 def weights(*shape: int, seed: int = 0) -> nn.Parameter:

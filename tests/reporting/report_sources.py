@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kancompile.compiler.compile import compile
 from kancompile.data.calibration import load_calibration
-from kancompile.reporting.source import ReportSource, of_compiled
+from kancompile.reporting.facts.source import ReportSource, of_compiled
 from kancompile.runtimes import web
 from kancompile.validation.validate import validate
 from tests.tools import browser

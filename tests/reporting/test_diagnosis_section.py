@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from kancompile.command_line import main
-from kancompile.reporting.collect import ReportOptions, collect
-from kancompile.reporting.html import render
+from kancompile.reporting.facts.collect import ReportOptions, collect
+from kancompile.reporting.render.html import render
 from kancompile.reporting.schema import report_schema
 from tests.compiled_kan import FACTORY, FACTORY_ARGS, make_inputs, make_model
 from tests.diagnosis.planted_faults import samples, trained

@@ -28,10 +28,10 @@ from examples.zoo import (
 )
 from kancompile.compiler.compile import compile
 from kancompile.data.calibration import load_calibration
-from kancompile.reporting.collect import ReportOptions, collect
-from kancompile.reporting.html import render
+from kancompile.reporting.facts.collect import ReportOptions, collect
+from kancompile.reporting.facts.source import of_compiled
+from kancompile.reporting.render.html import render
 from kancompile.reporting.schema import report_schema
-from kancompile.reporting.source import of_compiled
 
 WIDTHS = (8, 8, 3)
 LINEAR, IMAGES = (8,), (3, 6, 6)

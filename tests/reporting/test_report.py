@@ -22,13 +22,13 @@ from kancompile.command_line import main
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.table import TableExpansion
 from kancompile.passes.lowering import lower
-from kancompile.reporting.bit_front import measure_front
-from kancompile.reporting.collect import ReportOptions, collect
-from kancompile.reporting.edges import EdgeName, draw_edges, parse_edge
-from kancompile.reporting.html import render
-from kancompile.reporting.observation import observe
+from kancompile.reporting.facts.bit_front import measure_front
+from kancompile.reporting.facts.collect import ReportOptions, collect
+from kancompile.reporting.facts.edges import EdgeName, draw_edges, parse_edge
+from kancompile.reporting.facts.observation import observe
+from kancompile.reporting.facts.source import ReportSource
+from kancompile.reporting.render.html import render
 from kancompile.reporting.schema import report_schema
-from kancompile.reporting.source import ReportSource
 from kancompile.validation.layer_pairs import LayerPair
 from tests.compiled_kan import FACTORY, FACTORY_ARGS, make_inputs, make_model
 from tests.reporting.report_sources import opened, source_of

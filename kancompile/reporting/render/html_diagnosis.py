@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from kancompile.reporting.html_layers import branch_name
-from kancompile.reporting.html_parts import MISSING, decibels, number, percent, table
+from kancompile.reporting.render.html_layers import branch_name
+from kancompile.reporting.render.html_parts import MISSING, decibels, number, percent, table
 
 _PARTS = ("outside", "levels", "codes", "weights")
 

@@ -24,13 +24,13 @@ from kancompile.data.model import check_fits
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.errors.foreign import check_form
 from kancompile.frontend.capture import capture
-from kancompile.inspection import describe_file, read_manifest
 from kancompile.ir.program import Program
 from kancompile.ir.show import with_history
 from kancompile.passes.lowering import Lowering, prepare
 from kancompile.passes.quantize_outputs import QuantizeOutputs
 from kancompile.progress import say
 from kancompile.recipe import Recipe, read_recipe
+from kancompile.reporting.facts.inspection import describe_file, read_manifest
 from kancompile.runtimes.session import read_model
 from kancompile.validation.kernel_audit import KernelAudit, audit_kernels
 from kancompile.validation.validate import Validation, validate

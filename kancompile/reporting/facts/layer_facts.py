@@ -13,10 +13,10 @@ from kancompile.ir.contraction import QuantizedContraction
 from kancompile.ir.convolution import QuantizedConvContraction
 from kancompile.ir.polynomial import PolynomialExpansion
 from kancompile.ir.table import TableExpansion
-from kancompile.reporting.branch_meaning import branch_meaning
-from kancompile.reporting.contributions import Contribution, LayerContribution
-from kancompile.reporting.observation import Observation, Outside
-from kancompile.reporting.weight_errors import weight_errors
+from kancompile.reporting.facts.branch_meaning import branch_meaning
+from kancompile.reporting.facts.contributions import Contribution, LayerContribution
+from kancompile.reporting.facts.observation import Observation, Outside
+from kancompile.reporting.facts.weight_errors import weight_errors
 from kancompile.validation.error_measures import plain_number
 from kancompile.validation.kernel_audit import KernelAudit
 from kancompile.validation.layer_errors import LayerError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kancompile.diagnosis.diagnosing import examine, open_laboratory
-from kancompile.reporting.source import ReportSource, settled
+from kancompile.reporting.facts.source import ReportSource, settled
 
 
 def diagnosis_of(source: ReportSource) -> dict[str, Any]:

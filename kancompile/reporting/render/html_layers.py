@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from kancompile.reporting.html_parts import MISSING, data_size, decibels, number, percent, table
-from kancompile.reporting.plots import error_map
+from kancompile.reporting.render.html_parts import MISSING, data_size, decibels, number, percent, table
+from kancompile.reporting.render.plots import error_map
 
 _MAPS = 12
 

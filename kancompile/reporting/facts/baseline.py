@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from kancompile.reporting.source import ReportSource
+from kancompile.reporting.facts.source import ReportSource
 from kancompile.runtimes.machine import describe_machine
 from kancompile.runtimes.session import RuntimeModel
 from kancompile.validation.benchmark import COMPILED, FLOAT_EXPORT, export_float, take_turns

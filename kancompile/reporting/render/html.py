@@ -7,10 +7,10 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-from kancompile.reporting.html_diagnosis import diagnosis_section
-from kancompile.reporting.html_layers import layer_tables, weight_maps
-from kancompile.reporting.html_parts import MISSING, data_size, decibels, number, table
-from kancompile.reporting.plots import bits_text, edge_plot, front_plot
+from kancompile.reporting.render.html_diagnosis import diagnosis_section
+from kancompile.reporting.render.html_layers import layer_tables, weight_maps
+from kancompile.reporting.render.html_parts import MISSING, data_size, decibels, number, table
+from kancompile.reporting.render.plots import bits_text, edge_plot, front_plot
 
 _SECTIONS = (
     ("findings", "What to know first"),

@@ -18,7 +18,7 @@ from torch import Tensor
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.expansion import Expansion
 from kancompile.ir.table import TableExpansion
-from kancompile.reporting.observation import Observation
+from kancompile.reporting.facts.observation import Observation
 from kancompile.validation.error_measures import decibel
 from kancompile.validation.layer_pairs import BranchColumns, LayerPair, evaluate_inputs
 

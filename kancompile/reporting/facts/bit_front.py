@@ -20,7 +20,7 @@ from kancompile.ir.program import Program
 from kancompile.passes.lowering import Lowering
 from kancompile.progress import quiet, track
 from kancompile.recipe import Recipe
-from kancompile.reporting.source import ReportSource
+from kancompile.reporting.facts.source import ReportSource
 from kancompile.validation.error_measures import ErrorMeasure, TaskMetric, plain_number
 
 WIDTHS = (2, 3, 4, 6, 8)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from kancompile.compiler.compiled_model import CompiledModel
-from kancompile.reporting.baseline import parameter_bytes
-from kancompile.reporting.html_parts import number
-from kancompile.reporting.layer_facts import kernels_of
+from kancompile.reporting.facts.baseline import parameter_bytes
+from kancompile.reporting.facts.layer_facts import kernels_of
+from kancompile.reporting.render.html_parts import number
 from kancompile.validation.text_table import aligned
 from kancompile.validation.validate import Validation
 

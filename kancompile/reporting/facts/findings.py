@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kancompile.reporting.branch_meaning import CONSTANT
+from kancompile.reporting.facts.branch_meaning import CONSTANT
 
 SEVERITIES = ("serious", "warning", "note")
 

@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
-from kancompile.inspection import describe_program
 from kancompile.ir.program import PassChange
-from kancompile.reporting.baseline import measure_baseline, parameter_bytes
-from kancompile.reporting.bit_front import measure_front, no_front
-from kancompile.reporting.contributions import measure_contributions
-from kancompile.reporting.diagnosed import diagnosis_of
-from kancompile.reporting.edges import Edge, EdgeName, draw_edges, important_edges, parse_edge
-from kancompile.reporting.findings import findings
-from kancompile.reporting.layer_facts import layer_facts
-from kancompile.reporting.observation import Observation, observe
-from kancompile.reporting.source import ReportSource
+from kancompile.reporting.facts.baseline import measure_baseline, parameter_bytes
+from kancompile.reporting.facts.bit_front import measure_front, no_front
+from kancompile.reporting.facts.contributions import measure_contributions
+from kancompile.reporting.facts.diagnosed import diagnosis_of
+from kancompile.reporting.facts.edges import Edge, EdgeName, draw_edges, important_edges, parse_edge
+from kancompile.reporting.facts.findings import findings
+from kancompile.reporting.facts.inspection import describe_program
+from kancompile.reporting.facts.layer_facts import layer_facts
+from kancompile.reporting.facts.observation import Observation, observe
+from kancompile.reporting.facts.source import ReportSource
 from kancompile.validation.error_measures import plain_number
 from kancompile.validation.layer_pairs import LayerPair
 

@@ -1,0 +1,1 @@
+"""Measure what a report says, as plain data."""
