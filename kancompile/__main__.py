@@ -2,6 +2,6 @@
 
 import sys
 
-from kancompile.command_line import main
+from kancompile.cli.main import main
 
 sys.exit(main())

@@ -125,7 +125,7 @@ class Runner:
                 ["bash", "-c", command], cwd=self.folder, env=environment, capture_output=True, text=True, check=False
             )
             return done.stdout + done.stderr, done.returncode
-        from kancompile.command_line import main
+        from kancompile.cli.main import main
 
         if words[1] == "benchmark":
             words += SHORT_BENCHMARK

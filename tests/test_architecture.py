@@ -38,7 +38,7 @@ def test_the_command_line_answers_without_torch() -> None:
     script = """
 import sys
 import kancompile
-from kancompile.command_line import main
+from kancompile.cli import main
 try:
     main(["--help"])
 except SystemExit as done:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import kancompile
-from kancompile.command_line import main
+from kancompile.cli.main import main
 from kancompile.data.calibration import load_calibration
 from kancompile.data.model import check_fits
 from kancompile.errors.exceptions import KanCompileError

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from kancompile import commands, exit_codes
-from kancompile.command_line import main
+from kancompile.cli import exit_codes
+from kancompile.cli.main import main
 from kancompile.errors.exceptions import KanCompileError
 from tests.compiled_kan import FACTORY, FACTORY_ARGS, make_inputs, make_model
 
@@ -352,7 +352,7 @@ def test_every_command_explains_itself_with_an_example(command: str, capsys: pyt
 def test_help_and_recipes_do_not_load_pytorch() -> None:
     for arguments in (["--help"], ["compile", "--help"], ["recipe"], ["completion", "bash"]):
         code = (
-            "import sys\nfrom kancompile.command_line import main\n"
+            "import sys\nfrom kancompile.cli.main import main\n"
             f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
             "sys.exit(bool({'torch', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules)))"
         )
@@ -377,7 +377,7 @@ def _raising(error: BaseException) -> Callable[[Any], int]:
 def test_exit_codes(
     error: BaseException, code: int, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(commands, "run_recipe", _raising(error))
+    monkeypatch.setattr("kancompile.cli.recipe.show_result", _raising(error))
     assert main(["recipe"]) == code
     assert text in capsys.readouterr().err
 
@@ -391,7 +391,7 @@ def test_an_interrupt_while_writing_leaves_no_files(
 
 
 def test_a_closed_pipe_is_no_error() -> None:
-    code = "import sys\nfrom kancompile.command_line import main\nsys.exit(main(['recipe']))"
+    code = "import sys\nfrom kancompile.cli.main import main\nsys.exit(main(['recipe']))"
     reader, writer = os.pipe()
     os.close(reader)
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, check=False)

@@ -16,7 +16,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from kancompile.command_line import main
+from kancompile.cli.main import main
 from kancompile.data.calibration import load_calibration
 from kancompile.data.state_dict import apply_state_dict, load_state_dict
 from kancompile.diagnosis.anatomy import Anatomy

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kancompile.command_line import main
+from kancompile.cli.main import main
 from kancompile.data.calibration import load_calibration
 from kancompile.data.data_sources import open_data
 from kancompile.data.image_folder import ImageFolder

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kancompile.command_line import main
+from kancompile.cli.main import main
 from kancompile.data.model import parse_factory_args
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.errors.foreign import check_form, foreign, parse_json, parse_literal, shown

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kancompile.command_line import main
+from kancompile.cli.main import main
 
 HEAD = """\
 import torch

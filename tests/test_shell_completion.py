@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from kancompile.command_line import main
-from kancompile.command_parser import command_parser
-from kancompile.shell_completion import SHELLS, completion_script
+from kancompile.cli.completion import SHELLS, completion_script
+from kancompile.cli.main import main
+from kancompile.cli.parser import command_parser
 
 
 def _run(shell: str, script: str, *arguments: str) -> list[str]:

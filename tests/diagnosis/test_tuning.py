@@ -12,7 +12,7 @@ import pytest
 from torch import Tensor, nn
 
 from examples.zoo.chebyshev_kan import ChebyKAN
-from kancompile.command_line import main
+from kancompile.cli.main import main
 from kancompile.compiler.compile import compile
 from kancompile.diagnosis.tune_cache import TuneCache
 from kancompile.diagnosis.tuning import Tuning, tune

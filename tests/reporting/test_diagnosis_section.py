@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kancompile.command_line import main
+from kancompile.cli.main import main
 from kancompile.reporting.facts.collect import ReportOptions, collect
 from kancompile.reporting.render.html import render
 from kancompile.reporting.schema import report_schema

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from examples.zoo import efficient_kan, spline_conv, wav_kan
-from kancompile.command_line import main
+from kancompile.cli.main import main
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir.table import TableExpansion
 from kancompile.passes.lowering import lower

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
-from kancompile.command_line import main
+from kancompile.cli.main import main
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.runtimes import c99
 from kancompile.runtimes.session import RuntimeModel

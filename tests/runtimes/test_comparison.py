@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kancompile.command_line import main
+from kancompile.cli.main import main
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.runtimes import RUNTIMES
 from kancompile.runtimes.contract import InProcess, Runtime, available, in_process

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from kancompile.command_line import main
+from kancompile.cli.main import main
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.runtimes import RUNTIMES
 from kancompile.runtimes.contract import InProcess, Prepared, Runtime, available

@@ -1,4 +1,7 @@
-"""What commands do alike: open the model and the data that options name, and keep standard output for the result."""
+"""What commands do alike: open the model and the data that options name, and keep standard output for the result.
+
+What loads PyTorch is imported where a command needs it: wrong usage is answered at once, and a recipe needs none of it.
+"""
 
 from __future__ import annotations
 

@@ -1,52 +1,39 @@
-"""What ``kancompile diagnose`` and ``kancompile tune`` do."""
+"""``kancompile tune``: change a recipe until targets are met."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kancompile.command_options import recipe_overrides
-from kancompile.command_session import load_float_model, opened_data, show_result, working
+from kancompile.cli.command import Command
+from kancompile.cli.diagnose import judged_samples
+from kancompile.cli.exit_codes import OK, THRESHOLD_MISSED
+from kancompile.cli.options import add_diagnosis, add_max_drop, recipe_overrides
+from kancompile.cli.session import load_float_model, show_result, working
 from kancompile.compiler.atomic_write import check_destinations, write_atomically
-from kancompile.exit_codes import OK, THRESHOLD_MISSED
-from kancompile.recipe import Recipe, read_recipe
+from kancompile.recipe import read_recipe
 
-# what loads PyTorch is imported where it is needed
-if TYPE_CHECKING:
-    from kancompile.data.calibration import Calibration
+TEXT = """\
+example:
+  kancompile tune models.py:make_kan --checkpoint kan.pt --calibration train.npz --data test.npz --max-drop 0.3 \\
+      --weight-bits 4 --out build
 
-
-def _samples(options: argparse.Namespace, recipe: Recipe) -> tuple[Calibration, Calibration, str]:
-    from kancompile.diagnosis.diagnosing import samples_for
-
-    return samples_for(
-        opened_data(options, "calibration"),
-        None if options.data is None else opened_data(options),
-        recipe,
-        options.held_out,
-        options.seed,
-        options.calibration_key,
-        options.data_key,
-    )
+Starts from the given recipe and makes the cheapest useful change first until --max-drop, --min-sqnr and --max-bytes are met;
+then writes OUT/model.onnx, its manifest and OUT/recipe.toml. Otherwise says what is missing, and writes nothing but
+OUT/tune-cache.jsonl, with which an interrupted run goes on where it was."""
 
 
-def run_diagnose(options: argparse.Namespace) -> int:
-    """Say what a recipe costs where, why, and what to change."""
-    recipe = read_recipe(options.recipe, **recipe_overrides(options))
-
-    from kancompile.diagnosis.diagnosing import examine, open_laboratory
-
-    with working(options):
-        fitting, judging, judged_on = _samples(options, recipe)
-        laboratory = open_laboratory(load_float_model(options), fitting, judging, recipe, options.seed, options.device)
-        result = examine(laboratory, judged_on, options.data is not None, options.exact)
-    show_result(options, result.to_dict(), result.text())
-    return OK
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Describe the options of the command."""
+    add_diagnosis(parser)
+    add_max_drop(parser)
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for model, manifest, recipe.toml and cache")
+    parser.add_argument("--force", action="store_true", help="replace existing files")
 
 
-def run_tune(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Change a recipe until targets are met, and write the model, its manifest and the recipe; or say what is missing."""
     overrides = recipe_overrides(options)
     # the targets of tuning: what the error gate of a compilation holds stays what the recipe file says
@@ -61,7 +48,7 @@ def run_tune(options: argparse.Namespace) -> int:
     path, recipe_path = folder / "model.onnx", folder / "recipe.toml"
     check_destinations([path, manifest_path(path), recipe_path], options.force)
     with working(options):
-        fitting, judging, judged_on = _samples(options, recipe)
+        fitting, judging, judged_on = judged_samples(options, recipe)
         model = load_float_model(options)
         tuned = tune(
             model,
@@ -97,3 +84,6 @@ def run_tune(options: argparse.Namespace) -> int:
     if reasons:
         print(f"kancompile: threshold missed, nothing written: {'; '.join(reasons)}", file=sys.stderr)
     return THRESHOLD_MISSED if reasons else OK
+
+
+COMMAND = Command("tune", "change a recipe until targets are met", TEXT, add_options, run)

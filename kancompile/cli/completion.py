@@ -1,4 +1,4 @@
-"""Scripts that complete ``kancompile`` in bash, zsh and fish, written from its own argument parser.
+"""``kancompile completion``: scripts that complete ``kancompile`` in bash, zsh and fish, written from its own argument parser.
 
 The scripts are static, so that pressing Tab starts no Python.
 """
@@ -9,7 +9,18 @@ import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from kancompile.cli.command import Command
+from kancompile.cli.exit_codes import OK
+from kancompile.cli.session import show_result
+
 SHELLS = ("bash", "zsh", "fish")
+TEXT = """\
+examples:
+  kancompile completion bash > ~/.local/share/bash-completion/completions/kancompile
+  kancompile completion zsh > ~/.zfunc/_kancompile
+  kancompile completion fish > ~/.config/fish/completions/kancompile.fish
+
+Completes commands, options and their choices. For zsh the folder must be in fpath before compinit runs."""
 
 
 @dataclass(frozen=True)
@@ -135,3 +146,18 @@ def _fish(prog: str, commands: _Commands) -> str:
             if words or choices:
                 lines.append(f"{inside}{' ' if words else ''}{words}{value}{choices} -d '{option.meaning}'")
     return "\n".join(lines) + "\n"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Describe the options of the command."""
+    parser.add_argument("shell", choices=SHELLS, help="which shell")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the completion script of a shell."""
+    script = completion_script(options.parser, options.shell)
+    show_result(options, {"shell": options.shell, "script": script}, script.rstrip())
+    return OK
+
+
+COMMAND = Command("completion", "print a script that completes commands in a shell", TEXT, add_options, run)

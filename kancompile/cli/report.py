@@ -1,4 +1,4 @@
-"""What ``kancompile report`` does, and the report that ``kancompile compile --report`` writes beside the model."""
+"""``kancompile report``, and the report that ``kancompile compile --report`` writes beside the model."""
 
 from __future__ import annotations
 
@@ -8,19 +8,47 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kancompile.command_session import load_float_model, opened_data, show_result, working
+from kancompile.cli.command import Command
+from kancompile.cli.exit_codes import OK
+from kancompile.cli.options import add_data, add_diagnose, add_held_out, add_model, count
+from kancompile.cli.session import load_float_model, opened_data, show_result, working
 from kancompile.compiler.atomic_write import check_destinations, write_atomically
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.exit_codes import OK
 from kancompile.reporting.render.plots import check_matplotlib
 
-# what loads PyTorch is imported where it is needed
 if TYPE_CHECKING:
     from kancompile.compiler.compiled_model import CompiledModel
     from kancompile.data.calibration import Calibration
     from kancompile.validation.validate import Validation
 
 _JUDGED_SAMPLES = 4096
+TEXT = """\
+examples:
+  kancompile report build/model.onnx --against models.py:make_kan --checkpoint kan.pt --data train.npz
+  kancompile report build/model.onnx --against models.py:make_kan --checkpoint kan.pt \\
+      --calibration train.npz --data test.npz --edge layers.0:3,17 --out report.html
+
+Writes one HTML page that opens offline, and its data as JSON: accuracy, size and time before and after, the error that every
+layer and branch brings, ranges, kernels, and the edge functions before and after. The tables are made again from the data
+that the file was compiled with, which is compared by hash: --calibration, or --data where that is the same file."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Say what a report is about and what it draws."""
+    parser.add_argument("file", metavar="MODEL.onnx", help="compiled file")
+    add_model(parser, "--against")
+    add_data(parser, "calibration", "data of the compilation (default: --data)", required=False, dest="calibration")
+    add_held_out(parser)
+    add_data(parser, "data", "inputs to measure with (default: the held-out samples)", required=False)
+    parser.add_argument("--out", metavar="FILE.html", help="page to write (default: MODEL.report.html beside the file)")
+    parser.add_argument("--force", action="store_true", help="replace existing files")
+    parser.add_argument(
+        "--edge", action="append", default=[], metavar="LAYER:OUT,IN", help="an edge to draw; may be repeated"
+    )
+    parser.add_argument("--edges", type=count, default=12, metavar="N", help="important edges to draw (default 12)")
+    add_diagnose(parser)
+    parser.add_argument("--no-sweep", action="store_true", help="do not try other weight bits")
+    parser.add_argument("--no-latency", action="store_true", help="measure no times, which differ from run to run")
 
 
 def report_paths(model: Path) -> tuple[Path, Path]:
@@ -51,7 +79,7 @@ def compiled_report(
     return collect(of_compiled(compiled, judging, judged_on, result, path.name), ReportOptions(diagnose=diagnose))
 
 
-def run_report(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Report on a compiled file."""
     check_matplotlib()
     path = Path(options.file)
@@ -142,3 +170,6 @@ def diagnosis_lines(report: Mapping[str, Any]) -> list[str]:
         brings = "" if gain is None else f" ({gain:+.1f} dB)" if isinstance(gain, int | float) else f" ({gain} dB)"
         lines.append(f"diagnosis: {cause['kind']}: {cause['title']}: {cause['change']['text']}{brings}")
     return lines or ["diagnosis: nothing stands out"]
+
+
+COMMAND = Command("report", "explain a compiled file on one HTML page", TEXT, add_options, run)

@@ -1,4 +1,4 @@
-"""The command ``kancompile``: reads arguments, calls :mod:`kancompile.commands`, turns errors into exit codes.
+"""The command ``kancompile``: reads arguments, runs a command, turns errors into exit codes.
 
 Nothing here imports PyTorch before a command really runs, so that ``--help`` answers at once.
 """
@@ -10,9 +10,9 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from kancompile.command_parser import command_parser
+from kancompile.cli.exit_codes import INTERNAL, INTERRUPTED, OK, THRESHOLD_MISSED, USAGE
+from kancompile.cli.parser import command_parser
 from kancompile.errors.exceptions import KanCompileError, ThresholdMissedError
-from kancompile.exit_codes import INTERNAL, INTERRUPTED, OK, THRESHOLD_MISSED, USAGE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,9 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = command_parser().parse_args(arguments)
     try:
         _filter_warnings()
-        from kancompile import commands
-
-        code = int(getattr(commands, f"run_{options.command}")(options))
+        code = int(options.run(options))
         sys.stdout.flush()  # here a closed pipe can still be handled
         return code
     except ThresholdMissedError as error:

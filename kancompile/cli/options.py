@@ -85,24 +85,6 @@ def add_diagnosis(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
 
 
-def add_report(parser: argparse.ArgumentParser) -> None:
-    """Say what a report is about and what it draws."""
-    parser.add_argument("file", metavar="MODEL.onnx", help="compiled file")
-    add_model(parser, "--against")
-    add_data(parser, "calibration", "data of the compilation (default: --data)", required=False, dest="calibration")
-    add_held_out(parser)
-    add_data(parser, "data", "inputs to measure with (default: the held-out samples)", required=False)
-    parser.add_argument("--out", metavar="FILE.html", help="page to write (default: MODEL.report.html beside the file)")
-    parser.add_argument("--force", action="store_true", help="replace existing files")
-    parser.add_argument(
-        "--edge", action="append", default=[], metavar="LAYER:OUT,IN", help="an edge to draw; may be repeated"
-    )
-    parser.add_argument("--edges", type=count, default=12, metavar="N", help="important edges to draw (default 12)")
-    add_diagnose(parser)
-    parser.add_argument("--no-sweep", action="store_true", help="do not try other weight bits")
-    parser.add_argument("--no-latency", action="store_true", help="measure no times, which differ from run to run")
-
-
 def add_diagnose(parser: argparse.ArgumentParser) -> None:
     """Ask for a diagnosis in a report."""
     parser.add_argument(

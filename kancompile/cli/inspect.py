@@ -1,0 +1,83 @@
+"""``kancompile inspect``: what a file contains, or what is found in a model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from kancompile.cli.command import Command
+from kancompile.cli.exit_codes import OK
+from kancompile.cli.options import add_model, counts
+from kancompile.cli.session import load_float_model, show_result, working
+from kancompile.errors.exceptions import KanCompileError
+
+TEXT = """\
+examples:
+  kancompile inspect build/model.onnx
+  kancompile inspect --model models.py:make_kan --input-shape 784
+
+The first form shows what a compiled file contains. The second shows which KAN layers are found in a model, and for
+every other operation that was looked at why it stays as it is, with the line of code."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Describe the options of the command."""
+    parser.add_argument("file", nargs="?", metavar="MODEL.onnx", help="compiled file")
+    add_model(parser, "--model", required=False)
+    parser.add_argument("--input-shape", type=counts, metavar="N,N", help="one sample's shape, such as 784 or 3,32,32")
+    parser.add_argument("--kernels", action="store_true", help="also ask ONNX Runtime which kernels it uses")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show a compiled file, or what is found in a model."""
+    if (options.file is None) == (options.model is None):
+        raise KanCompileError("inspect: expected either a MODEL.onnx file or --model, one of them")
+
+    from kancompile.frontend.capture import capture
+    from kancompile.reporting.facts.inspection import (
+        describe_file,
+        describe_manifest,
+        describe_program,
+        file_table,
+        manifest_table,
+        program_table,
+    )
+    from kancompile.targets import TARGETS
+    from kancompile.validation.kernel_audit import audit_kernels
+
+    if options.file is not None and Path(options.file).suffix in {
+        target.suffix for target in TARGETS.values() if target.suffix != ".onnx"
+    }:
+        described = describe_manifest(Path(options.file))
+        show_result(options, described, manifest_table(described))
+        return OK
+    if options.file is not None:
+        described = describe_file(options.file)
+        text = file_table(described)
+        if options.kernels:
+            audit = audit_kernels(Path(options.file).read_bytes())
+            described["kernels"] = audit.to_dict()
+            text += "\n" + audit.table()
+        show_result(options, described, text)
+        return OK
+    with working(options):
+        model = load_float_model(options)
+        if options.input_shape is None and not str(options.model).endswith(".pt2"):
+            raise KanCompileError(
+                "inspect: found no --input-shape, expected one sample's shape, such as 784 or 3,32,32"
+            )
+        program = capture(model, options.input_shape or _exported_shape(model))
+    show_result(options, describe_program(program), program_table(program))
+    return OK
+
+
+def _exported_shape(model: Any) -> tuple[int, ...]:
+    names = set(model.graph_signature.user_inputs)
+    shapes = [
+        node.meta["val"].shape[1:] for node in model.graph.nodes if node.op == "placeholder" and node.name in names
+    ]
+    return tuple(int(size) for size in shapes[0])
+
+
+COMMAND = Command("inspect", "show what a file contains or what is found in a model", TEXT, add_options, run)
