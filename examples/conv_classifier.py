@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import kancompile
 from examples.zoo import kagn_conv
-from kancompile.validation.validate import Validation
+from kancompile.validation import Validation
 
 N_TEST = 450
 N_CALIBRATION = 256

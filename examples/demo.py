@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import kancompile
 from examples.zoo.efficient_kan import build
 from kancompile.progress import quiet
-from kancompile.validation.benchmark import FLOAT_EXPORT, export_float
+from kancompile.validation import FLOAT_EXPORT, export_float
 
 DIGITS = Path(__file__).parent / "digits"
 OUTPUT = Path("compiled")

@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from kancompile.validation.validate import validate as validate
 
 _HOMES = {
-    "CompiledModel": "kancompile.compiler.compile",
-    "Program": "kancompile.ir.program",
+    "CompiledModel": "kancompile.compiler",
+    "Program": "kancompile.ir",
     "Recipe": "kancompile.recipe",
-    "benchmark": "kancompile.validation.benchmark",
-    "capture": "kancompile.frontend.capture",
-    "compile": "kancompile.compiler.compile",
-    "diagnose": "kancompile.diagnosis.diagnosing",
-    "show": "kancompile.ir.program",
-    "tune": "kancompile.diagnosis.tuning",
-    "validate": "kancompile.validation.validate",
+    "benchmark": "kancompile.validation",
+    "capture": "kancompile.frontend",
+    "compile": "kancompile.compiler",
+    "diagnose": "kancompile.diagnosis",
+    "show": "kancompile.ir",
+    "tune": "kancompile.diagnosis",
+    "validate": "kancompile.validation",
 }
 __all__ = ["KanCompileError", *_HOMES]
 

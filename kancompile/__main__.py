@@ -2,6 +2,6 @@
 
 import sys
 
-from kancompile.cli.main import main
+from kancompile.cli import main
 
 sys.exit(main())

@@ -14,8 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.errors.foreign import check_depth, foreign, parse_json, read_text, shown
+from kancompile.errors import KanCompileError, check_depth, foreign, parse_json, read_text, shown
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Every module imports alone, loading the package is cheap, and while files move to their rooms faults only shrink."""
+"""Every file has a floor, imports go down, folders have doors, every module imports alone, loading the package is cheap."""
 
 from __future__ import annotations
 
@@ -8,22 +8,73 @@ from pathlib import Path
 
 import pytest
 
-from tests.import_graph import HERE, ImportGraph, counts
+from tests.import_graph import HERE, ImportGraph, counts, names_in, offered
 
 GRAPH = ImportGraph(HERE)
-MOST = {"rooms": 67, "floors": 17, "arrows": 320, "circles": 2}
+PACKAGE = HERE / GRAPH.package
+FLOORS = (
+    {"errors", "progress"},
+    {"recipe"},
+    {"data", "ir"},
+    {"frontend", "passes", "targets", "runtimes"},
+    {"validation"},
+    {"compiler"},
+    {"diagnosis"},
+    {"reporting"},
+    {"cli"},
+)
+"""The rooms from the ground up; rooms of one floor know nothing of each other."""
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+MOST_ARROWS = 64
 
 
-def test_the_house_only_gets_simpler(capsys: pytest.CaptureFixture[str]) -> None:
-    found = {
-        "rooms": len(GRAPH.rooms),
-        "floors": GRAPH.floors,
-        "arrows": len(GRAPH.arrows),
-        "circles": len(GRAPH.circles),
-    }
-    assert not {name: count for name, count in found.items() if count > MOST[name]}
+def test_every_room_has_a_floor(capsys: pytest.CaptureFixture[str]) -> None:
+    entries = {path.stem for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    assert entries - {"__init__", "__main__", "py"} == set(FLOOR), "give a new entry of kancompile/ a floor, or a room"
+    assert set(GRAPH.rooms) == set(FLOOR)
+    assert len(GRAPH.arrows) <= MOST_ARROWS
     with capsys.disabled():
         print(f"\n{counts(GRAPH)}")
+
+
+@pytest.mark.parametrize("room", FLOOR)
+def test_imports_go_down(room: str) -> None:
+    up = [
+        f"{entry.file} imports {GRAPH.file_of(entry)}"
+        for entry in GRAPH.imports
+        if GRAPH.room(entry.file) == room
+        and (other := GRAPH.room(GRAPH.file_of(entry))) != room
+        and FLOOR.get(other, len(FLOORS)) >= FLOOR[room]
+    ]
+    assert not up
+
+
+def test_no_file_imports_itself_by_a_detour() -> None:
+    assert not GRAPH.circles
+
+
+def test_folders_are_entered_by_their_doors() -> None:
+    """From outside a folder only names of its ``__all__`` are used, by the package and by the examples."""
+    imports = list(GRAPH.imports)
+    for path in sorted((HERE / "examples").rglob("*.py")):
+        imports += GRAPH.imports_of(f"examples.{path.stem}", path)
+    past = [
+        f"{entry.file}: from {entry.module} import {entry.name}"
+        for entry in imports
+        if (door := GRAPH.door(entry)) is not None
+        and not (entry.module == door and not entry.name)
+        and entry.name not in offered(GRAPH.files[door])
+    ]
+    assert not past
+
+
+@pytest.mark.parametrize("folder", sorted(GRAPH.folders))
+def test_doors_offer_what_there_is_and_what_is_used(folder: str) -> None:
+    names = offered(GRAPH.files[folder])
+    assert names, "a folder says in __all__ what it offers"
+    assert set(names) <= names_in(GRAPH.files[folder])
+    assert not [name for name in names if name.startswith("_")]
+    assert GRAPH.files[folder].read_text().startswith('"""')
 
 
 def test_every_module_imports_alone() -> None:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 import kancompile
 from examples.web.network_file import describe_network
 from examples.zoo.efficient_kan import build as build_model
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 from kancompile.progress import quiet
 from kancompile.runtimes import web
 

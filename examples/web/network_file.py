@@ -13,10 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.contraction import QuantizedContraction
-from kancompile.ir.program import Program
-from kancompile.ir.table import TableExpansion
+from kancompile.errors import KanCompileError
+from kancompile.ir import Program, QuantizedContraction, TableExpansion
 
 
 def describe_network(program: Program) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from kancompile.cli.command import Command
 from kancompile.cli.exit_codes import OK
 from kancompile.cli.options import add_data, add_model, count, counts, seed
 from kancompile.cli.session import load_float_model, opened_data, show_result, working
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 
 HONEST_FLOAT = "float by kancompile, ONNX Runtime"
 TEXT = """\
@@ -42,14 +42,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Time a file beside its float model."""
-    from kancompile.validation.benchmark import benchmark
-    from kancompile.validation.runtime_timing import timed_runtimes
+    from kancompile.validation import benchmark, timed_runtimes
 
     runtimes = timed_runtimes(options.runtime)
     with working(options):
         model, data = load_float_model(options), None
         if options.data is not None:
-            from kancompile.data.calibration import load_calibration
+            from kancompile.data import load_calibration
 
             data = load_calibration(opened_data(options), key=options.data_key, name="data", seed=options.seed).samples
         others: dict[str, bytes] = {}
@@ -78,8 +77,8 @@ def _exact_file(options: argparse.Namespace, model: Any, data: Any) -> bytes:
     """Compile a model without rounding anything: what a good float implementation of it costs."""
     import torch
 
-    from kancompile.compiler.compile import compile as compile_model
-    from kancompile.runtimes.session import RuntimeModel
+    from kancompile.compiler import compile as compile_model
+    from kancompile.runtimes import RuntimeModel
 
     if data is None:
         shape = RuntimeModel(options.file).input_shape

@@ -21,15 +21,14 @@ from kancompile.cli.options import (
     seed,
 )
 from kancompile.cli.session import load_float_model, opened_data, show_result, working
-from kancompile.compiler.atomic_write import check_destinations, write_atomically
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 from kancompile.progress import say
 from kancompile.recipe import read_recipe
 
 if TYPE_CHECKING:
-    from kancompile.compiler.compiled_model import CompiledModel
-    from kancompile.data.calibration import Calibration
-    from kancompile.targets.contract import Target
+    from kancompile.compiler import CompiledModel
+    from kancompile.data import Calibration
+    from kancompile.targets import Target
 from kancompile.cli.report import compiled_report, diagnosis_lines, report_files, report_paths
 
 _MISSED = ".missed"
@@ -80,12 +79,10 @@ def run(options: argparse.Namespace) -> int:
     """Compile, measure on held-out data, and write the files; where those miss a threshold, no more than a report on that."""
     recipe = read_recipe(options.recipe, **recipe_overrides(options))
 
-    from kancompile.compiler.compile import compile as compile_model
-    from kancompile.compiler.compiled_model import manifest_path
-    from kancompile.compiler.emission import check_target, targets_named
-    from kancompile.data.calibration import load_calibration
-    from kancompile.reporting.render.plots import check_matplotlib
-    from kancompile.reporting.render.terminal import compile_summary
+    from kancompile.compiler import check_destinations, check_target, manifest_path, targets_named, write_atomically
+    from kancompile.compiler import compile as compile_model
+    from kancompile.data import load_calibration
+    from kancompile.reporting import check_matplotlib, compile_summary
 
     if options.diagnose and not options.report:
         raise KanCompileError(

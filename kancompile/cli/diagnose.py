@@ -12,7 +12,7 @@ from kancompile.cli.session import load_float_model, opened_data, show_result, w
 from kancompile.recipe import Recipe, read_recipe
 
 if TYPE_CHECKING:
-    from kancompile.data.calibration import Calibration
+    from kancompile.data import Calibration
 
 TEXT = """\
 example:
@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def judged_samples(options: argparse.Namespace, recipe: Recipe) -> tuple[Calibration, Calibration, str]:
     """Read the samples to calibrate and to judge with, and say in words which the latter are."""
-    from kancompile.diagnosis.diagnosing import samples_for
+    from kancompile.diagnosis import samples_for
 
     return samples_for(
         opened_data(options, "calibration"),
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     """Say what a recipe costs where, why, and what to change."""
     recipe = read_recipe(options.recipe, **recipe_overrides(options))
 
-    from kancompile.diagnosis.diagnosing import examine, open_laboratory
+    from kancompile.diagnosis import examine, open_laboratory
 
     with working(options):
         fitting, judging, judged_on = judged_samples(options, recipe)

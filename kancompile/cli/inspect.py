@@ -10,7 +10,7 @@ from kancompile.cli.command import Command
 from kancompile.cli.exit_codes import OK
 from kancompile.cli.options import add_model, counts
 from kancompile.cli.session import load_float_model, show_result, working
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 
 TEXT = """\
 examples:
@@ -34,8 +34,8 @@ def run(options: argparse.Namespace) -> int:
     if (options.file is None) == (options.model is None):
         raise KanCompileError("inspect: expected either a MODEL.onnx file or --model, one of them")
 
-    from kancompile.frontend.capture import capture
-    from kancompile.reporting.facts.inspection import (
+    from kancompile.frontend import capture
+    from kancompile.reporting import (
         describe_file,
         describe_manifest,
         describe_program,
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
         program_table,
     )
     from kancompile.targets import TARGETS
-    from kancompile.validation.kernel_audit import audit_kernels
+    from kancompile.validation import audit_kernels
 
     if options.file is not None and Path(options.file).suffix in {
         target.suffix for target in TARGETS.values() if target.suffix != ".onnx"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from kancompile.cli.exit_codes import INTERNAL, INTERRUPTED, OK, THRESHOLD_MISSED, USAGE
 from kancompile.cli.parser import command_parser
-from kancompile.errors.exceptions import KanCompileError, ThresholdMissedError
+from kancompile.errors import KanCompileError, ThresholdMissedError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

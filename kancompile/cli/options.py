@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.errors.foreign import parse_literal
+from kancompile.errors import KanCompileError, parse_literal
 from kancompile.recipe import (
     CPU_PRESETS,
     GRANULARITIES,

@@ -12,14 +12,12 @@ from kancompile.cli.command import Command
 from kancompile.cli.exit_codes import OK
 from kancompile.cli.options import add_data, add_diagnose, add_held_out, add_model, count
 from kancompile.cli.session import load_float_model, opened_data, show_result, working
-from kancompile.compiler.atomic_write import check_destinations, write_atomically
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.reporting.render.plots import check_matplotlib
+from kancompile.errors import KanCompileError
 
 if TYPE_CHECKING:
-    from kancompile.compiler.compiled_model import CompiledModel
-    from kancompile.data.calibration import Calibration
-    from kancompile.validation.validate import Validation
+    from kancompile.compiler import CompiledModel
+    from kancompile.data import Calibration
+    from kancompile.validation import Validation
 
 _JUDGED_SAMPLES = 4096
 TEXT = """\
@@ -58,7 +56,7 @@ def report_paths(model: Path) -> tuple[Path, Path]:
 
 def report_files(report: Mapping[str, Any], page: Path, data: Path) -> dict[Path, bytes]:
     """Give the content of both files; equal data give equal bytes."""
-    from kancompile.reporting.render.html import render
+    from kancompile.reporting import render
 
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
     return {page: render(report).encode(), data: text.encode()}
@@ -73,14 +71,16 @@ def compiled_report(
     diagnose: bool = False,
 ) -> dict[str, Any]:
     """Compute the report of a compilation that has just ended."""
-    from kancompile.reporting.facts.collect import ReportOptions, collect
-    from kancompile.reporting.facts.source import of_compiled
+    from kancompile.reporting import ReportOptions, collect, of_compiled
 
     return collect(of_compiled(compiled, judging, judged_on, result, path.name), ReportOptions(diagnose=diagnose))
 
 
 def run(options: argparse.Namespace) -> int:
     """Report on a compiled file."""
+    from kancompile.compiler import check_destinations, write_atomically
+    from kancompile.reporting import check_matplotlib
+
     check_matplotlib()
     path = Path(options.file)
     page, data = report_paths(path)
@@ -91,9 +91,8 @@ def run(options: argparse.Namespace) -> int:
         data = page.with_suffix(".json")
     check_destinations([page, data], options.force)
     with working(options):
-        from kancompile.data.calibration import load_calibration
-        from kancompile.reporting.facts.collect import ReportOptions, collect
-        from kancompile.reporting.facts.source import of_file, recipe_and_seed
+        from kancompile.data import load_calibration
+        from kancompile.reporting import ReportOptions, collect, of_file, recipe_and_seed
 
         recipe, seed = recipe_and_seed(path)
         calibration, held_out = _calibration(options, recipe.calibration_samples, seed, path)
@@ -127,8 +126,8 @@ def _calibration(
     """Find the samples that the file was compiled with: all of the given ones, or those that were not held out."""
     import torch
 
-    from kancompile.data.calibration import load_calibration
-    from kancompile.reporting.facts.source import calibration_hash
+    from kancompile.data import load_calibration
+    from kancompile.reporting import calibration_hash
 
     if options.calibration is None and options.data is None:
         raise KanCompileError("report: found neither --calibration nor --data, expected the data of the compilation")

@@ -35,7 +35,7 @@ def show_result(options: argparse.Namespace, data: dict[str, Any], text: str) ->
 
 def load_float_model(options: argparse.Namespace) -> Any:
     """Build the float model that the options name."""
-    from kancompile.data.model import load_model, parse_factory_args
+    from kancompile.data import load_model, parse_factory_args
 
     arguments = parse_factory_args(options.factory_arg)
     return load_model(options.model, options.checkpoint, arguments, options.checkpoint_key, options.trust_model)
@@ -43,7 +43,7 @@ def load_float_model(options: argparse.Namespace) -> Any:
 
 def opened_data(options: argparse.Namespace, dest: str = "data") -> Any:
     """Open what ``--calibration`` or ``--data`` names, ``dest`` being the option's name in ``options``."""
-    from kancompile.data.data_sources import open_data
+    from kancompile.data import open_data
 
     spec = getattr(options, dest)
     named = [getattr(options, name, None) for name in ("calibration", "data")]

@@ -12,7 +12,6 @@ from kancompile.cli.diagnose import judged_samples
 from kancompile.cli.exit_codes import OK, THRESHOLD_MISSED
 from kancompile.cli.options import add_diagnosis, add_max_drop, recipe_overrides
 from kancompile.cli.session import load_float_model, show_result, working
-from kancompile.compiler.atomic_write import check_destinations, write_atomically
 from kancompile.recipe import read_recipe
 
 TEXT = """\
@@ -40,9 +39,9 @@ def run(options: argparse.Namespace) -> int:
     min_sqnr, max_bytes = overrides.pop("min_sqnr", None), overrides.pop("max_bytes", None)
     recipe = read_recipe(options.recipe, **overrides)
 
-    from kancompile.compiler.compile import compile as compile_model
-    from kancompile.compiler.compiled_model import manifest_path
-    from kancompile.diagnosis.tuning import CACHE_NAME, tune
+    from kancompile.compiler import check_destinations, manifest_path, write_atomically
+    from kancompile.compiler import compile as compile_model
+    from kancompile.diagnosis import CACHE_NAME, tune
 
     folder = Path(options.out)
     path, recipe_path = folder / "model.onnx", folder / "recipe.toml"

@@ -11,11 +11,10 @@ from kancompile.cli.command import Command
 from kancompile.cli.exit_codes import OK, THRESHOLD_MISSED
 from kancompile.cli.options import add_data, add_model, add_thresholds, count
 from kancompile.cli.session import load_float_model, opened_data, show_result, working
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 
 if TYPE_CHECKING:
-    from kancompile.validation.runtime_comparison import RuntimeComparison
-    from kancompile.validation.validate import Validation
+    from kancompile.validation import RuntimeComparison, Validation
 
 _COMPARED_SAMPLES = 4096
 TEXT = """\
@@ -72,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _validated(options: argparse.Namespace) -> Validation:
-    from kancompile.validation.validate import validate
+    from kancompile.validation import validate
 
     return validate(
         options.file,
@@ -87,8 +86,8 @@ def _validated(options: argparse.Namespace) -> Validation:
 
 
 def _compared(options: argparse.Namespace) -> RuntimeComparison:
-    from kancompile.data.calibration import load_calibration
-    from kancompile.validation.runtime_comparison import compare_runtimes, runtimes_named
+    from kancompile.data import load_calibration
+    from kancompile.validation import compare_runtimes, runtimes_named
 
     runtimes = runtimes_named(options.runtime)
     samples = load_calibration(opened_data(options), key=options.data_key, name="data", max_samples=_COMPARED_SAMPLES)

@@ -1,1 +1,29 @@
 """The straight line from a model to a file, with the error gate and the budget of bytes."""
+
+from kancompile.compiler.atomic_write import check_destinations, write_atomically
+from kancompile.compiler.bit_budget import BitBudget
+from kancompile.compiler.compile import compile
+from kancompile.compiler.compiled_model import MANIFEST_SUFFIX, CompiledModel, manifest_path
+from kancompile.compiler.emission import check_target, target_named, targets_named, write
+from kancompile.compiler.left_in_float import left_in_float
+from kancompile.compiler.manifest import MANIFEST_FORM, METADATA_FORM, describe, describe_file_bytes, describe_layer
+
+__all__ = [
+    "MANIFEST_FORM",
+    "MANIFEST_SUFFIX",
+    "METADATA_FORM",
+    "BitBudget",
+    "CompiledModel",
+    "check_destinations",
+    "check_target",
+    "compile",
+    "describe",
+    "describe_file_bytes",
+    "describe_layer",
+    "left_in_float",
+    "manifest_path",
+    "target_named",
+    "targets_named",
+    "write",
+    "write_atomically",
+]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from kancompile.compiler.folder_lock import locked
 from kancompile.compiler.unfinished_writes import PREFIX, PROBE_SUFFIX, Part, new_run, settle_left_overs
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 
 
 def check_destinations(paths: Iterable[Path], force: bool = False) -> None:

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.program import Program
-from kancompile.passes.bit_allocation.allocate_bits import allocate_bits, front_table, measure_sensitivities
-from kancompile.passes.bit_allocation.allocation import Allocation
+from kancompile.errors import KanCompileError
+from kancompile.ir import Program
+from kancompile.passes import Allocation, allocate_bits, front_table, measure_sensitivities
 from kancompile.progress import say
 from kancompile.recipe import Recipe
 

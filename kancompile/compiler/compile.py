@@ -17,17 +17,16 @@ from kancompile.compiler.compiled_model import ABOUT_THE_CHOICES, CompiledModel
 from kancompile.compiler.emission import check_target, for_target, target_named, write
 from kancompile.compiler.error_gate import ErrorGate
 from kancompile.compiler.manifest import describe, describe_file_bytes
-from kancompile.data.calibration import load_calibration
-from kancompile.data.model import check_fits
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.frontend.capture import capture
-from kancompile.ir.program import Program
-from kancompile.passes.lowering import Lowering, check_patterns, prepare
+from kancompile.data import check_fits, load_calibration
+from kancompile.errors import KanCompileError
+from kancompile.frontend import capture
+from kancompile.ir import Program
+from kancompile.passes import Lowering, check_patterns, prepare
 from kancompile.progress import Timings
 from kancompile.recipe import Recipe, read_recipe
-from kancompile.runtimes.session import RuntimeModel
+from kancompile.runtimes import RuntimeModel
 from kancompile.targets import TARGETS
-from kancompile.validation.kernel_audit import audit_kernels
+from kancompile.validation import audit_kernels
 
 
 def compile(

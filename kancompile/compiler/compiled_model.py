@@ -14,13 +14,12 @@ from torch import nn
 from kancompile.compiler.atomic_write import check_destinations, write_atomically
 from kancompile.compiler.emission import for_target, target_named, write
 from kancompile.compiler.manifest import describe, describe_file_bytes
-from kancompile.data.calibration import Calibration
-from kancompile.ir.program import Program
+from kancompile.data import Calibration
+from kancompile.ir import Program
 from kancompile.progress import Timings
 from kancompile.recipe import Recipe
 from kancompile.targets import TARGETS
-from kancompile.validation.kernel_audit import KernelAudit, audit_kernels
-from kancompile.validation.validate import Validation, validate
+from kancompile.validation import KernelAudit, Validation, audit_kernels, validate
 
 MANIFEST_SUFFIX = ".manifest.json"
 

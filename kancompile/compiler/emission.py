@@ -8,14 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from kancompile.compiler.manifest import metadata_of
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.program import Program
-from kancompile.ir.show import with_history
-from kancompile.passes.quantize_outputs import QuantizeOutputs
+from kancompile.errors import KanCompileError
+from kancompile.ir import Program, with_history
+from kancompile.passes import QuantizeOutputs
 from kancompile.progress import Timings
 from kancompile.recipe import Recipe
-from kancompile.targets import TARGETS
-from kancompile.targets.contract import Target
+from kancompile.targets import TARGETS, Target
 
 
 def target_named(name: str) -> Target:

@@ -17,15 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kancompile.errors.exceptions import ThresholdMissedError
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.program import Program
-from kancompile.ir.table import TableExpansion
-from kancompile.passes.lower_to_polynomials.observed_region import ObserveRegion
+from kancompile.errors import ThresholdMissedError
+from kancompile.ir import Contraction, Program, TableExpansion
+from kancompile.passes import ObserveRegion
 from kancompile.progress import say
 from kancompile.recipe import Recipe
-from kancompile.validation.error_measures import ErrorMeasure, decibel, plain_number
-from kancompile.validation.layer_errors import LayerErrors
+from kancompile.validation import ErrorMeasure, LayerErrors, decibel, plain_number
 
 OUTPUT = "model output"
 _ELEMENTS = 1 << 18

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from kancompile.ir.program import Program
+from kancompile.ir import Program
 
 _REASONS = {
     "native_layer_norm": "a normalisation has no integer kernel in ONNX Runtime",

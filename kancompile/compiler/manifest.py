@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from kancompile.compiler.left_in_float import left_in_float
-from kancompile.data.calibration import Calibration
-from kancompile.ir.contraction import Contraction, QuantizedContraction
-from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
-from kancompile.ir.polynomial import PolynomialExpansion
-from kancompile.ir.program import Layer, Program
-from kancompile.ir.table import TableExpansion
-from kancompile.passes.round_weights.pair_products import prove_layer
+from kancompile.data import Calibration
+from kancompile.ir import (
+    Contraction,
+    ConvContraction,
+    Layer,
+    PolynomialExpansion,
+    Program,
+    QuantizedContraction,
+    QuantizedConvContraction,
+    TableExpansion,
+)
+from kancompile.passes import prove_layer
 from kancompile.recipe import Recipe
 
 _EXPANSION_FORM = {"n_in": int, "k": int, "table_bytes?": int}

@@ -25,7 +25,7 @@ from kancompile.data.sample_arrays import (
     to_float32,
     to_label_type,
 )
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 
 DEFAULT_BATCH_SIZE = 256
 DEFAULT_MAX_SAMPLES = 4096

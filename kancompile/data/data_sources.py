@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kancompile.data.image_folder import ImageFolder
 from kancompile.data.imported_objects import call_with, found_object, neighbours
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 
 FORMS = "an .npz or .npy file, a folder of images with --transform, or PACKAGE.MODULE:LOADER"
 

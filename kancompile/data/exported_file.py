@@ -12,8 +12,7 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.errors.foreign import reason
+from kancompile.errors import KanCompileError, reason
 
 
 def load_exported(path: Path, trust: bool = False) -> ExportedProgram:

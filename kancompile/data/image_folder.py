@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kancompile.data.sample_arrays import to_array
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.errors.foreign import foreign, reason
+from kancompile.errors import KanCompileError, foreign, reason
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 _BATCH = 64

@@ -13,8 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.errors.foreign import foreign
+from kancompile.errors import KanCompileError, foreign
 
 _SHOWN = 6
 

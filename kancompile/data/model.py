@@ -16,8 +16,7 @@ from kancompile.data.calibration import Calibration
 from kancompile.data.exported_file import load_exported
 from kancompile.data.imported_objects import call_with, found_object
 from kancompile.data.state_dict import _most_bytes, apply_state_dict, check_finite_weights, load_state_dict
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.errors.foreign import parse_literal, reason
+from kancompile.errors import KanCompileError, parse_literal, reason
 
 
 def load_model(

@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 from kancompile.data.sample_arrays import is_plain, kind_of
 from kancompile.data.state_dict import load_state_dict
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.errors.foreign import foreign, read_text, shown
+from kancompile.errors import KanCompileError, foreign, read_text, shown
 
 
 def load(path: str | os.PathLike[str]) -> nn.Module:

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kancompile.data.archive_sizes import check_unpacked
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.errors.foreign import reason
+from kancompile.errors import KanCompileError, reason
 
 _FLOAT32_INTEGERS = 1 << 24  # integers up to here are exact in float32
 _MOST_UNPACKED = 1 << 31

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from kancompile.data.archive_sizes import check_unpacked
 from kancompile.data.sample_arrays import is_plain, kind_of
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.errors.foreign import foreign, reason
+from kancompile.errors import KanCompileError, foreign, reason
 from kancompile.progress import say
 
 # averaged weights come last: where a file holds both kinds, a note says so

@@ -20,12 +20,7 @@ from torch import Tensor
 
 from kancompile.diagnosis.laboratory import Laboratory
 from kancompile.diagnosis.tune_cache import recalled
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.expansion import Expansion
-from kancompile.ir.index import IndexQuantizer
-from kancompile.ir.program import Layer, Program
-from kancompile.ir.table import TableExpansion
+from kancompile.ir import Contraction, ConvContraction, Expansion, IndexQuantizer, Layer, Program, TableExpansion
 from kancompile.recipe import Recipe
 
 PARTS = ("outside", "levels", "codes", "weights")

@@ -10,7 +10,7 @@ from typing import Any
 
 from kancompile.diagnosis.laboratory import Outcome
 from kancompile.recipe import Recipe
-from kancompile.validation.error_measures import plain_number
+from kancompile.validation import plain_number
 
 PREPROCESSING = "preprocessing"
 GRID = "inputs outside the grid"

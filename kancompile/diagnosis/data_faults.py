@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kancompile.data.calibration import Calibration
+from kancompile.data import Calibration
 from kancompile.diagnosis.anatomy import Anatomy
 from kancompile.diagnosis.cause import GRID, OUTLIER, PREPROCESSING, SAMPLES, UNSEEN, Cause, Change, Effect
 from kancompile.diagnosis.input_faults import (
@@ -26,7 +26,7 @@ from kancompile.diagnosis.input_faults import (
     usual_scalings,
 )
 from kancompile.diagnosis.laboratory import Laboratory, Outcome, transformed
-from kancompile.ir.expansion import Expansion
+from kancompile.ir import Expansion
 from kancompile.recipe import Recipe
 
 _UNLIKE = 0.25  # standard deviations between distributions

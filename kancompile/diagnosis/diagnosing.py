@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kancompile.data.calibration import LEAST_TO_SPLIT, Calibration, load_calibration
-from kancompile.data.model import check_fits
+from kancompile.data import LEAST_TO_SPLIT, Calibration, check_fits, load_calibration
 from kancompile.diagnosis.anatomy import Anatomy, dissect
 from kancompile.diagnosis.cause import (
     BITS,
@@ -29,10 +28,10 @@ from kancompile.diagnosis.laboratory import Laboratory, Outcome
 from kancompile.diagnosis.result import Diagnosis
 from kancompile.diagnosis.sensitivity import sensitivities_of
 from kancompile.diagnosis.suspects import Suspect, jointly, suspects
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.frontend.capture import capture
-from kancompile.ir.program import Program
-from kancompile.passes.lowering import check_patterns
+from kancompile.errors import KanCompileError
+from kancompile.frontend import capture
+from kancompile.ir import Program
+from kancompile.passes import check_patterns
 from kancompile.progress import track
 from kancompile.recipe import Recipe, read_recipe
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kancompile.ir.expansion import Expansion
+from kancompile.ir import Expansion
 
 STRETCHED = 3.0
 """By how much a few features must stretch the range of all others to be called outliers."""

@@ -13,20 +13,23 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from kancompile.compiler.bit_budget import BitBudget
-from kancompile.data.calibration import Calibration
+from kancompile.compiler import BitBudget
+from kancompile.data import Calibration
 from kancompile.diagnosis.tune_cache import recalled
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.contraction import Contraction, QuantizedContraction
-from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
-from kancompile.ir.polynomial import PolynomialExpansion
-from kancompile.ir.program import Program
-from kancompile.ir.table import TableExpansion
-from kancompile.passes.lowering import Lowering, prepare
-from kancompile.passes.recently_used import RecentlyUsed
+from kancompile.errors import KanCompileError
+from kancompile.ir import (
+    Contraction,
+    ConvContraction,
+    PolynomialExpansion,
+    Program,
+    QuantizedContraction,
+    QuantizedConvContraction,
+    TableExpansion,
+)
+from kancompile.passes import Lowering, RecentlyUsed, prepare
 from kancompile.progress import quiet
 from kancompile.recipe import Recipe
-from kancompile.validation.error_measures import ErrorMeasure, TaskMetric, decibel, plain_number
+from kancompile.validation import ErrorMeasure, TaskMetric, decibel, plain_number
 
 _CHUNK = 256
 _KEPT_PROGRAMS = 4

@@ -10,7 +10,7 @@ from kancompile.diagnosis.cause import STANDS_OUT_DB, Cause
 from kancompile.diagnosis.laboratory import Outcome
 from kancompile.diagnosis.sensitivity import Sensitivity
 from kancompile.recipe import Recipe
-from kancompile.validation.text_table import aligned
+from kancompile.validation import aligned
 
 _MOST_SHOWN = 8
 

@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from kancompile.diagnosis.laboratory import Laboratory, Outcome
-from kancompile.ir.contraction import Contraction, QuantizedContraction
-from kancompile.ir.program import Layer, Program
-from kancompile.ir.table import TableExpansion
-from kancompile.passes.split_branches import SplitBranches
+from kancompile.ir import Contraction, Layer, Program, QuantizedContraction, TableExpansion
+from kancompile.passes import SplitBranches
 from kancompile.recipe import Recipe
-from kancompile.validation.error_measures import plain_number
+from kancompile.validation import plain_number
 
 _CENTRED = 256
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from kancompile.diagnosis.anatomy import Anatomy
 from kancompile.diagnosis.cause import BITS, HAND_OVER, LEVELS, METHOD, RANGE, SATURATION, Change
 from kancompile.recipe import LayerRecipe, Recipe
-from kancompile.validation.error_measures import decibel
+from kancompile.validation import decibel
 
 MOST_ROWS = 4096
 MOST_ROWS_CONVOLUTION = 256

@@ -14,8 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.errors.foreign import shown
+from kancompile.errors import KanCompileError, shown
 
 Fact = TypeVar("Fact")
 

@@ -20,19 +20,18 @@ from typing import Any
 
 import torch
 
-from kancompile.compiler.emission import write
-from kancompile.compiler.manifest import describe
+from kancompile.compiler import describe, write
 from kancompile.diagnosis.anatomy import Anatomy, dissect
 from kancompile.diagnosis.cause import Change
 from kancompile.diagnosis.diagnosing import layer_suspects, open_laboratory, samples_for
 from kancompile.diagnosis.laboratory import Laboratory, Outcome
 from kancompile.diagnosis.tune_cache import TuneCache, recalled
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.program import Program
+from kancompile.errors import KanCompileError
+from kancompile.ir import Program
 from kancompile.progress import quiet, say
 from kancompile.recipe import Recipe, read_recipe
 from kancompile.targets import TARGETS
-from kancompile.validation.error_measures import plain_number
+from kancompile.validation import plain_number
 
 CACHE_NAME = "tune-cache.jsonl"
 _USEFUL = 0.9

@@ -1,1 +1,28 @@
 """What users catch, and how whatever breaks on foreign content becomes one of these errors."""
+
+from kancompile.errors.exceptions import KanCompileError, ThresholdMissedError
+from kancompile.errors.foreign import (
+    check_depth,
+    check_form,
+    first_line,
+    foreign,
+    parse_json,
+    parse_literal,
+    read_text,
+    reason,
+    shown,
+)
+
+__all__ = [
+    "KanCompileError",
+    "ThresholdMissedError",
+    "check_depth",
+    "check_form",
+    "first_line",
+    "foreign",
+    "parse_json",
+    "parse_literal",
+    "read_text",
+    "reason",
+    "shown",
+]

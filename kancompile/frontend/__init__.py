@@ -1,6 +1,9 @@
 """From PyTorch to a program: trace, data-flow analysis, canonical form. The only code that sees raw ATen."""
 
 from kancompile.frontend.capture import capture
-from kancompile.frontend.trace.export import export
+from kancompile.frontend.trace import export
 
-__all__ = ["capture", "export"]
+__all__ = [
+    "capture",
+    "export",
+]

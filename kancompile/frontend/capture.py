@@ -10,19 +10,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.frontend.flow.batch_dependence import refuse_batch_dependence, run
-from kancompile.frontend.flow.batch_layout import NotLowerableError
-from kancompile.frontend.flow.flow import Flow, analyse
-from kancompile.frontend.layers.canonical import CanonicalLayer, layer_name
-from kancompile.frontend.layers.forms import best_layer
-from kancompile.frontend.layers.probing import TOLERANCE
-from kancompile.frontend.layers.regions import find_regions
+from kancompile.errors import KanCompileError
+from kancompile.frontend.flow import Flow, NotLowerableError, analyse, refuse_batch_dependence, run
+from kancompile.frontend.layers import TOLERANCE, CanonicalLayer, best_layer, find_regions, layer_name
 from kancompile.frontend.rewrite import rewrite
-from kancompile.frontend.trace.export import example_rows, export
-from kancompile.frontend.trace.source_lines import node_source
-from kancompile.ir.check import check
-from kancompile.ir.program import Program, Unrecognized
+from kancompile.frontend.trace import example_rows, export, node_source
+from kancompile.ir import Program, Unrecognized, check
 
 _MOST_REPORTED = 12
 

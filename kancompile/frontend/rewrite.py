@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from kancompile.frontend.flow.batch_layout import layout_of
-from kancompile.frontend.flow.flow import Flow, live_nodes
-from kancompile.frontend.flow.subgraph import GraphCopier
-from kancompile.frontend.layers.canonical import CanonicalLayer
+from kancompile.frontend.flow import Flow, GraphCopier, layout_of, live_nodes
+from kancompile.frontend.layers import CanonicalLayer
 
 
 def rewrite(flow: Flow, layers: list[CanonicalLayer]) -> fx.GraphModule:

@@ -1,1 +1,85 @@
 """What a file computes: programs, the nodes and operators they consist of, their law, and their text."""
+
+from kancompile.ir.block_codes import BlockCodes, round_to_blocks
+from kancompile.ir.check import check
+from kancompile.ir.column_order import MOST_PLANES, constant_block, is_in_planes, plane_order, varying_functions
+from kancompile.ir.contraction import Contraction, GroupMultiplier, QuantizedContraction
+from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
+from kancompile.ir.distinct import distinct_inputs, sample_inputs
+from kancompile.ir.expansion import Branch, Expansion, regroup, to_channels_first, to_channels_last
+from kancompile.ir.geometry import Geometry, PatchSampler, columns_of_groups, flat_weight, group_order, split_groups
+from kancompile.ir.gradients import differentiable
+from kancompile.ir.index import IndexQuantizer
+from kancompile.ir.operators import convolution_columns, look_up
+from kancompile.ir.packed_codes import DIGITS, MOST, ZERO_POINT, pack
+from kancompile.ir.polynomial import BreakpointCells, PolynomialExpansion, UniformCells, Zone
+from kancompile.ir.program import CONTRACTIONS, KAN_MODULES, Layer, PassChange, Program, Unrecognized, attribute
+from kancompile.ir.show import show, with_history
+from kancompile.ir.table import TableExpansion
+from kancompile.ir.wiring import (
+    branch_of_column,
+    layer_tables,
+    quantizer_in_front,
+    reads_one_convolution,
+    single_table_behind,
+    tables_behind,
+    tied_columns,
+)
+
+__all__ = [
+    "CONTRACTIONS",
+    "DIGITS",
+    "KAN_MODULES",
+    "MOST",
+    "MOST_PLANES",
+    "ZERO_POINT",
+    "BlockCodes",
+    "Branch",
+    "BreakpointCells",
+    "Contraction",
+    "ConvContraction",
+    "Expansion",
+    "Geometry",
+    "GroupMultiplier",
+    "IndexQuantizer",
+    "Layer",
+    "PassChange",
+    "PatchSampler",
+    "PolynomialExpansion",
+    "Program",
+    "QuantizedContraction",
+    "QuantizedConvContraction",
+    "TableExpansion",
+    "UniformCells",
+    "Unrecognized",
+    "Zone",
+    "attribute",
+    "branch_of_column",
+    "check",
+    "columns_of_groups",
+    "constant_block",
+    "convolution_columns",
+    "differentiable",
+    "distinct_inputs",
+    "flat_weight",
+    "group_order",
+    "is_in_planes",
+    "layer_tables",
+    "look_up",
+    "pack",
+    "plane_order",
+    "quantizer_in_front",
+    "reads_one_convolution",
+    "regroup",
+    "round_to_blocks",
+    "sample_inputs",
+    "show",
+    "single_table_behind",
+    "split_groups",
+    "tables_behind",
+    "tied_columns",
+    "to_channels_first",
+    "to_channels_last",
+    "varying_functions",
+    "with_history",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 from kancompile.ir.contraction import Contraction, QuantizedContraction
 from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
 from kancompile.ir.expansion import Expansion

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 from kancompile.ir.block_codes import BlockCodes
 from kancompile.ir.expansion import regroup, to_channels_last
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 from kancompile.ir.contraction import Contraction, QuantizedContraction
 from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
 from kancompile.ir.expansion import Expansion

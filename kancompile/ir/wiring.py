@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, fx
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
 from kancompile.ir.expansion import Expansion
 from kancompile.ir.index import IndexQuantizer

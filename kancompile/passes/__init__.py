@@ -1,1 +1,24 @@
 """Rewrites of programs, one in a file, and the methods that round weights."""
+
+from kancompile.passes.bit_allocation import Allocation, allocate_bits, front_table, measure_sensitivities
+from kancompile.passes.lower_to_polynomials import ObserveRegion
+from kancompile.passes.lowering import Lowering, check_patterns, prepare
+from kancompile.passes.quantize_outputs import QuantizeOutputs
+from kancompile.passes.recently_used import RecentlyUsed
+from kancompile.passes.round_weights import prove_layer
+from kancompile.passes.split_branches import SplitBranches
+
+__all__ = [
+    "Allocation",
+    "Lowering",
+    "ObserveRegion",
+    "QuantizeOutputs",
+    "RecentlyUsed",
+    "SplitBranches",
+    "allocate_bits",
+    "check_patterns",
+    "front_table",
+    "measure_sensitivities",
+    "prepare",
+    "prove_layer",
+]

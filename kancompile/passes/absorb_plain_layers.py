@@ -17,11 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.expansion import Branch, Expansion
-from kancompile.ir.geometry import Geometry
-from kancompile.ir.program import Program, Unrecognized, attribute
+from kancompile.ir import Branch, Contraction, ConvContraction, Expansion, Geometry, Program, Unrecognized, attribute
 
 _ATEN = torch.ops.aten
 _LONGEST_ACTIVATION = 12

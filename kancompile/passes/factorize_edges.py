@@ -23,11 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.distinct import distinct_inputs
-from kancompile.ir.expansion import Branch, Expansion
-from kancompile.ir.program import Layer, Program
+from kancompile.ir import Branch, Contraction, ConvContraction, Expansion, Layer, Program, distinct_inputs
 
 _RANKS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 _POINTS = (1 << 10, 1 << 12)

@@ -23,10 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.distinct import distinct_inputs
-from kancompile.ir.expansion import Branch, Expansion
-from kancompile.ir.program import Layer, Program
+from kancompile.ir import Branch, Contraction, Expansion, Layer, Program, distinct_inputs
 
 _SAMPLES = 512
 _RANGE_SAMPLES = 64

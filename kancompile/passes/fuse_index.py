@@ -20,11 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from kancompile.ir.contraction import QuantizedContraction
-from kancompile.ir.convolution import QuantizedConvContraction
-from kancompile.ir.program import Program
-from kancompile.ir.table import TableExpansion
-from kancompile.ir.wiring import single_table_behind
+from kancompile.ir import Program, QuantizedContraction, QuantizedConvContraction, TableExpansion, single_table_behind
 
 _INT32_MAX = (1 << 31) - 1
 

@@ -7,10 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.check import check
-from kancompile.ir.program import Program
-from kancompile.ir.show import with_history
+from kancompile.errors import KanCompileError
+from kancompile.ir import Program, check, with_history
 from kancompile.passes.absorb_plain_layers import AbsorbPlainLayers
 from kancompile.passes.factorize_edges import FactorizeEdges
 from kancompile.passes.factorize_expansions import FactorizeExpansions
@@ -19,14 +17,10 @@ from kancompile.passes.lower_to_polynomials import LowerToPolynomials, lower_exa
 from kancompile.passes.mix_functions import MixFunctions
 from kancompile.passes.recently_used import RecentlyUsed
 from kancompile.passes.round_to_16_bits import RoundTo16Bits
-from kancompile.passes.round_weights import RoundWeights
-from kancompile.passes.round_weights.options import RoundingOptions
-from kancompile.passes.round_weights.pair_products import prove_layer
+from kancompile.passes.round_weights import RoundingOptions, RoundWeights, prove_layer
 from kancompile.passes.rounding_methods import method_named
 from kancompile.passes.split_branches import SplitBranches
-from kancompile.passes.tabulate_expansions import TabulateExpansions
-from kancompile.passes.tabulate_expansions.known import KnownTables
-from kancompile.passes.tabulate_expansions.options import TableOptions
+from kancompile.passes.tabulate_expansions import KnownTables, TableOptions, TabulateExpansions
 from kancompile.progress import Timings, say
 from kancompile.recipe import CPU_PRESETS, Recipe
 

@@ -26,11 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kancompile.ir.column_order import MOST_PLANES
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.distinct import distinct_inputs
-from kancompile.ir.expansion import Branch, Expansion
-from kancompile.ir.program import Layer, Program
+from kancompile.ir import MOST_PLANES, Branch, ConvContraction, Expansion, Layer, Program, distinct_inputs
 
 _SAMPLES = 64
 _VALUES = 1 << 18

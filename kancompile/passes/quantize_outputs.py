@@ -13,9 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kancompile.ir.contraction import QuantizedContraction
-from kancompile.ir.index import IndexQuantizer
-from kancompile.ir.program import Program
+from kancompile.ir import IndexQuantizer, Program, QuantizedContraction
 
 _LEVELS = 256
 

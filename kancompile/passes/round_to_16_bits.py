@@ -15,11 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from kancompile.ir.block_codes import BlockCodes, round_to_blocks
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.polynomial import PolynomialExpansion
-from kancompile.ir.program import Layer, Program
+from kancompile.ir import BlockCodes, Contraction, ConvContraction, Layer, PolynomialExpansion, Program, round_to_blocks
 
 
 @dataclass(frozen=True)

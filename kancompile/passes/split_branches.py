@@ -15,9 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.expansion import Expansion
-from kancompile.ir.program import Layer, Program
+from kancompile.ir import Contraction, Expansion, Layer, Program
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,35 @@
 """Reports: everything about a compiled model on one page, as plain data and for people."""
+
+from kancompile.reporting.facts import (
+    ReportOptions,
+    calibration_hash,
+    collect,
+    describe_file,
+    describe_manifest,
+    describe_program,
+    file_table,
+    manifest_table,
+    of_compiled,
+    of_file,
+    program_table,
+    recipe_and_seed,
+)
+from kancompile.reporting.render import check_matplotlib, compile_summary, render
+
+__all__ = [
+    "ReportOptions",
+    "calibration_hash",
+    "check_matplotlib",
+    "collect",
+    "compile_summary",
+    "describe_file",
+    "describe_manifest",
+    "describe_program",
+    "file_table",
+    "manifest_table",
+    "of_compiled",
+    "of_file",
+    "program_table",
+    "recipe_and_seed",
+    "render",
+]

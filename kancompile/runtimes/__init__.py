@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from kancompile.runtimes import c99, litert, openvino, tract, web
-from kancompile.runtimes.contract import Runtime
+from kancompile.runtimes.contract import Prepared, Runtime, bounded_rows, seconds_of
+from kancompile.runtimes.machine import available_cores, describe_machine
 from kancompile.runtimes.ort import ORT, ORT_MOBILE
 from kancompile.runtimes.ort_emulated import ORT_ARM64, ORT_X86
+from kancompile.runtimes.output_quantum import output_quantum
+from kancompile.runtimes.session import ModelFile, RuntimeModel, name_of, read_model
 
 RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime
@@ -21,3 +24,20 @@ RUNTIMES: dict[str, Runtime] = {
         *ORT_ARM64,
     )
 }
+
+__all__ = [
+    "ORT",
+    "RUNTIMES",
+    "ModelFile",
+    "Prepared",
+    "Runtime",
+    "RuntimeModel",
+    "available_cores",
+    "bounded_rows",
+    "describe_machine",
+    "name_of",
+    "output_quantum",
+    "read_model",
+    "seconds_of",
+    "web",
+]

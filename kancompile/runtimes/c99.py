@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.errors.foreign import foreign
+from kancompile.errors import KanCompileError, foreign
 from kancompile.runtimes.contract import Array, InProcess, Prepared, Runtime
 
 COMPILERS = ("cc", "gcc", "clang")

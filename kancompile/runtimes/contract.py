@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 
 Array = NDArray[np.float32]
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 
 INSTALL = "python -m kancompile.runtimes.emulation"
 _SCRIPT = Path(__file__).with_name("emulated_session.py")

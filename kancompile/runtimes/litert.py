@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.errors.foreign import reason
+from kancompile.errors import KanCompileError, reason
 from kancompile.runtimes.contract import Array, InProcess, Runtime, bounded_rows, in_process
 from kancompile.runtimes.machine import available_cores
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 from kancompile.runtimes.contract import Array, InProcess, Runtime, bounded_rows, in_process
 
 _VALUES_AT_ONCE = 1 << 18

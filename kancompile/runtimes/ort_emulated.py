@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 from kancompile.runtimes import emulation
 from kancompile.runtimes.contract import Array, Prepared, Runtime
 from kancompile.runtimes.emulation import ARM64, X86, Processor

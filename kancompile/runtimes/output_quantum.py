@@ -7,7 +7,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from kancompile.errors.foreign import foreign
+from kancompile.errors import foreign
 
 _PASSED = ("Reshape", "Sum", "Identity", "Flatten", "Squeeze")
 

@@ -13,9 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kancompile.data.sample_arrays import shape_hint
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.errors.foreign import first_line, foreign
+from kancompile.data import shape_hint
+from kancompile.errors import KanCompileError, first_line, foreign
 
 ModelFile = str | os.PathLike[str] | bytes
 

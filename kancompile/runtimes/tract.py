@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 from kancompile.runtimes.contract import Array, InProcess, Runtime, bounded_rows, in_process
 
 _VALUES_AT_ONCE = 1 << 18

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 from kancompile.runtimes.contract import Array, Prepared, Runtime, bounded_rows
 
 NODE_MODULES = "KANCOMPILE_NODE_MODULES"

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from kancompile.targets import c99, litert, ort_cpu, ort_mobile, qnn
 from kancompile.targets.contract import Target
+from kancompile.targets.onnx import PAIR_INDEX
 
 TARGETS: dict[str, Target] = {
     target.name: target for target in (ort_cpu.TARGET, ort_mobile.TARGET, c99.TARGET, litert.TARGET, qnn.TARGET)
 }
 
-__all__ = ["TARGETS", "Target"]
+__all__ = [
+    "PAIR_INDEX",
+    "TARGETS",
+    "Target",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from kancompile.ir.program import Program
+from kancompile.ir import Program
 from kancompile.recipe import CPU_PRESETS
 
 

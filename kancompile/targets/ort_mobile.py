@@ -25,8 +25,8 @@ import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.program import Program
+from kancompile.errors import KanCompileError, reason
+from kancompile.ir import Program
 from kancompile.targets.contract import Target
 from kancompile.targets.onnx import emit as emit_onnx
 
@@ -82,9 +82,9 @@ def _converted(model: bytes) -> bytes:
                     enable_type_reduction=True,
                 )
         except Exception as error:  # its exceptions share no base class
-            reason = re.sub(re.escape(folder) + r"/?", "", str(error).strip().splitlines()[0])
+            why = re.sub(re.escape(folder) + r"/?", "", reason(error))
             raise KanCompileError(
-                f"target 'ort-mobile': ONNX Runtime cannot convert the model ({reason}); compile it for target 'ort-cpu'"
+                f"target 'ort-mobile': ONNX Runtime cannot convert the model ({why}); compile it for target 'ort-cpu'"
             ) from error
         return path.with_suffix(".ort").read_bytes()
 

@@ -18,12 +18,8 @@ import torch
 from onnx import helper
 from torch import nn
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.contraction import QuantizedContraction
-from kancompile.ir.convolution import QuantizedConvContraction
-from kancompile.ir.index import IndexQuantizer
-from kancompile.ir.program import Program
-from kancompile.ir.table import TableExpansion
+from kancompile.errors import KanCompileError
+from kancompile.ir import IndexQuantizer, Program, QuantizedContraction, QuantizedConvContraction, TableExpansion
 from kancompile.targets.contract import Target
 from kancompile.targets.onnx import emit as emit_onnx
 

@@ -16,12 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from kancompile.data.model import evaluating
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.data import evaluating
+from kancompile.errors import KanCompileError, reason
 from kancompile.progress import track
-from kancompile.runtimes.contract import Runtime, seconds_of
-from kancompile.runtimes.machine import available_cores, describe_machine
-from kancompile.runtimes.session import ModelFile, RuntimeModel, name_of
+from kancompile.runtimes import ModelFile, Runtime, RuntimeModel, available_cores, describe_machine, name_of, seconds_of
 from kancompile.validation.runtime_timing import TimedRuntimes
 
 COMPILED = "compiled, ONNX Runtime"
@@ -232,7 +230,7 @@ def take_turns(
         except Exception as error:  # the float candidates run user code and foreign kernels
             if name == COMPILED:
                 raise
-            unavailable[name] = f"batch {batch}: {type(error).__name__}: {_first_line(error)}"
+            unavailable[name] = f"batch {batch}: {type(error).__name__}: {reason(error)}"
             del remaining[name]
             continue
         calls[name] = max(1, round(_BLOCK_SECONDS / max(once, 1e-9)))
@@ -298,7 +296,7 @@ def _export(
         RuntimeModel(content)
         return content
     except Exception as error:
-        unavailable[FLOAT_EXPORT] = f"{type(error).__name__}: {_first_line(error)}"
+        unavailable[FLOAT_EXPORT] = f"{type(error).__name__}: {reason(error)}"
         return None
 
 
@@ -311,10 +309,6 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else "no text"
 
 
 def _duration(seconds: float) -> str:

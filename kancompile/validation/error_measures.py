@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 
 
 def decibel(signal: float, noise: float) -> float:

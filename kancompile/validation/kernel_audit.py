@@ -14,9 +14,8 @@ from typing import Any
 import onnx
 import onnxruntime
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.errors.foreign import first_line, foreign
-from kancompile.targets.onnx.export import PAIR_INDEX
+from kancompile.errors import KanCompileError, first_line, foreign
+from kancompile.targets import PAIR_INDEX
 
 INTEGER_KERNELS = frozenset(
     {"QGemm", "QLinearMatMul", "QLinearConv", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger"}

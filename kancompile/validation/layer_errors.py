@@ -9,11 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.contraction import QuantizedContraction
-from kancompile.ir.convolution import QuantizedConvContraction
-from kancompile.ir.program import Layer, Program
-from kancompile.ir.table import TableExpansion
+from kancompile.errors import KanCompileError
+from kancompile.ir import Layer, Program, QuantizedContraction, QuantizedConvContraction, TableExpansion
 from kancompile.validation.error_measures import ErrorMeasure, plain_number
 
 

@@ -13,13 +13,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.contraction import Contraction, QuantizedContraction
-from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
-from kancompile.ir.expansion import Expansion, regroup, to_channels_last
-from kancompile.ir.polynomial import PolynomialExpansion
-from kancompile.ir.program import Layer, Program
-from kancompile.ir.table import TableExpansion
+from kancompile.errors import KanCompileError
+from kancompile.ir import (
+    Contraction,
+    ConvContraction,
+    Expansion,
+    Layer,
+    PolynomialExpansion,
+    Program,
+    QuantizedContraction,
+    QuantizedConvContraction,
+    TableExpansion,
+    regroup,
+    to_channels_last,
+)
 
 AnyExpansion = Expansion | PolynomialExpansion | TableExpansion
 AnyContraction = Contraction | ConvContraction | QuantizedContraction | QuantizedConvContraction

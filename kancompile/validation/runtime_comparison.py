@@ -16,13 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 from kancompile.progress import say
-from kancompile.runtimes import RUNTIMES
-from kancompile.runtimes.contract import Prepared, Runtime, bounded_rows
-from kancompile.runtimes.ort import ORT
-from kancompile.runtimes.output_quantum import output_quantum
-from kancompile.runtimes.session import read_model
+from kancompile.runtimes import ORT, RUNTIMES, Prepared, Runtime, bounded_rows, output_quantum, read_model
 from kancompile.targets import TARGETS
 from kancompile.validation.error_measures import plain_number
 

@@ -12,12 +12,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 from kancompile.progress import say
-from kancompile.runtimes import RUNTIMES
-from kancompile.runtimes.contract import Prepared, Runtime
-from kancompile.runtimes.ort import ORT
-from kancompile.runtimes.session import ModelFile, name_of
+from kancompile.runtimes import ORT, RUNTIMES, ModelFile, Prepared, Runtime, name_of
 from kancompile.validation.runtime_comparison import artifact_of, judge, lacking_for
 
 

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kancompile.data.calibration import stream_batches
-from kancompile.data.model import Reference, evaluating
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.program import Program
+from kancompile.data import Reference, evaluating, stream_batches
+from kancompile.errors import KanCompileError, reason
+from kancompile.ir import Program
 from kancompile.progress import track
-from kancompile.runtimes.session import ModelFile, RuntimeModel, name_of
+from kancompile.runtimes import ModelFile, RuntimeModel, name_of
 from kancompile.validation.error_measures import ErrorMeasure, TaskMetric, plain_number
 from kancompile.validation.layer_errors import LayerError, LayerErrors
 from kancompile.validation.text_table import aligned
@@ -177,7 +176,7 @@ def _evaluate(model: Callable[[Tensor], Any], x: Tensor, what: str) -> Tensor:
         raise
     except Exception as error:  # user code may raise anything
         raise KanCompileError(
-            f"{what}: raised {type(error).__name__} on an input of shape {tuple(x.shape)!r} ({_first_line(error)}); "
+            f"{what}: raised {type(error).__name__} on an input of shape {tuple(x.shape)!r} ({reason(error)}); "
             "compare a file with the model it was compiled from"
         ) from error
     if isinstance(output, tuple | list) and len(output) == 1:
@@ -186,10 +185,6 @@ def _evaluate(model: Callable[[Tensor], Any], x: Tensor, what: str) -> Tensor:
         found = f"{len(output)} outputs" if isinstance(output, tuple | list) else type(output).__name__
         raise KanCompileError(f"{what}: found {found}, expected one tensor; wrap the model to return one")
     return output.detach()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else "no text"
 
 
 def _drop(metrics: dict[str, dict[str, float]]) -> float | None:

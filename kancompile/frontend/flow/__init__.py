@@ -1,1 +1,29 @@
 """Follow by element ids what every element of a traced network depends on."""
+
+from kancompile.frontend.flow.batch_dependence import refuse_batch_dependence, run
+from kancompile.frontend.flow.batch_layout import BatchLayout, NotLowerableError, layout_of
+from kancompile.frontend.flow.flow import Flow, analyse, live_nodes, operator_name
+from kancompile.frontend.flow.origins import Cut, follow, locate
+from kancompile.frontend.flow.subgraph import ChannelSelection, GraphCopier, Selection, cut_out, largest_row
+from kancompile.frontend.flow.verdicts import Track
+
+__all__ = [
+    "BatchLayout",
+    "ChannelSelection",
+    "Cut",
+    "Flow",
+    "GraphCopier",
+    "NotLowerableError",
+    "Selection",
+    "Track",
+    "analyse",
+    "cut_out",
+    "follow",
+    "largest_row",
+    "layout_of",
+    "live_nodes",
+    "locate",
+    "operator_name",
+    "refuse_batch_dependence",
+    "run",
+]

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 from kancompile.frontend.flow.batch_layout import NotLowerableError, layout_of
 from kancompile.frontend.flow.flow import Flow
-from kancompile.frontend.trace.source_lines import node_source
+from kancompile.frontend.trace import node_source
 
 _TOLERANCE = 1e-4
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 from kancompile.frontend.flow.flow_rules import judge
 from kancompile.frontend.flow.verdicts import Call, Follows, Mixes, Stops, Track
-from kancompile.frontend.trace.source_lines import node_source
+from kancompile.frontend.trace import node_source
 
 _SHAPE_ONLY = frozenset(
     {

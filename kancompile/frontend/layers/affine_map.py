@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from kancompile.frontend.flow.batch_layout import NotLowerableError
+from kancompile.errors import reason
+from kancompile.frontend.flow import NotLowerableError
 
 _CHUNK_ELEMENTS = 1 << 23
 """Elements of the largest intermediate tensor of one chunk (32 MiB in float32)."""
@@ -54,7 +55,7 @@ def affine_map(
                     outputs[places // tokens, places % tokens, wanted].sum(), inputs, allow_unused=True
                 )
             except RuntimeError as error:
-                raise NotLowerableError(f"its affine part has no derivative ({str(error).splitlines()[0]})") from error
+                raise NotLowerableError(f"its affine part has no derivative ({reason(error)})") from error
             for part, source, gradient, places_of in zip(parts, inputs, gradients, columns, strict=True):
                 row = (torch.zeros_like(source) if gradient is None else gradient).detach().flatten(1)
                 part.append(row[:, places_of].flatten(0, 1)[: len(wanted)])

@@ -13,13 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from kancompile.frontend.flow.flow import Flow
-from kancompile.frontend.flow.subgraph import Selection
+from kancompile.frontend.flow import Flow, Selection
 from kancompile.frontend.layers.columns import sample_points, sample_tokens
 from kancompile.frontend.layers.regions import Region
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.expansion import Expansion
+from kancompile.ir import Contraction, ConvContraction, Expansion
 
 
 @dataclass(frozen=True)

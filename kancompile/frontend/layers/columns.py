@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kancompile.ir.expansion import Branch, Expansion, to_channels_first
+from kancompile.ir import Branch, Expansion, to_channels_first
 
 _FLAT = 1e-6
 """Largest variation, relative to its size, of a function that counts as constant."""

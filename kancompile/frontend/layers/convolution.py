@@ -18,17 +18,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from kancompile.frontend.flow.batch_layout import NotLowerableError, layout_of
-from kancompile.frontend.flow.flow import Flow, operator_name
-from kancompile.frontend.flow.origins import Cut, locate
-from kancompile.frontend.flow.subgraph import ChannelSelection, Selection, cut_out, largest_row
+from kancompile.frontend.flow import (
+    ChannelSelection,
+    Cut,
+    Flow,
+    NotLowerableError,
+    Selection,
+    cut_out,
+    largest_row,
+    layout_of,
+    locate,
+    operator_name,
+)
 from kancompile.frontend.layers.canonical import CanonicalLayer, positions_of
 from kancompile.frontend.layers.convolution_assembly import ChannelPart, ConvolutionForm, Image, dealt
 from kancompile.frontend.layers.pixelwise_map import ConvolutionNode, leading_convolutions, pixelwise_map
 from kancompile.frontend.layers.recognition import refuse_other_layers
 from kancompile.frontend.layers.regions import Region
-from kancompile.ir.expansion import Branch, Expansion
-from kancompile.ir.geometry import Geometry
+from kancompile.ir import Branch, Expansion, Geometry
 
 _MOVEMENTS = frozenset({"view", "_unsafe_view", "reshape", "permute", "transpose", "t", "clone", "alias", "unsqueeze"})
 _LARGEST_WEIGHT = 1 << 27

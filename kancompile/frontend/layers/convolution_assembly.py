@@ -13,16 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from kancompile.frontend.flow.batch_layout import NotLowerableError
-from kancompile.frontend.flow.flow import Flow
-from kancompile.frontend.flow.subgraph import Selection
+from kancompile.frontend.flow import Flow, NotLowerableError, Selection
 from kancompile.frontend.layers.canonical import CanonicalLayer
 from kancompile.frontend.layers.columns import Columns, merge_columns, sample_points, sample_tokens, tokens_are_alike
 from kancompile.frontend.layers.recognition import is_kan, refuse_plain
 from kancompile.frontend.layers.regions import Region
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.expansion import Branch, Expansion
-from kancompile.ir.geometry import Geometry
+from kancompile.ir import Branch, ConvContraction, Expansion, Geometry
 
 
 @dataclass(frozen=True)

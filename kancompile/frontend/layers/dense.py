@@ -9,17 +9,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from kancompile.frontend.flow.batch_layout import BatchLayout, NotLowerableError, layout_of
-from kancompile.frontend.flow.flow import Flow
-from kancompile.frontend.flow.origins import Cut, locate
-from kancompile.frontend.flow.subgraph import Selection, cut_out, largest_row
+from kancompile.frontend.flow import (
+    BatchLayout,
+    Cut,
+    Flow,
+    NotLowerableError,
+    Selection,
+    cut_out,
+    largest_row,
+    layout_of,
+    locate,
+)
 from kancompile.frontend.layers.affine_map import affine_map
 from kancompile.frontend.layers.canonical import CanonicalLayer, positions_of
 from kancompile.frontend.layers.columns import Columns, merge_columns, sample_points, sample_tokens, tokens_are_alike
 from kancompile.frontend.layers.recognition import is_kan, refuse_other_layers, refuse_plain
 from kancompile.frontend.layers.regions import Region
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.expansion import Branch, Expansion
+from kancompile.ir import Branch, Contraction, Expansion
 
 _LARGEST_WEIGHT = 1 << 27
 """Most entries of a weight matrix that is written out densely (512 MiB in float32)."""

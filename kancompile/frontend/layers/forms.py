@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kancompile.frontend.flow.batch_layout import NotLowerableError
-from kancompile.frontend.flow.flow import Flow
+from kancompile.frontend.flow import Flow, NotLowerableError
 from kancompile.frontend.layers.canonical import CanonicalLayer, shipped_bytes
 from kancompile.frontend.layers.convolution import canonicalize_convolution
 from kancompile.frontend.layers.dense import can_be_per_token, canonicalize

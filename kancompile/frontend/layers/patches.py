@@ -19,18 +19,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from kancompile.frontend.flow.batch_layout import NotLowerableError, layout_of
-from kancompile.frontend.flow.flow import Flow, operator_name
-from kancompile.frontend.flow.origins import Cut, follow, locate
-from kancompile.frontend.flow.subgraph import cut_out, largest_row
+from kancompile.frontend.flow import (
+    Cut,
+    Flow,
+    NotLowerableError,
+    cut_out,
+    follow,
+    largest_row,
+    layout_of,
+    locate,
+    operator_name,
+)
 from kancompile.frontend.layers.canonical import CanonicalLayer, positions_of
 from kancompile.frontend.layers.columns import sample_tokens
 from kancompile.frontend.layers.convolution_assembly import ChannelPart, ConvolutionForm, Image, dealt
 from kancompile.frontend.layers.pixelwise_map import pixelwise_map
 from kancompile.frontend.layers.recognition import refuse_other_layers
 from kancompile.frontend.layers.regions import Region
-from kancompile.ir.expansion import Branch, Expansion
-from kancompile.ir.geometry import Geometry
+from kancompile.ir import Branch, Expansion, Geometry
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from kancompile.frontend.flow.batch_layout import NotLowerableError, layout_of
-from kancompile.frontend.flow.flow import Flow, operator_name
-from kancompile.ir.geometry import Geometry
+from kancompile.errors import reason
+from kancompile.frontend.flow import Flow, NotLowerableError, layout_of, operator_name
+from kancompile.ir import Geometry
 
 _CHUNK_ELEMENTS = 1 << 22
 """Elements of the largest intermediate tensor of one chunk (16 MiB in float32)."""
@@ -231,7 +231,7 @@ def pixelwise_map(
                 outputs = module(*inputs)
                 gradients = torch.autograd.grad(outputs, inputs, seed.reshape(outputs.shape), allow_unused=True)
             except RuntimeError as error:
-                raise NotLowerableError(f"its affine part has no derivative ({str(error).splitlines()[0]})") from error
+                raise NotLowerableError(f"its affine part has no derivative ({reason(error)})") from error
         return [
             torch.zeros(count, *wanted.shape)
             if gradient is None

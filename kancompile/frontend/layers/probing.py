@@ -5,13 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kancompile.frontend.flow.batch_layout import NotLowerableError, layout_of
-from kancompile.frontend.flow.flow import Flow
-from kancompile.frontend.flow.subgraph import cut_out
+from kancompile.frontend.flow import Flow, NotLowerableError, cut_out, layout_of
 from kancompile.frontend.layers.canonical import CanonicalLayer
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.expansion import Expansion
+from kancompile.ir import Contraction, ConvContraction, Expansion
 
 TOLERANCE = 1e-5
 _PROBED_ELEMENTS = 1 << 18

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kancompile.frontend.flow.batch_layout import NotLowerableError
-from kancompile.frontend.flow.flow import Flow
+from kancompile.frontend.flow import Flow, NotLowerableError
 from kancompile.frontend.layers.columns import sample_points
 from kancompile.frontend.layers.regions import Region
-from kancompile.ir.expansion import Expansion
+from kancompile.ir import Expansion
 
 _STANDARD: tuple[Callable[[Tensor], Tensor], ...] = (
     functional.relu,

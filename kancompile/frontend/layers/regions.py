@@ -16,10 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from kancompile.frontend.flow.batch_layout import NotLowerableError
-from kancompile.frontend.flow.flow import Flow, operator_name
-from kancompile.frontend.flow.origins import locate
-from kancompile.frontend.flow.verdicts import Track
+from kancompile.frontend.flow import Flow, NotLowerableError, Track, locate, operator_name
 from kancompile.frontend.layers.minimum_cut import minimum_cut
 from kancompile.frontend.layers.pixelwise_map import can_be_added, is_over_positions
 

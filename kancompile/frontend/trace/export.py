@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from kancompile.data.exported_file import load_exported
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.data import load_exported
+from kancompile.errors import KanCompileError, reason
 from kancompile.frontend.trace.decompositions import DECOMPOSITIONS, WHOLE, is_checked
 from kancompile.frontend.trace.source_lines import error_source
 
@@ -149,7 +149,7 @@ def _trace(model: nn.Module, rows: Tensor) -> ExportedProgram:
                 batch = torch.export.Dim("batch")
                 traced = torch.export.export(model, (rows,), dynamic_shapes=({0: batch},), strict=strict)
         except Exception as error:  # torch.export raises whatever the user's code or the tracer raises
-            failures.append((error_source(error), _first_line(error)))
+            failures.append((error_source(error), reason(error)))
         else:
             if _has_dynamic_batch(traced):
                 return traced
@@ -161,14 +161,6 @@ def _trace(model: nn.Module, rows: Tensor) -> ExportedProgram:
         f"batch ({reasons}), expected tensor operations only; replace choices that depend on data by torch.where and "
         "sizes by x.shape[0]"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    if text.startswith("Constraints violated") and len(lines) > 1:
-        text = lines[1].lstrip("- ")
-    return text.rstrip(".")
 
 
 def _check_arguments(model: nn.Module) -> None:

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.program import Layer, Program
+from kancompile.ir import Contraction, ConvContraction, Layer, Program
 from kancompile.passes.bit_allocation.allocation import Allocation, Choice, allocate, pareto_front
 from kancompile.passes.bit_allocation.hawq import Traces, hessian_traces, sensitivity
-from kancompile.passes.rounding_methods.quantizers import round_to_nearest, search_scale
+from kancompile.passes.rounding_methods import round_to_nearest, search_scale
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
 _FLOAT = (Contraction, ConvContraction)

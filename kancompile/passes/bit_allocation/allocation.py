@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 
 Loss = Callable[[Sequence[Tensor]], Tensor]
 

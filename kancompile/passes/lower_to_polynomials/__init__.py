@@ -23,14 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.expansion import Branch, Expansion
-from kancompile.ir.polynomial import PolynomialExpansion
-from kancompile.ir.program import Layer, Program
+from kancompile.errors import KanCompileError
+from kancompile.ir import Branch, Contraction, ConvContraction, Expansion, Layer, PolynomialExpansion, Program
 from kancompile.passes.lower_to_polynomials.breakpoints import find_breakpoints, merge
-from kancompile.passes.lower_to_polynomials.observed_region import Region
+from kancompile.passes.lower_to_polynomials.observed_region import ObserveRegion, Region
 from kancompile.passes.lower_to_polynomials.piecewise_fit import Lowered, lower
 from kancompile.passes.lower_to_polynomials.region_functions import CannotFit, describe_functions
 
@@ -361,3 +357,10 @@ def lower_exactly(program: Program, x: Tensor, applies: Callable[[str], bool]) -
         if error <= OUTPUT_ERROR:
             break
     return lowered
+
+
+__all__ = [
+    "LowerToPolynomials",
+    "ObserveRegion",
+    "lower_exactly",
+]

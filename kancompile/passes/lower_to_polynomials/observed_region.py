@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from kancompile.ir.expansion import to_channels_first
+from kancompile.ir import to_channels_first
 
 _CHUNK_ELEMENTS = 1 << 20
 _MARGIN = 1e-6  # ONNX Runtime's Tanh overshoots 1 by 2.4e-7

@@ -24,8 +24,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kancompile.ir.expansion import to_channels_first
-from kancompile.ir.polynomial import BreakpointCells, PolynomialExpansion, UniformCells, Zone
+from kancompile.ir import BreakpointCells, PolynomialExpansion, UniformCells, Zone, to_channels_first
 from kancompile.passes.lower_to_polynomials.breakpoints import count_before
 from kancompile.passes.lower_to_polynomials.region_functions import NEAR, CannotFit, Functions
 

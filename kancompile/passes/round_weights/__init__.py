@@ -14,23 +14,24 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.program import Layer, Program
-from kancompile.ir.table import TableExpansion
-from kancompile.ir.wiring import layer_tables
+from kancompile.ir import Contraction, ConvContraction, Layer, Program, TableExpansion, layer_tables
 from kancompile.passes.round_weights.integers import integer_modules, merge_groups
 from kancompile.passes.round_weights.limit_pairs import limit_layer
 from kancompile.passes.round_weights.options import RoundingOptions
-from kancompile.passes.round_weights.pair_products import AdjacentPairs, IntegerContraction, layer_pairs
+from kancompile.passes.round_weights.pair_products import AdjacentPairs, IntegerContraction, layer_pairs, prove_layer
 from kancompile.passes.round_weights.reconstruct_blocks import blocks_of, reconstruct_block, with_one_end
 from kancompile.passes.round_weights.rows import layer_problems
-from kancompile.passes.rounding_methods.brecq import Brecq
-from kancompile.passes.rounding_methods.gptq import Gptq
-from kancompile.passes.rounding_methods.group_scales import settle_group_scales, snap_scales
-from kancompile.passes.rounding_methods.guard import with_guard
-from kancompile.passes.rounding_methods.problem import Rounded, RoundingProblem, objective
-from kancompile.passes.rounding_methods.uniform import Uniform
+from kancompile.passes.rounding_methods import (
+    Brecq,
+    Gptq,
+    Rounded,
+    RoundingProblem,
+    Uniform,
+    objective,
+    settle_group_scales,
+    snap_scales,
+    with_guard,
+)
 from kancompile.progress import track
 
 
@@ -187,3 +188,6 @@ def fit_pairs(
     if limited is None:
         return solved
     return SolvedLayer(limited.parts, limited.bits, (*solved.notes, f"layer {layer.name!r}: {limited.note()}"))
+
+
+__all__ = ["RoundWeights", "RoundingOptions", "prove_layer"]

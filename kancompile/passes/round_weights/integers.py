@@ -7,15 +7,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.contraction import Contraction, GroupMultiplier, QuantizedContraction
-from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
-from kancompile.ir.geometry import group_order
-from kancompile.ir.program import Layer, Program
-from kancompile.ir.table import TableExpansion
-from kancompile.ir.wiring import layer_tables, tied_columns
-from kancompile.passes.rounding_methods.group_scales import common_scale
-from kancompile.passes.rounding_methods.problem import Rounded
+from kancompile.errors import KanCompileError
+from kancompile.ir import (
+    Contraction,
+    ConvContraction,
+    GroupMultiplier,
+    Layer,
+    Program,
+    QuantizedContraction,
+    QuantizedConvContraction,
+    TableExpansion,
+    group_order,
+    layer_tables,
+    tied_columns,
+)
+from kancompile.passes.rounding_methods import Rounded, common_scale
 
 _INT32_MAX = (1 << 31) - 1
 

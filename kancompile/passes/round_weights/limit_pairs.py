@@ -26,17 +26,19 @@ import torch
 from torch import Tensor
 
 from kancompile.passes.round_weights.pair_products import INT16_MAX, AdjacentPairs
-from kancompile.passes.rounding_methods.gptq import Gptq, polish_rounded
-from kancompile.passes.rounding_methods.problem import (
+from kancompile.passes.rounding_methods import (
+    Gptq,
     Rounded,
     RoundingProblem,
     bias_correction,
     objective,
     on_fine_table,
     output_errors,
+    polish_rounded,
     rescaled,
+    round_to_nearest,
+    scale_of_column,
 )
-from kancompile.passes.rounding_methods.quantizers import round_to_nearest, scale_of_column
 
 _MUCH = 3.0  # a bit less costs about four times the error
 _FACTORS = tuple(2 ** (step / 12) for step in range(13))

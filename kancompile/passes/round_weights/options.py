@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kancompile.passes.rounding_methods.group_scales import WIDEST_BITS
-from kancompile.passes.rounding_methods.problem import Method
+from kancompile.passes.rounding_methods import WIDEST_BITS, Method
 
 
 @dataclass(frozen=True)

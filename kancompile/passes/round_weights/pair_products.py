@@ -24,12 +24,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kancompile.ir.column_order import is_in_planes, plane_order
-from kancompile.ir.contraction import QuantizedContraction
-from kancompile.ir.convolution import QuantizedConvContraction
-from kancompile.ir.geometry import group_order
-from kancompile.ir.program import Layer, Program
-from kancompile.ir.table import TableExpansion
+from kancompile.ir import (
+    Layer,
+    Program,
+    QuantizedContraction,
+    QuantizedConvContraction,
+    TableExpansion,
+    group_order,
+    is_in_planes,
+    plane_order,
+)
 
 INT8_MAX, INT16_MAX = (1 << 7) - 1, (1 << 15) - 1
 LARGEST_CONSTANT = 64

@@ -13,12 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.gradients import differentiable
-from kancompile.ir.program import Layer, Program
-from kancompile.passes.rounding_methods.brecq import Block, Brecq
-from kancompile.passes.rounding_methods.problem import Rounded, RoundingProblem
+from kancompile.ir import Contraction, ConvContraction, Layer, Program, differentiable
+from kancompile.passes.rounding_methods import Block, Brecq, Rounded, RoundingProblem
 
 _CHUNK = 512
 

@@ -14,15 +14,24 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.geometry import PatchSampler, columns_of_groups, flat_weight, group_order, split_groups
-from kancompile.ir.operators import convolution_columns
-from kancompile.ir.program import Layer, Program
-from kancompile.ir.table import TableExpansion
-from kancompile.ir.wiring import branch_of_column, layer_tables, tied_columns
+from kancompile.ir import (
+    Contraction,
+    ConvContraction,
+    Layer,
+    PatchSampler,
+    Program,
+    TableExpansion,
+    branch_of_column,
+    columns_of_groups,
+    convolution_columns,
+    flat_weight,
+    group_order,
+    layer_tables,
+    split_groups,
+    tied_columns,
+)
 from kancompile.passes.round_weights.options import RoundingOptions
-from kancompile.passes.rounding_methods.problem import FeatureSource, RoundingProblem
+from kancompile.passes.rounding_methods import FeatureSource, RoundingProblem
 
 _ROWS = 1 << 14
 _BYTES = 1 << 29

@@ -7,12 +7,27 @@ from typing import Any
 
 import torch
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 from kancompile.passes.rounding_methods.adaround import AdaRound
 from kancompile.passes.rounding_methods.awq import Awq
-from kancompile.passes.rounding_methods.brecq import Brecq
-from kancompile.passes.rounding_methods.gptq import Gptq
-from kancompile.passes.rounding_methods.problem import Method
+from kancompile.passes.rounding_methods.brecq import Block, Brecq
+from kancompile.passes.rounding_methods.gptq import Gptq, polish_rounded
+from kancompile.passes.rounding_methods.group_scales import WIDEST_BITS, common_scale, settle_group_scales, snap_scales
+from kancompile.passes.rounding_methods.guard import with_guard
+from kancompile.passes.rounding_methods.problem import (
+    FeatureSource,
+    Method,
+    Rounded,
+    RoundingProblem,
+    add_products,
+    bias_correction,
+    mirror,
+    objective,
+    on_fine_table,
+    output_errors,
+    rescaled,
+)
+from kancompile.passes.rounding_methods.quantizers import round_to_nearest, scale_of_column, search_scale
 from kancompile.passes.rounding_methods.uniform import Uniform
 
 METHODS: dict[str, Method] = {
@@ -50,3 +65,32 @@ def _on_device(method: Any, device: str) -> Method:
             changed[option.name] = _on_device(value, device)
     moved: Method = replace(method, **changed)
     return moved
+
+
+__all__ = [
+    "WIDEST_BITS",
+    "Block",
+    "Brecq",
+    "FeatureSource",
+    "Gptq",
+    "Method",
+    "Rounded",
+    "RoundingProblem",
+    "Uniform",
+    "add_products",
+    "bias_correction",
+    "common_scale",
+    "method_named",
+    "mirror",
+    "objective",
+    "on_fine_table",
+    "output_errors",
+    "polish_rounded",
+    "rescaled",
+    "round_to_nearest",
+    "scale_of_column",
+    "search_scale",
+    "settle_group_scales",
+    "snap_scales",
+    "with_guard",
+]

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 from kancompile.passes.rounding_methods.gptq import Gptq, ordered_hessian, round_columns
 from kancompile.passes.rounding_methods.polish import quadratic_error
 from kancompile.passes.rounding_methods.problem import Method, Rounded, RoundingProblem, on_fine_table, rescaled

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 from kancompile.passes.rounding_methods.gptq import Gptq
 from kancompile.passes.rounding_methods.problem import Method, Rounded, RoundingProblem
 from kancompile.passes.rounding_methods.quantizers import code_range, scale_of_column

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 from kancompile.passes.rounding_methods.problem import RoundingProblem, SecondMoments
 
 _BLOCK = 512

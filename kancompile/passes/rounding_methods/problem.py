@@ -23,7 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 
 _CACHED_BYTES = 1 << 30
 _FLOAT64_COLUMNS = 8192

@@ -15,18 +15,11 @@ from functools import partial
 
 from torch import Tensor
 
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.distinct import distinct_inputs
-from kancompile.ir.expansion import Expansion
-from kancompile.ir.program import Layer, Program
-from kancompile.ir.wiring import quantizer_in_front
+from kancompile.ir import Contraction, ConvContraction, Expansion, Layer, Program, distinct_inputs, quantizer_in_front
 from kancompile.passes.tabulate_expansions.convolution import tabulate_convolution
 from kancompile.passes.tabulate_expansions.known import KnownTables
-from kancompile.passes.tabulate_expansions.layer import tabulate_layer
+from kancompile.passes.tabulate_expansions.layer import tabulate, tabulate_layer
 from kancompile.passes.tabulate_expansions.options import TableOptions
-
-__all__ = ["TableOptions", "TabulateExpansions", "distinct_inputs", "tabulate", "tabulate_layer"]
 
 
 @dataclass(frozen=True)
@@ -75,3 +68,13 @@ class TabulateExpansions:
     def _applies(self, program: Program, layer: Layer) -> bool:
         is_float = isinstance(program.module(layer.contraction), Contraction | ConvContraction)
         return is_float and self.options(layer.name) is not None
+
+
+__all__ = [
+    "KnownTables",
+    "TableOptions",
+    "TabulateExpansions",
+    "distinct_inputs",
+    "tabulate",
+    "tabulate_layer",
+]

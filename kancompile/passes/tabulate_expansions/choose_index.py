@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.index import IndexQuantizer
+from kancompile.errors import KanCompileError
+from kancompile.ir import IndexQuantizer
 
 LEVELS = (16, 32, 64, 128, 255, 512, 1024, 2048, 4096)  # 255 rows fit a byte and leave one number free for pairs
 Range = Literal["minmax", "percentile", "mse"]

@@ -11,10 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.expansion import Expansion
-from kancompile.ir.index import IndexQuantizer
-from kancompile.ir.table import TableExpansion
+from kancompile.ir import ConvContraction, Expansion, IndexQuantizer, TableExpansion
 from kancompile.passes.tabulate_expansions.options import TableOptions
 from kancompile.passes.tabulate_expansions.round_together import round_together
 from kancompile.passes.tabulate_expansions.values import STRETCH, code_scale, stretched

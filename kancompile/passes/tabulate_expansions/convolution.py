@@ -17,14 +17,23 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.distinct import distinct_inputs
-from kancompile.ir.expansion import Expansion
-from kancompile.ir.geometry import PatchSampler, columns_of_groups, flat_weight, group_order
-from kancompile.ir.index import IndexQuantizer
-from kancompile.ir.program import Layer, Program
-from kancompile.ir.table import TableExpansion
-from kancompile.ir.wiring import quantizer_in_front, reads_one_convolution, single_table_behind, tables_behind
+from kancompile.ir import (
+    ConvContraction,
+    Expansion,
+    IndexQuantizer,
+    Layer,
+    PatchSampler,
+    Program,
+    TableExpansion,
+    columns_of_groups,
+    distinct_inputs,
+    flat_weight,
+    group_order,
+    quantizer_in_front,
+    reads_one_convolution,
+    single_table_behind,
+    tables_behind,
+)
 from kancompile.passes.tabulate_expansions.choose_index import (
     LEVELS,
     IndexChoice,

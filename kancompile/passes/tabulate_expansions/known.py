@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
-from kancompile.ir.index import IndexQuantizer
+from kancompile.ir import IndexQuantizer
 from kancompile.passes.tabulate_expansions.choose_index import MeasuresLookup
 from kancompile.passes.tabulate_expansions.options import TableOptions
 

@@ -7,14 +7,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.distinct import distinct_inputs
-from kancompile.ir.expansion import Expansion
-from kancompile.ir.index import IndexQuantizer
-from kancompile.ir.program import Layer, Program
-from kancompile.ir.table import TableExpansion
-from kancompile.ir.wiring import reads_one_convolution
-from kancompile.passes.rounding_methods.quantizers import round_to_nearest, search_scale
+from kancompile.ir import (
+    Contraction,
+    Expansion,
+    IndexQuantizer,
+    Layer,
+    Program,
+    TableExpansion,
+    distinct_inputs,
+    reads_one_convolution,
+)
+from kancompile.passes.rounding_methods import round_to_nearest, search_scale
 from kancompile.passes.tabulate_expansions.choose_index import LEVELS, choose_index, row_numbers
 from kancompile.passes.tabulate_expansions.known import KnownTables, MeasuredInputs
 from kancompile.passes.tabulate_expansions.lookup_cost import LookupCost

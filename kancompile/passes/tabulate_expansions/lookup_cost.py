@@ -5,11 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.expansion import Expansion
-from kancompile.ir.geometry import PatchSampler, flat_weight, split_groups
-from kancompile.ir.index import IndexQuantizer
-from kancompile.ir.operators import look_up
+from kancompile.ir import ConvContraction, Expansion, IndexQuantizer, PatchSampler, flat_weight, look_up, split_groups
 from kancompile.passes.recently_used import RecentlyUsed
 from kancompile.passes.tabulate_expansions.choose_index import MeasuresLookup, row_inputs, row_numbers
 from kancompile.passes.tabulate_expansions.round_together import Patches, code_hessian

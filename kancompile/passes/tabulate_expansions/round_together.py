@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kancompile.ir.index import IndexQuantizer
-from kancompile.passes.rounding_methods.problem import add_products, mirror
+from kancompile.ir import IndexQuantizer
+from kancompile.passes.rounding_methods import add_products, mirror
 
 _MOST_TOGETHER = 5
 _MOST_CODES = 2048

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kancompile.ir.distinct import sample_inputs
-from kancompile.ir.expansion import Expansion
-from kancompile.ir.index import IndexQuantizer
+from kancompile.ir import Expansion, IndexQuantizer, sample_inputs
 from kancompile.passes.tabulate_expansions.choose_index import row_parts
 
 _MEASURED_INPUTS = 1 << 17

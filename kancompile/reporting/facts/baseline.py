@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from kancompile.errors import reason
 from kancompile.reporting.facts.source import ReportSource
-from kancompile.runtimes.machine import describe_machine
-from kancompile.runtimes.session import RuntimeModel
-from kancompile.validation.benchmark import COMPILED, FLOAT_EXPORT, export_float, take_turns
+from kancompile.runtimes import RuntimeModel, describe_machine
+from kancompile.validation import COMPILED, FLOAT_EXPORT, export_float, take_turns
 
 _BATCHES = (1, 64)
 _REPEATS, _WARMUP = 7, 2
@@ -49,7 +49,7 @@ def measure_baseline(source: ReportSource, float_export: bool, latency: bool) ->
     try:
         exported = export_float(source.reference, shape)
     except Exception as error:  # the exporter runs user code and raises what it likes
-        found["latency_note"] = f"the float model cannot be exported: {type(error).__name__}: {_first_line(error)}"
+        found["latency_note"] = f"the float model cannot be exported: {type(error).__name__}: {reason(error)}"
         return found
     found["float_export_bytes"] = len(exported)
     if not latency:
@@ -60,7 +60,7 @@ def measure_baseline(source: ReportSource, float_export: bool, latency: bool) ->
         compiled = RuntimeModel(source.session_bytes, threads=1)
         found["latency"] = _times(source.judging.samples, compiled, float_model)
     except Exception as error:  # kernels of a foreign runtime
-        found["latency_note"] = f"the float model does not run: {type(error).__name__}: {_first_line(error)}"
+        found["latency_note"] = f"the float model does not run: {type(error).__name__}: {reason(error)}"
         return found
     found["machine"] = {key: value for key, value in describe_machine().items() if key != "load"}
     return found
@@ -88,7 +88,3 @@ def _times(x: Tensor, compiled: RuntimeModel, float_model: RuntimeModel) -> list
             }
         )
     return rows
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else "no text"

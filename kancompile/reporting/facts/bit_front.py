@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kancompile.compiler.manifest import describe_layer
-from kancompile.data.calibration import Calibration
-from kancompile.ir.program import Program
-from kancompile.passes.lowering import Lowering
+from kancompile.compiler import describe_layer
+from kancompile.data import Calibration
+from kancompile.ir import Program
+from kancompile.passes import Lowering
 from kancompile.progress import quiet, track
 from kancompile.recipe import Recipe
 from kancompile.reporting.facts.source import ReportSource
-from kancompile.validation.error_measures import ErrorMeasure, TaskMetric, plain_number
+from kancompile.validation import ErrorMeasure, TaskMetric, plain_number
 
 WIDTHS = (2, 3, 4, 6, 8)
 _SAMPLES = 256

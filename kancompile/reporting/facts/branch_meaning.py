@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kancompile.ir.expansion import Expansion
-from kancompile.validation.layer_pairs import LayerPair
+from kancompile.ir import Expansion
+from kancompile.validation import LayerPair
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,

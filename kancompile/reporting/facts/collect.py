@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kancompile.ir.program import PassChange
+from kancompile.ir import PassChange
 from kancompile.reporting.facts.baseline import measure_baseline, parameter_bytes
 from kancompile.reporting.facts.bit_front import measure_front, no_front
 from kancompile.reporting.facts.contributions import measure_contributions
@@ -19,8 +19,7 @@ from kancompile.reporting.facts.inspection import describe_program
 from kancompile.reporting.facts.layer_facts import layer_facts
 from kancompile.reporting.facts.observation import Observation, observe
 from kancompile.reporting.facts.source import ReportSource
-from kancompile.validation.error_measures import plain_number
-from kancompile.validation.layer_pairs import LayerPair
+from kancompile.validation import LayerPair, plain_number
 
 SCHEMA_VERSION = 1
 _EDGES = 12

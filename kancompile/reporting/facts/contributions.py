@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kancompile.ir.program import CONTRACTIONS, Program
+from kancompile.ir import CONTRACTIONS, Program
 from kancompile.progress import track
-from kancompile.validation.error_measures import ErrorMeasure, decibel
-from kancompile.validation.layer_pairs import LayerPair
+from kancompile.validation import ErrorMeasure, LayerPair, decibel
 
 _ELEMENTS = 1 << 23
 _FEW, _MANY = 8, 256

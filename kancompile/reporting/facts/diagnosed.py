@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kancompile.diagnosis.diagnosing import examine, open_laboratory
+from kancompile.diagnosis import examine, open_laboratory
 from kancompile.reporting.facts.source import ReportSource, settled
 
 

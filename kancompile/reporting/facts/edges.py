@@ -15,12 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.expansion import Expansion
-from kancompile.ir.table import TableExpansion
+from kancompile.errors import KanCompileError
+from kancompile.ir import Expansion, TableExpansion
 from kancompile.reporting.facts.observation import Observation
-from kancompile.validation.error_measures import decibel
-from kancompile.validation.layer_pairs import BranchColumns, LayerPair, evaluate_inputs
+from kancompile.validation import BranchColumns, LayerPair, decibel, evaluate_inputs
 
 POINTS = 321
 BINS = 32

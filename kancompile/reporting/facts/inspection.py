@@ -9,14 +9,10 @@ from typing import Any
 
 import onnx
 
-from kancompile.compiler.compiled_model import MANIFEST_SUFFIX
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.errors.foreign import foreign, parse_json, read_text, reason
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.expansion import Expansion
-from kancompile.ir.program import Program
-from kancompile.runtimes.session import ModelFile, name_of, read_model
+from kancompile.compiler import MANIFEST_SUFFIX
+from kancompile.errors import KanCompileError, foreign, parse_json, read_text, reason
+from kancompile.ir import Contraction, ConvContraction, Expansion, Program
+from kancompile.runtimes import ModelFile, name_of, read_model
 
 _PREFIX = "kancompile."
 _WRITTEN_AS_JSON = ("layers", "recipe", "seed", "versions")

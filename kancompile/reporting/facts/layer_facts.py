@@ -8,19 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kancompile.compiler.manifest import describe_layer
-from kancompile.ir.contraction import QuantizedContraction
-from kancompile.ir.convolution import QuantizedConvContraction
-from kancompile.ir.polynomial import PolynomialExpansion
-from kancompile.ir.table import TableExpansion
+from kancompile.compiler import describe_layer
+from kancompile.ir import PolynomialExpansion, QuantizedContraction, QuantizedConvContraction, TableExpansion
 from kancompile.reporting.facts.branch_meaning import branch_meaning
 from kancompile.reporting.facts.contributions import Contribution, LayerContribution
 from kancompile.reporting.facts.observation import Observation, Outside
 from kancompile.reporting.facts.weight_errors import weight_errors
-from kancompile.validation.error_measures import plain_number
-from kancompile.validation.kernel_audit import KernelAudit
-from kancompile.validation.layer_errors import LayerError
-from kancompile.validation.layer_pairs import AnyExpansion, BranchColumns, LayerPair
+from kancompile.validation import AnyExpansion, BranchColumns, KernelAudit, LayerError, LayerPair, plain_number
 
 _SIGNIFICANT = 4
 INT32_MAX = (1 << 31) - 1

@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kancompile.ir.expansion import Expansion
-from kancompile.ir.program import Program
-from kancompile.ir.table import TableExpansion
+from kancompile.ir import Expansion, Program, TableExpansion
 from kancompile.progress import track
-from kancompile.validation.layer_pairs import AnyExpansion, LayerPair, inputs_last
+from kancompile.validation import AnyExpansion, LayerPair, inputs_last
 
 _ELEMENTS = 1 << 19
 _FEW, _MANY = 64, 2048

@@ -15,25 +15,26 @@ from typing import Any
 
 from torch import nn
 
-from kancompile.compiler.compiled_model import CompiledModel, manifest_path
-from kancompile.compiler.emission import target_named
-from kancompile.compiler.left_in_float import left_in_float
-from kancompile.compiler.manifest import MANIFEST_FORM, METADATA_FORM, describe_file_bytes, describe_layer
-from kancompile.data.calibration import Calibration
-from kancompile.data.model import check_fits
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.errors.foreign import check_form
-from kancompile.frontend.capture import capture
-from kancompile.ir.program import Program
-from kancompile.ir.show import with_history
-from kancompile.passes.lowering import Lowering, prepare
-from kancompile.passes.quantize_outputs import QuantizeOutputs
+from kancompile.compiler import (
+    MANIFEST_FORM,
+    METADATA_FORM,
+    CompiledModel,
+    describe_file_bytes,
+    describe_layer,
+    left_in_float,
+    manifest_path,
+    target_named,
+)
+from kancompile.data import Calibration, check_fits
+from kancompile.errors import KanCompileError, check_form
+from kancompile.frontend import capture
+from kancompile.ir import Program, with_history
+from kancompile.passes import Lowering, QuantizeOutputs, prepare
 from kancompile.progress import say
 from kancompile.recipe import Recipe, read_recipe
 from kancompile.reporting.facts.inspection import describe_file, read_manifest
-from kancompile.runtimes.session import read_model
-from kancompile.validation.kernel_audit import KernelAudit, audit_kernels
-from kancompile.validation.validate import Validation, validate
+from kancompile.runtimes import read_model
+from kancompile.validation import KernelAudit, Validation, audit_kernels, validate
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kancompile.ir.table import TableExpansion
-from kancompile.validation.layer_pairs import LayerPair
+from kancompile.ir import TableExpansion
+from kancompile.validation import LayerPair
 
 ROWS, COLUMNS = 48, 96
 

@@ -1,1 +1,11 @@
 """Draw what a report says; nothing is measured here."""
+
+from kancompile.reporting.render.html import render
+from kancompile.reporting.render.plots import check_matplotlib
+from kancompile.reporting.render.terminal import compile_summary
+
+__all__ = [
+    "check_matplotlib",
+    "compile_summary",
+    "render",
+]

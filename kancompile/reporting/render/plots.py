@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 
 # drawn in colours that nothing else has, which then become those of the page
 _COLOURS = {

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kancompile.compiler.compiled_model import CompiledModel
-from kancompile.reporting.facts.baseline import parameter_bytes
-from kancompile.reporting.facts.layer_facts import kernels_of
+from kancompile.compiler import CompiledModel
+from kancompile.reporting.facts import kernels_of, parameter_bytes
 from kancompile.reporting.render.html_parts import number
-from kancompile.validation.text_table import aligned
-from kancompile.validation.validate import Validation
+from kancompile.validation import Validation, aligned
 
 _DEVICE_FACTS = {
     "stored_bytes": "flash bytes of constants",

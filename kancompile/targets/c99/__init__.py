@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from kancompile.ir.program import Program
+from kancompile.ir import Program
 from kancompile.targets.c99.interface import INTERFACE_BEGINS, INTERFACE_ENDS
 from kancompile.targets.c99.plan import make_plan
 from kancompile.targets.c99.render import render
@@ -60,3 +60,5 @@ def macro(source: bytes, name: str) -> int:
 
 
 TARGET = Target("c99", ".c", (2, 3, 4, 5, 6, 7, 8), emit, companions=companions, loads_in_ort=False, facts=facts)
+
+__all__ = ["TARGET"]

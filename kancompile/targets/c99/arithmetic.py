@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from kancompile.errors.exceptions import KanCompileError
+from kancompile.errors import KanCompileError
 from kancompile.targets.c99.steps import Array
 
 _EXPONENTS = range(-127, 128)

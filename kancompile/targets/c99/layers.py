@@ -12,10 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kancompile.ir.contraction import QuantizedContraction
-from kancompile.ir.convolution import QuantizedConvContraction
-from kancompile.ir.index import IndexQuantizer
-from kancompile.ir.table import TableExpansion
+from kancompile.ir import IndexQuantizer, QuantizedContraction, QuantizedConvContraction, TableExpansion
 from kancompile.targets.c99.steps import Array, Buffer, Contract, Read, ScaleGroup, Segment, Store, Window
 
 _UNPLACED = Buffer("", 0)

@@ -15,12 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.contraction import QuantizedContraction
-from kancompile.ir.convolution import QuantizedConvContraction
-from kancompile.ir.expansion import regroup, to_channels_last
-from kancompile.ir.program import Program
-from kancompile.ir.table import TableExpansion
+from kancompile.errors import KanCompileError
+from kancompile.ir import (
+    Program,
+    QuantizedContraction,
+    QuantizedConvContraction,
+    TableExpansion,
+    regroup,
+    to_channels_last,
+)
 from kancompile.targets.c99 import layers
 from kancompile.targets.c99.steps import (
     Buffer,

@@ -2,4 +2,6 @@
 
 from kancompile.targets.litert.emit import TARGET
 
-__all__ = ["TARGET"]
+__all__ = [
+    "TARGET",
+]

@@ -24,12 +24,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.contraction import QuantizedContraction
-from kancompile.ir.convolution import QuantizedConvContraction
-from kancompile.ir.index import IndexQuantizer
-from kancompile.ir.program import KAN_MODULES, Program, attribute
-from kancompile.ir.table import TableExpansion
+from kancompile.errors import KanCompileError
+from kancompile.ir import (
+    KAN_MODULES,
+    IndexQuantizer,
+    Program,
+    QuantizedContraction,
+    QuantizedConvContraction,
+    TableExpansion,
+    attribute,
+)
 from kancompile.targets.contract import Target
 from kancompile.targets.litert.aten import ATEN
 from kancompile.targets.litert.file import LiteRTFile, Value, columns_of

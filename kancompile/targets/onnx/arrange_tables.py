@@ -14,11 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kancompile.ir.contraction import QuantizedContraction
-from kancompile.ir.convolution import QuantizedConvContraction
-from kancompile.ir.index import IndexQuantizer
-from kancompile.ir.program import Layer, Program
-from kancompile.ir.table import TableExpansion
+from kancompile.ir import IndexQuantizer, Layer, Program, QuantizedContraction, QuantizedConvContraction, TableExpansion
 from kancompile.targets.onnx.function_planes import arrange_planes, can_be_planes
 
 _ROW_PADDING_BYTES = 1 << 14

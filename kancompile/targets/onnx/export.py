@@ -17,10 +17,8 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.contraction import QuantizedContraction
-from kancompile.ir.convolution import QuantizedConvContraction
-from kancompile.ir.program import Program
+from kancompile.errors import KanCompileError, reason
+from kancompile.ir import Program, QuantizedContraction, QuantizedConvContraction
 from kancompile.targets.onnx.arrange_tables import arrange_tables
 from kancompile.targets.onnx.function_planes import deal_planes
 from kancompile.targets.onnx.narrow_weights import NarrowWeights, store_narrow_weights
@@ -79,10 +77,9 @@ def emit(
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
             raise KanCompileError(
-                f"target 'ort-cpu': an operator outside the KAN layers has no ONNX translation: {reason}; "
-                "replace it in the model, or compile the part without it"
+                f"target 'ort-cpu': an operator outside the KAN layers has no ONNX translation: "
+                f"{reason(error.__cause__ or error)}; replace it in the model, or compile the part without it"
             ) from error
     assert onnx_program is not None
     model = onnx_program.model

@@ -13,11 +13,18 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from kancompile.ir.column_order import constant_block, is_in_planes, plane_order, varying_functions
-from kancompile.ir.convolution import QuantizedConvContraction
-from kancompile.ir.packed_codes import MOST, pack
-from kancompile.ir.program import Layer, Program
-from kancompile.ir.table import TableExpansion
+from kancompile.ir import (
+    MOST,
+    Layer,
+    Program,
+    QuantizedConvContraction,
+    TableExpansion,
+    constant_block,
+    is_in_planes,
+    pack,
+    plane_order,
+    varying_functions,
+)
 
 _THREADED_ROWS = 16
 """GatherElements divides its work by rows, so the row numbers of an image are dealt out over so many."""

@@ -26,7 +26,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from kancompile.ir.contraction import GroupMultiplier
+from kancompile.ir import GroupMultiplier
 
 PLANE_BITS = (4, 2, 1)
 INT2_OPSET, INT2_IR_VERSION = 25, 13

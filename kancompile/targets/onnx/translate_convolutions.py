@@ -19,8 +19,8 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset21 as op
 
-import kancompile.ir.operators  # noqa: F401  (registers the operators named below)
-from kancompile.ir.packed_codes import DIGITS, ZERO_POINT
+import kancompile.ir  # noqa: F401  (registers the operators named below)
+from kancompile.ir import DIGITS, ZERO_POINT
 from kancompile.targets.onnx.function_planes import threaded_rows
 from kancompile.targets.onnx.translation import Value, clip_codes, constant
 

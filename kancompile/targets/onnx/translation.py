@@ -20,7 +20,7 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset21 as op
 
-import kancompile.ir.operators  # noqa: F401  (registers the operators named below)
+import kancompile.ir  # noqa: F401  (registers the operators named below)
 
 _PAIR_BLOCK = 64
 Value = Any  # an onnx_ir.Value while the exporter traces

@@ -21,11 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kancompile.ir.block_codes import BlockCodes
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.polynomial import PolynomialExpansion
-from kancompile.ir.program import Program
+from kancompile.ir import BlockCodes, Contraction, ConvContraction, PolynomialExpansion, Program
 
 _LISTED_FROM = 64
 """Scales from which on bytes that pick are smaller than the scales themselves."""
