@@ -142,7 +142,7 @@ class Recipe(LayerRecipe):
     Attributes:
         storage: ``"smallest"`` keeps as many bits as a weight has, ``"native"`` the narrowest ONNX type that holds them,
             ``"fastest"`` int8.
-        cpu: name of a preset in ``kancompile.cpu_presets``.
+        cpu: name of a preset in :data:`CPU_PRESETS`.
         bits_average, max_bytes, max_latency_us: budgets; the first two have bits allocated by sensitivity.
         batch: the only batch size of the file, ``None`` for any.
         min_sqnr: the least signal-to-noise ratio (see ``kancompile.compiler.error_gate``); ``None`` to measure nothing.

@@ -2,7 +2,7 @@
 
 from kancompile.passes.bit_allocation import Allocation, allocate_bits, front_table, measure_sensitivities
 from kancompile.passes.lower_to_polynomials import ObserveRegion
-from kancompile.passes.lowering import Lowering, check_patterns, prepare
+from kancompile.passes.lowering import Lowering, check_patterns, lower, prepare
 from kancompile.passes.quantize_outputs import QuantizeOutputs
 from kancompile.passes.recently_used import RecentlyUsed
 from kancompile.passes.round_weights import prove_layer
@@ -18,6 +18,7 @@ __all__ = [
     "allocate_bits",
     "check_patterns",
     "front_table",
+    "lower",
     "measure_sensitivities",
     "prepare",
     "prove_layer",

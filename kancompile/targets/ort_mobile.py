@@ -42,7 +42,7 @@ def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest
         storage: ``"smallest"`` stores one table for all its readers, ``"fastest"`` tables of pairs of rows.
 
     Raises:
-        KanCompileError: as ``ort_cpu.emit``, or ONNX Runtime cannot convert the model.
+        KanCompileError: as ``onnx.emit``, or ONNX Runtime cannot convert the model.
     """
     return _converted(emit_onnx(program, metadata, "fastest", pairs=storage == "fastest"))
 

@@ -6,7 +6,7 @@ It is the file of ``ort-cpu`` with what ONNX Runtime's QNN execution provider as
     uint8 activations, from the row numbers of the input to the output
     a fixed batch of one, int8 weights that no constant node has to widen
 
-So tables have at most 256 rows, and the output is quantized (``passes/quantize_outputs.py``).
+So tables have at most 256 rows, and the output is quantized (pass ``quantize-outputs``).
 """
 
 from __future__ import annotations

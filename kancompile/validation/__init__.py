@@ -1,6 +1,6 @@
 """Prove what a file computes, and how fast: outputs, layers, kernels and runtimes side by side."""
 
-from kancompile.validation.benchmark import COMPILED, FLOAT_EXPORT, benchmark, export_float, take_turns
+from kancompile.validation.benchmark import COMPILED, FLOAT_EXPORT, Benchmark, benchmark, export_float, take_turns
 from kancompile.validation.error_measures import ErrorMeasure, TaskMetric, decibel, plain_number
 from kancompile.validation.kernel_audit import KernelAudit, audit_kernels
 from kancompile.validation.layer_errors import LayerError, LayerErrors
@@ -14,6 +14,7 @@ __all__ = [
     "COMPILED",
     "FLOAT_EXPORT",
     "AnyExpansion",
+    "Benchmark",
     "BranchColumns",
     "ErrorMeasure",
     "KernelAudit",

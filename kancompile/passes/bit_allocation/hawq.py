@@ -4,7 +4,7 @@ Dong et al., *HAWQ-V2* (2020), sections 3.1 and 3.3: to second order, rounding t
 ``W`` to ``Q(W)`` raises the loss by about ``average trace of the Hessian * |W - Q(W)|^2``. The trace comes from
 Hutchinson's estimator ``tr(H) = E z^T H z`` with Rademacher vectors ``z``; ``H z`` is one more backward pass.
 
-The choice of bits from these numbers is made in ``kancompile.passes.bit_allocation.allocation``.
+The choice of bits from these numbers is made in ``allocation``.
 """
 
 from __future__ import annotations

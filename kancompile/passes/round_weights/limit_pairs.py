@@ -12,7 +12,7 @@ measured on the calibration data:
 
 The mean error goes into the bias, and layers behind are rounded on what this one then hands over. Some pairs in ten thousand
 are concerned as a rule. Methods that make the errors of weights cancel each other lose that where a few weights are taken
-back, so all codes of the layer are then polished again (``passes.polish``), within bounds in which all pairs go on to fit.
+back, so all codes of the layer are then polished again (``polish``), within bounds in which all pairs go on to fit.
 Where it costs much all the same, the whole layer is rounded to 7 bits by its own method too, which always fits, and the
 better of the two is kept.
 """

@@ -18,7 +18,7 @@ class RoundingOptions:
         granularity: ``"channel"``: one scale for each output; ``"branch"``: and for each expansion the layer reads;
             ``"group"``: and for each ``group_size`` inputs.
         group_size: inputs in a group.
-        int16_pairs: whether sums of two neighbouring products must fit int16 (see ``passes.limit_pairs``).
+        int16_pairs: whether sums of two neighbouring products must fit int16 (see ``limit_pairs``).
     """
 
     method: Method

@@ -21,13 +21,14 @@ from kancompile.passes.rounding_methods.problem import (
     RoundingProblem,
     add_products,
     bias_correction,
+    corrected,
     mirror,
     objective,
     on_fine_table,
     output_errors,
     rescaled,
 )
-from kancompile.passes.rounding_methods.quantizers import round_to_nearest, scale_of_column, search_scale
+from kancompile.passes.rounding_methods.quantizers import code_range, round_to_nearest, scale_of_column, search_scale
 from kancompile.passes.rounding_methods.uniform import Uniform
 
 METHODS: dict[str, Method] = {
@@ -68,6 +69,7 @@ def _on_device(method: Any, device: str) -> Method:
 
 
 __all__ = [
+    "METHODS",
     "WIDEST_BITS",
     "Block",
     "Brecq",
@@ -79,7 +81,9 @@ __all__ = [
     "Uniform",
     "add_products",
     "bias_correction",
+    "code_range",
     "common_scale",
+    "corrected",
     "method_named",
     "mirror",
     "objective",

@@ -1,6 +1,6 @@
 """Choose the 8-bit codes of the tables in front of a convolution: code steps, the code of 0, and the rounding.
 
-Padding is 0 in all columns, so where there is padding one code stands for 0 in all of them (see ``tabulate_convolutions``).
+Padding is 0 in all columns, so where there is padding one code stands for 0 in all of them (see ``convolution``).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class TableDraft:
         values: float32 ``[T, levels, k]``.
         group: number of the table of every input, int64 ``[n_in]``.
         weight: this expansion's columns of the convolution, ``[n_out, n_in / groups * k, *kernel]``.
-        hessian: how errors of the values of some functions, int64 ``[m]``, add up (``round_table_codes.code_hessian``).
+        hessian: how errors of the values of some functions, int64 ``[m]``, add up (``round_together.code_hessian``).
     """
 
     expansion: Expansion
@@ -43,7 +43,7 @@ class TableDraft:
     def table(self, scale: Tensor, offset: Tensor, zero_point: int) -> TableExpansion:
         """Round the values with one code step ``scale`` and code 0 at ``offset``, ``[T, k]`` each.
 
-        A table that all channels share is rounded with all its codes together (``round_table_codes``).
+        A table that all channels share is rounded with all its codes together (``round_together``).
         """
         if zero_point:  # rounding after adding the zero point could move the code of 0
             codes = torch.round(self.values / scale[:, None]) + zero_point
@@ -153,7 +153,7 @@ class ColumnSizes:
 
 
 def codes_errors(sizes: Sequence[ColumnSizes], scales: Sequence[Tensor], spread: Sequence[Tensor], bits: int) -> Tensor:
-    """Estimate the error of column scales, as ``tabulate_expansions.scaling_error``, for all tables together.
+    """Estimate the error of column scales, as ``layer.scaling_error``, for all tables together.
 
     Args:
         sizes: of every table's weights.

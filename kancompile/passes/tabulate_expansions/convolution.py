@@ -2,7 +2,7 @@
 
     y = conv(phi, W) + b        ->        y = conv(q - z, V) + b,      phi ~ s * (q - z),   V = W s for each column
 
-As for a linear layer (``tabulate_expansions``), with one more condition: padding is 0 in all columns, so where there is
+As for a linear layer (``layer``), with one more condition: padding is 0 in all columns, so where there is
 padding one code ``z`` stands for 0 in all columns, exactly, and a column that is never negative still gives up the codes
 below it. ``z`` is chosen together with the column scales. Without padding every column has its own offset, as usual.
 

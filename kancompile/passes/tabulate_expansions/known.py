@@ -26,7 +26,7 @@ class MeasuredInputs(Generic[Cost]):
     """What an expansion reads.
 
     Attributes:
-        first: the first input of each distinct set of functions (see ``table_values.distinct_inputs``).
+        first: the first input of each distinct set of functions (see ``ir.distinct_inputs``).
         group: number of the set of every input, int64 ``[n_in]``.
         cost: what measures a quantizer.
     """

@@ -23,7 +23,7 @@ _KEPT_HESSIANS = 2  # up to 33 MB each
 class ConvLookupCost(MeasuresLookup):
     """Measure what looking basis values up, instead of computing them, costs at the output of a convolution.
 
-    The counterpart of ``choose_index.LookupCost``, at a sample of output pixels.
+    The counterpart of :class:`LookupCost`, at a sample of output pixels.
 
     Attributes:
         x: calibration inputs ``[n, n_in, *spatial]``.
@@ -63,12 +63,12 @@ class ConvLookupCost(MeasuresLookup):
         return float(torch.cat(products, dim=1).double().square().mean())
 
     def rounding_error(self, bits: int) -> float:
-        """Estimate what 8-bit table codes and ``bits``-bit weights cost (see ``table_values.rounding_error``)."""
+        """Estimate what 8-bit table codes and ``bits``-bit weights cost (see ``values.rounding_error``)."""
         pairs = list(zip(self._columns(self.exact), self.weights, strict=True))
         return sum(rounding_error(columns, weight, bits) for columns, weight in pairs) / self.groups
 
     def code_hessian(self, index: IndexQuantizer, functions: Tensor) -> Tensor:
-        """Measure how errors of table values add up at the output (see ``round_table_codes.code_hessian``)."""
+        """Measure how errors of table values add up at the output (see ``round_together.code_hessian``)."""
         patches = Patches(self.seen, self.inside.squeeze(-1), tuple(self.weights), self.expansion.k)
         key = index, tuple(functions.tolist())
         return self._hessians.get(key, lambda: code_hessian(patches, index, functions))

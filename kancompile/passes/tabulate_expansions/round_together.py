@@ -9,7 +9,7 @@ is linear in the codes ``c``, so the squared error over output pixels ``p`` and 
 around the unrounded codes ``c*``. A covariance, because a mean error goes into the bias. Functions that nearly depend on each
 other are contracted with weights that nearly cancel, and neighbouring pixels often share a row; nearest rounding knows
 neither. Starting from it, one row after the other is moved to the best of all its neighbours (every code up to one step up or
-down), until no row gains: a descent on the objective of ``rounding.py``, with codes in place of weights. It costs nothing at
+down), until no row gains: a descent on the objective of ``rounding_methods``, with codes in place of weights. It costs nothing at
 run time.
 """
 

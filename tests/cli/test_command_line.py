@@ -22,7 +22,7 @@ from kancompile.cli.main import main
 from kancompile.errors.exceptions import KanCompileError
 from tests.compiled_kan import FACTORY, FACTORY_ARGS, make_inputs, make_model
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from kancompile.passes.rounding_methods.problem import (
     second_moments,
 )
 from kancompile.passes.rounding_methods.uniform import Uniform
-from tests.passes.rounding_problems import generator, problem, table_codes
+from tests.passes.rounding_methods.rounding_problems import generator, problem, table_codes
 
 
 def quick(name):

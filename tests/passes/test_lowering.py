@@ -14,8 +14,7 @@ from kancompile.ir.program import Program
 from kancompile.ir.show import show
 from kancompile.passes.lowering import Lowering, lower
 from kancompile.passes.mix_functions import MixFunctions
-from kancompile.passes.tabulate_expansions import choose_index
-from kancompile.passes.tabulate_expansions import convolution as tabulate_convolutions
+from kancompile.passes.tabulate_expansions import lookup_cost
 from kancompile.recipe import read_recipe
 from tests.convolution_programs import float_convolutions, square
 from tests.programs import calibration_inputs, float_program
@@ -98,8 +97,8 @@ def test_other_bits_measure_no_quantizer_again(name: str, monkeypatch: pytest.Mo
     def refuse(*arguments: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(choose_index.LookupCost, "_measure", refuse)
-    monkeypatch.setattr(tabulate_convolutions.ConvLookupCost, "_measure", refuse)
+    monkeypatch.setattr(lookup_cost.LookupCost, "_measure", refuse)
+    monkeypatch.setattr(lookup_cost.ConvLookupCost, "_measure", refuse)
     monkeypatch.setattr(MixFunctions, "__call__", refuse)
     lowering(read_recipe({"levels": 64, "weight_bits": 4}))
     with pytest.raises(AssertionError, match="measured again"):

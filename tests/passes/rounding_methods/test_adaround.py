@@ -9,7 +9,7 @@ from kancompile.passes.rounding_methods.gptq import Gptq
 from kancompile.passes.rounding_methods.problem import FeatureSource, objective, output_errors
 from kancompile.passes.rounding_methods.soft_rounding import Schedule, SoftRounding
 from kancompile.passes.rounding_methods.uniform import Uniform
-from tests.passes.rounding_problems import generator, problem, table_codes
+from tests.passes.rounding_methods.rounding_problems import generator, problem, table_codes
 
 
 def held_out(task, rounded):

@@ -21,7 +21,7 @@ from kancompile.passes.tabulate_expansions import TabulateExpansions
 from kancompile.passes.tabulate_expansions.options import TableOptions
 from kancompile.recipe import read_recipe
 from tests.convolution_programs import float_convolutions, square
-from tests.passes.rounding_problems import table_codes
+from tests.passes.rounding_methods.rounding_problems import table_codes
 from tests.programs import calibration_inputs, float_program
 
 

@@ -26,7 +26,7 @@ from kancompile.passes.rounding_methods.quantizers import code_range
 from kancompile.recipe import read_recipe
 from kancompile.runtimes.session import RuntimeModel
 from kancompile.targets import TARGETS
-from tests.passes.rounding_problems import generator, problem
+from tests.passes.rounding_methods.rounding_problems import generator, problem
 
 WIDTHS = (10, 7, 3)
 

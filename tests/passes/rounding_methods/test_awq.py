@@ -9,7 +9,7 @@ from kancompile.passes.rounding_methods.awq import Awq, search_column_scales
 from kancompile.passes.rounding_methods.gptq import Gptq
 from kancompile.passes.rounding_methods.problem import FeatureSource, objective, rescaled
 from kancompile.passes.rounding_methods.uniform import Uniform
-from tests.passes.rounding_problems import generator, problem
+from tests.passes.rounding_methods.rounding_problems import generator, problem
 
 
 def two_kinds_of_columns(bits, tied=True):

@@ -5,7 +5,7 @@ from kancompile.errors.exceptions import KanCompileError
 from kancompile.passes.rounding_methods.brecq import Block, Brecq
 from kancompile.passes.rounding_methods.gptq import Gptq
 from kancompile.passes.rounding_methods.problem import FeatureSource, RoundingProblem
-from tests.passes.rounding_problems import generator, table_codes
+from tests.passes.rounding_methods.rounding_problems import generator, table_codes
 
 
 def two_layers(bits=2, gradients=None):

@@ -13,7 +13,7 @@ from torch import nn
 
 from examples.zoo import chebyshev_kan, efficient_kan, fast_kan, faster_kan, fourier_kan, gram_kan, kagn_conv
 
-DIGITS = Path(__file__).parents[1] / "examples" / "digits"
+DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 FAMILIES = ["efficient_kan", "fast_kan", "faster_kan", "chebyshev_kan", "gram_kan", "fourier_kan"]
 
 

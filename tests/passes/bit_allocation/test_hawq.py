@@ -4,7 +4,7 @@ from torch.nn import functional
 
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.passes.bit_allocation.hawq import hessian_traces, sensitivity
-from tests.passes.rounding_problems import generator
+from tests.passes.rounding_methods.rounding_problems import generator
 
 
 def small_net():

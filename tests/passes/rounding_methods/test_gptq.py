@@ -11,7 +11,7 @@ from kancompile.passes.rounding_methods.hessian import FactoredHessian, permute_
 from kancompile.passes.rounding_methods.polish import RoundedColumns, descend_codes, quadratic_error, refine_scale
 from kancompile.passes.rounding_methods.problem import objective
 from kancompile.passes.rounding_methods.uniform import Uniform
-from tests.passes.rounding_problems import generator, problem
+from tests.passes.rounding_methods.rounding_problems import generator, problem
 
 PLAIN = Gptq(sweeps=0, scale_factors=(1.0,))
 

@@ -154,7 +154,7 @@ def test_a_failure_between_two_names_never_leaves_half_a_pair(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from kancompile.atomic_write import write_atomically
+from kancompile.compiler.atomic_write import write_atomically
 
 folder, at = Path(sys.argv[1]), int(sys.argv[2])
 calls = 0
@@ -176,7 +176,7 @@ write_atomically({folder / name: b"new" for name in ("model.onnx", "model.h", "m
 
 def _killed(folder: Path, at: int) -> bool:
     """Write three files in a process that is killed in front of one of its calls; say whether it was."""
-    done = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(at)], cwd=Path(__file__).parent.parent)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(at)], cwd=Path(__file__).parent.parent.parent)
     assert done.returncode in (0, -9)
     return done.returncode != 0
 
@@ -257,7 +257,7 @@ def test_a_run_waits_for_another_one_and_not_for_ever(tmp_path: Path, monkeypatc
 TWO = """
 import sys, time
 from pathlib import Path
-from kancompile.atomic_write import write_atomically
+from kancompile.compiler.atomic_write import write_atomically
 from kancompile.errors import KanCompileError
 
 root, text, start = Path(sys.argv[1]), sys.argv[2].encode() * 100_000, float(sys.argv[3])
@@ -279,7 +279,9 @@ def test_of_two_runs_without_force_one_is_refused(has_locks: bool, tmp_path: Pat
     command = [sys.executable, "-c", script, str(tmp_path)]
     start = str(time.time() + 2)
     running = [
-        subprocess.Popen([*command, text, start], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent)
+        subprocess.Popen(
+            [*command, text, start], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent.parent
+        )
         for text in ("a", "b")
     ]
     won = [process.communicate()[0].split() for process in running]
