@@ -13,15 +13,15 @@ from tests.import_graph import HERE, ImportGraph, counts, names_in, offered
 GRAPH = ImportGraph(HERE)
 PACKAGE = HERE / GRAPH.package
 FLOORS = (
-    {"errors", "progress"},
-    {"recipe"},
-    {"data", "ir"},
-    {"frontend", "passes", "targets", "runtimes"},
-    {"validation"},
-    {"compiler"},
-    {"diagnosis"},
-    {"reporting"},
-    {"cli"},
+    ("errors", "progress"),
+    ("recipe",),
+    ("data", "ir"),
+    ("frontend", "passes", "targets", "runtimes"),
+    ("validation",),
+    ("compiler",),
+    ("diagnosis",),
+    ("reporting",),
+    ("cli",),
 )
 """The rooms from the ground up; rooms of one floor know nothing of each other."""
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
