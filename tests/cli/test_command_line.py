@@ -359,8 +359,8 @@ def test_help_and_recipes_do_not_load_pytorch() -> None:
         assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False).returncode == 0
 
 
-def _raising(error: BaseException) -> Callable[[Any], int]:
-    def run(_: Any) -> int:
+def _raising(error: BaseException) -> Callable[..., int]:
+    def run(*_: Any) -> int:
         raise error
 
     return run

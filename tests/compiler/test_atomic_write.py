@@ -275,7 +275,7 @@ for number in range(40):
 
 @pytest.mark.parametrize("has_locks", [True, False])
 def test_of_two_runs_without_force_one_is_refused(has_locks: bool, tmp_path: Path) -> None:
-    script = TWO if has_locks else "from kancompile import folder_lock\nfolder_lock.fcntl = None\n" + TWO
+    script = TWO if has_locks else "from kancompile.compiler import folder_lock\nfolder_lock.fcntl = None\n" + TWO
     command = [sys.executable, "-c", script, str(tmp_path)]
     start = str(time.time() + 2)
     running = [

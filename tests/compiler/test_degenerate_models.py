@@ -227,6 +227,7 @@ def test_products_with_several_readers_stay_integer(levels: int) -> None:
     assert all(row.is_integer for row in made.audit.rows)
 
 
+@pytest.mark.needs("matplotlib")
 def test_a_layer_called_several_times_is_reported_and_diagnosed() -> None:
     x = normal(100, 6)
     made = compiled(Loop(), x, weight_bits=4, min_sqnr=None)

@@ -100,6 +100,7 @@ def test_nothing_is_cut_to_an_integer() -> None:
 CONFIGS = ["a: " + DEEP, "a: " + "9" * 5000, "a: 2001-99-99", "a: !!int x", "- 1", "\x00", "? {a: 1}\n: 2"]
 
 
+@pytest.mark.needs("pykan")
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda text: text[:16])
 def test_configurations_of_pykan(config: str, tmp_path: Path) -> None:
     pytest.importorskip("yaml", reason="needs PyYAML: pip install 'kancompile[pykan]'")
@@ -126,6 +127,7 @@ WRONG_STATES: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.needs("pykan")
 @pytest.mark.parametrize("case", WRONG_STATES)
 def test_states_of_pykan(case: str) -> None:
     pytest.importorskip("kan", reason="needs pykan: pip install 'kancompile[pykan]'")

@@ -106,6 +106,7 @@ IMAGES = {
 }
 
 
+@pytest.mark.needs("pillow")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", IMAGES)
 def test_images(name: str, tmp_path: Path) -> None:
@@ -122,6 +123,7 @@ def test_images(name: str, tmp_path: Path) -> None:
         load_calibration(folder)
 
 
+@pytest.mark.needs("pillow")
 def test_folders_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("PIL.Image", reason="needs Pillow: pip install 'kancompile[images]'")
     from kancompile.data.image_folder import ImageFolder

@@ -42,6 +42,7 @@ def test_nan_is_the_first_row_and_infinities_are_the_outermost(levels: int, coun
     assert index(torch.full((count,), -torch.inf)).tolist() == [0] * count
 
 
+@pytest.mark.needs("c99")
 @pytest.mark.parametrize("case", PROGRAMS)
 def test_the_simulation_equals_onnx_runtime_and_c(case: str, tmp_path: Path) -> None:
     program = PROGRAMS[case]()
