@@ -81,6 +81,32 @@ def test_layers_of_parallel_branches_are_blocks_of_their_own(monkeypatch: pytest
     assert sum(note.startswith("block ") for note in program.notes) == 2
 
 
+class Normalised(nn.Module):
+    """Layers with float operators between them, which read computed constants and fold tokens into the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(build((3, 3), seed=seed) for seed in range(4))
+        self.size = nn.Parameter(torch.tensor([0.3]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.reshape(-1, 3)
+        for layer in self.layers:
+            h = layer(tokens)
+            tokens = h / (self.size.exp() + h.square().mean(-1, keepdim=True))
+        return tokens.reshape(x.shape)
+
+
+def test_float_operators_between_layers_are_part_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "brecq", Brecq(iterations=20))
+    x = torch.rand(128, 2, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    captured = kancompile.capture(Normalised(), x[:2])
+    program = lower(captured, x, read_recipe({"method": "brecq", "weight_bits": 2}))
+    blocks = [note for note in program.notes if note.startswith("block ")]
+    assert len(captured.layers()) == 4
+    assert len(blocks) == 2
+
+
 @pytest.mark.parametrize("gradients", [None, torch.ones(64, 2)])
 def test_a_block_without_error_keeps_its_rounding(gradients: Tensor | None) -> None:
     codes = torch.randint(0, 256, (64, 6), generator=torch.Generator().manual_seed(0)).float()

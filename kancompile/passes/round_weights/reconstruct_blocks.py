@@ -7,6 +7,7 @@ graph of its own, a function of the weights of its layers and of a sample's numb
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -71,7 +72,8 @@ def reconstruct_block(
     """
     twin = differentiable(program)
     end = layers[-1].contraction
-    cut = _Cut(twin, {name for layer in layers for name in (layer.contraction, *layer.expansions)}, end)
+    inside = {name for layer in layers for name in (layer.contraction, *layer.expansions)}
+    cut = _Cut(twin, inside, end, _rows_of_samples(twin, x[:1]))
     kept = [_evaluate(twin, cut.frontier, part) for part in x.split(_CHUNK)]
     frontier = [torch.cat(parts) for parts in zip(*kept, strict=True)]
     targets = torch.cat([reference.trace(part, [end])[end][1] for part in x.split(_CHUNK)])
@@ -98,12 +100,15 @@ def reconstruct_block(
 class _Cut:
     """The part of a graph between the layers before a block and the block's last output.
 
+    Its inputs have one row for each sample, so that samples can be picked from them. Sizes, constants and values of another
+    shape are computed again.
+
     Attributes:
         module: graph module from the frontier's values to the block's output.
         frontier: nodes whose values it needs.
     """
 
-    def __init__(self, program: Program, inside: set[str], end: str) -> None:
+    def __init__(self, program: Program, inside: set[str], end: str, by_sample: set[str]) -> None:
         graph = program.graph_module.graph
         depends: set[fx.Node] = set()
         for node in graph.nodes:
@@ -118,27 +123,27 @@ class _Cut:
         def copy(node: fx.Node) -> fx.Node:
             if node in copies:
                 return copies[node]
-            if node in depends or node.op == "get_attr" or _is_size(node):
+            if node in depends or node.name not in by_sample:
                 for source in node.all_input_nodes:
                     copy(source)
                 copies[node] = new.node_copy(node, lambda source: copies[source])
                 if node.op == "call_module":
                     root[str(node.target)] = program.module(str(node.target))
                 elif node.op == "get_attr":
-                    root[str(node.target)] = getattr(program.graph_module, str(node.target))
+                    root[str(node.target)] = operator.attrgetter(str(node.target))(program.graph_module)
             else:
                 self.frontier.append(node)
                 copies[node] = new.placeholder(node.name)
             return copies[node]
 
         # a graph's placeholders come first, so the frontier is walked before anything is copied
-        for node in _frontier(last, depends):
+        for node in _frontier(last, depends, by_sample):
             copy(node)
         new.output(copy(last))
         self.module = fx.GraphModule(root, new)
 
 
-def _frontier(last: fx.Node, depends: set[fx.Node]) -> list[fx.Node]:
+def _frontier(last: fx.Node, depends: set[fx.Node], by_sample: set[str]) -> list[fx.Node]:
     """List the nodes outside of a block whose values it needs, in the order of the graph."""
     found: set[fx.Node] = set()
     seen: set[fx.Node] = set()
@@ -148,15 +153,24 @@ def _frontier(last: fx.Node, depends: set[fx.Node]) -> list[fx.Node]:
         if node in seen:
             continue
         seen.add(node)
-        if node in depends or _is_size(node):
+        if node in depends or node.name not in by_sample:
             pending += node.all_input_nodes
-        elif node.op != "get_attr":
+        else:
             found.add(node)
     return [node for node in last.graph.nodes if node in found]
 
 
-def _is_size(node: fx.Node) -> bool:
-    return node.op == "call_function" and "sym_size" in str(node.target)
+def _rows_of_samples(program: Program, x: Tensor) -> set[str]:
+    """Name the nodes whose values have one row for each sample, whatever their number; ``x`` is one sample."""
+    names = {node.name for node in program.graph_module.graph.nodes}
+    found = set(names)
+    for count in (2, 3):
+        recorder = _NodeRecorder(program.graph_module, names)
+        with torch.no_grad():
+            recorder.run(x.expand(count, *x.shape[1:]).contiguous())
+        values = recorder.kept.items()
+        found &= {name for name, value in values if isinstance(value, Tensor) and value.shape[:1] == (count,)}
+    return found
 
 
 def _evaluate(program: Program, nodes: Sequence[fx.Node], x: Tensor) -> list[Tensor]:
