@@ -9,18 +9,26 @@ The first two save the work between two layers. The first becomes one integer ke
 factor and the offset disappear into the scales and the bias of the integer product. It applies only where the table is
 the contraction's single reader. Where a contraction has other readers too, tables are indexed in float, because ONNX Runtime
 makes no integer kernel of a product with a QuantizeLinear and another reader behind it, and a 16-bit QuantizeLinear always
-undoes it. Several tables of one 8-bit index are one reader: the exporter merges their QuantizeLinear.
+undoes it, also from behind operators that only move values. Several tables of one 8-bit index are one reader: the exporter
+merges their QuantizeLinear.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 
-from kancompile.ir import Program, QuantizedContraction, QuantizedConvContraction, TableExpansion, single_table_behind
+from kancompile.ir import (
+    Program,
+    QuantizedContraction,
+    QuantizedConvContraction,
+    TableExpansion,
+    readers_behind,
+    single_table_behind,
+)
 
 _INT32_MAX = (1 << 31) - 1
 
@@ -43,15 +51,23 @@ class FuseIndex:
                 continue
             contraction = program.module(node.target)
             assert isinstance(contraction, QuantizedContraction)
-            readers = [user for user in node.users if _is_real_table(program, user)]
-            if contraction.output is not None or not readers:
+            behind = list(readers_behind(node))
+            tables = {
+                str(user.target): program.module(str(user.target)) for user in behind if _is_real_table(program, user)
+            }
+            if contraction.output is not None or not tables:
                 continue
-            if len(node.users) == 1:
-                replaced |= _fuse(node.target, contraction, readers[0].target, program.module(readers[0].target))
-            else:
-                tables = {str(reader.target): program.module(reader.target) for reader in readers}
-                if len(readers) < len(node.users) or not _share_8_bits(list(tables.values())):
-                    replaced |= {target: _indexed_in_float(table) for target, table in tables.items()}
+            users = [str(user.target) for user in node.users]
+            if len(users) == 1 and users[0] in tables:
+                replaced |= _fuse(node.target, contraction, users[0], tables[users[0]])
+                continue
+            # products of several scale groups have one reader each, their sum
+            has_others = len(behind) > 1 and not (len(tables) == len(behind) and _share_8_bits(tables.values()))
+            apart = has_others and len(contraction.group_sizes) == 1
+            for target, table in tables.items():
+                assert isinstance(table, TableExpansion)
+                if apart or not table.index.is_8_bit:
+                    replaced[target] = table.with_index(table.index, "float")
         return program.replace_modules(replaced) if replaced else program
 
 
@@ -91,15 +107,10 @@ def _is_real_table(program: Program, node: fx.Node) -> bool:
     return isinstance(module, TableExpansion) and module.input == "real"
 
 
-def _share_8_bits(tables: Sequence[nn.Module]) -> bool:
+def _share_8_bits(tables: Iterable[nn.Module]) -> bool:
     """Whether tables have one and the same index of at most 256 rows."""
     indices = {table.index for table in tables if isinstance(table, TableExpansion)}
     return len(indices) == 1 and all(index.is_8_bit for index in indices)
-
-
-def _indexed_in_float(table: nn.Module) -> TableExpansion:
-    assert isinstance(table, TableExpansion)
-    return table.with_index(table.index, "float")
 
 
 def _fuse(producer: str, contraction: QuantizedContraction, reader: str, table: nn.Module) -> dict[str, nn.Module]:

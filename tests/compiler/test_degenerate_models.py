@@ -221,10 +221,35 @@ def test_a_layer_called_twice_compiles_for_other_targets(target: str) -> None:
     compiled(Chain(), normal(100, 6), target, weight_bits=4, levels=256, min_sqnr=None)
 
 
+class Normed(nn.Module):
+    """Two layers whose second one reads the first both as it is and normalised, as FastKAN does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.spline, self.base = Waves(6, 5), nn.LayerNorm(5), Waves(5, 3), Waves(5, 3, k=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.spline(self.norm(h)) + self.base(h)
+
+
+class Pooled(nn.Module):
+    """Two layers, the second one of the larger of each two outputs of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = Waves(6, 6), Waves(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(functional.max_pool1d(self.first(x).unsqueeze(1), 2).squeeze(1))
+
+
 @pytest.mark.parametrize("levels", [64, 256, 512])
-def test_products_with_several_readers_stay_integer(levels: int) -> None:
-    made = compiled(Loop(), normal(100, 6), levels=levels, min_sqnr=None)
+@pytest.mark.parametrize("model", [Loop, Normed, Pooled])
+def test_products_with_several_readers_or_behind_moves_stay_integer(model: type[nn.Module], levels: int) -> None:
+    made = compiled(model(), normal(100, 6), levels=levels, min_sqnr=None)
     assert all(row.is_integer for row in made.audit.rows)
+    assert not made.audit.problems
 
 
 @pytest.mark.needs("matplotlib")
