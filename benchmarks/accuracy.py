@@ -30,7 +30,8 @@ from examples.zoo import efficient_kan, fast_kan, kagn_conv
 from kancompile.progress import quiet, say
 from kancompile.recipe import METHODS
 from kancompile.runtimes.session import RuntimeModel
-from kancompile.validation.error_measures import ErrorMeasure, TaskMetric
+from kancompile.validation.error_measures import ErrorMeasure
+from kancompile.validation.task_metrics import TaskMetric
 
 _BATCH = 250
 _WIDTHS = (784, 64, 10)
@@ -121,7 +122,7 @@ class Measured:
     ) -> Row:
         """Compile with one method and evaluate the file on all test images."""
         # what a method does to the accuracy is measured, not what the error gate makes of it
-        recipe: dict[str, Any] = {"method": method, "levels": levels, "min_sqnr": None}
+        recipe: dict[str, Any] = {"method": method, "levels": levels, "goal_sqnr": None}
         recipe |= {"bits_average": bits} if method == "hawq-v2" else {"weight_bits": int(bits)}
         if group_size is not None:
             recipe |= {"granularity": "group", "group_size": group_size}

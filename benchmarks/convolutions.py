@@ -27,7 +27,8 @@ from examples.zoo import kagn_conv, spline_conv
 from kancompile.progress import quiet, say
 from kancompile.runtimes.machine import describe_machine
 from kancompile.runtimes.session import RuntimeModel
-from kancompile.validation.benchmark import COMPILED, FLOAT_EXPORT, Benchmark, Timing, export_float, take_turns
+from kancompile.validation.benchmark import COMPILED, FLOAT_EXPORT, Benchmark, Timing, take_turns
+from kancompile.validation.float_export import export_float
 
 CALIBRATION_SAMPLES = 64
 TARGETS = {"KAGN": 3.0, "B-splines": 10.0}

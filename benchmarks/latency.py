@@ -38,11 +38,12 @@ from kancompile.validation.benchmark import (
     FLOAT_EXPORT,
     Benchmark,
     Timing,
-    export_float,
     take_turns,
     torch_threads,
 )
-from kancompile.validation.error_measures import ErrorMeasure, TaskMetric, plain_number
+from kancompile.validation.error_measures import ErrorMeasure, plain_number
+from kancompile.validation.float_export import export_float
+from kancompile.validation.task_metrics import TaskMetric
 
 POLYNOMIAL = "compiled to float polynomials"
 STATIC = "quantize_static of the export"
@@ -98,7 +99,11 @@ def _quality(measured: MeasuredModel, reference: list[Tensor], outputs: list[Ten
     error, task = ErrorMeasure(), TaskMetric()
     for expected, output in zip(reference, outputs, strict=True):
         error.add(expected, output, measured.name)
-    quality: dict[str, Any] = {"sqnr_db": plain_number(error.sqnr_db), "argmax_agreement": error.agreement}
+    quality: dict[str, Any] = {
+        "sqnr_db": plain_number(error.sqnr_db),
+        "worst_db": plain_number(error.worst_db),
+        "top1_agreement": error.agreement,
+    }
     if measured.labels is not None:
         task.add(measured.labels, torch.cat(outputs), measured.name)
         quality |= task.values()
@@ -139,12 +144,14 @@ def _eager(model: nn.Module, x: Tensor) -> Callable[[], Any]:
 def quality_table(quality: dict[str, dict[str, Any]]) -> str:
     """Print accuracy, error and size for people."""
     width = max(map(len, quality))
-    lines = [f"  {'candidate':<{width}}  {'accuracy':>8}  {'SQNR dB':>8}  {'bytes':>10}"]
+    lines = [f"  {'candidate':<{width}}  {'accuracy':>8}  {'SQNR dB':>8}  {'worst dB':>8}  {'bytes':>10}"]
     for candidate, row in quality.items():
         accuracy = f"{row['accuracy']:.2f}" if "accuracy" in row else ""
-        sqnr = f"{row['sqnr_db']:.2f}" if isinstance(row["sqnr_db"], float) else row["sqnr_db"]
+        sqnr, worst = (
+            f"{value:.2f}" if isinstance(value, float) else value for value in (row["sqnr_db"], row["worst_db"])
+        )
         size = "" if row["bytes"] is None else f"{row['bytes']:,}"
-        lines.append(f"  {candidate:<{width}}  {accuracy:>8}  {sqnr:>8}  {size:>10}".rstrip())
+        lines.append(f"  {candidate:<{width}}  {accuracy:>8}  {sqnr:>8}  {worst:>8}  {size:>10}".rstrip())
     return "\n".join(lines)
 
 

@@ -145,7 +145,8 @@ class Recipe(LayerRecipe):
         cpu: name of a preset in :data:`CPU_PRESETS`.
         bits_average, max_bytes, max_latency_us: budgets; the first two have bits allocated by sensitivity.
         batch: the only batch size of the file, ``None`` for any.
-        min_sqnr: the least signal-to-noise ratio (see ``kancompile.compiler.error_gate``); ``None`` to measure nothing.
+        goal_sqnr: what every output should reach, and is helped to (see ``kancompile.compiler.error_gate``); ``None``: no help.
+        min_sqnr: what every output must reach, or the compilation fails.
         calibration_samples: how many samples are used at most.
         layers: ``(pattern, overrides)`` in order; ``fnmatch`` patterns, the last match of a key wins. Given as a
             mapping, kept as tuples so that a recipe is immutable and hashable.
@@ -181,10 +182,17 @@ class Recipe(LayerRecipe):
     batch: int | None = _option(
         None, "the only batch size that the file takes, unset: any", kind=int, low=1, high=1 << 20, optional=True
     )
+    goal_sqnr: float | None = _option(
+        30.0,
+        "dB that every output should reach about its mean (20 with fewer than 8 bits): other rounding and finer tables are "
+        "tried until it does, 16 bits only below 12 dB; unset: nothing is tried",
+        low=-1000.0,
+        high=1000.0,
+        optional=True,
+    )
     min_sqnr: float | None = _option(
-        6.0,
-        "dB that the output of every layer and of the model must reach on the calibration samples; layers that miss it "
-        "get more levels, 16 bits or float",
+        None,
+        "dB that every output must reach about its mean, or nothing is written; layers go on to 16 bits and float for it",
         low=-1000.0,
         high=1000.0,
         optional=True,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from kancompile.cli.command import Command
 from kancompile.cli.exit_codes import OK, THRESHOLD_MISSED
 from kancompile.cli.options import (
+    add_classifier,
     add_data,
     add_diagnose,
     add_held_out,
@@ -20,14 +21,13 @@ from kancompile.cli.options import (
     recipe_overrides,
     seed,
 )
-from kancompile.cli.session import load_float_model, opened_data, show_result, working
+from kancompile.cli.session import load_float_model, opened_data, show_result, weights_note, working
 from kancompile.errors import KanCompileError
 from kancompile.progress import say
 from kancompile.recipe import read_recipe
 
 if TYPE_CHECKING:
     from kancompile.compiler import CompiledModel
-    from kancompile.data import Calibration
     from kancompile.targets import Target
 from kancompile.cli.report import compiled_report, diagnosis_lines, report_files, report_paths
 
@@ -67,12 +67,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="also write a report, OUT/model.report.html and .json (model.missed.report.* where a threshold is missed)",
     )
     add_diagnose(parser)
+    parser.add_argument(
+        "--no-timing",
+        action="store_true",
+        help="do not time the file beside the float export; bytes are compared always",
+    )
     parser.add_argument("--seed", type=seed, default=0, help="seed of every random choice (default 0)")
     parser.add_argument(
         "--device", default="cpu", choices=("cpu", "cuda"), help="where rounding computes its matrices (default cpu)"
     )
     add_recipe(parser)
     add_max_drop(parser)
+    add_classifier(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -81,8 +87,9 @@ def run(options: argparse.Namespace) -> int:
 
     from kancompile.compiler import check_destinations, check_target, manifest_path, targets_named, write_atomically
     from kancompile.compiler import compile as compile_model
-    from kancompile.data import load_calibration
+    from kancompile.data import read_divided
     from kancompile.reporting import check_matplotlib, compile_summary
+    from kancompile.validation import FloatExport
 
     if options.diagnose and not options.report:
         raise KanCompileError(
@@ -99,12 +106,10 @@ def run(options: argparse.Namespace) -> int:
 
     with working(options):
         # all of the file is read here: what is held out must not be among the samples a compilation picks
-        samples = load_calibration(
-            opened_data(options),
-            key=options.data_key,
-            max_samples=max(2, recipe.calibration_samples + int(recipe.calibration_samples * options.held_out)),
-            seed=options.seed,
+        divided = read_divided(
+            opened_data(options), recipe.calibration_samples, options.held_out, options.seed, key=options.data_key
         )
+        samples, judging, judged_on = divided.samples, divided.judging, divided.judged_on
         for note in samples.notes:
             say(f"note: {note}")
         if options.max_drop is not None and samples.labels is None:
@@ -113,11 +118,20 @@ def run(options: argparse.Namespace) -> int:
                 "subfolder for each class, or a loader of (samples, labels)"
             )
         model = load_float_model(options)
-        fitting, judging, judged_on = _split(samples, options)
-        compiled = compile_model(
-            model, fitting, target=targets[0].name, recipe=recipe, seed=options.seed, device=options.device
-        )
-        result = compiled.validate(judging, min_sqnr=recipe.min_sqnr, max_drop=options.max_drop)
+        untrained = weights_note(options)
+        if options.held_out and not divided.is_held_out:
+            say(f"calibration: only {len(samples)} samples, none held out; the result is measured on the same samples")
+        export = FloatExport(model, samples.samples.shape[1:])  # meanwhile, in a process of its own
+        try:
+            compiled = compile_model(
+                model, divided.fitting, target=targets[0].name, recipe=recipe, seed=options.seed, device=options.device
+            )
+            result = compiled.validate(
+                judging, min_sqnr=recipe.min_sqnr, max_drop=options.max_drop, is_classifier=options.classifier
+            )
+            beside = compiled.beside_float(timing=not options.no_timing, export=export)
+        finally:
+            export.close()
         written, refused = {paths[0]: compiled}, {}
         for target, path in zip(targets[1:], paths[1:], strict=True):
             try:
@@ -146,10 +160,11 @@ def run(options: argparse.Namespace) -> int:
         "passed": result.passed,
         "report": compiled.report,
         "validation": result.to_dict() | {"data": judged_on},
+        "beside_float": beside.to_dict(),
     }
     text = "\n".join(
         [
-            compile_summary(compiled, result, judged_on),
+            compile_summary(compiled, result, judged_on, beside, untrained),
             *found,
             _written(written, refused, result.passed, reported, contents),
         ]
@@ -159,19 +174,6 @@ def run(options: argparse.Namespace) -> int:
         missing = f"no model written; {reported[0]} says where the error comes from" if reported else "nothing written"
         print(f"kancompile: threshold missed, {missing}: {'; '.join(result.reasons)}", file=sys.stderr)
     return OK if result.passed else THRESHOLD_MISSED
-
-
-def _split(samples: Calibration, options: argparse.Namespace) -> tuple[Calibration, Calibration, str]:
-    if options.held_out == 0:
-        return samples, samples, "the calibration data itself"
-    if not samples.can_be_split:
-        say(f"calibration: only {len(samples)} samples, none held out; the result is measured on the same samples")
-        return samples, samples, "the calibration data itself"
-
-    import torch
-
-    fitting, judging = samples.split(options.held_out, torch.Generator().manual_seed(options.seed))
-    return fitting, judging, f"{len(judging)} held-out calibration samples"
 
 
 def _paths(folder: Path, targets: Sequence[Target]) -> list[Path]:
@@ -192,7 +194,10 @@ def _written(
 ) -> str:
     lines = []
     for path, compiled in written.items():
-        size = f"{compiled.manifest['model_bytes']:,} bytes, {compiled.manifest['deflated_bytes']:,} deflated"
+        facts = compiled.manifest
+        size = f"{facts['model_bytes']:,} bytes, {facts['deflated_bytes']:,} deflated"
+        if "stored_bytes" in facts:  # source code, whose own length says nothing
+            size = f"{facts['stored_bytes']:,} bytes of flash for constants, {facts['ram_bytes']:,} bytes of RAM"
         lines.append(f"wrote {path} ({size})" if passed else f"not written ({size})")
     lines += [f"wrote {path} ({len(contents[path]):,} bytes)" for path in reported]
     lines += [f"not written: {path} ({reason})" for path, reason in refused.items()]

@@ -93,13 +93,30 @@ def add_diagnose(parser: argparse.ArgumentParser) -> None:
 
 def add_thresholds(parser: argparse.ArgumentParser) -> None:
     """Set what a result must reach."""
-    parser.add_argument("--min-sqnr", type=float, metavar="DB", help="least output SQNR in dB")
+    parser.add_argument(
+        "--min-sqnr",
+        type=float,
+        metavar="DB",
+        help="least SQNR of every output in dB about its mean (unset: 12, below which an output counts as ruined)",
+    )
     add_max_drop(parser)
 
 
 def add_max_drop(parser: argparse.ArgumentParser) -> None:
     """Set how much accuracy may be lost."""
-    parser.add_argument("--max-drop", type=float, metavar="POINTS", help="most points of accuracy (or R2) to lose")
+    parser.add_argument(
+        "--max-drop", type=float, metavar="POINTS", help="most points of accuracy, or hundredths of R2, to lose"
+    )
+
+
+def add_classifier(parser: argparse.ArgumentParser) -> None:
+    """Say that the largest output is a decision where no labels do."""
+    parser.add_argument(
+        "--classifier",
+        action="store_true",
+        default=None,
+        help="the largest output is a class: give top-1 agreement without labels, too",
+    )
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:

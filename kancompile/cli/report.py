@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
             )
             judged_on = f"{len(judging)} samples of {Path(options.data).name}"
         elif held_out is not None:
-            judging, judged_on = held_out, f"{len(held_out)} held-out calibration samples"
+            judging, judged_on = held_out, f"{len(held_out):,} held-out calibration samples"
         else:
             judging, judged_on = calibration, "the calibration data itself"
         source = of_file(path, load_float_model(options), calibration, judging, judged_on, options.data is not None)
@@ -124,9 +124,7 @@ def _calibration(
     options: argparse.Namespace, limit: int, seed: int, path: Path
 ) -> tuple[Calibration, Calibration | None]:
     """Find the samples that the file was compiled with: all of the given ones, or those that were not held out."""
-    import torch
-
-    from kancompile.data import load_calibration
+    from kancompile.data import load_calibration, read_divided
     from kancompile.reporting import calibration_hash
 
     if options.calibration is None and options.data is None:
@@ -136,14 +134,9 @@ def _calibration(
         ("calibration", options.calibration_key) if options.calibration is not None else ("data", options.data_key)
     )
     wanted = calibration_hash(path)
-    share = options.held_out
-    samples = load_calibration(given, key=key, max_samples=max(2, limit + int(limit * share)), seed=seed, name=name)
-    parts: tuple[Calibration, Calibration | None] = (samples, None)
-    if samples.can_be_split and share > 0:
-        parts = samples.split(share, torch.Generator().manual_seed(seed))
-    thinned = load_calibration(parts[0], max_samples=limit, seed=seed)
-    if thinned.sha256() == wanted:
-        return thinned, parts[1]
+    divided = read_divided(given, limit, options.held_out, seed, key=key, name=name)
+    if divided.fitting.sha256() == wanted:
+        return divided.fitting, divided.judging if divided.is_held_out else None
     # a file that Python compiled with all samples
     return load_calibration(given, key=key, max_samples=limit, seed=seed, name=name), None
 

@@ -41,6 +41,13 @@ def load_float_model(options: argparse.Namespace) -> Any:
     return load_model(options.model, options.checkpoint, arguments, options.checkpoint_key, options.trust_model)
 
 
+def weights_note(options: argparse.Namespace) -> tuple[str, ...]:
+    """Say where weights come from that no checkpoint gave."""
+    if options.checkpoint is not None or options.model.endswith(".pt2"):
+        return ()
+    return ("weights are as the factory made them, untrained unless it loads some; --checkpoint FILE gives others",)
+
+
 def opened_data(options: argparse.Namespace, dest: str = "data") -> Any:
     """Open what ``--calibration`` or ``--data`` names, ``dest`` being the option's name in ``options``."""
     from kancompile.data import open_data

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kancompile.cli.command import Command
 from kancompile.cli.exit_codes import OK, THRESHOLD_MISSED
-from kancompile.cli.options import add_data, add_model, add_thresholds, count
+from kancompile.cli.options import add_classifier, add_data, add_model, add_thresholds, count
 from kancompile.cli.session import load_float_model, opened_data, show_result, working
 from kancompile.errors import KanCompileError
 
@@ -41,7 +41,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="compare outputs of ONNX Runtime and of NAME, such as ort-mobile, ort-arm64 or all; may be repeated",
     )
     add_data(parser, "data", "test inputs")
-    parser.add_argument("--min-agreement", type=float, metavar="PERCENT", help="least share of equal argmax")
+    parser.add_argument("--min-agreement", type=float, metavar="PERCENT", help="least share of equal decisions")
+    add_classifier(parser)
     parser.add_argument("--threads", type=count, default=1, help="threads of ONNX Runtime, 0 for all (default 1)")
     add_thresholds(parser)
 
@@ -81,6 +82,7 @@ def _validated(options: argparse.Namespace) -> Validation:
         min_sqnr=options.min_sqnr,
         max_drop=options.max_drop,
         min_agreement=options.min_agreement,
+        is_classifier=options.classifier,
         threads=options.threads,
     )
 

@@ -6,7 +6,14 @@ from kancompile.compiler.compile import compile
 from kancompile.compiler.compiled_model import MANIFEST_SUFFIX, CompiledModel, manifest_path
 from kancompile.compiler.emission import check_target, target_named, targets_named, write
 from kancompile.compiler.left_in_float import left_in_float
-from kancompile.compiler.manifest import MANIFEST_FORM, METADATA_FORM, describe, describe_file_bytes, describe_layer
+from kancompile.compiler.manifest import (
+    MANIFEST_FORM,
+    METADATA_FORM,
+    constant_bytes,
+    describe,
+    describe_file_bytes,
+    describe_layer,
+)
 
 __all__ = [
     "MANIFEST_FORM",
@@ -17,6 +24,7 @@ __all__ = [
     "check_destinations",
     "check_target",
     "compile",
+    "constant_bytes",
     "describe",
     "describe_file_bytes",
     "describe_layer",

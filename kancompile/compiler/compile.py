@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,23 +16,24 @@ from kancompile.compiler.bit_budget import BitBudget, check_latency
 from kancompile.compiler.compiled_model import ABOUT_THE_CHOICES, CompiledModel
 from kancompile.compiler.emission import check_target, for_target, target_named, write
 from kancompile.compiler.error_gate import ErrorGate
+from kancompile.compiler.fresh_data import fresh_data_error
 from kancompile.compiler.manifest import describe, describe_file_bytes
-from kancompile.data import check_fits, load_calibration
+from kancompile.data import check_fits, load_calibration, parameter_bytes
 from kancompile.errors import KanCompileError
 from kancompile.frontend import capture
 from kancompile.ir import Program
 from kancompile.passes import Lowering, check_patterns, prepare
-from kancompile.progress import Timings
+from kancompile.progress import Timings, say
 from kancompile.recipe import Recipe, read_recipe
 from kancompile.runtimes import RuntimeModel
 from kancompile.targets import TARGETS
-from kancompile.validation import audit_kernels
+from kancompile.validation import audit_kernels, outside_grid
 
 
 def compile(
     model: Any,
     calibration: Any,
-    *,
+    *misplaced: Any,
     target: str = "ort-cpu",
     recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str] | None = None,
     seed: int = 0,
@@ -44,7 +45,8 @@ def compile(
     Args:
         model: ``nn.Module``, ``ExportedProgram`` or path of a ``.pt2`` file.
         calibration: samples of the model's input as an array or tensor ``[n, ...]``, an ``.npz`` or ``.npy`` path, or
-            an iterable of batches.
+            an iterable of batches; ``(samples, labels)`` where there are labels.
+        misplaced: none; labels belong to the samples.
         target: name of a target.
         recipe: ``Recipe``, mapping, or path of a TOML or JSON file; ``None`` for 8-bit integers.
         seed: of every random choice.
@@ -55,6 +57,12 @@ def compile(
         KanCompileError: bad input of any kind; nothing is written.
         ThresholdMissedError: no lowering reaches the recipe's ``min_sqnr``.
     """
+    if misplaced:
+        raise KanCompileError(
+            f"compile: found {len(misplaced)} more positional argument{'s' if len(misplaced) > 1 else ''} "
+            f"({', '.join(type(value).__name__ for value in misplaced)}), expected options by name; labels go with the samples: "
+            "compile(model, (x, y))"
+        )
     timings = Timings()
     chosen_target = target_named(target)
     chosen = read_recipe(recipe)
@@ -72,20 +80,31 @@ def compile(
     check_patterns(captured, x, chosen)
     captured = timings.measure("prepare", lambda: prepare(captured, x, chosen))
     _check_activations(captured, x)
+    outside = outside_grid(captured, x)
+    about_inputs = None if outside is None else outside.note()
     if chosen.max_bytes is not None or chosen.allocated_bits is not None:
         budget = timings.measure("sensitivities", lambda: BitBudget(captured, x, chosen, seed))
         chosen, front = budget.allocated()
     else:
         budget, front = None, {}
 
-    lowering = Lowering(captured, x, seed, device)
+    def lowering_with(part: Tensor) -> Callable[[Recipe], Program]:
+        known = Lowering(captured, part, seed, device)
+        return lambda refined: known(refined, timings)
+
+    lowering = lowering_with(x)
+    float_bytes = parameter_bytes(model)
 
     def build() -> tuple[Recipe, Program, Program, dict[str, Any], bytes]:
-        gate = ErrorGate(captured, x, lambda refined: lowering(refined, timings))
+        gate = ErrorGate(captured, samples, lowering, float_bytes)
         held, lowered = gate.hold(chosen)
-        lowered = replace(lowered, notes=(*lowered.notes, *gate.notes(held)))
+        fresh = fresh_data_error(captured, x, held, lowering_with, seed)
+        notes = [] if about_inputs is None else [f"inputs: {about_inputs}"]
+        notes += [] if fresh is None else [fresh.note()]
+        lowered = replace(lowered, notes=(*lowered.notes, *gate.notes(), *notes))
         program = for_target(chosen_target, lowered, x, timings)
-        about = dict(zip(ABOUT_THE_CHOICES, (front, gate.to_dict(held)), strict=True))
+        choices = (front, gate.to_dict(held), None if fresh is None else fresh.to_dict())
+        about = dict(zip(ABOUT_THE_CHOICES, choices, strict=True))
         facts, data = timings.measure("emit", lambda: emitted(held, program, about))
         return held, lowered, program, facts, data
 
@@ -94,6 +113,9 @@ def compile(
         return facts, write(chosen_target, program, facts, held)
 
     effective, lowered, program, facts, data = build()
+    for note in lowered.notes:
+        if note.startswith(("inputs:", "fresh data:")):
+            say(note)
 
     def stored_bytes(content: bytes | None = None) -> int:
         content = data if content is None else content
@@ -115,7 +137,7 @@ def compile(
         program,
         lowered,
         captured,
-        model.eval() if isinstance(model, nn.Module) else captured.graph_module,
+        model if isinstance(model, nn.Module) else captured.graph_module,
         facts | describe_file_bytes(data) | chosen_target.facts(data),
         audit,
         samples,

@@ -19,12 +19,20 @@ from kancompile.ir import Program
 from kancompile.progress import Timings
 from kancompile.recipe import Recipe
 from kancompile.targets import TARGETS
-from kancompile.validation import KernelAudit, Validation, audit_kernels, validate
+from kancompile.validation import (
+    BesideFloat,
+    FloatExport,
+    KernelAudit,
+    Validation,
+    audit_kernels,
+    measure_beside_float,
+    validate,
+)
 
 MANIFEST_SUFFIX = ".manifest.json"
 
 
-ABOUT_THE_CHOICES = ("bit_allocation", "error_gate")
+ABOUT_THE_CHOICES = ("bit_allocation", "error_gate", "fresh_data")
 """What a manifest says about how the recipe came about; files of all targets share it."""
 
 
@@ -39,7 +47,7 @@ class CompiledModel:
         program: the lowered program, whose evaluation in PyTorch is what the file computes.
         lowered: the program as every target gets it, before what this one asks for, such as outputs of 8 bits.
         captured: the float program it was lowered from.
-        reference: the user's model (an ``nn.Module`` in eval mode), for validation.
+        reference: the user's model, in whatever mode it was, for validation.
         manifest: what was compiled from what, as plain data for JSON.
         audit: which kernels ONNX Runtime uses.
         calibration: the samples that were used.
@@ -64,13 +72,21 @@ class CompiledModel:
         """Everything known without running the model again, as plain data for JSON."""
         return self.manifest | {"kernels": self.audit.to_dict(), "seconds": self.timings}
 
-    def validate(self, data: Any, *, min_sqnr: float | None = None, max_drop: float | None = None) -> Validation:
+    def validate(
+        self,
+        data: Any,
+        *,
+        min_sqnr: float | None = None,
+        max_drop: float | None = None,
+        is_classifier: bool | None = None,
+    ) -> Validation:
         """Compare the file with the float model and the simulation, output by output and layer by layer.
 
         Args:
             data: samples, with labels or without (see :func:`kancompile.validate`).
-            min_sqnr: least SQNR of the output in dB.
-            max_drop: most points that accuracy (or R2, in percent) may lose; needs labels.
+            min_sqnr: least SQNR of every output in dB, about its mean.
+            max_drop: most points that accuracy may lose, or hundredths of R2; needs labels.
+            is_classifier: whether the largest output is a decision; ``None``: where labels are classes.
 
         Raises:
             KanCompileError: data that does not fit, or a threshold on something not measurable.
@@ -83,7 +99,20 @@ class CompiledModel:
             float_program=self.captured,
             min_sqnr=min_sqnr,
             max_drop=max_drop,
+            is_classifier=is_classifier,
         )
+
+    def beside_float(self, *, timing: bool = True, export: FloatExport | None = None) -> BesideFloat:
+        """Compare the file with the float export of the model: bytes, and times on this machine in one thread.
+
+        Args:
+            timing: whether times are measured; they are not where this machine cannot run the target.
+            export: one under way.
+        """
+        x = self.calibration.samples
+        export = FloatExport(self.reference, x.shape[1:]) if export is None else export
+        timing = timing and TARGETS[self.manifest["target"]].loads_in_ort
+        return measure_beside_float(self.reference, export, self.session_bytes, len(self.model_bytes), x, timing)
 
     def save(self, path: str | os.PathLike[str], force: bool = False, shared: bool = False) -> Path:
         """Write the model to ``path``, and beside it its manifest and what else its target needs: all of them or none.

@@ -1,202 +1,352 @@
-"""Hold a compilation to a least signal-to-noise ratio, layer by layer.
+"""Hold every output of a compilation to a goal, first by what costs nothing at run time.
 
-The lowered program, whose evaluation is what the file computes, is compared with the float one on calibration samples. At
-the first layer whose output misses the ratio (errors of earlier layers included), the layers up to it are lowered one at a
-time, all others in float, which says how much noise each of them brings there. Those above an equal share of what is
-allowed are lowered more finely: with more rows in their tables where that suffices, else in 16 bits, else in float. It
-goes on until all layers and the model's output reach the ratio, or nothing is left to refine, which is an error.
+The lowered program, whose evaluation is what the file computes, is compared with the float one on calibration samples, every
+output about its mean. Where an output misses the goal, the float program is replayed with one lowered layer at a time, which
+says how much noise each of them brings there. Those above an equal share of what is allowed go up the ladder (``ladder``): other
+rounding, ranges and column scales, then rows, then functions. Sixteen bits are taken only where an output would stay below
+:data:`RUINED_DB`, or where the constants stay no larger than the float model's: integers are what the file is for. What is
+left is said, with the next step.
+
+A goal leaves what a recipe chose, a key whose value is not its default, as it is, unless an output is ruined. ``min_sqnr`` is a
+limit, not a goal: for it every key may change and layers go on to 16 bits and float; where that does not suffice it is an error.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kancompile.errors import ThresholdMissedError
-from kancompile.ir import Contraction, Program, TableExpansion
+from kancompile.compiler.ladder import FREE, PRECISION, ROWS, Rung, rungs
+from kancompile.compiler.layer_trials import LayerTrials, Trial
+from kancompile.compiler.manifest import constant_bytes
+from kancompile.compiler.refinement import NextStep, Refinement
+from kancompile.data import Calibration
+from kancompile.errors import KanCompileError, ThresholdMissedError
+from kancompile.ir import Program
 from kancompile.passes import ObserveRegion
-from kancompile.progress import say
-from kancompile.recipe import Recipe
-from kancompile.validation import ErrorMeasure, LayerErrors, decibel, plain_number
+from kancompile.progress import quiet, say
+from kancompile.recipe import LayerRecipe, Recipe
+from kancompile.validation import CLASSES, RUINED_DB, ErrorMeasure, OutputError, PairedDecisions, TaskMetric, decibel
 
-OUTPUT = "model output"
-_ELEMENTS = 1 << 18
-_FEW, _MANY = 32, 256
-_MOST_LEVELS = 1 << 14
-_MOST_TABLE_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Refinement:
-    """One layer that was lowered more finely.
-
-    Attributes:
-        layer: its name.
-        missed: the layer, or the model's output, that missed the ratio.
-        sqnr_db: what was found there.
-        noise_db: ratio that this layer alone allows there, before.
-        refined_db: the same after.
-        change: recipe keys and their new values.
-    """
-
-    layer: str
-    missed: str
-    sqnr_db: float
-    noise_db: float
-    refined_db: float
-    change: Mapping[str, Any]
-
-    def note(self, least: float) -> str:
-        """Return a line for the report."""
-        keys = ", ".join(f"{key} = {value}" for key, value in self.change.items())
-        return (
-            f"error gate: {self.missed} at {self.sqnr_db:.1f} dB, wanted {least:g}; layer {self.layer!r} alone at "
-            f"{self.noise_db:.1f} dB, with {keys} at {self.refined_db:.1f} dB"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        numbers = {key: plain_number(getattr(self, key)) for key in ("sqnr_db", "noise_db", "refined_db")}
-        return {"layer": self.layer, "missed": self.missed, "change": dict(self.change)} | numbers
+FEW_BITS_DB = 20.0
+"""What is hoped for with fewer than 8 bits, whose error a user has chosen."""
+_UNLIKE = 100.0
+_MOST_ROUNDS = 6
+_FREE_GAIN_DB, _COSTLY_GAIN_DB = 0.5, 3.0
+_WIDER = {"int8": "int16", "int16": "float"}
 
 
 class ErrorGate:
-    """Refines a recipe until the program that it makes reaches the recipe's ``min_sqnr``.
+    """Refines a recipe until every output of the program that it makes reaches its goal.
 
     Attributes:
         refinements: what was refined, in order.
+        worst: the worst output in the end; ``None`` where nothing was measured.
+        next_step: what would help where an output stays below its goal.
+        paired: decisions on labelled calibration samples, where labels are classes.
     """
 
-    def __init__(self, captured: Program, x: Tensor, lower: Callable[[Recipe], Program]) -> None:
-        """Take the float program, calibration inputs ``[n, *input_shape]``, and what lowers by a recipe."""
-        wanted = max(_FEW, min(_MANY, _ELEMENTS // x[0].numel()))
-        self.captured = captured
-        self.x = x[:: max(1, len(x) // wanted)][:wanted]
-        self.lower = lower
-        self.names = [layer.name for layer in captured.layers()]
+    def __init__(
+        self,
+        captured: Program,
+        samples: Calibration,
+        lower: Callable[[Recipe], Program],
+        float_bytes: int | None = None,
+    ) -> None:
+        """Take what is compared.
+
+        Args:
+            captured: the float program.
+            samples: calibration samples.
+            lower: lowers by a recipe.
+            float_bytes: bytes of the float model's parameters, where they are known.
+        """
+        self.captured, self.samples, self.lower, self.float_bytes = captured, samples, lower, float_bytes
+        self.trials = LayerTrials(captured, samples.samples, lower)
         self.refinements: list[Refinement] = []
-        self._alone: dict[tuple[str, str, tuple[tuple[str, Any], ...]], float] = {}
+        self.worst: OutputError | None = None
+        self.next_step: NextStep | None = None
+        self.paired: PairedDecisions | None = None
+        self.wanted = 0.0
+        self.outputs_differ_in_scale = False
+        self._chosen: dict[str, frozenset[str]] = {}
 
     def hold(self, recipe: Recipe) -> tuple[Recipe, Program]:
         """Return the recipe, refined where needed, and the program that it makes.
 
         Raises:
-            ThresholdMissedError: the ratio cannot be reached.
+            ThresholdMissedError: ``min_sqnr`` cannot be reached.
         """
         program = self.lower(recipe)
-        least = recipe.min_sqnr
-        while least is not None and (missed := self._missed(program, least)) is not None:
-            place, sqnr, signal = missed
-            suspects = [name for name in self._up_to(place) if recipe.for_layer(name).arithmetic in ("int8", "int16")]
-            if not suspects:
-                raise ThresholdMissedError(self._failure(recipe, place, sqnr, least))
-            share = signal * 10 ** (-least / 10) / len(suspects)
-            noise = {name: self._noise(recipe, name, place, {}) for name in suspects}
-            # where every single layer stays below its share but all together do not, the worst one is refined
-            chosen = [name for name in suspects if noise[name] > share] or [max(suspects, key=lambda n: noise[n])]
-            for name in chosen:
-                change, refined = self._refine(recipe, program, name, place, share)
-                step = Refinement(name, place, sqnr, decibel(signal, noise[name]), decibel(signal, refined), change)
-                say(step.note(least))
-                self.refinements.append(step)
-                recipe = recipe.with_overrides({name: change})
-            program = self.lower(recipe)
+        if recipe.goal_sqnr is None and recipe.min_sqnr is None:
+            return recipe, program
+        self._chosen = {name: _not_default(recipe.for_layer(name)) for name in self.trials.names}
+        measured = self._measure(program)
+        for _ in range(_MOST_ROUNDS):
+            if not self._misses(recipe, program, measured):
+                break
+            known = len(self.refinements)
+            refined = self._refined(recipe, program, measured)
+            if refined is recipe:
+                break
+            try:
+                recipe, program = refined, self.lower(refined)
+            except KanCompileError:  # 16 bits that were taken without a trial, for functions without such a form
+                if _misses_limit(recipe, measured):
+                    raise
+                del self.refinements[known:]
+                break
+            measured = self._measure(program)
+        self.worst = measured.worst
+        if recipe.min_sqnr is not None and not measured.worst_db >= recipe.min_sqnr:
+            raise ThresholdMissedError(self._failure(recipe, measured))
+        if self._misses(recipe, program, measured):
+            self.next_step = self._next_step(recipe, program)
         return recipe, program
 
     def to_dict(self, recipe: Recipe) -> dict[str, Any]:
         """Return plain data for the manifest."""
-        return {"min_sqnr": recipe.min_sqnr, "refinements": [step.to_dict() for step in self.refinements]}
+        return {
+            "min_sqnr": recipe.min_sqnr,
+            "goal_sqnr": recipe.goal_sqnr,
+            "wanted": self.wanted,
+            "refinements": [step.to_dict() for step in self.refinements],
+            "worst": None if self.worst is None else self.worst.to_dict(),
+            "outputs_differ_in_scale": self.outputs_differ_in_scale,
+            "next_step": None if self.next_step is None else self.next_step.to_dict(),
+        }
 
-    def notes(self, recipe: Recipe) -> list[str]:
+    def notes(self) -> list[str]:
         """Return lines for the report."""
-        return [step.note(recipe.min_sqnr or 0.0) for step in self.refinements]
+        return [step.note(self.wanted) for step in self.refinements]
 
-    def _up_to(self, place: str) -> list[str]:
-        return self.names if place == OUTPUT else self.names[: self.names.index(place) + 1]
+    def _misses(self, recipe: Recipe, program: Program, measured: ErrorMeasure) -> bool:
+        """Whether an output misses what is wanted of it; sets what that is."""
+        goals = [] if recipe.goal_sqnr is None else [self._goal(recipe)]
+        limits = [] if recipe.min_sqnr is None else [recipe.min_sqnr]
+        self.wanted = max([*goals, *limits])
+        if measured.noise == 0 or measured.worst_db >= self.wanted:
+            return False
+        if limits and not measured.worst_db >= limits[0]:
+            return True
+        return not self._decides_alike(program)
 
-    def _measure(self, program: Program) -> dict[str, ErrorMeasure]:
-        """Compare all layers and the output."""
-        layers, output = LayerErrors(self.captured, program), ErrorMeasure()
-        for part in self.x.split(64):
-            layers.add(part)
-            output.add(self.captured(part).flatten(1), program(part).flatten(1), OUTPUT)
-        return dict(zip(self.names, layers.measures, strict=True)) | {OUTPUT: output}
+    def _goal(self, recipe: Recipe) -> float:
+        assert recipe.goal_sqnr is not None
+        bits = [
+            recipe.for_layer(name).weight_bits
+            for name in self.trials.names
+            if recipe.for_layer(name).arithmetic == "int8"
+        ]
+        return min(recipe.goal_sqnr, FEW_BITS_DB) if bits and min(bits) < 8 else recipe.goal_sqnr
 
-    def _missed(self, program: Program, least: float) -> tuple[str, float, float] | None:
-        """Find the first place that misses the ratio: its name, its ratio, and the power of its signal."""
-        for place, measure in self._measure(program).items():
-            if not measure.sqnr_db >= least and measure.noise != 0:
-                return place, measure.sqnr_db, measure.signal
-        return None
+    def _decides_alike(self, program: Program) -> bool:
+        """Whether labels are classes and no more decisions change than chance explains: then the error does not matter."""
+        if self.samples.targets is None:
+            return False
+        before, after = TaskMetric(), TaskMetric()
+        try:
+            for x, y in self.samples.batches():
+                assert y is not None
+                before.add(y, self.captured(x), "calibration")
+                after.add(y, program(x), "calibration")
+        except KanCompileError:  # labels of calibration samples need not be those of this model
+            return False
+        first, second = before.decisions, after.decisions
+        if before.kind != CLASSES or first is None or second is None:
+            return False
+        self.paired = PairedDecisions.of(first, second)
+        return self.paired.is_within_chance
 
-    def _noise(self, recipe: Recipe, name: str, place: str, change: Mapping[str, Any]) -> float:
-        """Measure the noise that one layer alone brings to a place, with some recipe keys changed."""
-        key = (name, place, tuple(sorted({**_settings(recipe, name), **change}.items())))
-        if key not in self._alone:
-            others = {other: {"lowering": "keep"} for other in self.names if other != name}
-            program = self.lower(recipe.with_overrides(others | ({name: change} if change else {})))
-            noise = self._measure(program)[place].noise
-            self._alone[key] = noise if math.isfinite(noise) else math.inf
-        return self._alone[key]
+    def _measure(self, program: Program) -> ErrorMeasure:
+        measure = self.trials.measure(program)
+        spreads = (measure.allowed / max(1, measure.rows)).sqrt()[~measure.is_constant]
+        self.outputs_differ_in_scale = len(spreads) > 1 and float(spreads.max()) > _UNLIKE * float(spreads.min())
+        return measure
 
-    def _refine(
-        self, recipe: Recipe, program: Program, name: str, place: str, share: float
-    ) -> tuple[Mapping[str, Any], float]:
-        """Choose the first refinement that brings a layer below its share of the noise, else the last one."""
-        changes: list[dict[str, Any]] = []
-        if recipe.for_layer(name).arithmetic == "int8":
-            levels = self._finer_levels(program, name)
-            changes += [{"levels": levels}] if levels is not None else []
-            changes.append({"precision": "int16"})
-        for change in changes:
-            noise = self._noise(recipe, name, place, change)
-            if noise <= share:
-                return change, noise
-        return {"precision": "float"}, self._noise(recipe, name, place, {"precision": "float"})
+    def _refined(self, recipe: Recipe, program: Program, measured: ErrorMeasure) -> Recipe:
+        """Take the layers that bring most of the noise a step up the ladder; the same recipe where no step helps."""
+        suspects = [name for name in self.trials.names if recipe.for_layer(name).arithmetic in _WIDER]
+        if not suspects:
+            return recipe
+        allowed = (measured.allowed * 10 ** (-self.wanted / 10) / len(suspects)).clamp(min=1e-300)
+        noise = self.trials.noise_now(program, suspects)
+        for name in suspects:
+            if name not in noise:  # its inputs are no values of the float program
+                alone = self.trials.trial(recipe, name, {})
+                noise[name] = measured.noise_of if alone is None else alone.noise
+        excess = {name: float((noise[name] / allowed).max()) for name in suspects}
+        missed = measured.worst
+        assert missed is not None
+        say(
+            f"error gate: output {missed.output} at {missed.sqnr_db:.1f} dB, wanted {self.wanted:g}; measuring other ways ..."
+        )
+        # where every layer stays below its share but all together do not, the worst one is refined
+        chosen = [name for name in suspects if excess[name] > 1] or [max(suspects, key=lambda n: excess[n])]
+        chosen.sort(key=lambda name: -excess[name])
+        before = recipe
+        for may_widen in (False, True):
+            for name in chosen:
+                found = self._best(recipe, program, name, measured, allowed, may_widen)
+                if found is not None and _is_worth_it(found[0], found[2], excess[name]):
+                    rung, trial, _ = found
+                    recipe = self._taken(recipe, name, rung, measured, noise[name], allowed, trial)
+            if recipe is not before:
+                return recipe
+        if self._must_widen(recipe, measured):  # and no trial is left to tell where that is worth it
+            for name in chosen:
+                change = {"precision": _WIDER[recipe.for_layer(name).arithmetic]}
+                if change["precision"] == "float" and not _misses_limit(recipe, measured):
+                    continue
+                recipe = self._taken(recipe, name, Rung(PRECISION, change), measured, noise[name], allowed, None)
+        return recipe
 
-    def _finer_levels(self, program: Program, name: str) -> int | None:
-        """Give a number of rows to try, ``None`` where the tables cannot have more or are not what is measured."""
-        layer = program.layers()[self.names.index(name)]
-        tables = [program.module(target) for target in layer.expansions]
-        if not isinstance(
-            self.captured.module(self.captured.layers()[self.names.index(name)].contraction), Contraction
-        ):
-            return None  # a table behind a convolution is read by its 8-bit output
-        found = [table for table in tables if isinstance(table, TableExpansion)]
-        if not found:
+    def _best(
+        self, recipe: Recipe, program: Program, name: str, measured: ErrorMeasure, allowed: Tensor, may_widen: bool
+    ) -> tuple[Rung, Trial, float] | None:
+        """Try steps until one suffices; give the best with its share of the noise that is allowed."""
+        best: tuple[Rung, Trial, float] | None = None
+        for rung in self._affordable(recipe, program, name, measured):
+            if (rung.kind == PRECISION) != may_widen:
+                continue
+            trial = self.trials.trial(recipe, name, rung.change)
+            if trial is None:
+                break
+            if (
+                rung.kind == PRECISION
+                and not self._must_widen(recipe, measured)
+                and not self._stays_small(recipe, program, name, trial)
+            ):
+                continue
+            share = float((trial.noise / allowed).max())
+            if best is None or share < best[2]:
+                best = rung, trial, share
+            if share <= 1:
+                break
+        return best
+
+    def _taken(
+        self,
+        recipe: Recipe,
+        name: str,
+        rung: Rung,
+        measured: ErrorMeasure,
+        noise: Tensor,
+        allowed: Tensor,
+        trial: Trial | None,
+    ) -> Recipe:
+        """Change the recipe and note why."""
+        output = int((noise / allowed).argmax())
+        signal = float(measured.allowed[output])
+        step = Refinement(
+            name,
+            output,
+            measured.output(output).sqnr_db,
+            decibel(signal, float(noise[output])),
+            None if trial is None else decibel(signal, float(trial.noise[output])),
+            rung.kind,
+            rung.change,
+        )
+        say(step.note(self.wanted))
+        self.refinements.append(step)
+        return recipe.with_overrides({name: rung.change})
+
+    def _affordable(self, recipe: Recipe, program: Program, name: str, measured: ErrorMeasure) -> list[Rung]:
+        """List the steps that may be taken unasked: what recipe and budget leave open, 16 bits but float only for a limit."""
+        steps = rungs(recipe.for_layer(name), self.captured, program, name)
+        if _misses_limit(recipe, measured):
+            return steps
+        if not _is_ruined(measured):
+            steps = [step for step in steps if not self._chosen[name] & set(step.change)]
+        if recipe.max_bytes is not None:
+            return [step for step in steps if step.kind == FREE]
+        return [step for step in steps if step.change.get("precision") != "float"]
+
+    def _must_widen(self, recipe: Recipe, measured: ErrorMeasure) -> bool:
+        """Whether 16 bits are worth what they cost: for a limit, or for a ruined output that no budget of bytes forbids."""
+        return _misses_limit(recipe, measured) or (_is_ruined(measured) and recipe.max_bytes is None)
+
+    def _stays_small(self, recipe: Recipe, program: Program, name: str, trial: Trial) -> bool:
+        """Whether all constants take no more than the float model's parameters with one layer in 16 bits.
+
+        Its functions take no longer then: those that PyTorch's operators compute faster stay as they are
+        (``lower_to_polynomials``). Where a user chose fewer bits, those are kept.
+        """
+        now = self.trials.trial(recipe, name, {})
+        if self.float_bytes is None or now is None or recipe.for_layer(name).weight_bits < 8:
+            return False
+        return constant_bytes(program) - now.extra_bytes + trial.extra_bytes <= self.float_bytes
+
+    def _next_step(self, recipe: Recipe, program: Program) -> NextStep | None:
+        """Measure what the recipe's own choices cost, then what 16 bits would bring, in the fewest layers that suffice."""
+        integer = [name for name in self.trials.names if recipe.for_layer(name).arithmetic == "int8"]
+        if not integer:
             return None
-        row_bytes = max(table.n_tables * table.k for table in found)
-        now = max(table.index.levels for table in found)
-        most = min(_MOST_LEVELS, _MOST_TABLE_BYTES // row_bytes)
-        return min(4 * now, most) if min(4 * now, most) > now else None
+        noise = self.trials.noise_now(program, integer)
+        order = sorted(integer, key=lambda name: -float(noise[name].sum()) if name in noise else 0.0)
+        now = constant_bytes(program)
+        best: NextStep | None = None
+        withheld = self._withheld(recipe, program, order[0]) if self.trials.left > 0 else []
+        for change in (*withheld, {"precision": "int16"}):
+            for count in dict.fromkeys((1, len(order)) if self.trials.left > 0 else (len(order),)):
+                try:
+                    with quiet():
+                        better = self.lower(recipe.with_overrides(dict.fromkeys(order[:count], change)))
+                except KanCompileError:  # functions without such a form
+                    continue
+                reached = self._measure(better).worst_db
+                step = NextStep(tuple(order[:count]), change, reached, constant_bytes(better) - now)
+                if step.worst_db >= self.wanted:
+                    return step
+                best = step if best is None or step.worst_db > best.worst_db else best
+        return best
 
-    def _failure(self, recipe: Recipe, place: str, sqnr: float, least: float) -> str:
-        kept = [name for name in self._up_to(place) if recipe.for_layer(name).lowering == "keep"]
-        who = place if place == OUTPUT else f"layer {place!r}"
-        text = f"{who}: SQNR is {sqnr:.2f} dB on the calibration data, expected at least {least:g} (min_sqnr)"
-        text += ", with every layer up to it in float already" + (f" ({kept!r} kept by the recipe)" if kept else "")
+    def _withheld(self, recipe: Recipe, program: Program, name: str) -> list[Mapping[str, Any]]:
+        """List changes that cost no time of a layer whose recipe decided otherwise."""
+        steps = rungs(recipe.for_layer(name), self.captured, program, name)
+        return [step.change for step in steps if step.kind in (FREE, ROWS) and self._chosen[name] & set(step.change)]
+
+    def _failure(self, recipe: Recipe, measured: ErrorMeasure) -> str:
+        kept = [name for name in self.trials.names if recipe.for_layer(name).lowering == "keep"]
+        worst = measured.worst
+        assert worst is not None
+        text = f"output {worst.output}: SQNR is {worst.sqnr_db:.2f} dB about its mean on the calibration data, expected at least "
+        text += f"{recipe.min_sqnr:g} (min_sqnr), with every layer in float already"
+        text += f" ({kept!r} kept by the recipe)" if kept else ""
         floor = self._float32_rounding()
         if floor is not None:
             text += f"; float32 rounding of the model itself leaves {floor:.1f} dB against float64"
         return text + "; lower min_sqnr, or retrain with wider knots and smaller weights"
 
     def _float32_rounding(self) -> float | None:
-        """Measure the model's output in float32 against the same graph in float64, ``None`` where that does not run."""
+        """Measure the model's outputs in float32 against the same graph in float64, ``None`` where that does not run."""
         try:
             with ObserveRegion(double=True), torch.no_grad():
-                exact = self.captured.graph_module(self.x)
+                exact = self.captured.graph_module(self.trials.x)
         except (RuntimeError, TypeError):  # an operator without a float64 kernel, or of mixed types
             return None
         measure = ErrorMeasure()
-        measure.add(exact, self.captured(self.x), OUTPUT)
-        return measure.sqnr_db
+        measure.add(exact, self.captured(self.trials.x), "model output")
+        return measure.worst_db
 
 
-def _settings(recipe: Recipe, name: str) -> dict[str, Any]:
-    chosen = recipe.for_layer(name)
-    return {"precision": chosen.precision, "levels": chosen.levels, "weight_bits": chosen.weight_bits}
+def _misses_limit(recipe: Recipe, measured: ErrorMeasure) -> bool:
+    return recipe.min_sqnr is not None and not measured.worst_db >= recipe.min_sqnr
+
+
+def _is_ruined(measured: ErrorMeasure) -> bool:
+    return not measured.worst_db >= RUINED_DB
+
+
+def _is_worth_it(rung: Rung, now: float, before: float) -> bool:
+    """Whether a step is to be taken: one that costs nothing where it helps, others where they suffice or help much."""
+    gain = decibel(before, now)
+    return gain >= _FREE_GAIN_DB if rung.kind == FREE else (now <= 1 < before) or gain >= _COSTLY_GAIN_DB
+
+
+def _not_default(chosen: LayerRecipe) -> frozenset[str]:
+    return frozenset(key.name for key in fields(LayerRecipe) if getattr(chosen, key.name) != key.default)

@@ -26,6 +26,7 @@ from kancompile.ir import (
 )
 from kancompile.passes import prove_layer
 from kancompile.recipe import Recipe
+from kancompile.runtimes import CALIBRATED_RANGE
 
 _EXPANSION_FORM = {"n_in": int, "k": int, "table_bytes?": int}
 _LAYER_FORM = {"name": str, "weight_bytes": int, "expansions": [_EXPANSION_FORM]}
@@ -76,6 +77,7 @@ def describe(program: Program, samples: Calibration, recipe: Recipe, target: str
         "recipe_sha256": recipe.sha256(),
         "calibration": {"samples": len(samples), "sha256": samples.sha256(), "notes": list(samples.notes)},
         "input_shape": list(program.input_shape),
+        "calibrated_range": [float(samples.inputs.min()), float(samples.inputs.max())],
         "versions": {name: _version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")}
         | {"python": platform.python_version()},
         "layers": [describe_layer(program, layer) for layer in program.layers()],
@@ -145,6 +147,26 @@ def describe_layer(program: Program, layer: Layer) -> dict[str, Any]:
     return described
 
 
+def constant_bytes(program: Program) -> int:
+    """Count the bytes of tables and weights as a file stores them."""
+    total = 0
+    for layer in program.layers():
+        module = program.module(layer.contraction)
+        if isinstance(module, QuantizedContraction):
+            total += -(-sum(codes.numel() for codes in module.weights) * module.weight_bits // 8)
+        elif isinstance(module, QuantizedConvContraction):
+            total += -(-module.weight.numel() * module.weight_bits // 8)
+        elif isinstance(module, Contraction | ConvContraction):
+            total += module.weight.numel() * (4 if module.codes is None else 2)
+        for target in layer.expansions:
+            expansion = program.module(target)
+            if isinstance(expansion, TableExpansion):
+                total += expansion.table.numel()
+            elif isinstance(expansion, PolynomialExpansion):
+                total += sum(value.numel() * value.element_size() for value in expansion.buffers())
+    return total
+
+
 def metadata_of(facts: Mapping[str, Any]) -> dict[str, str]:
     """Flatten the facts to what formats store as metadata: text by name."""
     flat = {
@@ -154,6 +176,7 @@ def metadata_of(facts: Mapping[str, Any]) -> dict[str, str]:
         "kancompile.recipe": json.dumps(facts["recipe"], sort_keys=True),
         "kancompile.recipe_sha256": facts["recipe_sha256"],
         "kancompile.calibration_sha256": facts["calibration"]["sha256"],
+        CALIBRATED_RANGE: json.dumps(facts["calibrated_range"]),
         "kancompile.versions": json.dumps(facts["versions"], sort_keys=True),
         "kancompile.layers": json.dumps(facts["layers"], sort_keys=True),
     }

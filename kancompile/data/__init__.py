@@ -3,13 +3,16 @@
 from kancompile.data.calibration import LEAST_TO_SPLIT, Calibration, load_calibration, stream_batches
 from kancompile.data.data_sources import open_data
 from kancompile.data.exported_file import load_exported
-from kancompile.data.model import Reference, check_fits, evaluating, load_model, parse_factory_args
+from kancompile.data.held_out import DividedSamples, read_divided
+from kancompile.data.model import Reference, evaluating, load_model, parameter_bytes, parse_factory_args
 from kancompile.data.sample_arrays import shape_hint
 from kancompile.data.state_dict import load_state_dict
+from kancompile.data.trial_run import check_fits
 
 __all__ = [
     "LEAST_TO_SPLIT",
     "Calibration",
+    "DividedSamples",
     "Reference",
     "check_fits",
     "evaluating",
@@ -18,7 +21,9 @@ __all__ = [
     "load_model",
     "load_state_dict",
     "open_data",
+    "parameter_bytes",
     "parse_factory_args",
+    "read_divided",
     "shape_hint",
     "stream_batches",
 ]

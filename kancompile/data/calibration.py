@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 
 from kancompile.data.sample_arrays import (
     batch_parts,
@@ -98,17 +99,12 @@ class Calibration:
         chosen = torch.randperm(len(self), generator=generator)[:n].sort().values.numpy()
         return self._take(chosen)
 
-    @property
-    def can_be_split(self) -> bool:
-        """Whether there are enough samples to hold some of them out."""
-        return len(self) >= LEAST_TO_SPLIT
-
-    def split(self, held_out: float, generator: torch.Generator) -> tuple[Calibration, Calibration]:
-        """Divide into the samples to calibrate with and the ``held_out`` fraction (0 ... 1) to judge the result with.
+    def split(self, held_out: int, generator: torch.Generator) -> tuple[Calibration, Calibration]:
+        """Divide into the samples to calibrate with and the ``held_out`` ones to judge the result with, drawn at random.
 
         Both sides keep at least two samples where there are four or more.
         """
-        n = min(max(round(len(self) * held_out), 2), len(self) - 2)
+        n = min(max(held_out, 2), len(self) - 2)
         order = torch.randperm(len(self), generator=generator)
         return self._take(order[n:].sort().values.numpy()), self._take(order[:n].sort().values.numpy())
 
@@ -211,6 +207,19 @@ def _whole(
 
 
 def _iterated(source: Any, name: str) -> Iterator[Any]:
+    kind = type(source).__name__
+    if hasattr(source, "to_numpy") and hasattr(
+        source, "columns"
+    ):  # of pandas or polars, either of which may be missing here
+        raise KanCompileError(
+            f"{name}: found a {kind}, expected numbers alone; pass frame[columns].to_numpy(dtype='float32'), scaled as in "
+            "training, and labels apart: (samples, labels)"
+        )
+    if isinstance(source, Dataset) and not isinstance(source, IterableDataset):
+        raise KanCompileError(
+            f"{name}: found a {kind}, which gives single samples, expected batches; pass "
+            "torch.utils.data.DataLoader(dataset, batch_size=256)"
+        )
     if isinstance(source, Iterable) or hasattr(source, "__getitem__"):
         items: Iterator[Any] = iter(source)
         return items

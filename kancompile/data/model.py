@@ -1,4 +1,4 @@
-"""The user's model: built by a factory, put in evaluation mode, and tried on samples."""
+"""The user's model: built by a factory and put in evaluation mode."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from kancompile.data.calibration import Calibration
 from kancompile.data.exported_file import load_exported
 from kancompile.data.imported_objects import call_with, found_object
 from kancompile.data.state_dict import _most_bytes, apply_state_dict, check_finite_weights, load_state_dict
-from kancompile.errors import KanCompileError, parse_literal, reason
+from kancompile.errors import KanCompileError, parse_literal
 
 
 def load_model(
@@ -129,48 +127,10 @@ def evaluating(reference: Any) -> Iterator[Callable[[Tensor], Any]]:
         )
 
 
-def check_fits(reference: Reference, samples: Calibration) -> None:
-    """Make sure that the model takes samples of this shape, before anything is traced.
-
-    Raises:
-        KanCompileError: it does not; the shape and the model's own words are named.
-    """
-    x = samples.samples[:2]
-    try:
-        with evaluating(reference) as model, torch.no_grad():
-            output = model(x)
-    except KanCompileError:
-        raise
-    except Exception as error:  # user code may raise anything
-        raise KanCompileError(
-            f"calibration: found samples of shape {samples.input_shape!r}, on which the model raises "
-            f"{type(error).__name__} ({reason(error)}); expected inputs as it was trained with{_other_shape(reference, x)}"
-        ) from error
-    # a model that begins with reshape(-1, n_in) takes any multiple of n_in and answers for another number of samples
-    if isinstance(output, Tensor) and output.shape[:1] != x.shape[:1]:
-        raise KanCompileError(
-            f"calibration: found samples of shape {samples.input_shape!r}, for {len(x)} of which the model returns shape "
-            f"{tuple(output.shape)!r}; expected one row for each, so inputs as it was trained with{_other_shape(reference, x)}"
-        )
-
-
-def _other_shape(reference: Reference, x: Tensor) -> str:
-    """Try the usual other layouts of samples, and say which one the model takes; empty where it takes none of them."""
-    layouts = [("flat: pass x.reshape(len(x), -1)", x.flatten(1))] if x.ndim > 2 else []
-    if x.ndim == 4:
-        layouts = [
-            ("with the channels first: pass x.transpose(0, 3, 1, 2)", x.permute(0, 3, 1, 2)),
-            ("with the channels last: pass x.transpose(0, 2, 3, 1)", x.permute(0, 2, 3, 1)),
-            *layouts,
-        ]
-    if x.ndim == 3:
-        layouts.append(("with a channel of their own: pass x[:, None]", x[:, None]))
-    for how, other in layouts:
-        try:
-            with evaluating(reference) as model, torch.no_grad():
-                output = model(other.contiguous())
-        except Exception:  # user code may raise anything, and then this is not the layout
-            continue
-        if isinstance(output, Tensor) and output.shape[:1] == x.shape[:1]:
-            return f"; it takes these {how}"
-    return ""
+def parameter_bytes(model: Any) -> int | None:
+    """Return what the parameters take as they are stored in a checkpoint; ``None`` where the model has none to count."""
+    if isinstance(model, ExportedProgram):
+        values = [value for name, value in model.state_dict.items() if name in set(model.graph_signature.parameters)]
+    else:
+        values = list(model.parameters()) if isinstance(model, nn.Module) else []
+    return sum(value.numel() * value.element_size() for value in values) or None

@@ -128,7 +128,8 @@ def check_samples(array: NDArray[Any], shape: tuple[int, ...] | None, name: str,
             "pass for instance x.astype('float32') / 255"
         )
     if array.dtype.kind not in "fiub":
-        raise KanCompileError(f"{name}: found dtype {str(array.dtype)!r}, expected float32")
+        way_out = "; leave out columns of text, or encode them as in training" if array.dtype.kind in "OSU" else ""
+        raise KanCompileError(f"{name}: found dtype {str(array.dtype)!r}, expected float32{way_out}")
     if array.ndim < 2:
         raise KanCompileError(
             f"{name}: found shape {array.shape!r}, expected [n, *input_shape]; add the dimension that is missing, "

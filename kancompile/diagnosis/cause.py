@@ -10,7 +10,7 @@ from typing import Any
 
 from kancompile.diagnosis.laboratory import Outcome
 from kancompile.recipe import Recipe
-from kancompile.validation import plain_number
+from kancompile.validation import plain_number, points
 
 PREPROCESSING = "preprocessing"
 GRID = "inputs outside the grid"
@@ -22,11 +22,35 @@ HAND_OVER = "hand-over range"
 LEVELS = "levels"
 BITS = "weight bits"
 METHOD = "rounding method"
+FUNCTIONS = "functions looked up"
+PRECISION = "precision"
 SATURATION = "saturation"
-KINDS = (PREPROCESSING, GRID, OUTLIER, UNSEEN, SAMPLES, RANGE, HAND_OVER, LEVELS, BITS, METHOD, SATURATION)
+KINDS = (
+    PREPROCESSING,
+    GRID,
+    OUTLIER,
+    UNSEEN,
+    SAMPLES,
+    RANGE,
+    HAND_OVER,
+    LEVELS,
+    BITS,
+    METHOD,
+    FUNCTIONS,
+    SATURATION,
+    PRECISION,
+)
+
+TRIED = (RANGE, LEVELS, METHOD, FUNCTIONS, BITS, PRECISION)
+"""Kinds that a diagnosis predicts for every layer, and measures where they are worth it."""
 
 STANDS_OUT_DB = 3.0
 """What a single change must bring to stand out: half of the noise gone."""
+WORTH_TRYING_DB = 0.5
+"""What a change must be predicted to bring to be measured."""
+GOOD_DB = 30.0
+"""Ratio of the worst output from which on 16 bits, which always bring more, are no remedy of anything."""
+_FREE = frozenset({"method", "range", "percentile", "column_scaling"})
 STANDS_OUT_POINTS = 2.0
 """The same in points of accuracy or R2, for causes that spoil the task and not only the ratio."""
 
@@ -44,6 +68,12 @@ class Change:
     layers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     keys: Mapping[str, Any] = field(default_factory=dict)
     advice: str = ""
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it costs neither bytes nor time: other rounding, ranges or column scales."""
+        keys = {key for changed in self.layers.values() for key in changed} | set(self.keys)
+        return bool(keys) and keys <= _FREE
 
     def applied(self, recipe: Recipe) -> Recipe:
         """Return the recipe with this change."""
@@ -69,7 +99,8 @@ class Change:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         layers = {name: dict(keys) for name, keys in self.layers.items()}
-        return {"layers": layers, "keys": dict(self.keys), "advice": self.advice, "text": self.text()}
+        text = {"advice": self.advice, "text": self.text(), "is_free": self.is_free}
+        return {"layers": layers, "keys": dict(self.keys), **text}
 
 
 @dataclass(frozen=True)
@@ -98,10 +129,12 @@ class Effect:
 
     @property
     def gain_points(self) -> float | None:
-        """Measured gain of accuracy or R2."""
-        if self.before is None or self.after is None or self.before.score is None or self.after.score is None:
+        """Measured gain of accuracy or overlap in percent, or hundredths of R2."""
+        if self.before is None or self.after is None or self.before.metric is None:
             return None
-        return self.after.score - self.before.score
+        if self.before.score is None or self.after.score is None:
+            return None
+        return points(self.before.metric, self.after.score - self.before.score)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -144,14 +177,24 @@ class Cause:
         """Whether its change brings so much, or its evidence is such, that it explains a bad result."""
         if self.is_evident:
             return True
+        before = self.effect.before
+        if self.kind == PRECISION and before is not None and before.worst_db >= GOOD_DB:
+            return False
         db, points = self.effect.gain_db, self.effect.gain_points
         return (db is not None and db >= STANDS_OUT_DB) or (points is not None and points >= STANDS_OUT_POINTS)
 
     @property
-    def weight(self) -> tuple[bool, float]:
-        """What causes are ranked by: wrong samples first, then the measured gain in dB; what was not measured comes last."""
+    def weight(self) -> tuple[bool, bool, bool, bool, float]:
+        """What causes are ranked by: wrong samples, what is free, the gain in dB; then 16 bits and what was not measured."""
         gain = self.effect.gain_db
-        return self.spoils_measurement and self.stands_out, -math.inf if gain is None else gain
+        stands_out = self.stands_out
+        return (
+            self.spoils_measurement and stands_out,
+            stands_out,
+            stands_out and self.change.is_free,
+            self.kind != PRECISION,
+            -math.inf if gain is None else gain,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

@@ -22,12 +22,12 @@ from kancompile.diagnosis.input_faults import (
     Scaling,
     compare_distributions,
     find_outliers,
-    grid_of,
     usual_scalings,
 )
 from kancompile.diagnosis.laboratory import Laboratory, Outcome, transformed
 from kancompile.ir import Expansion
 from kancompile.recipe import Recipe
+from kancompile.validation import Score, outside_grid, points, read_from_input
 
 _UNLIKE = 0.25  # standard deviations between distributions
 _EXPLAINED = 0.4  # share of that which a scaling may leave to explain it
@@ -109,10 +109,10 @@ class DataSuspicions:
         sets = [lab.judging] if self.has_data or lab.fitting.targets is None else [lab.judging, lab.fitting]
         if lab.judging.targets is None:
             return None
-        best: tuple[float, float, Scaling] | None = None
+        best: tuple[Score, Score, Scaling] | None = None
         for scaling in usual_scalings(lab.x):
             compared = compare_scores(lab, sets, scaling)
-            if compared is not None and (best is None or compared[1] > best[1]):
+            if compared is not None and (best is None or compared[1].value > best[1].value):
                 best = (*compared, scaling)
         if best is None:
             return None
@@ -122,8 +122,8 @@ class DataSuspicions:
         self,
         base: Outcome,
         scaling: Scaling,
-        now: float | None,
-        then: float | None,
+        now: Score | None,
+        then: Score | None,
         fitting: Sequence[str] = (),
     ) -> Cause:
         lab = self.laboratory
@@ -134,17 +134,19 @@ class DataSuspicions:
             "calibration_high": float(lab.x.max()),
             "scaling": scaling.text,
         }
-        outside = self._outside_grid(lab.x)
+        outside = outside_grid(lab.program, lab.x)
         if outside is not None:
-            evidence |= {"outside_grid": outside[0], "grid_low": outside[1], "grid_high": outside[2]}
+            evidence |= {"outside_grid": outside.share, "grid_low": outside.low, "grid_high": outside.high}
         title = f"samples span {float(lab.x.min()):.4g} ... {float(lab.x.max()):.4g}"
         points = None
         if now is not None and then is not None:
-            evidence |= {"float_score": now, "scaled_float_score": then}
-            title += f"; the float model itself scores {now:.1f} % on them, and {then:.1f} % on {scaling.text}"
-            points = then - now
+            evidence |= {"float_score": now.value, "scaled_float_score": then.value}
+            title += f"; the float model itself has {now.text()} on them, and {then.text()} on {scaling.text}"
+            points = then.points - now.points
         elif outside is not None:
-            title += f"; {100 * outside[0]:.0f} % of them lie outside the grid {outside[1]:.3g} ... {outside[2]:.3g}"
+            title += (
+                f"; {100 * outside.share:.0f} % of them lie outside the grid {outside.low:.3g} ... {outside.high:.3g}"
+            )
         advice = f"preprocess the samples as in training; {' or '.join(fitting or (scaling.text,))} fits"
         kind = PREPROCESSING if now is not None else GRID
         return Cause(
@@ -154,10 +156,10 @@ class DataSuspicions:
     def _unlike_grid(self, base: Outcome) -> Cause | None:
         """Compare inputs with the grid of the functions that read them; labels that are right rule this out."""
         lab = self.laboratory
-        found = self._outside_grid(lab.x)
-        if lab.judging.targets is not None or found is None or found[0] < _MOSTLY:
+        found = outside_grid(lab.program, lab.x)
+        if lab.judging.targets is not None or found is None or found.share < _MOSTLY:
             return None
-        _, low, high = found
+        low, high = found.low, found.high
         fitting = []
         for scaling in usual_scalings(lab.x):
             scaled = scaling(lab.x)
@@ -168,27 +170,6 @@ class DataSuspicions:
         # of those that lie inside, the one that uses most of the grid
         best = max(fitting, key=lambda entry: entry[0])[1]
         return self._scaled(base, best, None, None, [scaling.text for _, scaling in fitting])
-
-    def _outside_grid(self, x: Tensor) -> tuple[float, float, float] | None:
-        """Give the share of model inputs outside the grid of the layer that reads them, and that grid."""
-        for _, expansion, read in self._read_from_input(x):
-            grid = grid_of(expansion, float(read.abs().max()))
-            if grid is not None:
-                outside = float(((read < grid[0]) | (read > grid[1])).double().mean())
-                return outside, *grid
-        return None
-
-    def _read_from_input(self, x: Tensor) -> Iterator[tuple[str, Expansion, Tensor]]:
-        """Yield the layers that read the model's input as it is: name, expansion, and inputs as they read them."""
-        program = self.laboratory.program
-        few = x[:64]
-        for layer in program.layers():
-            for target in layer.expansions:
-                expansion = program.module(target)
-                if isinstance(expansion, Expansion):
-                    read = program.inputs(few, [target])[target]
-                    if read.numel() == few.numel() and torch.equal(read.flatten(), few.flatten()):
-                        yield layer.name, expansion, x.reshape(len(x), *read.shape[1:])
 
     def outliers(self, base: Outcome, anatomies: list[Anatomy]) -> Iterator[Cause]:
         """Find features that stretch the table of a layer for all others."""
@@ -255,7 +236,7 @@ class DataSuspicions:
     def _clamped(self, name: str, expansion: Expansion, found: Outliers) -> tuple[Change, Effect] | None:
         """Clamp the features to the range of the others, where they are features of the model's input."""
         lab = self.laboratory
-        if name not in [layer for layer, _, _ in self._read_from_input(lab.x)]:
+        if name not in [layer for layer, _, _ in read_from_input(lab.program, lab.x)]:
             return None
 
         def clamp(x: Tensor) -> Tensor:
@@ -266,7 +247,7 @@ class DataSuspicions:
 
         judging = transformed(lab.judging, clamp(lab.judging.samples))
         raw, kept = lab.float_score(lab.judging), lab.float_score(judging)
-        if raw is not None and kept is not None and kept < raw - _WORSE_POINTS:
+        if raw is not None and kept is not None and kept.points < raw.points - _WORSE_POINTS:
             return None  # the model needs these values
         before = lab.judge(lab.lowered(self.recipe), judging)
         after = self._lowered_on(clamp(lab.x), judging)
@@ -336,22 +317,24 @@ class DataSuspicions:
         return self.laboratory.judge(self.laboratory.lower_on(self.recipe, x), judging)
 
 
-def compare_scores(laboratory: Laboratory, sets: Sequence[Calibration], scaling: Scaling) -> tuple[float, float] | None:
+def compare_scores(laboratory: Laboratory, sets: Sequence[Calibration], scaling: Scaling) -> tuple[Score, Score] | None:
     """Score the float program on samples as they are and scaled.
 
     Returns:
-        accuracy or R2 in percent before and after, ``None`` where the second is not significantly better: by 5 points and,
+        the scores before and after, ``None`` where the second is not significantly better: by 5 points and,
         for classes, by 3.5 standard deviations of the samples whose answer changes (McNemar, 1947).
     """
     now = then = 0.0
     gained = lost = count = 0
+    name = ""
     for samples in sets:
         assert samples.targets is not None
         other = transformed(samples, scaling(samples.samples))
         scores = laboratory.float_score(samples), laboratory.float_score(other)
-        if scores[0] is None or scores[1] is None or not math.isfinite(scores[0] + scores[1]):
+        if scores[0] is None or scores[1] is None or not math.isfinite(scores[0].value + scores[1].value):
             return None
-        now, then = now + scores[0] * len(samples), then + scores[1] * len(samples)
+        name = scores[0].name
+        now, then = now + scores[0].value * len(samples), then + scores[1].value * len(samples)
         count += len(samples)
         labels = samples.labels
         assert labels is not None
@@ -362,9 +345,9 @@ def compare_scores(laboratory: Laboratory, sets: Sequence[Calibration], scaling:
             for part in (samples, other)
         )
         gained, lost = gained + int((after & ~before).sum()), lost + int((before & ~after).sum())
-    if then - now < _POINTS * count or gained - lost < _DEVIATIONS * math.sqrt(gained + lost):
+    if points(name, then - now) < _POINTS * count or gained - lost < _DEVIATIONS * math.sqrt(gained + lost):
         return None
-    return now / count, then / count
+    return Score(name, now / count), Score(name, then / count)
 
 
 def _by_feature_shape(x: Tensor, expansion: Expansion) -> Tensor:

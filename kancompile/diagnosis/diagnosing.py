@@ -9,16 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from kancompile.data import LEAST_TO_SPLIT, Calibration, check_fits, load_calibration
+from kancompile.data import LEAST_TO_SPLIT, Calibration, check_fits, load_calibration, read_divided
 from kancompile.diagnosis.anatomy import Anatomy, dissect
 from kancompile.diagnosis.cause import (
     BITS,
+    FUNCTIONS,
     HAND_OVER,
     LEVELS,
     METHOD,
+    PRECISION,
     RANGE,
     SATURATION,
     STANDS_OUT_DB,
+    WORTH_TRYING_DB,
     Cause,
     Effect,
     ranked,
@@ -35,8 +38,8 @@ from kancompile.passes import check_patterns
 from kancompile.progress import track
 from kancompile.recipe import Recipe, read_recipe
 
-_WORTH_TRYING_DB = 0.5
 _MOST_TRIED = 12
+_MOST_JUDGING = 2048
 
 
 def diagnose(
@@ -92,19 +95,20 @@ def samples_for(
     Raises:
         KanCompileError: unreadable samples, too few of them, or of different shapes.
     """
-    samples = load_calibration(calibration, key=key, max_samples=recipe.calibration_samples, seed=seed)
     if data is not None:
+        samples = load_calibration(calibration, key=key, max_samples=recipe.calibration_samples, seed=seed)
         judging = load_calibration(data, samples.input_shape, key=data_key, seed=seed, name="data")
         return samples, judging, f"{len(judging)} samples of the data"
-    if not samples.can_be_split:
-        raise KanCompileError(
-            f"calibration: found {len(samples)} samples, expected at least {LEAST_TO_SPLIT} to hold some out, or data to "
-            "judge with; give --data FILE (data=...)"
-        )
     if not 0 < held_out < 1:
         raise KanCompileError(f"held_out: found {held_out!r}, expected a share between 0 and 1, or data to judge with")
-    fitting, judging = samples.split(held_out, torch.Generator().manual_seed(seed))
-    return fitting, judging, f"{len(judging)} held-out calibration samples"
+    divided = read_divided(calibration, recipe.calibration_samples, held_out, seed, key=key)
+    if not divided.is_held_out:
+        raise KanCompileError(
+            f"calibration: found {len(divided.samples)} samples, expected at least {LEAST_TO_SPLIT} to hold some out, or data "
+            "to judge with; give --data FILE (data=...)"
+        )
+    judging = divided.judging.subset(_MOST_JUDGING, torch.Generator().manual_seed(seed))
+    return divided.fitting, judging, f"{len(judging):,} held-out calibration samples"
 
 
 def open_laboratory(
@@ -157,7 +161,7 @@ def examine(laboratory: Laboratory, judged_on: str, has_data: bool, exact: bool 
         recipe_causes = _recipe_causes(laboratory, recipe, base, anatomies, explained, set(slow))
     return Diagnosis(
         base,
-        None if base.score is None or base.drop is None else base.score + base.drop,
+        laboratory.float_score(laboratory.judging),
         judged_on,
         tuple(sensitivities),
         tuple(anatomies),
@@ -175,7 +179,7 @@ def layer_suspects(
     found = []
     for anatomy in anatomies:
         alone = laboratory.outcome(laboratory.alone(recipe, anatomy.layer))
-        found += suspects(recipe, anatomy, base.noise, alone.noise)
+        found += suspects(recipe, anatomy, base.noise, alone.noise, base.signal)
     return sorted(found, key=lambda suspect: suspect.predicted_noise)
 
 
@@ -196,13 +200,19 @@ def _recipe_causes(
         if not (suspect.layer in explained and suspect.kind in (RANGE, HAND_OVER, LEVELS))
         and not (suspect.layer in fast and suspect.kind == METHOD)
     ]
-    worth = [suspect for suspect in found if suspect.predicted_db(base.noise) >= _WORTH_TRYING_DB][:_MOST_TRIED]
+    wide = [suspect for suspect in found if suspect.kind == PRECISION]  # one measurement for all layers
+    found = [suspect for suspect in found if suspect.kind != PRECISION]
+    worth = [suspect for suspect in found if suspect.predicted_db(base.noise) >= WORTH_TRYING_DB][:_MOST_TRIED]
     causes = [_measured(laboratory, recipe, base, anatomies, s) for s in track(worth, "measuring changes")]
     best = _best_of_each(causes)
     alone = {cause.kind for cause in best if cause.stands_out}
-    for joint in jointly(found, base.noise):
-        if joint.kind not in alone and joint.predicted_db(base.noise) >= _WORTH_TRYING_DB:
-            best.append(_measured(laboratory, recipe, base, anatomies, joint))
+    for joint in jointly(found + wide, base.noise) or wide:
+        if joint.kind not in alone and joint.predicted_db(base.noise) >= WORTH_TRYING_DB:
+            try:
+                best.append(_measured(laboratory, recipe, base, anatomies, joint))
+            except KanCompileError:
+                if joint.kind != PRECISION:  # some functions have no form in 16 bits
+                    raise
     return best
 
 
@@ -261,6 +271,13 @@ def _evidence(kind: str, anatomy: Anatomy, recipe: Recipe) -> tuple[str, dict[st
         step = (anatomy.high - anatomy.low) / max(anatomy.rows - 1, 1)
         facts = {"levels": anatomy.rows, "step": step, "error_share": share}
         return f"{who}: {anatomy.rows} table rows, {step:.3g} apart, {100 * share:.0f} % of its error", facts
+    if kind == FUNCTIONS:
+        return (
+            f"{who}: functions that depend on each other nearly were joined, {chosen.function_error:g} of the variance",
+            {"function_error": chosen.function_error},
+        )
+    if kind == PRECISION:
+        return f"{who}: 8-bit codes and weights", {"weight_bits": anatomy.weight_bits}
     share = anatomy.share("weights")
     facts = {"weight_bits": anatomy.weight_bits, "method": chosen.rounding_method, "error_share": share}
     if kind == SATURATION:
@@ -269,7 +286,7 @@ def _evidence(kind: str, anatomy: Anatomy, recipe: Recipe) -> tuple[str, dict[st
             f"fit int16 on processors without VNNI; rounding is {100 * share:.0f} % of its error"
         ), facts
     if kind == METHOD:
-        return f"{who}: weights rounded to nearest, {100 * share:.0f} % of its error", facts
+        return f"{who}: {anatomy.weight_bits}-bit weights rounded to nearest, {100 * share:.0f} % of its error", facts
     assert kind == BITS
     return (
         f"{who}: {anatomy.weight_bits}-bit weights by {chosen.rounding_method}, {100 * share:.0f} % of its error"

@@ -1,15 +1,12 @@
-"""Look at the inputs of layers: features that stretch a table for all others, grids that inputs miss, wrong scaling."""
+"""Look at the inputs of layers: features that stretch a table for all others, wrong scaling."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from kancompile.ir import Expansion
 
 STRETCHED = 3.0
 """By how much a few features must stretch the range of all others to be called outliers."""
@@ -18,8 +15,6 @@ _FEWEST_FEATURES = 4
 _QUANTILES = 95
 _TAIL = 0.03  # left out at both ends: a few outliers are another fault than another scaling
 _MOST_VALUES = 1 << 18
-_PROBES = 513
-_CONSTANT = 1e-4
 
 
 @dataclass(frozen=True)
@@ -156,38 +151,3 @@ def compare_distributions(x: Tensor, data: Tensor) -> Mismatch:
 def _some(x: Tensor) -> Tensor:
     values = x.flatten().double()
     return values[:: max(1, values.numel() // _MOST_VALUES)]
-
-
-def grid_of(expansion: Expansion, largest: float) -> tuple[float, float] | None:
-    """Find where the functions that have a grid change at all: outside of it they are constant.
-
-    Branches whose functions go on changing (the base activation, polynomials) have no grid and do not count.
-
-    Args:
-        expansion: the float expansion.
-        largest: largest absolute input that is of interest.
-
-    Returns:
-        lowest and highest input of the grid, ``None`` where no branch has one.
-    """
-    reach = 4 * max(largest, 4.0)
-    # dense near 0, where grids are, and reaching far
-    points = torch.sinh(torch.linspace(-math.asinh(reach), math.asinh(reach), _PROBES, dtype=torch.float64))
-    values = torch.cat([expansion.sample_inputs(part) for part in points.split(64)]).flatten(1, 1)
-    grids = []
-    first = 0
-    for branch in expansion.branches:
-        k = int(branch.k)  # type: ignore[arg-type]
-        part = values[..., first : first + k].flatten(1)
-        first += k
-        scale = _CONSTANT * part.abs().amax().clamp(min=1e-30)
-        from_left = ((part - part[0]).abs().amax(1) > scale).nonzero()
-        from_right = ((part - part[-1]).abs().amax(1) > scale).nonzero()
-        if not len(from_left) or not len(from_right):
-            continue
-        start, end = int(from_left[0]), int(from_right[-1])
-        if start > _PROBES // 20 and end < _PROBES - 1 - _PROBES // 20:
-            grids.append((float(points[start - 1]), float(points[end + 1])))
-    if not grids:
-        return None
-    return min(low for low, _ in grids), max(high for _, high in grids)

@@ -13,23 +13,19 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from kancompile.compiler import BitBudget
+from kancompile.compiler import BitBudget, constant_bytes
 from kancompile.data import Calibration
 from kancompile.diagnosis.tune_cache import recalled
 from kancompile.errors import KanCompileError
 from kancompile.ir import (
     Contraction,
     ConvContraction,
-    PolynomialExpansion,
     Program,
-    QuantizedContraction,
-    QuantizedConvContraction,
-    TableExpansion,
 )
 from kancompile.passes import Lowering, RecentlyUsed, prepare
 from kancompile.progress import quiet
 from kancompile.recipe import Recipe
-from kancompile.validation import ErrorMeasure, TaskMetric, decibel, plain_number
+from kancompile.validation import CLASSES, ErrorMeasure, Score, TaskMetric, decibel, plain_number
 
 _CHUNK = 256
 _KEPT_PROGRAMS = 4
@@ -42,15 +38,19 @@ class Outcome:
     """What one setting is worth on the samples that judge it.
 
     Attributes:
-        signal, noise: sums of squares of the float output and of the difference to it.
-        score: accuracy or R2 in percent, ``None`` without labels.
-        drop: points of it lost against the float program, ``None`` without labels.
-        agreement: percentage of samples of equal argmax, ``None`` where that has no meaning.
+        signal, noise: powers of what varies in the float outputs and of the difference to them.
+        worst_db: least SQNR of any output about its mean.
+        metric: what ``score`` is, ``"accuracy"``, ``"iou"`` or ``"r2"``; ``None`` without labels.
+        score: its value, accuracy and overlap in percent.
+        drop: points of it lost against the float program, hundredths of R2, ``None`` without labels.
+        agreement: percentage of samples with the same largest output, ``None`` where that is no decision.
         constant_bytes: bytes of weights and tables as stored.
     """
 
     signal: float
     noise: float
+    worst_db: float
+    metric: str | None
     score: float | None
     drop: float | None
     agreement: float | None
@@ -58,14 +58,18 @@ class Outcome:
 
     @property
     def sqnr_db(self) -> float:
-        """Signal-to-quantization-noise ratio of the output."""
+        """Signal-to-quantization-noise ratio of all outputs together, about their means."""
         return decibel(self.signal, self.noise)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        return {key: plain_number(value) for key, value in asdict(self).items()} | {
-            "sqnr_db": plain_number(self.sqnr_db)
-        }
+        numbers = {key: plain_number(value) for key, value in asdict(self).items() if key != "metric"}
+        return numbers | {"metric": self.metric, "sqnr_db": plain_number(self.sqnr_db)}
+
+    @property
+    def score_text(self) -> str:
+        """The score for people, empty without labels."""
+        return "" if self.metric is None or self.score is None else Score(self.metric, self.score).text()
 
 
 class Remembers(Protocol):
@@ -157,25 +161,31 @@ class Laboratory:
         measure, task = ErrorMeasure(), TaskMetric()
         for (x, y), expected in zip(samples.batches(), self.float_outputs(samples), strict=True):
             found = program(x)
-            measure.add(expected.flatten(1), found.flatten(1), "judged output")
+            measure.add(expected, found, "judged output")
             if y is not None:
                 task.add(y, found, "data")
-        score = drop = None
         float_score = self.float_score(samples)
-        if float_score is not None:
-            score = next(iter(task.values().values()))
-            drop = float_score - score
-        return Outcome(measure.signal, measure.noise, score, drop, measure.agreement, constant_bytes(program))
+        score = None if float_score is None else task.score
+        return Outcome(
+            measure.signal,
+            measure.noise,
+            measure.worst_db,
+            None if score is None else score.name,
+            None if score is None else score.value,
+            None if score is None or float_score is None else float_score.points - score.points,
+            measure.agreement if samples.targets is not None and task.kind == CLASSES else None,
+            constant_bytes(program),
+        )
 
-    def float_score(self, samples: Calibration) -> float | None:
-        """Measure accuracy or R2 of the float program in percent, ``None`` without labels."""
+    def float_score(self, samples: Calibration) -> Score | None:
+        """Measure accuracy, overlap or R2 of the float program, ``None`` without labels or where it has no meaning."""
         if samples.targets is None:
             return None
         task = TaskMetric()
         for (_, y), output in zip(samples.batches(), self.float_outputs(samples), strict=True):
             assert y is not None
             task.add(y, output, "data")
-        return next(iter(task.values().values()))
+        return task.score
 
     def float_outputs(self, samples: Calibration) -> list[Tensor]:
         """Evaluate the float program on samples, batch by batch, once for as long as they are in use."""
@@ -208,23 +218,3 @@ def transformed(samples: Calibration, inputs: Tensor) -> Calibration:
     array = inputs.to(torch.float32).numpy().copy()
     array.setflags(write=False)
     return replace(samples, inputs=array)
-
-
-def constant_bytes(program: Program) -> int:
-    """Count the bytes of tables and weights as a file stores them."""
-    total = 0
-    for layer in program.layers():
-        module = program.module(layer.contraction)
-        if isinstance(module, QuantizedContraction):
-            total += -(-sum(codes.numel() for codes in module.weights) * module.weight_bits // 8)
-        elif isinstance(module, QuantizedConvContraction):
-            total += -(-module.weight.numel() * module.weight_bits // 8)
-        elif isinstance(module, Contraction | ConvContraction):
-            total += module.weight.numel() * (4 if module.codes is None else 2)
-        for target in layer.expansions:
-            expansion = program.module(target)
-            if isinstance(expansion, TableExpansion):
-                total += expansion.table.numel()
-            elif isinstance(expansion, PolynomialExpansion):
-                total += sum(value.numel() * value.element_size() for value in expansion.buffers())
-    return total

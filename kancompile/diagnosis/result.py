@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from kancompile.diagnosis.anatomy import Anatomy
-from kancompile.diagnosis.cause import STANDS_OUT_DB, Cause
+from kancompile.diagnosis.cause import STANDS_OUT_DB, TRIED, WORTH_TRYING_DB, Cause
 from kancompile.diagnosis.laboratory import Outcome
 from kancompile.diagnosis.sensitivity import Sensitivity
 from kancompile.recipe import Recipe
-from kancompile.validation import aligned
+from kancompile.validation import Score, aligned
 
 _MOST_SHOWN = 8
 
@@ -21,7 +21,7 @@ class Diagnosis:
 
     Attributes:
         outcome: of the recipe as it is.
-        float_score: accuracy or R2 of the float model in percent, ``None`` without labels.
+        float_score: accuracy, overlap or R2 of the float model, ``None`` without labels.
         judged_on: which samples judged, in words.
         sensitivities: of layers and branches.
         anatomies: of the integer layers.
@@ -32,7 +32,7 @@ class Diagnosis:
     """
 
     outcome: Outcome
-    float_score: float | None
+    float_score: Score | None
     judged_on: str
     sensitivities: tuple[Sensitivity, ...]
     anatomies: tuple[Anatomy, ...]
@@ -51,7 +51,7 @@ class Diagnosis:
         return {
             "judged_on": self.judged_on,
             "outcome": self.outcome.to_dict(),
-            "float_score": self.float_score,
+            "float_score": None if self.float_score is None else self.float_score.value,
             "healthy": self.is_healthy,
             "sensitivities": [entry.to_dict() for entry in self.sensitivities],
             "layers": [entry.to_dict() for entry in self.anatomies],
@@ -69,9 +69,9 @@ class Diagnosis:
 def _text(diagnosis: Diagnosis) -> str:
     """Write what was measured, what each layer costs, and the ranked causes with their changes."""
     outcome = diagnosis.outcome
-    head = f"measured on {diagnosis.judged_on}: output SQNR {outcome.sqnr_db:.2f} dB"
+    head = f"measured on {diagnosis.judged_on}: SQNR {outcome.sqnr_db:.2f} dB, worst output {outcome.worst_db:.2f} dB"
     if diagnosis.float_score is not None and outcome.score is not None:
-        head += f", score {outcome.score:.2f} % (float {diagnosis.float_score:.2f} %)"
+        head += f", {outcome.score_text} (float {diagnosis.float_score.text()})"
     lines = [head]
     if diagnosis.sensitivities:
         rows = [["quantized", "only this: SQNR dB", "drop", "all but this: SQNR dB", "drop"]]
@@ -91,12 +91,12 @@ def _text(diagnosis: Diagnosis) -> str:
             lines += _cause_lines(number, cause)
     else:
         tried = (
-            f"none of {diagnosis.tried} recipe changes that were measured" if diagnosis.tried else "no recipe change"
+            f"none of the {diagnosis.tried} recipe changes that were measured brings {STANDS_OUT_DB:g} dB within 8-bit integers"
+            if diagnosis.tried
+            else f"no recipe change was predicted to bring {WORTH_TRYING_DB:g} dB"
         )
-        lines.append(
-            f"nothing stands out: no fault of the data was found, and {tried} within 8-bit integers brings "
-            f"{STANDS_OUT_DB:g} dB; precision=int16 has more"
-        )
+        lines.append(f"nothing stands out: no fault of the data was found, and {tried}")
+        lines.append(f"  others of {', '.join(TRIED)} were predicted to bring less than {WORTH_TRYING_DB:g} dB")
     if others:
         lines.append("measured as well:")
         lines += [f"  {cause.kind}, {cause.change.text()}: {_effect(cause)}" for cause in others[:_MOST_SHOWN]]
@@ -106,7 +106,7 @@ def _text(diagnosis: Diagnosis) -> str:
 def _cause_lines(number: int, cause: Cause) -> list[str]:
     return [
         f"{number}. {cause.kind}: {cause.title}",
-        f"   change: {cause.change.text()}",
+        f"   change{' (free: no more bytes, no more time)' if cause.change.is_free else ''}: {cause.change.text()}",
         f"   effect: {_effect(cause)}",
     ]
 

@@ -5,7 +5,9 @@ change leaves the share ``f`` of that error, the output's noise becomes ``N - N_
 
 * four times as many rows leave 1/16 of the look-up error, since rows are ``step^2 / 12`` wide in error;
 * a range that reaches all inputs cuts nothing off, and spreads the same rows over more;
-* each further weight bit leaves 1/4 of the rounding error.
+* each further weight bit leaves 1/4 of the rounding error, a method that compensates about a fifth;
+* functions that were left out cost at most the share of the variance that the recipe allows;
+* 16 bits leave nothing of a layer's noise.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from kancompile.diagnosis.anatomy import Anatomy
-from kancompile.diagnosis.cause import BITS, HAND_OVER, LEVELS, METHOD, RANGE, SATURATION, Change
+from kancompile.diagnosis.cause import BITS, FUNCTIONS, HAND_OVER, LEVELS, METHOD, PRECISION, RANGE, SATURATION, Change
 from kancompile.recipe import LayerRecipe, Recipe
 from kancompile.validation import decibel
 
 MOST_ROWS = 4096
 MOST_ROWS_CONVOLUTION = 256
+_MOST_COLUMNS = {"awq+gptq": 2048, "gptq": 8192}
 _COMPENSATED = 0.2
 """Share of the error of nearest rounding that methods with compensation leave: 1/4 to 1/10 on the models measured."""
 
@@ -44,7 +47,7 @@ class Suspect:
         return decibel(noise, self.predicted_noise)
 
 
-def suspects(recipe: Recipe, anatomy: Anatomy, noise: float, alone: float) -> list[Suspect]:
+def suspects(recipe: Recipe, anatomy: Anatomy, noise: float, alone: float, signal: float) -> list[Suspect]:
     """List the changes that concern one layer.
 
     Args:
@@ -52,6 +55,7 @@ def suspects(recipe: Recipe, anatomy: Anatomy, noise: float, alone: float) -> li
         anatomy: of the layer.
         noise: noise at the output with all layers lowered.
         alone: noise at the output with this layer lowered alone.
+        signal: power of the output about its mean.
     """
     chosen = recipe.for_layer(anatomy.layer)
     alone = min(alone, noise)
@@ -65,15 +69,21 @@ def suspects(recipe: Recipe, anatomy: Anatomy, noise: float, alone: float) -> li
     range_kind = RANGE if anatomy.reads == "real" else HAND_OVER
     if anatomy.outside > 0 and chosen.range != "mse":
         add(range_kind, {"range": "mse"}, outside=0.0, levels=_looked_up(anatomy) if chosen.levels is None else wider)
+    elif anatomy.outside > 0:
+        add(range_kind, {"range": "minmax"}, outside=0.0, levels=wider)
     most = MOST_ROWS_CONVOLUTION if anatomy.is_convolution else MOST_ROWS
     rows = min(4 * anatomy.rows, most)
-    if chosen.levels is not None and rows > anatomy.rows:
+    if rows > anatomy.rows:
         for candidate in dict.fromkeys((rows, min(16 * anatomy.rows, most))):
             # a range chosen by error cuts off only where rows are few
             kept = (anatomy.rows / candidate) ** 2
             add(LEVELS, {"levels": candidate}, levels=kept, outside=kept if chosen.range == "mse" else 1.0)
+    if anatomy.is_convolution and chosen.function_error > 0:
+        left = max(noise - min(alone, chosen.function_error * signal), 1e-12 * noise)
+        found.append(Suspect(FUNCTIONS, anatomy.layer, Change({anatomy.layer: {"function_error": 0.0}}), left))
     found += _weights(chosen, anatomy, noise, alone)
-    return found
+    wide = Change({anatomy.layer: {"precision": "int16"}})
+    return [*found, Suspect(PRECISION, anatomy.layer, wide, max(noise - alone, 1e-12 * noise))]
 
 
 def _weights(chosen: LayerRecipe, anatomy: Anatomy, noise: float, alone: float) -> list[Suspect]:
@@ -84,9 +94,10 @@ def _weights(chosen: LayerRecipe, anatomy: Anatomy, noise: float, alone: float) 
         factors = {"weights": factor} | ({"levels": _looked_up(anatomy)} if chosen.levels is None else {})
         return max(noise - alone * (1 - anatomy.scaled(factors)), 1e-12 * noise)
 
-    if chosen.method == "uniform" and bits < 8:
-        change = Change({name: {"method": "awq+gptq"}})
-        found.append(Suspect(METHOD, name, change, left(_COMPENSATED)))
+    if chosen.rounding_method in ("uniform", "awq") and not (chosen.method == "auto" and bits == 8):
+        for method, most in _MOST_COLUMNS.items():
+            if anatomy.columns <= most:
+                found.append(Suspect(METHOD, name, Change({name: {"method": method}}), left(_COMPENSATED)))
     if bits < 8:
         others = left(0.0)
         # the fewest bits with which this layer's rounding no longer is most of the noise

@@ -22,7 +22,7 @@ import torch
 
 from kancompile.compiler import describe, write
 from kancompile.diagnosis.anatomy import Anatomy, dissect
-from kancompile.diagnosis.cause import Change
+from kancompile.diagnosis.cause import PRECISION, Change
 from kancompile.diagnosis.diagnosing import layer_suspects, open_laboratory, samples_for
 from kancompile.diagnosis.laboratory import Laboratory, Outcome
 from kancompile.diagnosis.tune_cache import TuneCache, recalled
@@ -44,8 +44,8 @@ class Targets:
     """What is wanted.
 
     Attributes:
-        max_drop: most points of accuracy or R2 that may be lost.
-        min_sqnr: least output SQNR in dB.
+        max_drop: most points of accuracy or overlap, or hundredths of R2, that may be lost.
+        min_sqnr: least SQNR in dB, about its mean, of every output.
         max_bytes: most bytes of the file.
     """
 
@@ -59,13 +59,13 @@ class Targets:
         if self.max_drop is not None and (outcome.drop is None or not outcome.drop <= self.max_drop):
             found = math.nan if outcome.drop is None else outcome.drop
             reasons.append(
-                f"accuracy or R2 drops by {found:.3f} points, allowed are {self.max_drop:g} "
+                f"{outcome.metric or 'accuracy'} drops by {found:.3f} points, allowed are {self.max_drop:g} "
                 f"({found - self.max_drop:.3f} too many)"
             )
-        if self.min_sqnr is not None and not outcome.sqnr_db >= self.min_sqnr:
+        if self.min_sqnr is not None and not outcome.worst_db >= self.min_sqnr:
             reasons.append(
-                f"SQNR is {outcome.sqnr_db:.2f} dB, wanted at least {self.min_sqnr:g} "
-                f"({self.min_sqnr - outcome.sqnr_db:.2f} missing)"
+                f"SQNR of the worst output is {outcome.worst_db:.2f} dB, wanted at least {self.min_sqnr:g} "
+                f"({self.min_sqnr - outcome.worst_db:.2f} missing)"
             )
         if self.max_bytes is not None and file_bytes is not None and file_bytes > self.max_bytes:
             reasons.append(
@@ -102,7 +102,7 @@ class Step:
         line = f"{self.change.text()}: SQNR {self.before.sqnr_db:.2f} -> {self.after.sqnr_db:.2f} dB"
         if self.before.drop is not None and self.after.drop is not None:
             line += f", drop {self.before.drop:.2f} -> {self.after.drop:.2f} points"
-        return f"{line}, {grown:+d} bytes"
+        return f"{line}, free" if self.change.is_free and grown == 0 else f"{line}, {grown:+d} bytes"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -287,8 +287,17 @@ def _better(laboratory: Laboratory, recipe: Recipe, outcome: Outcome, targets: T
     found = [
         (_extra_bytes(suspect.change, sizes, laboratory.program), suspect.predicted_noise, suspect.change)
         for suspect in layer_suspects(laboratory, recipe, outcome, anatomies)
-        if suspect.predicted_noise <= _USEFUL * outcome.noise
+        if suspect.kind != PRECISION and suspect.predicted_noise <= _USEFUL * outcome.noise
     ]
+    # what costs nothing is measured whole, for the best of it
+    free = [
+        _tried(laboratory, recipe, outcome, targets, change, predicted)
+        for extra, predicted, change in found
+        if extra == 0 and change.is_free
+    ]
+    kept = [step for step in free if step is not None]
+    if kept:
+        return min(kept, key=lambda step: step.after.noise)
     for _, predicted, change in sorted(found, key=lambda entry: entry[:2]):
         step = _tried(laboratory, recipe, outcome, targets, change, predicted)
         if step is not None:
@@ -357,6 +366,8 @@ def _extra_bytes(change: Change, anatomies: Mapping[str, Anatomy], program: Prog
         if "levels" in keys:
             functions = sum(int(program.module(target).k) for target in layer.expansions)  # type: ignore[arg-type, misc]
             extra += functions * (int(keys["levels"]) - anatomy.rows)
+        if "function_error" in keys:
+            extra += 1  # how many functions come back is known afterwards; what is free comes before
     return extra
 
 
@@ -378,7 +389,7 @@ def _version() -> str:
 
 
 def _outcome_text(outcome: Outcome) -> str:
-    text = f"SQNR {outcome.sqnr_db:.2f} dB"
-    if outcome.score is not None and outcome.drop is not None:
-        text += f", score {outcome.score:.2f} %, drop {outcome.drop:.2f} points"
+    text = f"SQNR {outcome.sqnr_db:.2f} dB, worst output {outcome.worst_db:.2f} dB"
+    if outcome.drop is not None:
+        text += f", {outcome.score_text}, drop {outcome.drop:.2f} points"
     return f"{text}, {outcome.constant_bytes} bytes of weights and tables"

@@ -12,14 +12,18 @@ from kancompile.errors.foreign import (
     reason,
     shown,
 )
+from kancompile.errors.source_lines import FRAME, error_source, innermost_line
 
 __all__ = [
+    "FRAME",
     "KanCompileError",
     "ThresholdMissedError",
     "check_depth",
     "check_form",
+    "error_source",
     "first_line",
     "foreign",
+    "innermost_line",
     "parse_json",
     "parse_literal",
     "read_text",

@@ -22,7 +22,7 @@ from kancompile.passes.rounding_methods import method_named
 from kancompile.passes.split_branches import SplitBranches
 from kancompile.passes.tabulate_expansions import KnownTables, TableOptions, TabulateExpansions
 from kancompile.progress import Timings, say
-from kancompile.recipe import CPU_PRESETS, Recipe
+from kancompile.recipe import CPU_PRESETS, LayerRecipe, Recipe
 
 WIDE_TOLERANCE = 2.0**-17
 """Relative error of the functions of a 16-bit layer: half a step of its codes."""
@@ -129,6 +129,7 @@ class Lowering:
                 layer.granularity,
                 layer.group_size,
                 preset.int16_pairs,
+                {name: method_named(name, self.device) for name in alternatives(layer)},
             )
 
         tabulate = TabulateExpansions(table_options, known=known)
@@ -186,6 +187,13 @@ def check_pairs(program: Program) -> None:
                 f"{proof.largest}), expected none for processors without VNNI; use 7 weight bits for this layer, or a recipe "
                 'with cpu = "x86-vnni" or "arm64"'
             )
+
+
+def alternatives(layer: LayerRecipe) -> tuple[str, ...]:
+    """Name the methods that may take the place of nearest rounding where a recipe leaves the choice open."""
+    if layer.method != "auto" or layer.rounding_method != "uniform" or layer.granularity == "group":
+        return ()
+    return "gptq", "awq+gptq"
 
 
 def _with_precision(recipe: Recipe, precision: str) -> Callable[[str], bool]:

@@ -8,7 +8,7 @@ from kancompile.runtimes.machine import available_cores, describe_machine
 from kancompile.runtimes.ort import ORT, ORT_MOBILE
 from kancompile.runtimes.ort_emulated import ORT_ARM64, ORT_X86
 from kancompile.runtimes.output_quantum import output_quantum
-from kancompile.runtimes.session import ModelFile, RuntimeModel, name_of, read_model
+from kancompile.runtimes.session import CALIBRATED_RANGE, ModelFile, RuntimeModel, name_of, read_model
 
 RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime
@@ -26,6 +26,7 @@ RUNTIMES: dict[str, Runtime] = {
 }
 
 __all__ = [
+    "CALIBRATED_RANGE",
     "ORT",
     "RUNTIMES",
     "ModelFile",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,10 @@ def read_model(model: ModelFile) -> bytes:
 def name_of(model: ModelFile) -> str:
     """Say in errors and tables which file is meant."""
     return "model" if isinstance(model, bytes) else f"model {os.fspath(model)!r}"
+
+
+CALIBRATED_RANGE = "kancompile.calibrated_range"
+"""Metadata of a file: JSON of the smallest and the largest input value that it was calibrated with."""
 
 
 class RuntimeModel:
@@ -89,6 +95,16 @@ class RuntimeModel:
                 f"{self.name}: found a batch of 0 samples, expected at least 1; give a complete ONNX file"
             )
         self.input_shape = tuple(size if isinstance(size, int) else -1 for size in inputs[0].shape[1:])
+
+    @property
+    def calibrated_range(self) -> tuple[float, float] | None:
+        """Smallest and largest input value of the calibration, ``None`` where the file does not say."""
+        text = self.session.get_modelmeta().custom_metadata_map.get(CALIBRATED_RANGE)
+        try:
+            low, high = map(float, json.loads(text)) if text else (math.nan, math.nan)
+        except (ValueError, TypeError):
+            return None
+        return (low, high) if low <= high else None
 
     def check_input(self, shape: tuple[int, ...], what: str) -> None:
         """Verify that samples of that shape fit.

@@ -1,27 +1,41 @@
 """Prove what a file computes, and how fast: outputs, layers, kernels and runtimes side by side."""
 
-from kancompile.validation.benchmark import COMPILED, FLOAT_EXPORT, Benchmark, benchmark, export_float, take_turns
-from kancompile.validation.error_measures import ErrorMeasure, TaskMetric, decibel, plain_number
+from kancompile.validation.benchmark import COMPILED, FLOAT_EXPORT, Benchmark, benchmark
+from kancompile.validation.beside_float import BesideFloat, measure_beside_float
+from kancompile.validation.error_measures import ErrorMeasure, OutputError, decibel, plain_number
+from kancompile.validation.float_export import FloatExport, export_float
+from kancompile.validation.float_replay import FloatReplay, samples_that_fit
+from kancompile.validation.input_region import outside_grid, read_from_input
 from kancompile.validation.kernel_audit import KernelAudit, audit_kernels
 from kancompile.validation.layer_errors import LayerError, LayerErrors
 from kancompile.validation.layer_pairs import AnyExpansion, BranchColumns, LayerPair, evaluate_inputs, inputs_last
+from kancompile.validation.paired_decisions import PairedDecisions
 from kancompile.validation.runtime_comparison import RuntimeComparison, compare_runtimes, runtimes_named
 from kancompile.validation.runtime_timing import timed_runtimes
+from kancompile.validation.task_metrics import CLASSES, Score, TaskMetric, number_of, points, title
 from kancompile.validation.text_table import aligned
-from kancompile.validation.validate import Validation, validate
+from kancompile.validation.validate import RUINED_DB, Validation, drop_of, validate, worst_text
 
 __all__ = [
+    "CLASSES",
     "COMPILED",
     "FLOAT_EXPORT",
+    "RUINED_DB",
     "AnyExpansion",
     "Benchmark",
+    "BesideFloat",
     "BranchColumns",
     "ErrorMeasure",
+    "FloatExport",
+    "FloatReplay",
     "KernelAudit",
     "LayerError",
     "LayerErrors",
     "LayerPair",
+    "OutputError",
+    "PairedDecisions",
     "RuntimeComparison",
+    "Score",
     "TaskMetric",
     "Validation",
     "aligned",
@@ -29,12 +43,20 @@ __all__ = [
     "benchmark",
     "compare_runtimes",
     "decibel",
+    "drop_of",
     "evaluate_inputs",
     "export_float",
     "inputs_last",
+    "measure_beside_float",
+    "number_of",
+    "outside_grid",
     "plain_number",
+    "points",
+    "read_from_input",
     "runtimes_named",
-    "take_turns",
+    "samples_that_fit",
     "timed_runtimes",
+    "title",
     "validate",
+    "worst_text",
 ]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import statistics
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
 from kancompile.data import evaluating
 from kancompile.errors import KanCompileError, reason
 from kancompile.progress import track
 from kancompile.runtimes import ModelFile, Runtime, RuntimeModel, available_cores, describe_machine, name_of, seconds_of
+from kancompile.validation.float_export import FloatExport
 from kancompile.validation.runtime_timing import TimedRuntimes
 
 COMPILED = "compiled, ONNX Runtime"
@@ -255,49 +254,20 @@ def _summary(name: str, batch: int, threads: int, seconds: list[float], calls: i
     return Timing(name, batch, threads, statistics.median(seconds), low, high, highest, len(seconds) // calls, calls)
 
 
-def export_float(reference: nn.Module | ExportedProgram, shape: Sequence[int]) -> bytes:
-    """Export a float model with ``torch.onnx.export`` and a dynamic batch, as a user would without kancompile."""
-    with _without_exporter_notes():
-        if isinstance(reference, ExportedProgram):
-            program = torch.onnx.export(reference, dynamo=True, verbose=False)
-        else:
-            example = torch.zeros(2, *shape)
-            program = torch.onnx.export(
-                reference,
-                (example,),
-                dynamo=True,
-                verbose=False,
-                dynamic_shapes=({0: Dim("batch")},),
-            )
-    assert program is not None
-    return bytes(program.model_proto.SerializeToString())
-
-
-@contextmanager
-def _without_exporter_notes() -> Iterator[None]:
-    """Silence what the exporter says about packages that are not installed; its errors are raised, not logged."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-
-
 def _export(
     reference: nn.Module | ExportedProgram,
     shape: tuple[int, ...],
     unavailable: dict[str, str],
 ) -> bytes | None:
     try:
-        content = export_float(reference, shape)
+        content = FloatExport(reference, shape).result()
         RuntimeModel(content)
         return content
-    except Exception as error:
+    except KanCompileError as error:
+        unavailable[FLOAT_EXPORT] = str(error)
+    except Exception as error:  # kernels of a foreign runtime
         unavailable[FLOAT_EXPORT] = f"{type(error).__name__}: {reason(error)}"
-        return None
+    return None
 
 
 @contextmanager

@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 from kancompile.errors import KanCompileError
-from kancompile.ir import Layer, Program, QuantizedContraction, QuantizedConvContraction, TableExpansion
-from kancompile.validation.error_measures import ErrorMeasure, plain_number
+from kancompile.ir import (
+    ConvContraction,
+    Layer,
+    Program,
+    QuantizedContraction,
+    QuantizedConvContraction,
+    TableExpansion,
+)
+from kancompile.validation.error_measures import ErrorMeasure, OutputError, plain_number
 
 
 @dataclass(frozen=True)
@@ -21,24 +28,28 @@ class LayerError:
     Attributes:
         layer: its name.
         sqnr_db, max_abs: with the inputs that the lowered layers before it yield, so with their errors.
+        worst: the output (feature or channel) that is worst, with the same inputs.
         own_sqnr_db: of the layer alone, with the inputs that it has in the float program; ``None`` where it was not measured.
     """
 
     layer: str
     sqnr_db: float
     max_abs: float
+    worst: OutputError | None
     own_sqnr_db: float | None = None
 
     def cells(self) -> list[str]:
         """Return a table row."""
         own = "" if self.own_sqnr_db is None else f"{self.own_sqnr_db:.2f}"
-        return [self.layer, f"{self.sqnr_db:.2f}", own, f"{self.max_abs:.4g}"]
+        worst = "" if self.worst is None else f"{self.worst.sqnr_db:.2f}"
+        return [self.layer, f"{self.sqnr_db:.2f}", worst, own, f"{self.max_abs:.4g}"]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         return {
             "layer": self.layer,
             "sqnr_db": plain_number(self.sqnr_db),
+            "worst": None if self.worst is None else self.worst.to_dict(),
             "own_sqnr_db": plain_number(self.own_sqnr_db),
             "max_abs": plain_number(self.max_abs),
         }
@@ -89,24 +100,25 @@ class LayerErrors:
         expected = self.float_program.trace(x, float_targets)
         actual = self.program.trace(x, [layer.contraction for layer in self.layers])
         for number, (float_layer, layer) in enumerate(zip(self.float_layers, self.layers, strict=True)):
-            reference = expected[float_layer.contraction][1].flatten(1)
+            reference = expected[float_layer.contraction][1]
+            is_image = isinstance(self.float_program.module(float_layer.contraction), ConvContraction)
             what = f"layer {layer.name!r}"
             # passes may regroup dimensions, never reorder them
             real = self._real_values(layer.contraction, *actual[layer.contraction])
-            self.measures[number].add(reference, real.flatten(1), what)
+            _add(self.measures[number], reference, real, is_image, what)
             if self.own:
                 inputs = {target: expected[target][0][0] for target in float_layer.expansions}
                 features = [self._features(float_layer, target, inputs) for target in layer.expansions]
                 with torch.no_grad():
                     output = self.program.module(layer.contraction)(*features)
                 alone = self._real_values(layer.contraction, tuple(features), output)
-                self.own[number].add(reference, alone.flatten(1), f"{what} alone")
+                _add(self.own[number], reference, alone, is_image, f"{what} alone")
 
     def result(self) -> tuple[LayerError, ...]:
         """Return the errors in the order of evaluation."""
         own: list[float | None] = [measure.sqnr_db for measure in self.own]
         return tuple(
-            LayerError(name, measure.sqnr_db, measure.largest, alone)
+            LayerError(name, measure.sqnr_db, measure.largest, measure.worst, alone)
             for name, measure, alone in zip(self.names, self.measures, own or [None] * len(self.names), strict=True)
         )
 
@@ -133,3 +145,14 @@ class LayerErrors:
                 multiplier, offset = table.index.to_rows()
                 return (output.double() - offset) / multiplier
         return output
+
+
+def _add(measure: ErrorMeasure, reference: Tensor, output: Tensor, is_image: bool, what: str) -> None:
+    """Compare what a layer yields, feature by feature or channel by channel."""
+    if reference.numel() != output.numel():
+        raise KanCompileError(
+            f"{what}: found output shape {tuple(output.shape)!r}, expected {tuple(reference.shape)!r} as the float layer gives"
+        )
+    output = output.reshape(reference.shape)
+    first = 1 if is_image else -1
+    measure.add_columns(reference.movedim(first, -1).flatten(0, -2), output.movedim(first, -1).flatten(0, -2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,17 @@ from kancompile.errors import KanCompileError, reason
 from kancompile.ir import Program
 from kancompile.progress import track
 from kancompile.runtimes import ModelFile, RuntimeModel, name_of
-from kancompile.validation.error_measures import ErrorMeasure, TaskMetric, plain_number
+from kancompile.validation.error_measures import ErrorMeasure, plain_number
 from kancompile.validation.layer_errors import LayerError, LayerErrors
+from kancompile.validation.paired_decisions import PairedDecisions
+from kancompile.validation.task_metrics import TaskMetric, number_of, points, title
 from kancompile.validation.text_table import aligned
+
+RUINED_DB = 12.0
+"""Ratio below which an output counts as ruined: a quarter of its spread is error."""
+NOTICEABLE_OUTSIDE = 0.01
+LAYER_SAMPLES = 2048
+"""Samples on which the layers are measured; more say the same and take most of the time."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +38,13 @@ class Validation:
         simulated: error of the simulated program against float PyTorch, where one was given.
         runtime: ONNX Runtime against the simulation; ``differing`` is 0 where they agree bit for bit.
         metrics: task measures by name for ``"float"``, ``"compiled"`` and ``"simulated"``; empty without labels.
-        drop: points of the first task measure lost from float to compiled, ``None`` without labels.
-        layers: error of every contraction output, with the errors of the layers before it and without.
+        drop: points of the first task measure lost from float to compiled, ``None`` without labels or where it has no meaning.
+        paired: decisions of float and compiled model on the same samples, where labels are classes.
+        is_classifier: whether the largest output is a decision.
+        layers: error of every contraction output, with the errors of the layers before it and without, on the first
+            :data:`LAYER_SAMPLES` samples.
+        outside: share of the input values outside what the file was calibrated with, ``None`` where it does not say.
+        notes: what a reader should know, such as how labels were read.
         reasons: why it did not pass.
     """
 
@@ -42,7 +55,11 @@ class Validation:
     runtime: ErrorMeasure | None
     metrics: dict[str, dict[str, float]]
     drop: float | None
+    paired: PairedDecisions | None
+    is_classifier: bool
     layers: tuple[LayerError, ...]
+    outside: float | None
+    notes: tuple[str, ...]
     reasons: tuple[str, ...]
 
     @property
@@ -62,30 +79,62 @@ class Validation:
             "runtime_against_simulation": None if self.runtime is None else self.runtime.to_dict(),
             "metrics": {kind: {k: plain_number(v) for k, v in values.items()} for kind, values in self.metrics.items()},
             "drop": plain_number(self.drop),
+            "paired": None if self.paired is None else self.paired.to_dict(),
+            "is_classifier": self.is_classifier,
+            "outside_calibrated_range": plain_number(self.outside),
+            "notes": list(self.notes),
             "layers": [layer.to_dict() for layer in self.layers],
         }
 
     def table(self) -> str:
         """Print for people."""
         names = list(self.metrics.get("float", {}))
-        head = ["", "SQNR dB", "max error", "mean error", "argmax equal", *names]
-        rows = [head, ["float PyTorch", "", "", "", "", *self._metric_cells("float", names)]]
+        agreement = ["top-1 agreement"] if self.is_classifier else []
+        head = ["", "SQNR dB", "worst output dB", "rms error", "largest error", *agreement, *map(title, names)]
+        blank = [""] * (len(head) - 1 - len(names))
+        rows = [head, ["float PyTorch", *blank, *self._metric_cells("float", names)]]
         if self.simulated is not None:
-            rows.append(["simulation", *_cells(self.simulated), *self._metric_cells("simulated", names)])
-        rows.append(["ONNX Runtime", *_cells(self.compiled), *self._metric_cells("compiled", names)])
-        lines = [f"{self.model}, {self.n_samples} samples", *aligned(rows)]
+            rows.append(["simulation", *self._cells(self.simulated), *self._metric_cells("simulated", names)])
+        rows.append(["ONNX Runtime", *self._cells(self.compiled), *self._metric_cells("compiled", names)])
+        lines = [f"{self.model}, {self.n_samples:,} samples", *aligned(rows)]
+        lines += [
+            text for text in (worst_text(self.compiled), self.paired and f"decisions: {self.paired.text()}") if text
+        ]
         if self.runtime is not None:
             lines.append(
                 f"simulation and ONNX Runtime: {self.runtime.differing} of {self.runtime.count} outputs differ, "
                 f"by at most {self.runtime.largest:.3g}"
             )
         if self.layers:
-            lines += aligned([["layer", "SQNR dB", "own dB", "max error"], *(layer.cells() for layer in self.layers)])
+            head = ["layer", "SQNR dB", "worst dB", "own dB", "max error"]
+            lines += aligned([head, *(layer.cells() for layer in self.layers)])
+        lines += [f"note: {note}" for note in self.notes]
         lines.append("passed" if self.passed else "not passed: " + "; ".join(self.reasons))
         return "\n".join(lines)
 
+    def _cells(self, measure: ErrorMeasure) -> list[str]:
+        worst = measure.worst
+        assert worst is not None
+        shares = ["" if worst.is_constant else f"{100 * worst.rms_share:.2g} % of spread"]
+        shares.append("" if worst.largest_share is None else f"{100 * worst.largest_share:.2g} % of range")
+        agreement = "" if measure.agreement is None else f"{measure.agreement:.2f} %"
+        return [
+            f"{measure.sqnr_db:.2f}",
+            f"{measure.worst_db:.2f}",
+            *shares,
+            *([agreement] if self.is_classifier else []),
+        ]
+
     def _metric_cells(self, kind: str, names: list[str]) -> list[str]:
-        return [f"{self.metrics[kind][name]:.4g}" for name in names]
+        return [number_of(name, self.metrics[kind][name]) for name in names]
+
+
+def worst_text(measure: ErrorMeasure) -> str:
+    """Name the worst output and its error; empty where there is only one."""
+    worst = measure.worst
+    if worst is None or measure.n_outputs == 1:
+        return ""
+    return f"worst output: {worst.output} of 0 ... {measure.n_outputs - 1}, {worst.text()}"
 
 
 def validate(
@@ -100,6 +149,7 @@ def validate(
     min_sqnr: float | None = None,
     max_drop: float | None = None,
     min_agreement: float | None = None,
+    is_classifier: bool | None = None,
     threads: int = 1,
     batch_size: int = 256,
 ) -> Validation:
@@ -113,10 +163,11 @@ def validate(
         key: array of an ``.npz`` file that holds the samples, ``x`` if ``None``.
         program: the lowered program, whose simulation is compared too.
         float_program: the captured float program, for the error of every layer; needs ``program``.
-        min_sqnr: least SQNR of the output in dB.
-        max_drop: most points that accuracy (or R2, in percent) may lose; needs labels.
-        min_agreement: least percentage of samples with the same argmax.
-        threads: threads of ONNX Runtime.
+        min_sqnr: least SQNR in dB, about its mean, of every output.
+        max_drop: most points that accuracy or the overlap of masks may lose, or hundredths of R2; needs labels.
+        min_agreement: least percentage of samples on which both have the same largest output.
+        is_classifier: whether the largest output is a decision; ``None``: where labels are classes or ``min_agreement`` asks.
+        threads: of ONNX Runtime, 0 for all.
         batch_size: samples evaluated at a time; memory holds one batch, whatever the data's size.
 
     Raises:
@@ -130,6 +181,8 @@ def validate(
     layers = None
     if float_program is not None and program is not None:
         layers = LayerErrors(float_program, program, own=True)
+    calibrated = runtime_model.calibrated_range
+    outside = n_values = 0
     unusable = dict.fromkeys(tasks, 0)
     n_samples = n_labelled = 0
     batches = stream_batches(data, labels=labels, key=key, batch_size=batch_size)
@@ -142,20 +195,34 @@ def validate(
                 outputs["simulated"] = _evaluate(program, x, "program")
                 simulated.add(outputs["float"], outputs["simulated"], "program")
                 runtime.add(outputs["simulated"], outputs["compiled"], name_of(model))
-            if layers is not None:
+            if layers is not None and n_samples < LAYER_SAMPLES:
                 layers.add(x)
             for kind, output in outputs.items():
                 unusable[kind] += int((~torch.isfinite(output)).sum())
                 if y is not None:
                     tasks[kind].add(y, output, "data")
+            if calibrated is not None:
+                outside += int(((x < calibrated[0]) | (x > calibrated[1])).sum())
+                n_values += x.numel()
             n_samples += len(x)
             n_labelled += 0 if y is None else len(x)
     if n_labelled not in (0, n_samples):
         raise KanCompileError(f"data: found labels for {n_labelled} of {n_samples} samples, expected all or none")
     metrics = {kind: task.values() for kind, task in tasks.items()} if n_labelled else {}
-    drop = _drop(metrics)
+    first, second = (tasks[kind].decisions if n_labelled else None for kind in ("float", "compiled"))
+    paired = None if first is None or second is None else PairedDecisions.of(first, second)
+    drop = drop_of(metrics)
     reasons = [f"{count} {kind} outputs are NaN or infinite" for kind, count in unusable.items() if count]
     reasons += _missed(compiled, metrics, min_sqnr, max_drop, min_agreement)
+    if min_sqnr is None and not (paired is not None and paired.is_within_chance):
+        reasons += _ruined(compiled)
+    share = outside / n_values if n_values else None
+    notes = list(tasks["float"].notes) if n_labelled else []
+    if calibrated is not None and share is not None and share >= NOTICEABLE_OUTSIDE:
+        notes.append(
+            f"{100 * share:.2g} % of the inputs lie outside the range {calibrated[0]:.4g} ... {calibrated[1]:.4g} of the "
+            "calibration data, where tables end; scale the data as those, or calibrate with such data"
+        )
     return Validation(
         name_of(model),
         n_samples,
@@ -164,7 +231,11 @@ def validate(
         None if program is None else runtime,
         metrics,
         drop,
+        paired,
+        (paired is not None or min_agreement is not None) if is_classifier is None else is_classifier,
         () if layers is None else layers.result(),
+        share,
+        tuple(notes),
         tuple(reasons),
     )
 
@@ -187,41 +258,55 @@ def _evaluate(model: Callable[[Tensor], Any], x: Tensor, what: str) -> Tensor:
     return output.detach()
 
 
-def _drop(metrics: dict[str, dict[str, float]]) -> float | None:
-    if not metrics:
+def drop_of(metrics: Mapping[str, Mapping[str, float]]) -> float | None:
+    """Return by how many points the first measure falls from float to compiled, ``None`` where it has no meaning."""
+    name = next(iter(metrics.get("float", {})), None)
+    if name is None or name not in metrics["compiled"] or name == "rmse":
         return None
-    first = next(iter(metrics["float"]))
-    return metrics["float"][first] - metrics["compiled"][first]
+    return points(name, metrics["float"][name] - metrics["compiled"][name])
+
+
+def _ruined(compiled: ErrorMeasure) -> list[str]:
+    """Say which output is lost: a result that nobody set a limit for does not pass whatever it is."""
+    worst = compiled.worst
+    if worst is None or compiled.noise == 0 or worst.sqnr_db >= RUINED_DB:
+        return []
+    which = "the output" if compiled.n_outputs == 1 else f"output {worst.output}"
+    return [f"{which} is ruined: {worst.text()}; min_sqnr allows less"]
 
 
 def _missed(
     compiled: ErrorMeasure,
-    metrics: dict[str, dict[str, float]],
+    metrics: Mapping[str, Mapping[str, float]],
     min_sqnr: float | None,
     max_drop: float | None,
     min_agreement: float | None,
 ) -> list[str]:
     """List the thresholds that are missed; written so that NaN misses every threshold."""
     reasons = []
-    if min_sqnr is not None and not compiled.sqnr_db >= min_sqnr:
-        reasons.append(f"SQNR is {compiled.sqnr_db:.2f} dB, wanted at least {min_sqnr:g}")
+    if min_sqnr is not None and not compiled.worst_db >= min_sqnr:
+        worst = compiled.worst
+        which = "" if worst is None or compiled.n_outputs == 1 else f" of output {worst.output}"
+        reasons.append(f"SQNR{which} is {compiled.worst_db:.2f} dB about its mean, wanted at least {min_sqnr:g}")
     if max_drop is not None:
-        drop = _drop(metrics)
-        if drop is None:
+        drop = drop_of(metrics)
+        if not metrics:
             raise KanCompileError(
                 "max_drop: found data without labels, expected an array 'y' beside 'x' in an .npz, a folder with one subfolder "
                 "for each class, or a loader of (samples, labels); in Python labels= or such pairs"
             )
+        if drop is None:
+            raise KanCompileError(
+                "max_drop: found labels that do not vary in these samples, so that R2 has no meaning, expected labels that do; "
+                "give more samples, or use min_sqnr"
+            )
+        name = next(iter(metrics["float"]))
         if not drop <= max_drop:
-            reasons.append(f"{next(iter(metrics['float']))} drops by {drop:.3f} points, allowed are {max_drop:g}")
+            of = "hundredths" if name == "r2" else "points"
+            reasons.append(f"{name} drops by {drop:.3f} {of}, allowed are {max_drop:g}")
     if min_agreement is not None:
         if compiled.agreement is None:
             raise KanCompileError("min_agreement: found outputs that are no class scores [b, classes]; use min_sqnr")
         if not compiled.agreement >= min_agreement:
-            reasons.append(f"argmax agrees on {compiled.agreement:.2f} % of samples, wanted at least {min_agreement:g}")
+            reasons.append(f"top-1 agreement is {compiled.agreement:.2f} %, wanted at least {min_agreement:g}")
     return reasons
-
-
-def _cells(measure: ErrorMeasure) -> list[str]:
-    agreement = "" if measure.agreement is None else f"{measure.agreement:.2f} %"
-    return [f"{measure.sqnr_db:.2f}", f"{measure.largest:.4g}", f"{measure.mean_abs:.4g}", agreement]

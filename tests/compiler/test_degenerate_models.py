@@ -81,18 +81,18 @@ SINGLE = {
 @pytest.mark.parametrize("recipe", [{}, {"weight_bits": 2}, {"weight_bits": 4, "method": "gptq"}], ids=str)
 @pytest.mark.parametrize("name", SINGLE)
 def test_a_single_weight_column_compiles(name: str, recipe: dict[str, Any]) -> None:
-    made = compiled(SINGLE[name](), normal(64, int(name[0])), min_sqnr=None, **recipe)
+    made = compiled(SINGLE[name](), normal(64, int(name[0])), goal_sqnr=None, **recipe)
     assert all(layer["int16_pairs"]["exact"] for layer in made.manifest["layers"])
 
 
 @pytest.mark.parametrize(("channels", "side", "padding"), [(1, 1, 0), (1, 3, 1), (2, 1, 0)])
 def test_one_channel_and_one_pixel_compile(channels: int, side: int, padding: int) -> None:
-    compiled(ConvWave(channels, 3, side, padding), normal(40, channels, 1, 1), min_sqnr=None)
+    compiled(ConvWave(channels, 3, side, padding), normal(40, channels, 1, 1), goal_sqnr=None)
 
 
 @pytest.mark.parametrize("target", ["c99", "qnn"])
 def test_a_single_weight_column_compiles_for_other_targets(target: str) -> None:
-    compiled(nn.Sequential(Waves(1, 1, k=1), Waves(1, 1, k=1)), normal(64, 1), target, levels=256, min_sqnr=None)
+    compiled(nn.Sequential(Waves(1, 1, k=1), Waves(1, 1, k=1)), normal(64, 1), target, levels=256, goal_sqnr=None)
 
 
 LARGE = {
@@ -188,7 +188,7 @@ class Zeros(nn.Module):
 @pytest.mark.parametrize("storage", ["smallest", "native", "fastest"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_a_layer_called_several_times_is_stored_and_named(bits: int, storage: str) -> None:
-    made = compiled(Loop(), normal(100, 6), weight_bits=bits, storage=storage, min_sqnr=None)
+    made = compiled(Loop(), normal(100, 6), weight_bits=bits, storage=storage, goal_sqnr=None)
     assert {row.node.split("/")[0] for row in made.audit.rows} == {"first", "again", "again_1", "again_2"}
     assert not made.audit.problems
 
@@ -212,13 +212,13 @@ def test_equal_layers_compile_by_every_recipe(
     model: type[nn.Module], recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(METHODS, "brecq", Brecq(iterations=20))
-    made = compiled(model(), normal(100, 6), min_sqnr=None, **recipe)
+    made = compiled(model(), normal(100, 6), goal_sqnr=None, **recipe)
     assert recipe.get("precision", "int8") != "int8" or not made.audit.problems
 
 
 @pytest.mark.parametrize("target", ["c99", "qnn", "ort-mobile"])
 def test_a_layer_called_twice_compiles_for_other_targets(target: str) -> None:
-    compiled(Chain(), normal(100, 6), target, weight_bits=4, levels=256, min_sqnr=None)
+    compiled(Chain(), normal(100, 6), target, weight_bits=4, levels=256, goal_sqnr=None)
 
 
 class Normed(nn.Module):
@@ -247,7 +247,7 @@ class Pooled(nn.Module):
 @pytest.mark.parametrize("levels", [64, 256, 512])
 @pytest.mark.parametrize("model", [Loop, Normed, Pooled])
 def test_products_with_several_readers_or_behind_moves_stay_integer(model: type[nn.Module], levels: int) -> None:
-    made = compiled(model(), normal(100, 6), levels=levels, min_sqnr=None)
+    made = compiled(model(), normal(100, 6), levels=levels, goal_sqnr=None)
     assert all(row.is_integer for row in made.audit.rows)
     assert not made.audit.problems
 
@@ -255,7 +255,7 @@ def test_products_with_several_readers_or_behind_moves_stay_integer(model: type[
 @pytest.mark.needs("matplotlib")
 def test_a_layer_called_several_times_is_reported_and_diagnosed() -> None:
     x = normal(100, 6)
-    made = compiled(Loop(), x, weight_bits=4, min_sqnr=None)
+    made = compiled(Loop(), x, weight_bits=4, goal_sqnr=None)
     judging = load_calibration(x)
     options = ReportOptions(edge_count=2, float_export=False, latency=False, diagnose=True)
     report = collect(of_compiled(made, judging, "100 samples", made.validate(judging)), options)

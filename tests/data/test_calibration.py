@@ -90,7 +90,7 @@ def test_labels_come_with_pairs_files_and_loaders_and_follow_every_choice_of_sam
         assert samples.labels is not None
         assert samples.labels.dtype == torch.int64
         small = samples.subset(6, torch.Generator().manual_seed(1))
-        fit, judge = samples.split(0.25, torch.Generator().manual_seed(1))
+        fit, judge = samples.split(5, torch.Generator().manual_seed(1))
         assert len(small) == 6
         assert len(fit) == 15
         assert len(judge) == 5
@@ -178,7 +178,7 @@ def test_constant_features_work_and_are_noted() -> None:
     whole = load_calibration(x)
     assert whole.notes == ("calibration: 2 of 4 features are constant",)
     x[:, 0], x[7, 0] = 0.0, 1.0
-    halves = load_calibration(x).split(0.5, torch.Generator().manual_seed(0))
+    halves = load_calibration(x).split(10, torch.Generator().manual_seed(0))
     found = sorted(load_calibration(half).notes for half in halves)  # only one of them has sample 7
     assert found == [(f"calibration: {count} of 4 features are constant",) for count in (2, 3)]
 

@@ -6,7 +6,7 @@ import torch
 
 from kancompile.diagnosis.anatomy import Anatomy, dissect
 from kancompile.diagnosis.diagnosing import open_laboratory, samples_for
-from kancompile.diagnosis.input_faults import compare_distributions, find_outliers, grid_of
+from kancompile.diagnosis.input_faults import compare_distributions, find_outliers
 from kancompile.diagnosis.laboratory import Laboratory, constant_bytes
 from kancompile.diagnosis.sensitivity import branch_programs, sensitivities_of
 from kancompile.diagnosis.suspects import suspects
@@ -15,6 +15,7 @@ from kancompile.ir.contraction import QuantizedContraction
 from kancompile.ir.expansion import Expansion
 from kancompile.recipe import Recipe, read_recipe
 from kancompile.validation.error_measures import ErrorMeasure
+from kancompile.validation.input_region import grid_of
 from tests.diagnosis.planted_faults import captured, samples, trained
 
 HIDDEN, FIRST = "layers.1", "layers.0"
@@ -79,7 +80,7 @@ def test_parts_of_an_anatomy_are_near_the_whole_error() -> None:
 def test_predictions_follow_the_parts() -> None:
     anatomy = dissected(HIDDEN, weight_bits=2, method="uniform")
     _, recipe = laboratory(layers={HIDDEN: {"weight_bits": 2, "method": "uniform"}})
-    found = suspects(recipe, anatomy, noise=1.0, alone=1.0)
+    found = suspects(recipe, anatomy, noise=1.0, alone=1.0, signal=100.0)
     more = {s.change.layers[HIDDEN].get("weight_bits"): s.predicted_noise for s in found if s.kind == "weight bits"}
     others = 1 - anatomy.share("weights")
     # six more bits leave 4^-6 of the rounding error; other parts stay or shrink

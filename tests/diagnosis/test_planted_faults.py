@@ -124,8 +124,11 @@ def test_raw_pixels_are_found_without_labels_by_the_grid(family: str) -> None:
 def test_two_faults_are_ranked_by_what_they_cost() -> None:
     recipe = {"layers": {HIDDEN: {"levels": 16}, FIRST: {"weight_bits": 4, "method": "uniform"}}}
     found = diagnosed("efficient_kan", samples("calibration"), labelled=False, **recipe)
-    gains = [cause.effect.gain_db for cause in found.causes if cause.effect.gain_db is not None]
-    assert gains == sorted(gains, reverse=True)
+    told = [cause for cause in found.causes if cause.effect.gain_db is not None and cause.stands_out]
+    for is_free in (True, False):  # what is free comes first, and 16 bits, which always bring most, last
+        gains = [c.effect.gain_db for c in told if c.change.is_free == is_free and c.kind != "precision"]
+        assert gains == sorted(gains, reverse=True)
+    assert [c.change.is_free for c in told] == sorted((c.change.is_free for c in told), reverse=True)
     assert {"levels", "weight bits"} <= {cause.kind for cause in found.causes}
 
 

@@ -91,7 +91,7 @@ def test_a_target_out_of_reach_writes_nothing_and_says_what_is_missing(
     arguments = ["--weight-bits", "2", "--method", "uniform", "--levels", "64"]
     assert tuned(tmp_path, "--min-sqnr", "30", "--max-bytes", "20000", *arguments) == 1
     said = capsys.readouterr().err
-    assert "SQNR is" in said
+    assert "SQNR of the worst output is" in said
     assert "missing" in said
     assert [path.name for path in tmp_path.iterdir()] == ["tune-cache.jsonl"]
 

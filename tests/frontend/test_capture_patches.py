@@ -88,8 +88,8 @@ def test_the_patches_of_a_padded_image_keep_their_border_in_8_bits() -> None:
     result = kancompile.validate(
         compiled.model_bytes, model, x, program=compiled.program, float_program=compiled.captured
     )
-    assert result.compiled.sqnr_db > 35
-    assert min(error.own_sqnr_db or 0.0 for error in result.layers) > 35
+    assert result.compiled.sqnr_db > 33
+    assert min(error.own_sqnr_db or 0.0 for error in result.layers) > 33
 
 
 @pytest.mark.needs("convkan")

@@ -26,8 +26,8 @@ from tests.reporting.report_sources import opened, source_of
 HIDDEN = "layers.1"
 DIAGNOSED = ReportOptions(edge_count=0, sweep=False, float_export=False, latency=False, diagnose=True)
 FAULTS: dict[str, dict[str, Any]] = {
-    "weight bits": {"layers": {HIDDEN: {"weight_bits": 2}}},
-    "hand-over range": {"layers": {HIDDEN: {"range": "percentile", "percentile": 75.0}}},
+    "weight bits": {"layers": {HIDDEN: {"weight_bits": 2}}, "goal_sqnr": None},
+    "hand-over range": {"layers": {HIDDEN: {"range": "percentile", "percentile": 75.0}}, "goal_sqnr": None},
 }
 
 

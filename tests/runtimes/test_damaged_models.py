@@ -139,7 +139,7 @@ def test_manifests_of_odd_content(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_facts_of_odd_content(tmp_path: Path) -> None:
     path = tmp_path / "facts.jsonl"
-    fact = Outcome(1.0, 0.5, None, None, 99.0, 10)
+    fact = Outcome(1.0, 0.5, 3.0, None, None, None, 99.0, 10)
     TuneCache(path, {}).put({"a": 1}, vars(fact))
     path.write_text(path.read_text() + DEEP + "\n" + "9" * 5000 + "\n")
     known = TuneCache(path, {}).get({"a": 1})

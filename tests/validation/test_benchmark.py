@@ -20,9 +20,9 @@ from kancompile.validation.benchmark import (
     Benchmark,
     Timing,
     benchmark,
-    export_float,
     take_turns,
 )
+from kancompile.validation.float_export import export_float
 
 
 class Net(nn.Module):

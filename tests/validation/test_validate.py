@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
-from sklearn.metrics import accuracy_score, r2_score
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score, jaccard_score, r2_score
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -23,7 +24,9 @@ from kancompile.ir.contraction import Contraction, QuantizedContraction
 from kancompile.ir.program import Program
 from kancompile.ir.table import TableExpansion
 from kancompile.runtimes.session import RuntimeModel, run_reference, run_unfused
-from kancompile.validation.error_measures import ErrorMeasure, TaskMetric, decibel
+from kancompile.validation.error_measures import ErrorMeasure, decibel
+from kancompile.validation.paired_decisions import PairedDecisions
+from kancompile.validation.task_metrics import TaskMetric
 from kancompile.validation.validate import validate
 from tests.compiled_kan import N_IN, N_OUT, compiled_kan, make_inputs, make_model
 
@@ -59,18 +62,60 @@ Y_OTHER = (X @ OTHER).astype(np.float32)
 @given(seed=st.integers(0, 1000), n=st.integers(1, 30), cuts=st.lists(st.integers(1, 29), max_size=4))
 def test_error_measure_equals_numpy_however_the_batches_are_cut(seed: int, n: int, cuts: list[int]) -> None:
     rng = np.random.default_rng(seed)
-    reference, output = rng.normal(size=(2, n, 4)).astype(np.float32)
+    reference = (rng.normal(size=(n, 4)) * [1, 10, 0.1, 1] + [0, 1000, 3, -5]).astype(np.float32)
+    output = (reference + rng.normal(size=(n, 4)) * 0.01).astype(np.float32)
     measure = ErrorMeasure()
     edges = [0, *sorted({cut for cut in cuts if cut < n}), n]
     for start, end in itertools.pairwise(edges):
         measure.add(torch.from_numpy(reference[start:end]), torch.from_numpy(output[start:end]), "test")
     error = output.astype(np.float64) - reference.astype(np.float64)
-    expected = 10 * np.log10((reference.astype(np.float64) ** 2).mean() / (error**2).mean())
-    assert measure.sqnr_db == pytest.approx(expected, abs=1e-9)
+    spread = ((reference - reference.astype(np.float64).mean(0)) ** 2).sum(0)
+    if n > 1:
+        ratios = 10 * np.log10(spread / (error**2).sum(0))
+        assert measure.sqnr_db == pytest.approx(10 * np.log10(spread.sum() / (error**2).sum()), abs=1e-6)
+        assert [measure.output(j).sqnr_db for j in range(4)] == pytest.approx(ratios, abs=1e-6)
+        assert measure.worst is not None
+        assert measure.worst.output == ratios.argmin()
+        assert measure.worst.rms_share == pytest.approx(
+            (np.sqrt((error**2).sum(0) / spread))[ratios.argmin()], rel=1e-6
+        )
+        worst = reference[:, ratios.argmin()].astype(np.float64)
+        assert measure.worst.range == pytest.approx(np.ptp(worst))
+        assert measure.worst_db == pytest.approx(ratios.min(), abs=1e-6)
     assert measure.largest == pytest.approx(np.abs(error).max(), rel=1e-12)
     assert measure.mean_abs == pytest.approx(np.abs(error).mean(), rel=1e-12)
     assert measure.agreement == pytest.approx(100 * (reference.argmax(1) == output.argmax(1)).mean())
     assert measure.differing == (reference != output).sum()
+
+
+def test_a_constant_part_is_no_signal() -> None:
+    """An output of 1000 +- 1 that is off by 1 has lost everything; one that does not vary is judged by its value."""
+    rng = np.random.default_rng(0)
+    reference = torch.from_numpy(np.stack([1000 + rng.normal(size=500), np.full(500, 1000.0), np.zeros(500)], 1))
+    output = reference + torch.from_numpy(np.stack([rng.normal(size=500), np.full(500, 1.0), np.full(500, 0.1)], 1))
+    measure = ErrorMeasure()
+    measure.add(reference, output, "test")
+    errors = [measure.output(j) for j in range(3)]
+    assert errors[0].sqnr_db == pytest.approx(0, abs=1)
+    assert not errors[0].is_constant
+    assert errors[1].is_constant
+    assert errors[1].sqnr_db == pytest.approx(60)
+    assert errors[1].text() == "constant at 1000, off by 1"
+    assert errors[2].is_constant
+    assert errors[2].sqnr_db == pytest.approx(20, abs=0.5)  # beside the spread of 1 of the first
+    assert measure.worst == errors[0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs"), [((7,), 1), ((7, 3), 3), ((7, 5, 3), 3), ((7, 3, 4, 4), 3), ((7, 3, 2, 2, 2), 3)]
+)
+def test_what_an_output_is_depends_on_the_shape(shape: tuple[int, ...], outputs: int) -> None:
+    reference = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    measure = ErrorMeasure()
+    measure.add(reference, reference, "test")
+    assert measure.n_outputs == outputs
+    assert measure.count == reference.numel()
+    assert measure.worst_db == math.inf
 
 
 def test_decibel_of_extremes() -> None:
@@ -99,19 +144,117 @@ def test_r2_and_rmse_equal_scikit_learn_far_from_zero(columns: int) -> None:
     for start in range(0, 37, 10):
         metric.add(shaped[start : start + 10], predicted[start : start + 10], "test")
     difference = targets.double() - predicted.double()
-    assert metric.values()["r2"] == pytest.approx(100 * r2_score(targets.double(), predicted.double()), rel=1e-9)
+    assert metric.values()["r2"] == pytest.approx(r2_score(targets.double(), predicted.double()), rel=1e-9)
     assert metric.values()["rmse"] == pytest.approx(float(difference.square().mean().sqrt()), rel=1e-12)
 
 
 def test_r2_of_a_constant_target_has_no_value() -> None:
     metric = TaskMetric()
     metric.add(torch.ones(5), torch.rand(5, 1, generator=torch.Generator().manual_seed(0)), "test")
-    assert math.isnan(metric.values()["r2"])
+    assert list(metric.values()) == ["rmse"]
+    assert metric.score is None
+    with pytest.raises(KanCompileError, match="labels that do not vary"):
+        validate(_file(WEIGHT), _linear(WEIGHT), X, np.full_like(Y, 2.5), max_drop=1)
+
+
+def test_r2_is_pooled_where_some_targets_do_not_vary() -> None:
+    """The mean over outputs would divide by nothing; a pooled R2 is one of all elements about their own means."""
+    targets = torch.from_numpy(Y.copy())
+    targets[:, 1] = 7.5
+    predicted = targets + 0.1
+    metric = TaskMetric()
+    metric.add(targets, predicted, "test")
+    centered = targets.double() - targets.double().mean(0)
+    expected = 1 - float((targets.double() - predicted.double()).square().sum() / centered.square().sum())
+    assert metric.values()["r2"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_masks_are_measured_by_their_overlap() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.rand(20, 1, 8, 8, generator=generator) > 0.7).float()
+    logits = (labels - 0.5) * 4 + torch.randn(20, 1, 8, 8, generator=generator) * 2
+    for output, found in ((logits, logits > 0), (torch.sigmoid(logits), logits > 0)):
+        metric = TaskMetric()
+        for start in range(0, 20, 7):
+            metric.add(labels[start : start + 7], output[start : start + 7], "test")
+        flat, wanted = found.numpy().ravel(), labels.numpy().ravel() > 0.5
+        assert metric.values()["iou"] == pytest.approx(100 * jaccard_score(wanted, flat))
+        assert metric.values()["accuracy"] == pytest.approx(100 * accuracy_score(wanted, flat))
+
+
+def test_labels_with_a_single_one_a_row_are_classes() -> None:
+    metric, numbered = TaskMetric(), TaskMetric()
+    classes = torch.arange(37) % 3
+    for start in range(0, 37, 10):
+        part = slice(start, start + 10)
+        metric.add(torch.eye(3)[classes[part]], torch.from_numpy(Y[part]), "test")
+        numbered.add(classes[part].float(), torch.from_numpy(Y[part]), "test")  # whole numbers as floats
+    assert (
+        metric.values() == numbered.values() == {"accuracy": pytest.approx(100 * accuracy_score(classes, Y.argmax(1)))}
+    )
+    assert metric.notes == ("labels: a single one in every row, read as the numbers of 3 classes",)
+    assert not numbered.notes
+    assert "read as the numbers of 3 classes" in validate(_file(WEIGHT), _linear(WEIGHT), X, np.eye(3)[classes]).table()
+
+
+@pytest.mark.parametrize("classes_first", [True, False])
+def test_a_class_for_every_pixel_or_token(classes_first: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(6, 5, 4, generator=generator)  # three dimensions: images of one row, or tokens
+    labels = torch.randint(0, 5 if classes_first else 4, (6, 4) if classes_first else (6, 5), generator=generator)
+    metric = TaskMetric()
+    metric.add(labels, scores, "test")
+    chosen = scores.argmax(1) if classes_first else scores.argmax(2)
+    assert metric.values()["accuracy"] == pytest.approx(100 * float((chosen == labels).float().mean()))
+
+
+def test_one_output_decides_between_two_classes() -> None:
+    labels = (torch.from_numpy(Y[:, 0]) > 0.2).long()
+    for output in (torch.from_numpy(Y[:, :1]), torch.sigmoid(torch.from_numpy(Y[:, :1]))):
+        metric = TaskMetric()
+        metric.add(labels, output, "test")
+        expected = 100 * float(((torch.from_numpy(Y[:, 0]) > 0).long() == labels).float().mean())
+        assert metric.values() == {"accuracy": pytest.approx(expected)}
+
+
+@pytest.mark.parametrize(("lost", "won"), [(0, 0), (5, 0), (3, 9), (40, 22)])
+def test_paired_decisions_equal_scipy(lost: int, won: int) -> None:
+    n = 400
+    first = torch.ones(n, dtype=torch.bool)
+    first[:won] = False
+    second = ~first
+    second[won:] = True
+    second[n - lost :] = False
+    paired = PairedDecisions.of(first, second)
+    assert (paired.lost, paired.won, paired.n) == (lost, won, n)
+    assert paired.loss == pytest.approx(100 * (lost - won) / n)
+    assert paired.p_value == pytest.approx(binomtest(lost, lost + won).pvalue if lost + won else 1)
+    right = int(second.sum())
+    exact = binomtest(right, n).proportion_ci(method="exact")
+    assert paired.accuracy_interval == pytest.approx((100 * exact.low, 100 * exact.high))
+    low, high = paired.interval
+    assert low <= paired.loss <= high
+    assert paired.is_within_chance == (low <= 0 <= high)
+    # the chance that none of n samples shows a loss of this size is one in twenty
+    assert (1 - paired.smallest_visible / 100) ** n == pytest.approx(0.05)
+
+
+def test_intervals_of_a_loss_hold_it_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    truth = {"lost": 0.03, "won": 0.01}
+    counts = rng.multinomial(500, [truth["lost"], truth["won"], 0.96], size=2000)
+    held = [
+        low <= 2 <= high
+        for lost, won, _ in counts.tolist()
+        for low, high in [PairedDecisions(500, 480, lost, won).interval]
+    ]
+    assert 0.94 < np.mean(held) < 0.98
 
 
 def test_validation_measures_the_real_runtime_against_the_float_model() -> None:
     result = validate(_file(OTHER), _linear(WEIGHT), X, torch.from_numpy(Y.argmax(1)), batch_size=10)
-    signal, noise = (Y.astype(np.float64) ** 2).sum(), ((Y_OTHER.astype(np.float64) - Y) ** 2).sum()
+    centered = Y.astype(np.float64) - Y.astype(np.float64).mean(0)
+    signal, noise = (centered**2).sum(), ((Y_OTHER.astype(np.float64) - Y) ** 2).sum()
     assert result.compiled.sqnr_db == pytest.approx(10 * np.log10(signal / noise), abs=1e-3)
     assert result.n_samples == 37
     assert result.metrics["float"]["accuracy"] == 100
@@ -148,8 +291,9 @@ def test_gates_pass_and_fail() -> None:
     assert good.passed, good.reasons
     bad = validate(_file(-WEIGHT), _linear(WEIGHT), X, labels, min_sqnr=0, max_drop=1, min_agreement=99)
     assert not bad.passed
-    assert [reason.split()[0] for reason in bad.reasons] == ["SQNR", "accuracy", "argmax"]
-    assert "not passed: SQNR is -6.02 dB, wanted at least 0" in bad.table()
+    assert [reason.split()[0] for reason in bad.reasons] == ["SQNR", "accuracy", "top-1"]
+    assert "not passed: SQNR of output " in bad.table()
+    assert " dB about its mean, wanted at least 0" in bad.table()
 
 
 def test_nan_and_infinity_pass_no_gate() -> None:
@@ -157,7 +301,7 @@ def test_nan_and_infinity_pass_no_gate() -> None:
     broken[0, 0] = np.nan
     result = validate(_file(broken), _linear(WEIGHT), X, min_sqnr=-1000)
     assert result.reasons[0] == "37 compiled outputs are NaN or infinite"
-    assert "SQNR is nan" in result.reasons[1]
+    assert "SQNR of output 0 is nan" in result.reasons[1]
     assert not validate(_file(broken), _linear(WEIGHT), X).passed  # even without a gate
     broken[0, 0] = np.inf
     assert not validate(_file(broken), _linear(broken), X).passed  # even where the float model does the same

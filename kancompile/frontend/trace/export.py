@@ -23,9 +23,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from kancompile.data import load_exported
-from kancompile.errors import KanCompileError, reason
+from kancompile.errors import KanCompileError, error_source, reason
 from kancompile.frontend.trace.decompositions import DECOMPOSITIONS, WHOLE, is_checked
-from kancompile.frontend.trace.source_lines import error_source
 
 EXAMPLE_ROWS = 3
 """Batch of the example that is traced and analysed: the smallest that torch.export does not specialise, and odd."""
@@ -60,6 +59,11 @@ def export(
     else:
         raise KanCompileError(
             f"model: found {type(model).__name__}, expected an nn.Module, an ExportedProgram or the path of a .pt2 file"
+            + (
+                "; these are weights alone: build the model and call its load_state_dict"
+                if isinstance(model, Mapping)
+                else ""
+            )
         )
     _check_signature(traced, rows)
     with quiet():

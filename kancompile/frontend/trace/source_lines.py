@@ -1,18 +1,10 @@
-"""Where a graph node or an exception comes from in the user's own code, as ``file.py:line``."""
+"""Where a graph node comes from in the user's own code, as ``file.py:line``."""
 
 from __future__ import annotations
 
-import os
-import re
-import traceback
-from collections.abc import Iterable
-
-import torch
 from torch import fx
 
-_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+from kancompile.errors import FRAME, innermost_line
 
 
 def node_source(node: fx.Node) -> str:
@@ -21,7 +13,7 @@ def node_source(node: fx.Node) -> str:
     A module of PyTorch in an ``nn.Sequential`` is called from no line of the user's, but its name says where it is. Empty
     where the trace kept neither.
     """
-    return _innermost(_FRAME.findall(node.meta.get("stack_trace") or "")) or _module(node)
+    return innermost_line(FRAME.findall(node.meta.get("stack_trace") or "")) or _module(node)
 
 
 def _module(node: fx.Node) -> str:
@@ -32,17 +24,3 @@ def _module(node: fx.Node) -> str:
             kind = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
             return f"module {name!r} ({kind.rpartition('.')[2]})"
     return ""
-
-
-def error_source(error: BaseException) -> str:
-    """Give the innermost user line of a failed trace, from its traceback or from the frames its text quotes."""
-    frames = [(frame.filename, str(frame.lineno)) for frame in traceback.extract_tb(error.__traceback__)]
-    return _innermost(_FRAME.findall(str(error))) or _innermost(frames)
-
-
-def _innermost(frames: Iterable[tuple[str, str]]) -> str:
-    found = ""
-    for path, line in frames:
-        if not path.startswith((_TORCH, _PACKAGE, "<")):
-            found = f"{os.path.basename(path)}:{line}"
-    return found

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kancompile.ir import Contraction, ConvContraction, Layer, Program, TableExpansion, layer_tables
+from kancompile.passes.round_weights.alternatives import best_method
 from kancompile.passes.round_weights.integers import integer_modules, merge_groups
 from kancompile.passes.round_weights.limit_pairs import limit_layer
 from kancompile.passes.round_weights.options import RoundingOptions
@@ -66,6 +67,17 @@ class RoundWeights:
             options = self.options(layer.name)
             stated = layer_problems(program, layer, x, options, self._generator(number))
             solved = round_layer(stated, options, self._generator(number))
+            others = options.alternatives
+            if isinstance(program.module(layer.contraction), ConvContraction):
+                others = {
+                    name: method for name, method in others.items() if isinstance(method, Gptq)
+                }  # columns are alike there
+            if others:
+                better = best_method(stated, solved.parts, others, self._generator(number))
+                if better is not None:
+                    options = replace(options, method_name=better[0], method=better[1], alternatives={})
+                    solved = round_layer(stated, options, self._generator(number))
+                    solved = replace(solved, notes=(*solved.notes, f"layer {layer.name!r}: {better[2]}"))
             polishing = None if isinstance(options.method, Uniform) else Gptq()
             solved = fit_pairs(reference, layer, stated, solved, options, self._generator(number), polishing)
             rounded[layer.name], notes = merge_groups(solved.parts), list(solved.notes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from kancompile.passes.rounding_methods import WIDEST_BITS, Method
 
@@ -19,6 +20,7 @@ class RoundingOptions:
             ``"group"``: and for each ``group_size`` inputs.
         group_size: inputs in a group.
         int16_pairs: whether sums of two neighbouring products must fit int16 (see ``limit_pairs``).
+        alternatives: methods by name that are tried where ``method``, rounding to nearest, limits the layer.
     """
 
     method: Method
@@ -27,6 +29,7 @@ class RoundingOptions:
     granularity: str = "channel"
     group_size: int | None = None
     int16_pairs: bool = False
+    alternatives: Mapping[str, Method] = field(default_factory=dict)
 
     @property
     def shares_scale(self) -> bool:

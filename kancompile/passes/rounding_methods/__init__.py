@@ -26,6 +26,7 @@ from kancompile.passes.rounding_methods.problem import (
     objective,
     on_fine_table,
     output_errors,
+    output_spreads,
     rescaled,
 )
 from kancompile.passes.rounding_methods.quantizers import code_range, round_to_nearest, scale_of_column, search_scale
@@ -89,6 +90,7 @@ __all__ = [
     "objective",
     "on_fine_table",
     "output_errors",
+    "output_spreads",
     "polish_rounded",
     "rescaled",
     "round_to_nearest",

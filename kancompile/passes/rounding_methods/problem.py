@@ -323,6 +323,15 @@ def output_errors(problem: RoundingProblem, rounded: Rounded) -> Tensor:
     return total / problem.features.n
 
 
+def output_spreads(problem: RoundingProblem) -> Tensor:
+    """Measure the variance of every output over the calibration features, ``diag(V S V^T)``, float64 ``[n_out]``."""
+    center = problem.column_moments[0].float()
+    total = torch.zeros(problem.n_out, dtype=torch.float64)
+    for chunk in problem.features:
+        total += ((chunk.float() - center) @ problem.weight.T).double().square().sum(0)
+    return total / problem.features.n
+
+
 def objective(problem: RoundingProblem, rounded: Rounded) -> float:
     """Measure the mean squared error over samples and outputs, ``(tr(D S D^T) + |D mean - offset|^2) / n_out``."""
     return float(output_errors(problem, rounded).mean())

@@ -1,7 +1,8 @@
 """Measure what a report says, as plain data."""
 
-from kancompile.reporting.facts.baseline import parameter_bytes
+from kancompile.reporting.facts.beside import worse_than_float
 from kancompile.reporting.facts.collect import ReportOptions, collect
+from kancompile.reporting.facts.goal import goal_missed, needs_int16
 from kancompile.reporting.facts.inspection import (
     describe_file,
     describe_manifest,
@@ -21,11 +22,13 @@ __all__ = [
     "describe_manifest",
     "describe_program",
     "file_table",
+    "goal_missed",
     "kernels_of",
     "manifest_table",
+    "needs_int16",
     "of_compiled",
     "of_file",
-    "parameter_bytes",
     "program_table",
     "recipe_and_seed",
+    "worse_than_float",
 ]

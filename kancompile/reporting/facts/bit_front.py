@@ -38,7 +38,7 @@ class FrontPoint:
         bits: of every layer that has integer weights.
         weight_bytes: of all layers.
         sqnr_db: of the output on the judging data.
-        metric: task measure (accuracy or R2 in percent), ``None`` without labels.
+        metric: task measure (accuracy or overlap in percent, or R2), ``None`` without labels.
         shipped: whether these are the bits of the compiled file.
         sensitivity: what the allocation predicted, ``None`` without one.
     """
@@ -164,4 +164,4 @@ class _Judge:
         task = TaskMetric()
         for labels, output in zip(self.labels.split(64), outputs, strict=True):
             task.add(labels, output, "data")
-        return next(iter(task.values().values()))
+        return None if task.score is None else task.score.value

@@ -8,18 +8,20 @@ from typing import Any
 
 from torch import Tensor
 
+from kancompile.data import parameter_bytes
 from kancompile.ir import PassChange
-from kancompile.reporting.facts.baseline import measure_baseline, parameter_bytes
+from kancompile.reporting.facts.beside import worse_than_float
 from kancompile.reporting.facts.bit_front import measure_front, no_front
 from kancompile.reporting.facts.contributions import measure_contributions
 from kancompile.reporting.facts.diagnosed import diagnosis_of
 from kancompile.reporting.facts.edges import Edge, EdgeName, draw_edges, important_edges, parse_edge
 from kancompile.reporting.facts.findings import findings
+from kancompile.reporting.facts.goal import goal_missed
 from kancompile.reporting.facts.inspection import describe_program
 from kancompile.reporting.facts.layer_facts import layer_facts
 from kancompile.reporting.facts.observation import Observation, observe
 from kancompile.reporting.facts.source import ReportSource
-from kancompile.validation import LayerPair, plain_number
+from kancompile.validation import BesideFloat, FloatExport, LayerPair, measure_beside_float, plain_number, worst_text
 
 SCHEMA_VERSION = 1
 _EDGES = 12
@@ -101,25 +103,38 @@ def collect(source: ReportSource, options: ReportOptions | None = None) -> dict[
 def _summary(source: ReportSource, options: ReportOptions) -> dict[str, Any]:
     validation, manifest = source.validation, source.manifest
     task = None
-    if validation.metrics:
+    if validation.drop is not None:
         name = next(iter(validation.metrics["float"]))
         task = {
             "name": name,
             "float": plain_number(validation.metrics["float"][name]),
             "compiled": plain_number(validation.metrics["compiled"][name]),
             "drop": plain_number(validation.drop),
+            "paired": None if validation.paired is None else validation.paired.to_dict(),
+            "text": "" if validation.paired is None else validation.paired.text(),
         }
-    baseline = measure_baseline(source, options.float_export, options.latency)
+    size = manifest.get("model_bytes", len(source.session_bytes))
+    beside = BesideFloat(None, size, "", (), ("not compared with a float export",))
+    if options.float_export:
+        export = FloatExport(source.reference, source.program.input_shape)
+        x = source.judging.samples
+        beside = measure_beside_float(source.reference, export, source.session_bytes, size, x, options.latency)
+    compared = beside.to_dict()
     layers = manifest["layers"]
     return {
         "samples": validation.n_samples,
         "passed": validation.passed,
         "reasons": list(validation.reasons),
+        "goal_missed": goal_missed(manifest, validation),
         "task": task,
         "sqnr_db": plain_number(validation.compiled.sqnr_db),
         "max_abs": plain_number(validation.compiled.largest),
         "mean_abs": plain_number(validation.compiled.mean_abs),
-        "argmax_agreement": validation.compiled.agreement,
+        "top1_agreement": validation.compiled.agreement if validation.is_classifier else None,
+        "worst": None if validation.compiled.worst is None else validation.compiled.worst.to_dict(),
+        "worst_text": worst_text(validation.compiled),
+        "outputs": validation.compiled.n_outputs,
+        "notes": list(validation.notes),
         "runtime": {
             "differing": 0 if validation.runtime is None else validation.runtime.differing,
             "count": 0 if validation.runtime is None else validation.runtime.count,
@@ -127,15 +142,17 @@ def _summary(source: ReportSource, options: ReportOptions) -> dict[str, Any]:
         },
         "size": {
             "parameter_bytes": parameter_bytes(source.reference),
-            "float_export_bytes": baseline["float_export_bytes"],
-            "compiled_bytes": manifest.get("model_bytes", len(source.session_bytes)),
+            "float_export_bytes": compared["float_export_bytes"],
+            "compiled_bytes": size,
             "deflated_bytes": manifest.get("deflated_bytes"),
             "weight_bytes": sum(layer["weight_bytes"] for layer in layers),
             "table_bytes": sum(e.get("table_bytes", 0) for layer in layers for e in layer["expansions"]),
         },
-        "latency": baseline["latency"],
-        "latency_note": baseline["latency_note"],
-        "machine": baseline["machine"],
+        "latency": compared["latency"],
+        "latency_of": beside.timed,
+        "latency_note": "; ".join(beside.notes) or ("" if beside.times else "not measured"),
+        "beside_float": worse_than_float(manifest, beside),
+        "machine": compared["machine"],
     }
 
 

@@ -12,17 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from kancompile.ir import CONTRACTIONS, Program
+from kancompile.ir import Program
 from kancompile.progress import track
-from kancompile.validation import ErrorMeasure, LayerPair, decibel
-
-_ELEMENTS = 1 << 23
-_FEW, _MANY = 8, 256
+from kancompile.validation import ErrorMeasure, FloatReplay, LayerPair, decibel, samples_that_fit
 
 
 @dataclass(frozen=True)
@@ -50,60 +46,6 @@ class LayerContribution:
     branches: Mapping[str, Contribution]
 
 
-class FloatReplay:
-    """A float program evaluated once, with every value kept, so that what follows one layer can be run again.
-
-    Attributes:
-        values: what every node yields, by its name; what only an evaluated contraction reads is dropped.
-        output: of the program.
-    """
-
-    def __init__(self, program: Program, x: Tensor) -> None:
-        self.program = program
-        self._interpreter = _Keeping(program)
-        with torch.no_grad():
-            self.output: Tensor = self._interpreter.run(x)
-        self.values = {node.name: value for node, value in self._interpreter.env.items() if isinstance(value, Tensor)}
-        self._nodes = {node.name: node for node in program.graph_module.graph.nodes}
-        self._x = x
-
-    def contraction_of(self, target: str) -> str:
-        """Return the name of the node that calls a module."""
-        return next(
-            str(name) for name, node in self._nodes.items() if node.op == "call_module" and node.target == target
-        )
-
-    def with_value(self, name: str, value: Tensor) -> Tensor:
-        """Return the program's output with the value of one node exchanged."""
-        changed = self._nodes[name]
-        behind = {changed}
-        for node in self.program.graph_module.graph.nodes:
-            if any(source in behind for source in node.all_input_nodes):
-                behind.add(node)
-        known = {node: kept for node, kept in self._interpreter.env.items() if node not in behind}
-        interpreter = fx.Interpreter(self.program.graph_module)
-        interpreter.extra_traceback = False
-        with torch.no_grad():
-            output: Tensor = interpreter.run(self._x, initial_env=known | {changed: value})
-        return output
-
-
-class _Keeping(fx.Interpreter):
-    """Keep all values but those that nothing reads any more; in a KAN those of expansions are the large ones."""
-
-    def __init__(self, program: Program) -> None:
-        super().__init__(program.graph_module, garbage_collect_values=False)
-        self.extra_traceback = False
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n.op == "call_module" and isinstance(self.module.get_submodule(str(n.target)), CONTRACTIONS):  # type: ignore[operator]
-            for source in n.all_input_nodes:
-                if all(user in self.env or user is n for user in source.users):
-                    self.env[source] = None
-        return result
-
-
 def measure_contributions(program: Program, pairs: Sequence[LayerPair], x: Tensor) -> dict[str, LayerContribution]:
     """Measure every layer, and every branch of layers with several, alone.
 
@@ -122,19 +64,6 @@ def measure_contributions(program: Program, pairs: Sequence[LayerPair], x: Tenso
         if all(anchor in replay.values for anchor in pair.anchors.values()):
             found[pair.name] = _contribution(replay, pair)
     return found
-
-
-def samples_that_fit(program: Program, x: Tensor) -> int:
-    """Return how many samples can be kept at every node, and expanded by the widest layer."""
-    replay = FloatReplay(program, x[:2])
-    kept = sum(value.numel() for value in replay.values.values())
-    widest = max((_expanded(program, layer.expansions) for layer in program.layers()), default=0)
-    return max(_FEW, min(_MANY, len(x), _ELEMENTS // max(1, kept // 2 + widest)))
-
-
-def _expanded(program: Program, targets: Sequence[str]) -> int:
-    modules = [program.module(target) for target in targets]
-    return sum(torch.Size(module.in_shape).numel() * int(module.k) for module in modules)  # type: ignore[arg-type, misc]
 
 
 def _contribution(replay: FloatReplay, pair: LayerPair) -> LayerContribution:

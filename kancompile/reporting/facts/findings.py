@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kancompile.reporting.facts.branch_meaning import CONSTANT
+from kancompile.validation import RUINED_DB
 
 SEVERITIES = ("serious", "warning", "note")
 
@@ -43,6 +44,7 @@ def _overall(report: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     drop = _number(task["drop"]) if task is not None else None
     if drop is not None and drop >= _NOTABLE_DROP:
         severity = "serious" if drop >= _SERIOUS_DROP else "warning"
+        severity = "note" if task["paired"] is not None and task["paired"]["is_within_chance"] else severity
         yield _say(severity, "result", f"{task['name']} falls by {drop:.2f} points on {report['measured_on']}")
     runtime = summary["runtime"]
     agreement = _number(runtime["sqnr_db"])
@@ -54,10 +56,11 @@ def _overall(report: Mapping[str, Any]) -> Iterator[dict[str, str]]:
             f"ONNX Runtime and the simulation differ in {runtime['differing']:,} of {runtime['count']:,} outputs, "
             f"{agreement:.1f} dB apart: the layers' figures are those of the simulation",
         )
-    sqnr = _number(summary["sqnr_db"])
-    if sqnr is not None and sqnr < _NOTABLE_SQNR:
-        severity = "serious" if sqnr < _SERIOUS_SQNR else "warning"
-        yield _say(severity, "result", f"the output's signal is only {sqnr:.1f} dB above its error")
+    for text in summary["beside_float"]:
+        yield _say("warning", "result", text)
+    if summary["goal_missed"] is not None:
+        ruined = (_number(summary["worst"]["sqnr_db"]) or 0.0) < RUINED_DB
+        yield _say("serious" if ruined else "warning", "result", summary["goal_missed"])
 
 
 def _kernels(report: Mapping[str, Any]) -> Iterator[dict[str, str]]:

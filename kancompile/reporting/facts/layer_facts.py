@@ -56,6 +56,7 @@ def layer_facts(
         "scale_groups": described.get("scale_groups", 1),
         "hands_over": described["hands_over"],
         "sqnr_db": None if error is None else plain_number(error.sqnr_db),
+        "worst": None if error is None or error.worst is None else error.worst.to_dict(),
         "max_abs": None if error is None else plain_number(error.max_abs),
         "alone": None if contribution is None else _contribution_facts(contribution.layer, total_noise),
         "kernels": kernels_of(pair.name, [other.name for other in pair.program.layers()], audit),

@@ -138,7 +138,7 @@ def of_file(
     check_fits(model, calibration)
     recipe = read_recipe(facts["recipe"])
     seed = int(facts["seed"])
-    captured = prepare(capture(model.eval(), calibration.samples[:2]), calibration.samples, recipe)
+    captured = prepare(capture(model, calibration.samples[:2]), calibration.samples, recipe)
     lowering = Lowering(captured, calibration.samples, seed)
     program = lowering(settled(recipe))
     if target_named(facts["target"]).quantized_outputs:

@@ -11,6 +11,7 @@ from kancompile.reporting.render.html_diagnosis import diagnosis_section
 from kancompile.reporting.render.html_layers import layer_tables, weight_maps
 from kancompile.reporting.render.html_parts import MISSING, data_size, decibels, number, table
 from kancompile.reporting.render.plots import bits_text, edge_plot, front_plot
+from kancompile.validation import number_of, title
 
 _SECTIONS = (
     ("findings", "What to know first"),
@@ -65,17 +66,15 @@ def _cards(report: Mapping[str, Any]) -> str:
     cards = []
     task = summary["task"]
     if task is not None:
-        name = "R2" if task["name"] == "r2" else str(task["name"])
-        drop = task["drop"]
-        change = (
-            "no change" if drop == 0 else f"{-drop:+.2f} points" if isinstance(drop, int | float) else "not defined"
-        )
-        cards.append((name, f"{number(task['compiled'])} %", f"before {number(task['float'])} %, {change}"))
-    agreement = summary["argmax_agreement"]
-    equal = "" if agreement is None else f"same class as before for {agreement:.2f} % of samples"
-    cards.append(
-        ("signal to error (SQNR)", decibels(summary["sqnr_db"]), equal or f"largest error {number(summary['max_abs'])}")
-    )
+        small = f"before {number_of(task['name'], task['float'])}"
+        small += f"; {task['text']}" if task["text"] else f", {-task['drop'] / 100:+.4f}" if task["drop"] else ""
+        cards.append((title(task["name"]), number_of(task["name"], task["compiled"]), small))
+    agreement = summary["top1_agreement"]
+    equal = "" if agreement is None else f"top-1 agreement {agreement:.2f} %"
+    worst = summary["worst"]
+    parts = [summary["worst_text"] or f"largest error {number(summary['max_abs'])}", equal]
+    ratio = summary["sqnr_db"] if worst is None else worst["sqnr_db"]
+    cards.append(("signal to error (SQNR), worst output", decibels(ratio), "; ".join(filter(None, parts))))
     before = size["float_export_bytes"] or size["parameter_bytes"]
     what = "float ONNX file" if size["float_export_bytes"] else "parameters"
     text = (
@@ -85,13 +84,15 @@ def _cards(report: Mapping[str, Any]) -> str:
     )
     cards.append(("size of the file", data_size(size["compiled_bytes"]), text))
     if summary["latency"]:
-        best = summary["latency"]
-        ratios = ", ".join(f"{row['ratio']:.1f} times at batch {row['batch_size']}" for row in best[1:])
-        first = best[0]
+        times = summary["latency"]
+        ratios = ", ".join(f"{row['ratio']:.2g} times as fast at batch {row['batch_size']}" for row in times[1:])
+        first = times[0]
         before_us, after_us = first["float_seconds"] * 1e6, first["compiled_seconds"] * 1e6
         micro = f"{after_us:.0f} \N{MICRO SIGN}s, before {before_us:.0f} \N{MICRO SIGN}s"
-        text = f"one sample: {micro}, one thread, this machine" + (f"; {ratios}" if ratios else "")
-        cards.append(("faster than the float ONNX file", f"{first['ratio']:.1f} times", text))
+        text = f"batch {first['batch_size']}: {micro}, one thread, this machine" + (f"; {ratios}" if ratios else "")
+        faster = first["ratio"] >= 1
+        factor = first["ratio"] if faster else 1 / first["ratio"]
+        cards.append((f"{'faster' if faster else 'slower'} than {summary['latency_of']}", f"{factor:.1f} times", text))
     else:
         cards.append(("latency", "\N{EN DASH}", summary["latency_note"]))
     inner = "".join(
@@ -148,9 +149,10 @@ def _front(report: Mapping[str, Any]) -> str:
             f"<p>{'Other widths were not tried.' if front['origin'] == 'off' else 'No layer has integer weights.'}</p>"
         )
     task = report["summary"]["task"]
-    name = "accuracy" if task is None or task["name"] == "accuracy" else "R2"
+    name = "accuracy" if task is None else title(task["name"])
+    percent_sign = "" if name == "R2" else " %"
     baseline = front["float_metric"] if isinstance(front["float_metric"], int | float) else None
-    head = ["bits", "weights", "SQNR", *([f"{name} %"] if task is not None else []), "predicted loss"]
+    head = ["bits", "weights", "SQNR", *([f"{name}{percent_sign}"] if task is not None else []), "predicted loss"]
     if all(point["sensitivity"] is None for point in front["points"]):
         head.pop()
     rows = []

@@ -8,6 +8,7 @@ from typing import Any
 
 from kancompile.reporting.render.html_layers import branch_name
 from kancompile.reporting.render.html_parts import MISSING, decibels, number, percent, table
+from kancompile.validation import Score
 
 _PARTS = ("outside", "levels", "codes", "weights")
 
@@ -17,9 +18,10 @@ def diagnosis_section(diagnosis: Mapping[str, Any], layers: Sequence[Mapping[str
     standing = [cause for cause in diagnosis["causes"] if cause["stands_out"]]
     others = [cause for cause in diagnosis["causes"] if not cause["stands_out"]]
     outcome, score = diagnosis["outcome"], diagnosis["outcome"]["score"]
-    measured = f"SQNR {decibels(outcome['sqnr_db'])}"
-    if score is not None:
-        measured += f", score {number(score)} % (float {number(diagnosis['float_score'])} %)"
+    measured = f"SQNR {decibels(outcome['sqnr_db'])}, worst output {decibels(outcome['worst_db'])}"
+    if score is not None and diagnosis["float_score"] is not None:
+        before, after = (Score(outcome["metric"], value).text() for value in (diagnosis["float_score"], score))
+        measured += f", {after} (float {before})"
     parts = [f"<p>Measured on {escape(str(diagnosis['judged_on']))}: {escape(measured)}.</p>"]
     if standing:
         parts.append(f'<ol class="causes">{"".join(_cause(cause) for cause in standing)}</ol>')

@@ -2,64 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kancompile.compiler import CompiledModel
-from kancompile.reporting.facts import kernels_of, parameter_bytes
+from kancompile.reporting.facts import goal_missed, kernels_of, needs_int16, worse_than_float
 from kancompile.reporting.render.html_parts import number
-from kancompile.validation import Validation, aligned
+from kancompile.validation import BesideFloat, OutputError, Validation, aligned, number_of, title
 
 _DEVICE_FACTS = {
     "stored_bytes": "flash bytes of constants",
     "ram_bytes": "ram bytes",
     "products": "multiplications with a weight for one sample, which is at least half as many cycles on a Cortex-M",
 }
-_WORTH_A_LINE = ("error gate:",)
+_REFINED, _WIDENED, _OF_THE_DATA = "error gate:", "precision = ", ("inputs:", "fresh data:")
 
 
-def compile_summary(compiled: CompiledModel, result: Validation, judged_on: str) -> str:
+def compile_summary(
+    compiled: CompiledModel,
+    result: Validation,
+    judged_on: str,
+    beside: BesideFloat | None = None,
+    notes: Sequence[str] = (),
+) -> str:
     """Write the summary of a compilation.
 
     Args:
         compiled: its result.
         result: what was measured.
         judged_on: on which data, in words.
+        beside: the file beside the float export, where that was measured.
+        notes: what else a reader should know.
     """
     manifest = compiled.manifest
     count = len(manifest["layers"])
     lines = [f"{count} KAN layer{'s' if count != 1 else ''} for {manifest['target']}, measured on {judged_on}", ""]
-    lines += aligned(_results(compiled, result), last_left=True)
+    lines += aligned(_results(compiled, result, beside), last_left=True)
     lines += ["", *aligned(_layers(compiled, result), last_left=True)]
     lines += [f"{meaning}: {manifest[key]:,}" for key, meaning in _DEVICE_FACTS.items() if key in manifest]
     if result.runtime is not None:
         lines += ["", f"simulation and ONNX Runtime: {_differing(result)}"]
-    found = _warnings(compiled, result)
+    found = [*(("note", text) for text in notes), *_warnings(compiled, result, beside)]
     return "\n".join([*lines, *(f"{severity}: {text}" for severity, text in found)])
 
 
-def _results(compiled: CompiledModel, result: Validation) -> list[list[str]]:
+def _results(compiled: CompiledModel, result: Validation, beside: BesideFloat | None) -> list[list[str]]:
     rows = [["", "float", "compiled", ""]]
     for name in result.metrics.get("float", {}):
-        before, after = result.metrics["float"][name], result.metrics["compiled"][name]
-        unit = " %" if name in ("accuracy", "r2") else ""
-        change = f"{after - before:+.2f} points" if unit and after != before else ""
-        rows.append([name, f"{before:.4g}{unit}", f"{after:.4g}{unit}", change or ("equal" if after == before else "")])
-    rows.append(["SQNR", "", f"{result.compiled.sqnr_db:.2f} dB", f"largest error {result.compiled.largest:.3g}"])
-    if result.compiled.agreement is not None:
-        rows.append(["same argmax", "", f"{result.compiled.agreement:.2f} %", ""])
-    before_bytes = parameter_bytes(compiled.reference)
+        before, after = (result.metrics[kind][name] for kind in ("float", "compiled"))
+        change = f"{after - before:+.4f}" if name == "r2" and after != before else ""
+        if name == "accuracy" and result.paired is not None:
+            change = result.paired.text()
+        rows.append([title(name), number_of(name, before), number_of(name, after), change])
+    error, worst = result.compiled, result.compiled.worst
+    assert worst is not None
+    rows.append(["SQNR", "", f"{error.sqnr_db:.2f} dB", "of what varies in the outputs"])
+    which = "" if error.n_outputs == 1 else f" ({worst.output} of 0 ... {error.n_outputs - 1})"
+    rows.append([f"worst output{which}", "", f"{worst.sqnr_db:.2f} dB", _shares(worst)])
+    if result.is_classifier and error.agreement is not None:
+        rows.append(["top-1 agreement", "", f"{error.agreement:.2f} %", ""])
+    return rows + _beside(compiled, beside)
+
+
+def _beside(compiled: CompiledModel, beside: BesideFloat | None) -> list[list[str]]:
+    """Set bytes and times beside those of the float export."""
+    manifest = compiled.manifest
+    if "stored_bytes" in manifest:
+        return []  # source code has no size that matters; flash and RAM follow
     size = len(compiled.model_bytes)
-    ratio = "" if before_bytes is None else f"1/{before_bytes / size:.1f} of the parameters"
-    rows.append(["bytes", "" if before_bytes is None else f"{before_bytes:,}", f"{size:,}", ratio])
+    if beside is None:
+        return [["bytes", "", f"{size:,}", ""]]
+    if beside.float_bytes is None:
+        rows = [["bytes", "", f"{size:,}", ""]]
+    else:
+        rows = [
+            ["bytes", f"{beside.float_bytes:,}", f"{size:,}", _factor(beside.float_bytes / size, "smaller", "larger")]
+        ]
+    for time in beside.times:
+        one = [f"{seconds * 1e6 / time.batch:,.4g} us" for seconds in (time.float_seconds, time.compiled_seconds)]
+        each = "a sample" if time.batch == 1 else f"a sample, {time.batch} at once"
+        rows.append(
+            [f"time for {each}", *one, f"{_factor(time.ratio, 'faster', 'slower')} than {beside.timed}, one thread"]
+        )
     return rows
+
+
+def _factor(ratio: float, better: str, worse: str) -> str:
+    """Say a ratio in the direction that it has."""
+    return f"{ratio:.1f} times {better}" if ratio >= 1 else f"{1 / ratio:.1f} times {worse}"
+
+
+def _shares(worst: OutputError) -> str:
+    """Say an error beside what it is compared with."""
+    if worst.is_constant or worst.largest_share is None:
+        return worst.text()
+    return (
+        f"rms error {100 * worst.rms_share:.2g} % of its spread, largest {100 * worst.largest_share:.2g} % of its range"
+    )
 
 
 def _layers(compiled: CompiledModel, result: Validation) -> list[list[str]]:
     layers = compiled.manifest["layers"]
     errors = {error.layer: error for error in result.layers}
     names = [layer["name"] for layer in layers]
-    rows = [["layer", "inputs x functions", "outputs", "bits", "levels", "bytes", "SQNR dB", "kernel"]]
+    rows = [["layer", "inputs x functions", "outputs", "bits", "levels", "bytes", "SQNR dB", "worst dB", "kernel"]]
     for layer in layers:
         kernels = [
             f"{kernel['operator']}{'' if kernel['is_integer'] else ' (float)'}"
@@ -76,6 +122,7 @@ def _layers(compiled: CompiledModel, result: Validation) -> list[list[str]]:
                 " + ".join(dict.fromkeys(_levels(entry) for entry in layer["expansions"])),
                 f"{layer['weight_bytes'] + tables:,}",
                 "" if error is None else f"{error.sqnr_db:.2f}",
+                "" if error is None or error.worst is None else f"{error.worst.sqnr_db:.2f}",
                 ", ".join(dict.fromkeys(kernels)) or "float operators",
             ]
         )
@@ -93,7 +140,7 @@ def _differing(result: Validation) -> str:
     return f"{result.runtime.differing} of {result.runtime.count} outputs differ{by}"
 
 
-def _warnings(compiled: CompiledModel, result: Validation) -> list[tuple[str, str]]:
+def _warnings(compiled: CompiledModel, result: Validation, beside: BesideFloat | None) -> list[tuple[str, str]]:
     manifest = compiled.manifest
     found = [("missed", reason) for reason in result.reasons]
     # a layer that was not rounded is meant to be float
@@ -107,13 +154,22 @@ def _warnings(compiled: CompiledModel, result: Validation) -> list[tuple[str, st
     found += [
         ("warning", f"{name}: constant dequantized at every call") for name in compiled.audit.dequantized_constants
     ]
-    found += [("warning", note) for note in manifest["notes"] if note.startswith(_WORTH_A_LINE)]
+    refined = [note for note in manifest["notes"] if note.startswith(_REFINED)]
+    found += [("warning" if _WIDENED in note else "note", note) for note in refined]
+    found += [("warning", note) for note in manifest["notes"] if note.startswith(_OF_THE_DATA)]
     found += [
         ("note", f"in float: {part['count']} x {part['operator']}, {part['reason']}")
         for part in manifest["left_in_float"]
     ]
     found += [("note", _not_a_layer(part)) for part in manifest["unrecognized"]]
     found += [("note", text) for text in manifest["calibration"]["notes"]]
+    found += [("note", text) for text in result.notes]
+    found += [("note", text) for text in (() if beside is None else beside.notes)]
+    found += [("warning", text) for text in ([] if beside is None else worse_than_float(manifest, beside))]
+    wide = needs_int16(manifest, compiled.lowered.input_shape, result)
+    found += [] if wide is None else [("note", wide)]
+    missed = goal_missed(manifest, result)
+    found += [] if missed is None else [("warning", missed)]  # the last line, which is what is read
     return list(dict.fromkeys(found))
 
 

@@ -1,0 +1,78 @@
+"""Say where a file is worse than the float export, why, and which option mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kancompile.validation import BesideFloat
+
+
+def worse_than_float(manifest: Mapping[str, Any], beside: BesideFloat) -> list[str]:
+    """List what is worse, a sentence each; empty where nothing is.
+
+    Args:
+        manifest: what was compiled.
+        beside: what was measured.
+    """
+    found = []
+    if beside.is_larger:
+        assert beside.float_bytes is not None
+        found.append(
+            f"the file is {beside.compiled_bytes / beside.float_bytes:.1f} times as large as the float export: "
+            f"{_cause_of_bytes(manifest, beside)}"
+        )
+    if beside.slower:
+        times = " and ".join(f"{1 / time.ratio:.1f} times at batch {time.batch}" for time in beside.slower)
+        found.append(f"the file takes longer than {beside.timed}, {times}: {_cause_of_time(manifest)}")
+    return found
+
+
+def _cause_of_bytes(manifest: Mapping[str, Any], beside: BesideFloat) -> str:
+    layers = manifest["layers"]
+    weights = {layer["name"]: layer["weight_bytes"] for layer in layers}
+    tables = {layer["name"]: sum(entry.get("table_bytes", 0) for entry in layer["expansions"]) for layer in layers}
+    wide = {
+        layer["name"]: weights[layer["name"]] + tables[layer["name"]] for layer in layers if layer["weight_bits"] > 8
+    }
+    total = sum(weights.values()) + sum(tables.values())
+    if 2 * total < beside.compiled_bytes:
+        rest = beside.compiled_bytes - total
+        return (
+            f"graph and description take {rest:,} of its {beside.compiled_bytes:,} bytes, weights and tables {total:,}; a model "
+            "this small gains nothing in bytes"
+        )
+    if 2 * sum(wide.values()) > total:
+        name = max(wide, key=lambda layer: wide[layer])
+        return f"layer {name!r} holds {wide[name]:,} bytes in more than 8 bits; --layer '{name}' precision=int8"
+    if sum(tables.values()) > sum(weights.values()):
+        name = max(tables, key=lambda layer: tables[layer])
+        rows = max(
+            (entry.get("levels", 0) for layer in layers if layer["name"] == name for entry in layer["expansions"]),
+            default=0,
+        )
+        fewer = f"; --layer '{name}' levels={rows // 2} halves them" if rows >= 8 else ""
+        return f"tables of layer {name!r} hold {tables[name]:,} bytes{fewer}"
+    name = max(weights, key=lambda layer: weights[layer])
+    return f"weights of layer {name!r} hold {weights[name]:,} bytes; --weight-bits 4 halves them"
+
+
+def _cause_of_time(manifest: Mapping[str, Any]) -> str:
+    layers = manifest["layers"]
+    wide = [layer["name"] for layer in layers if layer["weight_bits"] > 8]
+    if wide:
+        return f"layer {wide[0]!r} computes in float behind a table; --layer '{wide[0]}' precision=int8"
+    if manifest["recipe"]["storage"] == "smallest" and any(layer["weight_bits"] < 8 for layer in layers):
+        return "weights are unpacked from fewer than 8 bits; --storage fastest keeps them as int8"
+    looked_up = {
+        layer["name"]: sum(entry["n_in"] * entry["k"] for entry in layer["expansions"] if "table_bytes" in entry)
+        for layer in layers
+    }
+    name = max(looked_up, key=lambda layer: looked_up[layer], default="")
+    if not name or not looked_up[name]:
+        return "its operators for exact functions are slower than those of the model; --precision int8 looks them up"
+    return (
+        f"{sum(looked_up.values()):,} functions are looked up for a sample, most of them in layer {name!r}, where the model "
+        f"computes them faster; --layer '{name}' lowering=keep leaves that layer in float, --cpu x86-vnni helps "
+        "processors that have it"
+    )
