@@ -7,7 +7,7 @@ DATA ?=
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope
 
-.PHONY: demo web test slow lint format docs bench clean
+.PHONY: demo web test slow lint format docs bench bench-check clean
 
 $(VENV)/installed: pyproject.toml constraints.txt tests/clients/requirements.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -44,6 +44,10 @@ bench: $(VENV)/installed
 	@test -n "$(DATA)" || { echo "usage: make bench DATA=folder  (with mnist.npz: x_train, y_train, x_test, y_test)"; exit 2; }
 	$(BIN)/python -m benchmarks.latency --data $(DATA)
 	$(BIN)/python -m benchmarks.limit --data $(DATA)
+
+# fails where files of the compatibility table have grown or lost precision against benchmarks/compatibility.json
+bench-check: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.compatibility --check
 
 clean:
 	rm -rf $(VENV) build dist docs/_build *.egg-info

@@ -3,6 +3,7 @@
 Run from the root of the repository::
 
     python -m benchmarks.compatibility
+    python -m benchmarks.compatibility --check      # compare with the stored figures, as make bench-check does
     python -m benchmarks.compatibility --only "zoo" --folder FOLDER --out table.md --results results.json
 
 Every model is trained briefly on scikit-learn's digits, captured, lowered to float and to 8-bit integers, and compared
@@ -14,11 +15,12 @@ further models: Python files with ``build() -> nn.Module`` and, where they diffe
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import statistics
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -40,6 +42,7 @@ from kancompile.recipe import read_recipe
 from kancompile.runtimes.session import RuntimeModel
 from kancompile.targets import TARGETS
 from kancompile.validation.benchmark import FLOAT_EXPORT, benchmark
+from kancompile.validation.float_export import FloatExport
 
 BATCH = 32
 CALIBRATION = 512
@@ -59,7 +62,9 @@ class Row:
             and on inputs 4 times as large.
         float_form: expansions lowered to polynomials, of all.
         float_reason: why it cannot be lowered to float; empty if it can.
-        sqnr: of the 8-bit file's outputs on the test digits, in dB.
+        sqnr: of the default file's outputs on the test digits, about their means, in dB.
+        worst: of its worst output.
+        bytes, float_bytes: of the file and of the float ONNX export.
         layer_sqnr: least over the layers, errors of earlier layers included, in dB.
         own_sqnr: least over the layers, each with the inputs that it has in the float model, in dB.
         agreement: test digits with the same argmax, in percent.
@@ -79,6 +84,9 @@ class Row:
     float_form: str = ""
     float_reason: str = ""
     sqnr: float | None = None
+    worst: float | None = None
+    bytes: int | None = None
+    float_bytes: int | None = None
     layer_sqnr: float | None = None
     own_sqnr: float | None = None
     agreement: float | None = None
@@ -89,7 +97,7 @@ class Row:
 
 
 def measure(model: FamilyModel, repeats: int, log: Callable[[str], None]) -> Row:
-    """Train, compile and compare one model; errors become part of the row."""
+    """Train, compile and compare one model; errors become part of the row. Without ``repeats`` only the default file."""
     row = Row(model.family, model.source, model.limits)
     try:
         digits = load(model.shape)
@@ -99,6 +107,8 @@ def measure(model: FamilyModel, repeats: int, log: Callable[[str], None]) -> Row
     except Exception as error:  # every failure belongs into the table
         row.error = _text(error)
         log(f"  {row.error}")
+        return row
+    if not repeats:
         return row
     try:
         _measure_float(row, built, captured, digits)
@@ -140,10 +150,14 @@ def _measure_integer(row: Row, model: nn.Module, digits: Digits, repeats: int) -
         program=compiled.program,
         float_program=compiled.captured,
     )
-    row.sqnr = result.compiled.sqnr_db
+    row.sqnr, row.worst, row.bytes = result.compiled.sqnr_db, result.compiled.worst_db, len(compiled.model_bytes)
     row.layer_sqnr = min(layer.sqnr_db for layer in result.layers)
     row.own_sqnr = min(layer.own_sqnr_db for layer in result.layers if layer.own_sqnr_db is not None)
     row.agreement, row.drop = result.compiled.agreement, result.drop
+    if not repeats:
+        return captured
+    with contextlib.suppress(KanCompileError):  # the benchmark says why there is none
+        row.float_bytes = len(FloatExport(model, digits.x_test.shape[1:]).result())
     timed = benchmark(compiled.model_bytes, model, [BATCH], [1], repeats=repeats, data=digits.x_test)
     row.export_error = timed.unavailable.get(FLOAT_EXPORT, "")
     if not row.export_error:
@@ -189,8 +203,17 @@ def _failing(reason: str) -> Callable[[], nn.Module]:
 
 def table(rows: Sequence[Row]) -> str:
     """Write the rows as a Markdown table, and the reasons below it."""
-    head = ["family", "model", "float accuracy", "KAN layers", "float lowering error", "int8 SQNR", "least layer"]
-    head += ["least layer alone", "argmax equal", "accuracy lost", "speed-up", "limits"]
+    head = ["family", "model", "float accuracy", "KAN layers", "float lowering error", "SQNR", "worst output"]
+    head += [
+        "least layer",
+        "least layer alone",
+        "top-1 agreement",
+        "accuracy lost",
+        "bytes",
+        "smaller",
+        "faster",
+        "limits",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     footnotes: list[str] = []
     for row in rows:
@@ -211,10 +234,13 @@ def table(rows: Sequence[Row]) -> str:
             str(row.layers) if row.layers else "none",
             _number(row.float_error, ".1e"),
             _number(row.sqnr, ".1f", " dB"),
+            _number(row.worst, ".1f", " dB"),
             _number(row.layer_sqnr, ".1f", " dB"),
             _number(row.own_sqnr, ".1f", " dB"),
             _number(row.agreement, ".1f", " %"),
             _number(row.drop, ".1f"),
+            _number(row.bytes, ","),
+            "" if row.bytes is None or row.float_bytes is None else f"{row.float_bytes / row.bytes:.1f}x",
             _number(row.speedup, ".1f", "x"),
             ", ".join(limits),
         )
@@ -235,9 +261,17 @@ def page(rows: Sequence[Row]) -> str:
     wide = [row for row in compiled if row.float_error is not None and row.float_error > 1e-5]
     coarse = [row for row in compiled if row.layer_sqnr is not None and row.layer_sqnr < 35]
     alone = [row for row in compiled if row.own_sqnr is not None and row.own_sqnr < 35]
+    ruined = [row for row in compiled if row.worst is not None and row.worst < 30]
+    larger = [
+        row for row in compiled if row.bytes is not None and row.float_bytes is not None and row.bytes > row.float_bytes
+    ]
+    slower = [row for row in compiled if row.speedup is not None and row.speedup < 1]
     rate = statistics.median(row.speedup for row in compiled if row.speedup is not None) if compiled else 0.0
     return f"""{HEAD}
 {len(compiled)} of {len(rows)} models compile. Median speed-up {rate:.1f}x.
+{_exceptions("Worst output below 30 dB", [(row, f"{row.worst:.1f} dB") for row in ruined])}
+{_exceptions("Larger than the float export", [(row, f"{(row.bytes or 0) / (row.float_bytes or 1):.1f}x") for row in larger])}
+{_exceptions("Slower than the float export", [(row, f"{row.speedup:.1f}x") for row in slower])}
 {_exceptions("Float lowering error above 1e-5", [(row, f"{row.float_error:.1e}") for row in wide])}
 {_exceptions("Layers below 35 dB, earlier layers' errors included", [(row, f"{row.layer_sqnr:.1f} dB") for row in coarse])}
 {_exceptions("Layers below 35 dB alone", [(row, f"{row.own_sqnr:.1f} dB") for row in alone])}
@@ -273,17 +307,56 @@ digits (64 inputs, 1,347 training and 450 test images), and measured on the test
 
 * **float lowering error**: `precision = "float"` against PyTorch, largest difference over the largest output, on test images
   and on inputs 4 times as large, outside every grid;
-* **int8 SQNR**: 8-bit tables and weights, at the model's output and at the worst layer, with the errors of
-  earlier layers and alone, on the inputs that it has in the float model;
-* **speed-up**: time of the float ONNX export over that of the 8-bit file, batch 32, one thread, both in turns in one process,
-  medians.
+* **SQNR**: what the default recipe makes, whose error gate helps where an output stays below 30 dB: signal about its mean over
+  error, of all outputs together and of the worst one; then at the worst layer, with the errors of earlier layers and alone, on
+  the inputs that it has in the float model;
+* **bytes**, **smaller**: of the file, and how many times as large the float ONNX export is;
+* **faster**: time of the float ONNX export over that of the file, batch 32, one thread, both in turns in one process, medians.
 
 A model that does not compile has the text of its error as reason.
 """
 
 
-def main() -> None:
-    """Measure and write the page."""
+FIGURES = Path(__file__).with_name("compatibility.json")
+_MORE_BYTES, _LESS_DB = 1.02, 0.5
+
+
+def figures(row: Row) -> dict[str, float | None]:
+    """Give what must not get worse: bytes, and dB of all outputs and of the worst one."""
+    return {"bytes": row.bytes, "sqnr": row.sqnr, "worst": row.worst}
+
+
+def worse(before: Mapping[str, float | None], after: Mapping[str, float | None]) -> list[str]:
+    """List what got worse: bytes by 2 %, or dB by 0.5; a figure that is gone is worse, too."""
+    found = []
+    for name, old in before.items():
+        new = after.get(name)
+        if old is None:
+            continue
+        if new is None:
+            found.append(f"{name} {old:,.6g} -> none")
+        elif new > _MORE_BYTES * old if name == "bytes" else new < old - _LESS_DB:
+            found.append(f"{name} {old:,.6g} -> {new:,.6g}")
+    return found
+
+
+def check(models: Sequence[FamilyModel]) -> int:
+    """Measure bytes and dB again, print what got worse, and give the exit code."""
+    stored, failed = read_results(FIGURES), 0
+    for model in models:
+        key = f"{model.family}, {model.source}"
+        with warnings.catch_warnings(), quiet():
+            warnings.simplefilter("ignore")
+            row = measure(model, 0, lambda text: None)
+        found = worse(stored.get(key, {}), figures(row)) + ([row.error] if row.error and key in stored else [])
+        failed += bool(found)
+        print(f"{key}: {'; '.join(found) or 'as good' if key in stored else 'not stored'}", flush=True)
+    print(f"{failed} of {len(models)} got worse")
+    return 1 if failed else 0
+
+
+def main() -> int:
+    """Measure and write the page, or check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="folder of further models, measured instead of the built-in ones")
     parser.add_argument("--only", default="", help="measure only models whose family or source contains this")
@@ -291,11 +364,16 @@ def main() -> None:
     parser.add_argument(
         "--results", type=Path, help="JSON file that keeps results; what is in it is not measured again"
     )
+    parser.add_argument(
+        "--check", action="store_true", help="compare bytes and dB with the stored figures; write nothing"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/compatibility.md"), help="default: %(default)s")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     known = read_results(arguments.results) if arguments.results and arguments.results.is_file() else {}
     models = [*ZOO, *CLIENTS] if arguments.folder is None else list(folder_models(arguments.folder))
+    if arguments.check:
+        return check([model for model in models if arguments.only in f"{model.family}, {model.source}"])
     rows = []
     for model in models:
         key = f"{model.family}, {model.source}"
@@ -312,7 +390,10 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically({arguments.out: page(rows).encode()}, force=True)
     print(f"wrote {arguments.out}", file=sys.stderr)
+    if arguments.folder is None and not arguments.only:
+        write_results(FIGURES, {f"{row.family}, {row.source}": figures(row) for row in rows if not row.error})
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

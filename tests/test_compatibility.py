@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.compatibility import Row, folder_models, measure, page
+from benchmarks.compatibility import FIGURES, Row, figures, folder_models, measure, page, worse
 from benchmarks.digit_models import FamilyModel, load, train
+from benchmarks.results_file import read_results
 
 
 class Powers(nn.Module):
@@ -50,6 +51,26 @@ def test_a_model_that_does_not_compile_has_its_error() -> None:
     assert "Layers below 35 dB alone: none." in text
     assert "| 30.0 dB | 36.0 dB |" in text
     assert f"1. {row.error}" in text
+
+
+def test_what_got_worse_is_found_and_nothing_else() -> None:
+    stored = {"bytes": 1000, "sqnr": 45.0, "worst": 40.0}
+    assert worse(stored, {"bytes": 1019, "sqnr": 44.6, "worst": 50.0}) == []
+    assert worse(stored, {"bytes": 1021, "sqnr": 44.4, "worst": None}) == [
+        "bytes 1,000 -> 1,021",
+        "sqnr 45 -> 44.4",
+        "worst 40 -> none",
+    ]
+    row = Row("good", "zoo", sqnr=45.0, worst=40.0, bytes=1000)
+    assert worse(figures(row), figures(row)) == []
+
+
+def test_figures_are_stored_for_every_model_of_the_table() -> None:
+    stored = read_results(FIGURES)
+    assert len(stored) >= 36
+    for figures_of_model in stored.values():
+        assert set(figures_of_model) == {"bytes", "sqnr", "worst"}
+        assert figures_of_model["worst"] <= figures_of_model["sqnr"] + 0.01
 
 
 def test_models_of_a_folder(tmp_path: Path) -> None:
