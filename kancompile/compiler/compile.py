@@ -95,8 +95,13 @@ def compile(
     lowering = lowering_with(x)
     float_bytes = parameter_bytes(model)
 
+    def file_bytes(recipe: Recipe, lowered: Program) -> int:
+        program = for_target(chosen_target, lowered, x, timings)
+        content = write(chosen_target, program, describe(program, samples, recipe, target, seed), recipe)
+        return int(chosen_target.facts(content).get("stored_bytes", len(content)))
+
     def build() -> tuple[Recipe, Program, Program, dict[str, Any], bytes]:
-        gate = ErrorGate(captured, samples, lowering, float_bytes)
+        gate = ErrorGate(captured, samples, lowering, float_bytes, file_bytes)
         held, lowered = gate.hold(chosen)
         fresh = fresh_data_error(captured, x, held, lowering_with, seed)
         notes = [] if about_inputs is None else [f"inputs: {about_inputs}"]

@@ -56,6 +56,7 @@ class ErrorGate:
         samples: Calibration,
         lower: Callable[[Recipe], Program],
         float_bytes: int | None = None,
+        file_bytes: Callable[[Recipe, Program], int] | None = None,
     ) -> None:
         """Take what is compared.
 
@@ -64,8 +65,10 @@ class ErrorGate:
             samples: calibration samples.
             lower: lowers by a recipe.
             float_bytes: bytes of the float model's parameters, where they are known.
+            file_bytes: bytes of the file that a program makes; of its constants alone where it is not given.
         """
         self.captured, self.samples, self.lower, self.float_bytes = captured, samples, lower, float_bytes
+        self.file_bytes = file_bytes or (lambda _, program: constant_bytes(program))
         self.trials = LayerTrials(captured, samples.samples, lower)
         self.refinements: list[Refinement] = []
         self.worst: OutputError | None = None
@@ -122,7 +125,12 @@ class ErrorGate:
 
     def notes(self) -> list[str]:
         """Return lines for the report."""
-        return [step.note(self.wanted) for step in self.refinements]
+        found = [step.note(self.wanted) for step in self.refinements]
+        if found and self.worst is not None:
+            found.append(
+                f"error gate: after that the worst output is at {self.worst.sqnr_db:.1f} dB on the calibration samples"
+            )
+        return found
 
     def _misses(self, recipe: Recipe, program: Program, measured: ErrorMeasure) -> bool:
         """Whether an output misses what is wanted of it; sets what that is."""
@@ -288,18 +296,21 @@ class ErrorGate:
             return None
         noise = self.trials.noise_now(program, integer)
         order = sorted(integer, key=lambda name: -float(noise[name].sum()) if name in noise else 0.0)
-        now = constant_bytes(program)
+        now = self.file_bytes(recipe, program)
         best: NextStep | None = None
         withheld = self._withheld(recipe, program, order[0]) if self.trials.left > 0 else []
+        if recipe.for_layer(order[0]).weight_bits < 8:
+            withheld.append({"weight_bits": 8})
         for change in (*withheld, {"precision": "int16"}):
             for count in dict.fromkeys((1, len(order)) if self.trials.left > 0 else (len(order),)):
                 try:
                     with quiet():
-                        better = self.lower(recipe.with_overrides(dict.fromkeys(order[:count], change)))
-                except KanCompileError:  # functions without such a form
+                        changed = recipe.with_overrides(dict.fromkeys(order[:count], change))
+                        better = self.lower(changed)
+                        more = self.file_bytes(changed, better) - now
+                except KanCompileError:  # functions, or a target, without such a form
                     continue
-                reached = self._measure(better).worst_db
-                step = NextStep(tuple(order[:count]), change, reached, constant_bytes(better) - now)
+                step = NextStep(tuple(order[:count]), change, self._measure(better).worst_db, more)
                 if step.worst_db >= self.wanted:
                     return step
                 best = step if best is None or step.worst_db > best.worst_db else best

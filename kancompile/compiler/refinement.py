@@ -55,7 +55,7 @@ class NextStep:
         layers: to be changed.
         change: recipe keys and their values.
         worst_db: least ratio of any output then, on the calibration samples.
-        extra_bytes: how many more the constants would take.
+        extra_bytes: how many more the file would take.
     """
 
     layers: tuple[str, ...]

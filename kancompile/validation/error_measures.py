@@ -243,6 +243,12 @@ class ErrorMeasure:
         )
 
     @property
+    def largest_share(self) -> float | None:
+        """Largest error of any output as a share of that output's range; ``None`` where none varies."""
+        shares = (self._largest / (self._high - self._low))[~self.is_constant & (self._high > self._low)]
+        return float(shares.max()) if len(shares) else None
+
+    @property
     def mean_abs(self) -> float:
         """Mean absolute difference."""
         return self.absolute / self.count if self.count else 0.0

@@ -46,6 +46,7 @@ class Validation:
         outside: share of the input values outside what the file was calibrated with, ``None`` where it does not say.
         notes: what a reader should know, such as how labels were read.
         reasons: why it did not pass.
+        is_limited: whether any limit was set; without one, nothing but ruined outputs fails.
     """
 
     model: str
@@ -61,6 +62,7 @@ class Validation:
     outside: float | None
     notes: tuple[str, ...]
     reasons: tuple[str, ...]
+    is_limited: bool
 
     @property
     def passed(self) -> bool:
@@ -109,14 +111,16 @@ class Validation:
             head = ["layer", "SQNR dB", "worst dB", "own dB", "max error"]
             lines += aligned([head, *(layer.cells() for layer in self.layers)])
         lines += [f"note: {note}" for note in self.notes]
-        lines.append("passed" if self.passed else "not passed: " + "; ".join(self.reasons))
+        passed = "passed" if self.is_limited else "no limit was set (min_sqnr, max_drop); no output is ruined"
+        lines.append(passed if self.passed else "not passed: " + "; ".join(self.reasons))
         return "\n".join(lines)
 
     def _cells(self, measure: ErrorMeasure) -> list[str]:
         worst = measure.worst
         assert worst is not None
         shares = ["" if worst.is_constant else f"{100 * worst.rms_share:.2g} % of spread"]
-        shares.append("" if worst.largest_share is None else f"{100 * worst.largest_share:.2g} % of range")
+        largest = measure.largest_share
+        shares.append("" if largest is None else f"{100 * largest:.2g} % of range")
         agreement = "" if measure.agreement is None else f"{measure.agreement:.2f} %"
         return [
             f"{measure.sqnr_db:.2f}",
@@ -237,6 +241,7 @@ def validate(
         share,
         tuple(notes),
         tuple(reasons),
+        any(limit is not None for limit in (min_sqnr, max_drop, min_agreement)),
     )
 
 

@@ -124,14 +124,19 @@ def test_what_misses_the_goal_is_told_the_next_step() -> None:
     assert after.manifest["error_gate"]["worst"]["sqnr_db"] == pytest.approx(step["worst_db"], abs=0.01)
 
 
-def test_bits_that_a_user_chose_stay_and_16_are_named() -> None:
-    recipe = {"weight_bits": 2, "method": "awq+gptq", "range": "minmax", "column_scaling": 0.5}
+def test_bits_that_a_user_chose_stay_and_more_are_named() -> None:
+    recipe: dict[str, Any] = {"weight_bits": 2, "method": "awq+gptq", "range": "minmax", "column_scaling": 0.5}
     compiled = kancompile.compile(make_model(), make_inputs(), recipe=recipe)
     gate = compiled.manifest["error_gate"]
     assert 12 < gate["worst"]["sqnr_db"] < 20
     assert all(layer["weight_bits"] == 2 for layer in compiled.manifest["layers"])
-    assert gate["next_step"]["change"] == {"precision": "int16"}
-    assert gate["next_step"]["worst_db"] >= 20
+    step = gate["next_step"]
+    assert step["change"] == {"weight_bits": 8}
+    assert step["worst_db"] >= 20
+    # the bytes that are named are those of the file
+    more = {"layers": [[name, step["change"]] for name in step["layers"]]}
+    after = kancompile.compile(make_model(), make_inputs(), recipe=recipe | more)
+    assert step["extra_bytes"] == pytest.approx(len(after.model_bytes) - len(compiled.model_bytes), abs=600)
 
 
 class Differences(nn.Module):

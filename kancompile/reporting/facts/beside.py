@@ -18,10 +18,9 @@ def worse_than_float(manifest: Mapping[str, Any], beside: BesideFloat) -> list[s
     found = []
     if beside.is_larger:
         assert beside.float_bytes is not None
-        found.append(
-            f"the file is {beside.compiled_bytes / beside.float_bytes:.1f} times as large as the float export: "
-            f"{_cause_of_bytes(manifest, beside)}"
-        )
+        ratio = beside.compiled_bytes / beside.float_bytes
+        much = f"{ratio:.1f} times as large as" if ratio >= 1.1 else f"{100 * (ratio - 1):.2g} % larger than"
+        found.append(f"the file is {much} the float export: {_cause_of_bytes(manifest, beside)}")
     if beside.slower:
         times = " and ".join(f"{1 / time.ratio:.1f} times at batch {time.batch}" for time in beside.slower)
         found.append(f"the file takes longer than {beside.timed}, {times}: {_cause_of_time(manifest)}")
@@ -44,24 +43,25 @@ def _cause_of_bytes(manifest: Mapping[str, Any], beside: BesideFloat) -> str:
         )
     if 2 * sum(wide.values()) > total:
         name = max(wide, key=lambda layer: wide[layer])
-        return f"layer {name!r} holds {wide[name]:,} bytes in more than 8 bits; --layer '{name}' precision=int8"
+        smaller = f"--layer '{name}' precision=int8 is smaller and less exact"
+        return f"layer {name!r} holds {wide[name]:,} bytes in more than 8 bits; {smaller}"
     if sum(tables.values()) > sum(weights.values()):
         name = max(tables, key=lambda layer: tables[layer])
         rows = max(
             (entry.get("levels", 0) for layer in layers if layer["name"] == name for entry in layer["expansions"]),
             default=0,
         )
-        fewer = f"; --layer '{name}' levels={rows // 2} halves them" if rows >= 8 else ""
+        fewer = f"; --layer '{name}' levels={rows // 2} halves them and costs accuracy" if rows >= 8 else ""
         return f"tables of layer {name!r} hold {tables[name]:,} bytes{fewer}"
     name = max(weights, key=lambda layer: weights[layer])
-    return f"weights of layer {name!r} hold {weights[name]:,} bytes; --weight-bits 4 halves them"
+    return f"weights of layer {name!r} hold {weights[name]:,} bytes; --weight-bits 4 halves them and costs accuracy"
 
 
 def _cause_of_time(manifest: Mapping[str, Any]) -> str:
     layers = manifest["layers"]
     wide = [layer["name"] for layer in layers if layer["weight_bits"] > 8]
     if wide:
-        return f"layer {wide[0]!r} computes in float behind a table; --layer '{wide[0]}' precision=int8"
+        return f"layer {wide[0]!r} computes in float behind a table; --layer '{wide[0]}' precision=int8 is faster and less exact"
     if manifest["recipe"]["storage"] == "smallest" and any(layer["weight_bits"] < 8 for layer in layers):
         return "weights are unpacked from fewer than 8 bits; --storage fastest keeps them as int8"
     looked_up = {

@@ -44,14 +44,13 @@ def needs_int16(manifest: Mapping[str, Any], input_shape: Sequence[int], result:
     """Name 16 bits where errors of 8 bits weigh more than a ratio shows: outputs of unlike scale, and loops."""
     if any(layer["weight_bits"] > 8 for layer in manifest["layers"]):
         return None
+    found = []
     if manifest.get("error_gate", {}).get("outputs_differ_in_scale"):
-        return (
-            "spreads of the outputs differ by more than 100 times: where they are compared or added as they are, use "
-            "--precision int16"
+        found.append(
+            "spreads of the outputs differ by more than 100 times, where they are compared or added as they are"
         )
     if not result.is_classifier and result.compiled.n_outputs == input_shape[-1] > 1 and len(input_shape) == 1:
-        return (
-            "outputs have the shape of inputs: where they are fed back (a closed loop, a rollout) errors of every step add up; "
-            "use --precision int16 there"
+        found.append(
+            "outputs have the shape of inputs, where they are fed back (a closed loop, a rollout) and errors of every step add up"
         )
-    return None
+    return f"{'; '.join(found)}: use --precision int16 there" if found else None
