@@ -7,7 +7,7 @@ from kancompile.data.held_out import DividedSamples, read_divided
 from kancompile.data.model import Reference, evaluating, load_model, parameter_bytes, parse_factory_args
 from kancompile.data.sample_arrays import shape_hint
 from kancompile.data.state_dict import load_state_dict
-from kancompile.data.trial_run import check_fits
+from kancompile.data.trial_run import check_fits, check_one_input
 
 __all__ = [
     "LEAST_TO_SPLIT",
@@ -15,6 +15,7 @@ __all__ = [
     "DividedSamples",
     "Reference",
     "check_fits",
+    "check_one_input",
     "evaluating",
     "load_calibration",
     "load_exported",

@@ -23,7 +23,8 @@ def check_fits(reference: Reference, samples: Calibration) -> None:
     """
     x = samples.samples[:2]
     if isinstance(reference, nn.Module):
-        _check_inputs(reference)
+        _check_forward(reference)
+        check_one_input(reference)
     try:
         with evaluating(reference) as model, torch.no_grad():
             output = model(x)
@@ -51,13 +52,12 @@ def check_fits(reference: Reference, samples: Calibration) -> None:
         )
 
 
-def _check_inputs(model: nn.Module) -> None:
-    """Refuse a forward that cannot be called with one positional tensor, or that nobody wrote."""
-    name = type(model).__name__
-    if type(model).forward is nn.Module.forward and "forward" not in vars(model):
-        raise KanCompileError(
-            f"model {name!r}: found no method forward, expected forward(self, x); define it in the class"
-        )
+def check_one_input(model: nn.Module) -> None:
+    """Refuse a forward that cannot be called with one positional tensor, before longer words of whoever calls it.
+
+    Raises:
+        KanCompileError: it needs another number of inputs.
+    """
     try:
         signature = inspect.signature(model.forward)
     except (TypeError, ValueError):  # a compiled forward has none
@@ -66,9 +66,17 @@ def _check_inputs(model: nn.Module) -> None:
         signature.bind(torch.empty(0))
     except TypeError as error:
         raise KanCompileError(
-            f"model {name!r}: found forward{signature}, expected exactly one tensor input ({error}); "
+            f"model {type(model).__name__!r}: found forward{signature}, expected exactly one tensor input ({error}); "
             "wrap the model in a module of one input"
         ) from None
+
+
+def _check_forward(model: nn.Module) -> None:
+    """Refuse a class whose forward nobody wrote."""
+    if type(model).forward is nn.Module.forward and "forward" not in vars(model):
+        raise KanCompileError(
+            f"model {type(model).__name__!r}: found no method forward, expected forward(self, x); define it in the class"
+        )
 
 
 def _check_weights(model: nn.Module) -> None:

@@ -8,7 +8,6 @@ user's line.
 from __future__ import annotations
 
 import functools
-import inspect
 import io
 import logging
 import os
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from kancompile.data import load_exported
+from kancompile.data import check_one_input, load_exported
 from kancompile.errors import KanCompileError, error_source, reason
 from kancompile.frontend.trace.decompositions import DECOMPOSITIONS, WHOLE, is_checked
 
@@ -145,7 +144,7 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 def _trace(model: nn.Module, rows: Tensor) -> ExportedProgram:
     name = type(model).__name__
-    _check_arguments(model)
+    check_one_input(model)
     failures: list[tuple[str, str]] = []
     for strict in (False, True):
         try:
@@ -165,21 +164,6 @@ def _trace(model: nn.Module, rows: Tensor) -> ExportedProgram:
         f"batch ({reasons}), expected tensor operations only; replace choices that depend on data by torch.where and "
         "sizes by x.shape[0]"
     )
-
-
-def _check_arguments(model: nn.Module) -> None:
-    """Refuse a forward that cannot be called with one positional tensor, before the tracer's longer words."""
-    try:
-        signature = inspect.signature(model.forward)
-    except (TypeError, ValueError):  # a compiled forward has none
-        return
-    try:
-        signature.bind(torch.empty(0))
-    except TypeError as error:
-        raise KanCompileError(
-            f"model {type(model).__name__!r}: found forward{signature}, expected exactly one tensor input ({error}); "
-            "wrap the model in a module of one input"
-        ) from None
 
 
 def _has_dynamic_batch(traced: ExportedProgram) -> bool:
