@@ -34,8 +34,7 @@ from benchmarks.results_file import read_results, write_results
 from benchmarks.zoo_models import ZOO
 from kancompile.compiler.atomic_write import write_atomically
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.polynomial import PolynomialExpansion
-from kancompile.ir.program import Program
+from kancompile.ir import PolynomialExpansion, Program
 from kancompile.passes.lowering import lower
 from kancompile.progress import quiet
 from kancompile.recipe import read_recipe

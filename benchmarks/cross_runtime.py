@@ -38,7 +38,7 @@ from examples.zoo import efficient_kan, kagn_conv
 from examples.zoo.gram_kan import gram_polynomials
 from kancompile.compiler.compiled_model import CompiledModel
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.table import TableExpansion
+from kancompile.ir import TableExpansion
 from kancompile.progress import quiet
 from kancompile.runtimes import RUNTIMES
 from kancompile.runtimes.contract import Prepared, Runtime, available

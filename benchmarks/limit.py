@@ -29,7 +29,7 @@ import kancompile
 from benchmarks.measured_models import MeasuredModel, add_model_arguments, measured_models
 from benchmarks.results_file import write_results
 from kancompile.compiler.compiled_model import CompiledModel
-from kancompile.ir.contraction import QuantizedContraction
+from kancompile.ir import IntegerContraction
 from kancompile.progress import quiet, say
 from kancompile.runtimes.machine import describe_machine
 from kancompile.runtimes.session import RuntimeModel
@@ -49,7 +49,7 @@ def contractions_file(compiled: CompiledModel) -> bytes:
     nodes, initializers, inputs, outputs = [], [], [], []
     for number, layer in enumerate(compiled.program.layers()):
         contraction = compiled.program.module(layer.contraction)
-        if not isinstance(contraction, QuantizedContraction) or len(contraction.group_sizes) != 1:
+        if not isinstance(contraction, IntegerContraction) or contraction.geometry or len(contraction.group_sizes) != 1:
             raise SystemExit(f"layer {layer.name!r}: found {contraction!r}, expected one integer product")
         name = f"product_{number}"
         codes, scale = contraction.weights[0].numpy(), contraction.scales[0].numpy()

@@ -9,12 +9,17 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
-from kancompile.ir.expansion import Branch, Expansion
-from kancompile.ir.geometry import Geometry
-from kancompile.ir.index import IndexQuantizer
-from kancompile.ir.program import Program
-from kancompile.ir.table import TableExpansion
+from kancompile.ir import (
+    Branch,
+    Contraction,
+    Expansion,
+    Geometry,
+    HandOver,
+    IndexQuantizer,
+    IntegerContraction,
+    Program,
+    TableExpansion,
+)
 
 
 @dataclass(frozen=True)
@@ -79,17 +84,18 @@ def integer_convolutions(
         spatial = layer.geometry.out_size(spatial, layer.kernel)
         last = number + 1 == len(layers)
         fan_in = columns * math.prod(layer.kernel)
-        root[f"layer{number}_convolve"] = QuantizedConvContraction(
+        root[f"layer{number}_convolve"] = IntegerContraction(
             f"layers.{number}",
             torch.randint(-limit + (weight_bits == 8), limit, shape, dtype=torch.int8, generator=generator),
             torch.randint(-2000, 2000, (layer.n_out,), dtype=torch.int32, generator=generator),
-            (torch.rand(layer.n_out, generator=generator) + 0.5) * 2.0 / (255 * limit * fan_in**0.5),
-            layer.geometry,
+            (torch.rand(1, layer.n_out, generator=generator) + 0.5) * 2.0 / (255 * limit * fan_in**0.5),
             (layer.n_out, *spatial),
+            layer.geometry,
             zero_point,
             weight_bits,
-            index if not last else IndexQuantizer(0.03, 120, 256),
-            "index" if fused and not last else "real",
+            hands_over=HandOver(
+                "rows" if fused and not last else "real", index if not last else IndexQuantizer(0.03, 120, 256)
+            ),
         )
         value = graph.call_module(f"layer{number}_convolve", tuple(nodes))
         channels = layer.n_out
@@ -152,12 +158,12 @@ def float_convolutions(
         columns = shape[0] // layer.groups * (degree + 2)
         weight = torch.randn(layer.n_out, columns, *layer.kernel, generator=generator)
         shape = (layer.n_out, *layer.geometry.out_size(shape[1:], layer.kernel))
-        root[f"layer{number}_convolve"] = ConvContraction(
+        root[f"layer{number}_convolve"] = Contraction(
             f"layers.{number}",
             weight / (columns * math.prod(layer.kernel)) ** 0.5,
             torch.randn(layer.n_out, generator=generator) / 10,
-            layer.geometry,
             shape,
+            layer.geometry,
         )
         value = graph.call_module(f"layer{number}_convolve", tuple(nodes))
     graph.output(value)

@@ -7,11 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import fx, nn
 
-from kancompile.ir.contraction import Contraction, QuantizedContraction
-from kancompile.ir.expansion import Branch, Expansion
-from kancompile.ir.index import IndexQuantizer
-from kancompile.ir.program import Program
-from kancompile.ir.table import TableExpansion
+from kancompile.ir import (
+    REAL,
+    Branch,
+    Contraction,
+    Expansion,
+    IndexQuantizer,
+    IntegerContraction,
+    Program,
+    TableExpansion,
+    rows_of,
+)
 
 
 def integer_program(
@@ -48,15 +54,17 @@ def integer_program(
         columns = n_in * k
         sizes = [columns // groups] * (groups - 1) + [columns - columns // groups * (groups - 1)]
         hands_index = fused and groups == 1 and number + 2 < len(widths) and indices[number + 1].is_8_bit
-        contraction = QuantizedContraction(
+        contraction = IntegerContraction(
             f"layers.{number}",
-            torch.randint(-limit + (weight_bits == 8), limit, (columns, n_out), dtype=torch.int8, generator=generator),
+            torch.randint(
+                -limit + (weight_bits == 8), limit, (columns, n_out), dtype=torch.int8, generator=generator
+            ).T,
             torch.randint(-2000, 2000, (n_out,), dtype=torch.int32, generator=generator),
             (torch.rand(groups, n_out, generator=generator) + 0.5) * 2.0 / (255 * limit * columns**0.5),
             (n_out,),
-            weight_bits,
-            sizes,
-            indices[number + 1] if hands_index else None,
+            weight_bits=weight_bits,
+            group_sizes=sizes,
+            hands_over=rows_of(indices[number + 1]) if hands_index else REAL,
         )
         root[f"layer{number}_expand"], root[f"layer{number}_contract"] = expansion, contraction
         value = graph.call_module(f"layer{number}_expand", (value,))

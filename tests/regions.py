@@ -8,9 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from examples.zoo.efficient_kan import b_spline_basis
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.expansion import Branch, Expansion
-from kancompile.ir.program import Program
+from kancompile.ir import Branch, Contraction, Expansion, Program
 
 
 class Pointwise(nn.Module):

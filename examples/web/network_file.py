@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from kancompile.errors import KanCompileError
-from kancompile.ir import Program, QuantizedContraction, TableExpansion
+from kancompile.ir import IntegerContraction, Program, TableExpansion
 
 
 def describe_network(program: Program) -> list[dict[str, Any]]:
@@ -51,12 +51,13 @@ def describe_network(program: Program) -> list[dict[str, Any]]:
     return described
 
 
-def _pair(program: Program, number: int) -> tuple[TableExpansion, QuantizedContraction]:
+def _pair(program: Program, number: int) -> tuple[TableExpansion, IntegerContraction]:
     layer = program.layers()[number]
     contraction = program.module(layer.contraction)
     tables = [program.module(target) for target in layer.expansions]
     if (
-        not isinstance(contraction, QuantizedContraction)
+        not isinstance(contraction, IntegerContraction)
+        or contraction.geometry is not None
         or len(contraction.group_sizes) != 1
         or len(tables) != 1
         or not isinstance(tables[0], TableExpansion)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kancompile.ir import Contraction, Layer, Program, TableExpansion
+from kancompile.ir import Program
 from kancompile.recipe import LayerRecipe
 
 FREE, ROWS, FUNCTIONS, PRECISION = "free", "rows", "functions", "precision"
@@ -61,7 +61,7 @@ def rungs(chosen: LayerRecipe, captured: Program, lowered: Program, name: str) -
 
 def _methods(chosen: LayerRecipe, captured: Program, name: str) -> list[str]:
     """Methods beside the one in use that take seconds; those that learn take minutes, so that only a user asks for them."""
-    columns = captured.module(_layer(captured, name).contraction).weight[0].numel()  # type: ignore[index, union-attr]
+    columns = captured.contraction(captured.layer(name)).products
     if chosen.granularity == "group" or (chosen.method == "auto" and chosen.weight_bits == 8):
         return []  # auto has tried them already where rounding matters
     quick = {"gptq": columns <= _MOST_COLUMNS, "awq+gptq": columns <= _FEW_COLUMNS}
@@ -69,19 +69,14 @@ def _methods(chosen: LayerRecipe, captured: Program, name: str) -> list[str]:
 
 
 def _is_convolution(captured: Program, name: str) -> bool:
-    return not isinstance(captured.module(_layer(captured, name).contraction), Contraction)
-
-
-def _layer(program: Program, name: str) -> Layer:
-    return next(layer for layer in program.layers() if layer.name == name)
+    return captured.contraction(captured.layer(name)).geometry is not None
 
 
 def _finer_levels(captured: Program, lowered: Program, name: str) -> list[int]:
     """Give numbers of rows to try, none where the tables cannot have more or are not what is measured."""
     if _is_convolution(captured, name):
         return []  # a table behind a convolution is read by its 8-bit output
-    tables = [lowered.module(target) for target in _layer(lowered, name).expansions]
-    found = [table for table in tables if isinstance(table, TableExpansion)]
+    found = lowered.tables(lowered.layer(name)).values()
     if not found:
         return []
     now = max(table.index.levels for table in found)

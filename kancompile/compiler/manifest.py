@@ -14,16 +14,7 @@ from typing import Any
 
 from kancompile.compiler.left_in_float import left_in_float
 from kancompile.data import Calibration
-from kancompile.ir import (
-    Contraction,
-    ConvContraction,
-    Layer,
-    PolynomialExpansion,
-    Program,
-    QuantizedContraction,
-    QuantizedConvContraction,
-    TableExpansion,
-)
+from kancompile.ir import Layer, Program
 from kancompile.passes import prove_layer
 from kancompile.recipe import Recipe
 from kancompile.runtimes import CALIBRATED_RANGE
@@ -92,55 +83,8 @@ def describe(program: Program, samples: Calibration, recipe: Recipe, target: str
 
 def describe_layer(program: Program, layer: Layer) -> dict[str, Any]:
     """Describe one layer of a lowered program as plain data."""
-    contraction = program.module(layer.contraction)
-    described: dict[str, Any] = {"name": layer.name, "expansions": []}
-    for target in layer.expansions:
-        module = program.module(target)
-        entry: dict[str, Any] = {"form": type(module).__name__, "n_in": int(module.n_in), "k": int(module.k)}  # type: ignore[arg-type]
-        if isinstance(module, TableExpansion):
-            entry |= {
-                "levels": module.index.levels,
-                "low": module.index.low,
-                "high": module.index.high,
-                "tables": module.n_tables,
-                "table_bytes": module.table.numel(),
-                "branches": dict(zip(module.branch_names, module.branch_sizes, strict=True)),
-                "reads": module.input,
-            }
-        elif isinstance(module, PolynomialExpansion):
-            entry |= module.describe()
-        described["expansions"].append(entry)
-    if isinstance(contraction, QuantizedContraction):
-        weights = sum(codes.numel() for codes in contraction.weights)
-        factors = contraction.multiplier
-        groups = contraction.group_sizes if factors is None else factors.group_sizes
-        described |= {
-            "n_out": contraction.n_out,
-            "columns": sum(contraction.group_sizes),
-            "weight_bits": contraction.weight_bits,
-            "scale_groups": len(groups),
-            "weight_bytes": -(-weights * contraction.weight_bits // 8)
-            + (0 if factors is None else factors.factors.numel()),
-            "hands_over": "real values" if contraction.output is None else "row numbers",
-        }
-    elif isinstance(contraction, QuantizedConvContraction):
-        described |= {
-            "n_out": contraction.n_out,
-            "columns": contraction.weight[0].numel(),
-            "kernel": list(contraction.kernel),
-            "weight_bits": contraction.weight_bits,
-            "scale_groups": 1,
-            "weight_bytes": -(-contraction.weight.numel() * contraction.weight_bits // 8),
-            "hands_over": "row numbers" if contraction.hands_over == "index" else "real values",
-        }
-    elif isinstance(contraction, Contraction | ConvContraction):
-        described |= {
-            "n_out": contraction.n_out,
-            "columns": contraction.weight[0].numel(),
-            "weight_bits": 32 if contraction.codes is None else 16,
-            "weight_bytes": contraction.weight.numel() * (4 if contraction.codes is None else 2),
-            "hands_over": "real values",
-        }
+    expansions = [expansion.describe() for expansion in program.expansions(layer)]
+    described = {"name": layer.name, "expansions": expansions, **program.contraction(layer).describe()}
     proof = prove_layer(program, layer)
     if proof is not None:
         described["int16_pairs"] = {"exact": proof.holds} | asdict(proof)
@@ -149,22 +93,9 @@ def describe_layer(program: Program, layer: Layer) -> dict[str, Any]:
 
 def constant_bytes(program: Program) -> int:
     """Count the bytes of tables and weights as a file stores them."""
-    total = 0
-    for layer in program.layers():
-        module = program.module(layer.contraction)
-        if isinstance(module, QuantizedContraction):
-            total += -(-sum(codes.numel() for codes in module.weights) * module.weight_bits // 8)
-        elif isinstance(module, QuantizedConvContraction):
-            total += -(-module.weight.numel() * module.weight_bits // 8)
-        elif isinstance(module, Contraction | ConvContraction):
-            total += module.weight.numel() * (4 if module.codes is None else 2)
-        for target in layer.expansions:
-            expansion = program.module(target)
-            if isinstance(expansion, TableExpansion):
-                total += expansion.table.numel()
-            elif isinstance(expansion, PolynomialExpansion):
-                total += sum(value.numel() * value.element_size() for value in expansion.buffers())
-    return total
+    layers = program.layers()
+    weights = sum(program.contraction(layer).stored_bytes() for layer in layers)
+    return weights + sum(expansion.stored_bytes() for layer in layers for expansion in program.expansions(layer))
 
 
 def metadata_of(facts: Mapping[str, Any]) -> dict[str, str]:

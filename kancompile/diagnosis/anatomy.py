@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kancompile.diagnosis.laboratory import Laboratory
 from kancompile.diagnosis.tune_cache import recalled
-from kancompile.ir import Contraction, ConvContraction, Expansion, IndexQuantizer, Layer, Program, TableExpansion
+from kancompile.ir import Contraction, Expansion, IndexQuantizer, IntegerContraction, Layer, Program, TableExpansion
 from kancompile.recipe import Recipe
 
 PARTS = ("outside", "levels", "codes", "weights")
@@ -105,16 +105,14 @@ def dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
 def _dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
     alone = laboratory.alone(recipe, name)
     lowered, exact = laboratory.lowered(alone), laboratory.functions(alone)
-    layer, low_layer = _layer(exact, name), _layer(lowered, name)
-    contraction = exact.module(layer.contraction)
-    assert isinstance(contraction, Contraction | ConvContraction)
+    layer, low_layer = exact.layer(name), lowered.layer(name)
+    contraction = exact.node(layer.contraction, Contraction)
     x = _few(exact, layer, laboratory.x)
     floats = exact.trace(x, [*layer.expansions, layer.contraction])
     integers = lowered.trace(x, [*low_layer.expansions, low_layer.contraction])
     looked_up, cut, dead, coded = [], [], 0, []
     for target, table_target in zip(layer.expansions, low_layer.expansions, strict=True):
-        table = lowered.module(table_target)
-        assert isinstance(table, TableExpansion)
+        table = lowered.node(table_target, TableExpansion)
         phi = floats[target][1]
         real = (integers[table_target][1].float() * table.column_scale() + table.column_offset()).reshape(phi.shape)
         inside = _inside(table, floats[target][0][0]).reshape(*phi.shape[:-1], 1)
@@ -126,7 +124,7 @@ def _dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
 
     def mapped(features: list[Tensor]) -> Tensor:
         with torch.no_grad():
-            output: Tensor = _linear(contraction)(*features)
+            output: Tensor = contraction.with_weight(contraction.weight, torch.zeros_like(contraction.bias))(*features)
             return output
 
     phis = [floats[target][1] for target in layer.expansions]
@@ -134,15 +132,15 @@ def _dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
     rows_and_codes = [real - phi - lost for real, phi, lost in zip(looked_up, phis, cut, strict=True)]
     inside_error = float(mapped(rows_and_codes).double().square().mean())
     with torch.no_grad():
-        codes = float(_squared(contraction)(*[value.square() for value in coded]).double().mean())
+        # the map of variances of independent features
+        squared = contraction.with_weight(contraction.weight.square(), torch.zeros_like(contraction.bias))
+        codes = float(squared(*[value.square() for value in coded]).double().mean())
     with torch.no_grad():
         rounded_apart = contraction(*looked_up)
     difference = (integers[low_layer.contraction][1].reshape(rounded_apart.shape) - rounded_apart).double()
-    if isinstance(contraction, Contraction):
-        difference = difference.reshape(-1, contraction.n_out)
-    per_output = [0, *range(2, difference.dim())]
+    difference = contraction.by_output(difference)
     # the bias of the lowered layer takes the mean error up
-    weights = float((difference - difference.mean(per_output, keepdim=True)).square().mean())
+    weights = float((difference - difference.mean(0)).square().mean())
     codes = min(codes, inside_error)
     return _with_ranges(
         laboratory,
@@ -159,11 +157,11 @@ def _dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
             input_low=0.0,
             input_high=0.0,
             rows=0,
-            weight_bits=int(lowered.module(low_layer.contraction).weight_bits),  # type: ignore[arg-type]
+            weight_bits=lowered.node(low_layer.contraction, IntegerContraction).weight_bits,
             reads=_reads(laboratory, recipe, name),
             columns=sum(phi.shape[-2] * phi.shape[-1] for phi in phis),
             dead_columns=dead,
-            is_convolution=isinstance(contraction, ConvContraction),
+            is_convolution=contraction.geometry is not None,
         ),
         exact,
         lowered,
@@ -172,13 +170,12 @@ def _dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
 
 def _with_ranges(laboratory: Laboratory, anatomy: Anatomy, exact: Program, lowered: Program) -> Anatomy:
     """Count the inputs outside of the tables on all samples."""
-    layer, low_layer = _layer(exact, anatomy.layer), _layer(lowered, anatomy.layer)
+    layer, low_layer = exact.layer(anatomy.layer), lowered.layer(anatomy.layer)
     read = exact.inputs(laboratory.x, layer.expansions)
     judged = exact.inputs(laboratory.judging.samples, layer.expansions)
     worst = anatomy
     for target, table_target in zip(layer.expansions, low_layer.expansions, strict=True):
-        table = lowered.module(table_target)
-        assert isinstance(table, TableExpansion)
+        table = lowered.node(table_target, TableExpansion)
         share = float((~_inside(table, read[target])).double().mean())
         index = table.index
         if worst.rows == 0 or share > worst.outside_share:
@@ -197,13 +194,8 @@ def _with_ranges(laboratory: Laboratory, anatomy: Anatomy, exact: Program, lower
 
 def as_prepared(laboratory: Laboratory, name: str) -> list[Expansion]:
     """List the float expansions of a layer."""
-    layer = _layer(laboratory.program, name)
-    modules = [laboratory.program.module(target) for target in layer.expansions]
+    modules = laboratory.program.expansions(laboratory.program.layer(name))
     return [module for module in modules if isinstance(module, Expansion)]
-
-
-def _layer(program: Program, name: str) -> Layer:
-    return next(layer for layer in program.layers() if layer.name == name)
 
 
 def _few(program: Program, layer: Layer, x: Tensor) -> Tensor:
@@ -215,11 +207,7 @@ def _few(program: Program, layer: Layer, x: Tensor) -> Tensor:
 
 def _inside(table: TableExpansion, x: Tensor) -> Tensor:
     """Say for every input, bool ``[b, *, n_in]``, whether it lies within half a row of the table."""
-    half = table.index.scale / 2
-    inside = within(table.index, x, half)
-    if table.channels_first:
-        return inside.movedim(1, -1)
-    return inside.reshape(-1, *table.in_shape)
+    return table.inputs_last(within(table.index, x, table.index.scale / 2))
 
 
 def within(index: IndexQuantizer, x: Tensor, margin: float) -> Tensor:
@@ -228,23 +216,8 @@ def within(index: IndexQuantizer, x: Tensor, margin: float) -> Tensor:
     return (x >= index.low - slack) & (x <= index.high + slack)
 
 
-def _linear(contraction: Contraction | ConvContraction) -> Contraction | ConvContraction:
-    return _with(contraction, contraction.weight, torch.zeros_like(contraction.bias))
-
-
-def _squared(contraction: Contraction | ConvContraction) -> Contraction | ConvContraction:
-    """Give the map of variances of independent features."""
-    return _with(contraction, contraction.weight.square(), torch.zeros_like(contraction.bias))
-
-
-def _with(contraction: Contraction | ConvContraction, weight: Tensor, bias: Tensor) -> Contraction | ConvContraction:
-    if isinstance(contraction, ConvContraction):
-        return ConvContraction(contraction.layer, weight, bias, contraction.geometry, contraction.out_shape)
-    return Contraction(contraction.layer, weight, bias, contraction.out_shape)
-
-
 def _reads(laboratory: Laboratory, recipe: Recipe, name: str) -> str:
     """Say what the layer's first table reads in the program with all layers lowered."""
     program = laboratory.lowered(recipe)
-    table = program.module(_layer(program, name).expansions[0])
-    return table.input if isinstance(table, TableExpansion) else "real"
+    tables = program.tables(program.layer(name))
+    return next(iter(tables.values())).input if tables else "real"

@@ -18,8 +18,6 @@ from kancompile.data import Calibration
 from kancompile.diagnosis.tune_cache import recalled
 from kancompile.errors import KanCompileError
 from kancompile.ir import (
-    Contraction,
-    ConvContraction,
     Program,
 )
 from kancompile.passes import Lowering, RecentlyUsed, prepare
@@ -205,10 +203,8 @@ class Laboratory:
         """Replace slow rounding methods of wide layers by ``uniform``; say in which layers that was done."""
         slow = []
         for layer in self.program.layers():
-            module = self.program.module(layer.contraction)
-            assert isinstance(module, Contraction | ConvContraction)
             chosen = recipe.for_layer(layer.name)
-            if chosen.rounding_method != "uniform" and module.weight[0].numel() > SLOW_COLUMNS:
+            if chosen.rounding_method != "uniform" and self.program.contraction(layer).products > SLOW_COLUMNS:
                 slow.append(layer.name)
         return (recipe.with_overrides({name: {"method": "uniform"} for name in slow}) if slow else recipe), slow
 

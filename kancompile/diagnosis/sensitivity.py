@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kancompile.diagnosis.laboratory import Laboratory, Outcome
-from kancompile.ir import Contraction, Layer, Program, QuantizedContraction, TableExpansion
+from kancompile.ir import Contraction, IntegerContraction, Layer, Program, TableExpansion, layer_tables
 from kancompile.passes import SplitBranches
 from kancompile.recipe import Recipe
 from kancompile.validation import plain_number
@@ -77,13 +77,12 @@ def branch_programs(laboratory: Laboratory, lowered: Program, name: str) -> Iter
         name: of the layer.
     """
     split = SplitBranches(lambda other: other == name)(laboratory.program)
-    layer = next(layer for layer in split.layers() if layer.name == name)
-    contraction = split.module(layer.contraction)
+    layer = split.layer(name)
+    contraction = split.node(layer.contraction, Contraction)
     taken = _lowered_branches(lowered, name)
-    expansions = [split.module(target) for target in layer.expansions]
-    sizes = [int(module.n_in) * int(module.k) for module in expansions]  # type: ignore[arg-type]
+    sizes = [expansion.n_in * expansion.k for expansion in split.expansions(layer)]
     if (
-        not isinstance(contraction, Contraction)
+        contraction.geometry is not None
         or len(layer.expansions) != len(taken)
         or sizes != [weight.shape[1] for _, _, weight in taken]
     ):
@@ -94,43 +93,36 @@ def branch_programs(laboratory: Laboratory, lowered: Program, name: str) -> Iter
         bias = contraction.bias + parts[number] @ table.column_offset().flatten()
         modules = {
             layer.expansions[number]: table,
-            layer.contraction: Contraction(name, torch.cat(changed, 1), bias, contraction.out_shape),
+            layer.contraction: contraction.with_weight(torch.cat(changed, 1), bias),
         }
         program = split.replace_modules(modules)
         error = _mean_error(split, program, layer, laboratory.x[:_CENTRED])
-        centred = Contraction(name, torch.cat(changed, 1), bias - error, contraction.out_shape)
+        centred = contraction.with_weight(torch.cat(changed, 1), bias - error)
         yield branch, program.replace_modules({layer.contraction: centred})
 
 
 def _lowered_branches(lowered: Program, name: str) -> list[tuple[str, TableExpansion, Tensor]]:
     """Cut the tables of a lowered layer into branches: name, table and float weight of its codes ``[n_out, n_in * k]``."""
-    layer = next(layer for layer in lowered.layers() if layer.name == name)
-    contraction = lowered.module(layer.contraction)
-    if not isinstance(contraction, QuantizedContraction):
+    layer = lowered.layer(name)
+    contraction = lowered.contraction(layer)
+    if not isinstance(contraction, IntegerContraction) or contraction.geometry is not None:
         return []
-    parts = zip(contraction.weights, contraction.scales, strict=True)
-    weight = torch.cat([codes.float() * scale for codes, scale in parts]).T
+    weight = contraction.real_weight()
     found = []
     start = 0
-    for target in layer.expansions:
-        table = lowered.module(target)
-        assert isinstance(table, TableExpansion)
+    for table in layer_tables(lowered, layer):
         columns = weight[:, start : start + table.n_in * table.k].reshape(-1, table.n_in, table.k)
         start += table.n_in * table.k
         first = 0
         for size, branch in zip(table.branch_sizes, table.branch_names, strict=True):
             chosen = slice(first, first + size)
             first += size
-            cut = TableExpansion(
-                table.in_shape,
-                table.index,
-                table.table[:, chosen].contiguous(),
-                table.first_row,
-                table.scale[:, chosen],
-                table.offset[:, chosen],
-                [size],
-                [branch],
-                table.input,
+            cut = table.replace(
+                table=table.table[:, chosen].contiguous(),
+                scale=table.scale[:, chosen],
+                offset=table.offset[:, chosen],
+                branch_sizes=[size],
+                branch_names=[branch],
             )
             found.append((branch, cut, columns[..., chosen].flatten(1).contiguous()))
     return found
@@ -139,5 +131,4 @@ def _lowered_branches(lowered: Program, name: str) -> list[tuple[str, TableExpan
 def _mean_error(split: Program, program: Program, layer: Layer, x: Tensor) -> Tensor:
     expected = split.trace(x, [layer.contraction])[layer.contraction][1]
     found = program.trace(x, [layer.contraction])[layer.contraction][1]
-    n_out = int(split.module(layer.contraction).n_out)  # type: ignore[arg-type]
-    return (found - expected).reshape(-1, n_out).mean(0)
+    return split.contraction(layer).by_output(found - expected).mean(0)

@@ -3,53 +3,56 @@
 from kancompile.ir.block_codes import BlockCodes, round_to_blocks
 from kancompile.ir.check import check
 from kancompile.ir.column_order import MOST_PLANES, constant_block, is_in_planes, plane_order, varying_functions
-from kancompile.ir.contraction import Contraction, GroupMultiplier, QuantizedContraction
-from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
+from kancompile.ir.contraction import AnyContraction, Contraction, convolve_real
 from kancompile.ir.distinct import distinct_inputs, sample_inputs
-from kancompile.ir.expansion import Branch, Expansion, regroup, to_channels_first, to_channels_last
+from kancompile.ir.expansion import AnyExpansion, Branch, Expansion, regroup, to_channels_first, to_channels_last
 from kancompile.ir.geometry import Geometry, PatchSampler, columns_of_groups, flat_weight, group_order, split_groups
 from kancompile.ir.gradients import differentiable
-from kancompile.ir.index import IndexQuantizer
+from kancompile.ir.index import REAL, HandOver, IndexQuantizer, rows_of
+from kancompile.ir.integer_contraction import GroupMultiplier, IntegerContraction
 from kancompile.ir.operators import convolution_columns, look_up
 from kancompile.ir.packed_codes import DIGITS, MOST, ZERO_POINT, pack
 from kancompile.ir.polynomial import BreakpointCells, PolynomialExpansion, UniformCells, Zone
-from kancompile.ir.program import CONTRACTIONS, KAN_MODULES, Layer, PassChange, Program, Unrecognized, attribute
+from kancompile.ir.program import Layer, PassChange, Program, Unrecognized, attribute
 from kancompile.ir.show import show, with_history
 from kancompile.ir.table import TableExpansion
 from kancompile.ir.wiring import (
     branch_of_column,
+    contraction_in_front,
     layer_tables,
+    node_of,
     quantizer_in_front,
     readers_behind,
     reads_one_convolution,
     single_table_behind,
+    source_in_front,
     tables_behind,
     tied_columns,
 )
 
 __all__ = [
-    "CONTRACTIONS",
     "DIGITS",
-    "KAN_MODULES",
     "MOST",
     "MOST_PLANES",
+    "REAL",
     "ZERO_POINT",
+    "AnyContraction",
+    "AnyExpansion",
     "BlockCodes",
     "Branch",
     "BreakpointCells",
     "Contraction",
-    "ConvContraction",
     "Expansion",
     "Geometry",
     "GroupMultiplier",
+    "HandOver",
     "IndexQuantizer",
+    "IntegerContraction",
     "Layer",
     "PassChange",
     "PatchSampler",
     "PolynomialExpansion",
     "Program",
-    "QuantizedContraction",
-    "QuantizedConvContraction",
     "TableExpansion",
     "UniformCells",
     "Unrecognized",
@@ -59,7 +62,9 @@ __all__ = [
     "check",
     "columns_of_groups",
     "constant_block",
+    "contraction_in_front",
     "convolution_columns",
+    "convolve_real",
     "differentiable",
     "distinct_inputs",
     "flat_weight",
@@ -67,6 +72,7 @@ __all__ = [
     "is_in_planes",
     "layer_tables",
     "look_up",
+    "node_of",
     "pack",
     "plane_order",
     "quantizer_in_front",
@@ -74,9 +80,11 @@ __all__ = [
     "reads_one_convolution",
     "regroup",
     "round_to_blocks",
+    "rows_of",
     "sample_inputs",
     "show",
     "single_table_behind",
+    "source_in_front",
     "split_groups",
     "tables_behind",
     "tied_columns",

@@ -3,99 +3,63 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import fx
 
 from kancompile.errors import KanCompileError
-from kancompile.ir.contraction import Contraction, QuantizedContraction
-from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
-from kancompile.ir.expansion import Expansion
-from kancompile.ir.polynomial import PolynomialExpansion
-from kancompile.ir.program import INTEGER_CONTRACTIONS, Layer, Program
-from kancompile.ir.table import TableExpansion
+from kancompile.ir.contraction import AnyContraction
+from kancompile.ir.expansion import AnyExpansion
+from kancompile.ir.index import REAL, HandOver
+from kancompile.ir.program import Program
+from kancompile.ir.wiring import readers_behind, source_in_front
 
 
 def check(program: Program) -> None:
     """Verify the invariants that every pass must leave intact.
 
+    Contractions read expansions alone, and what a contraction hands over is what every reader takes it for, also behind
+    operators that only move or select values.
+
     Raises:
         KanCompileError: a KAN module reads something else than its kind allows, or sizes do not agree.
     """
-    graph = program.graph_module.graph
-    graph.lint()
+    program.graph_module.graph.lint()
     for layer in program.layers():
-        contraction = program.module(layer.contraction)
-        columns = 0
         for target in layer.expansions:
-            expansion = program.module(target)
-            if not isinstance(expansion, Expansion | PolynomialExpansion | TableExpansion):
+            if not isinstance(program.module(target), AnyExpansion):
                 raise KanCompileError(
-                    f"layer {layer.name!r}: contraction reads {target!r} of type {type(expansion).__name__}, "
-                    "expected an expansion"
+                    f"layer {layer.name!r}: contraction reads {target!r} of type "
+                    f"{type(program.module(target)).__name__}, expected an expansion"
                 )
-            columns += expansion.n_in * expansion.k
-            if isinstance(contraction, INTEGER_CONTRACTIONS) and not isinstance(expansion, TableExpansion):
-                raise KanCompileError(
-                    f"layer {layer.name!r}: integer contraction reads float expansion {target!r}; "
-                    "tabulate it before rounding the weights"
-                )
-        if isinstance(contraction, Contraction):
-            _expect(layer.name, "weight columns", contraction.weight.shape[1], columns)
-            _expect(layer.name, "bias length", contraction.bias.numel(), contraction.n_out)
-            _expect_finite(layer.name, "weight", contraction.weight)
-        if isinstance(contraction, QuantizedContraction):
-            _expect(layer.name, "grouped columns", sum(contraction.group_sizes), columns)
-            for codes, scale in zip(contraction.weights, contraction.scales, strict=True):
-                _expect(layer.name, "scales", scale.numel(), contraction.n_out)
-                _check_codes(layer.name, codes, scale, contraction.product_bits)
-            if contraction.multiplier is not None:
-                factors = contraction.multiplier.of_column()
-                _expect(layer.name, "weights that are no multiple", int((contraction.weights[0] % factors).any()), 0)
-                narrow = contraction.weights[0] // factors
-                _check_codes(layer.name, narrow, contraction.scales[0], contraction.weight_bits)
-        if isinstance(contraction, ConvContraction | QuantizedConvContraction):
-            _check_convolution(program, layer, contraction, columns)
-
-
-def _check_codes(layer: str, codes: Tensor, scale: Tensor, bits: int) -> None:
-    limit = 1 << (bits - 1)
-    _expect_finite(layer, "scale", scale)
-    low, high = int(codes.min()), int(codes.max())
-    if low < -limit or high >= limit:
-        raise KanCompileError(f"layer {layer!r}: weight codes {low} ... {high} do not fit {bits} bits")
-
-
-def _check_convolution(
-    program: Program, layer: Layer, contraction: ConvContraction | QuantizedConvContraction, columns: int
-) -> None:
-    geometry, name = contraction.geometry, layer.name
-    _expect(name, "weight columns of a group", contraction.weight.shape[1], columns // geometry.groups)
-    _expect(name, "output channels left over by the groups", contraction.n_out % geometry.groups, 0)
-    _expect(name, "bias length", contraction.bias.numel(), contraction.n_out)
-    for target in layer.expansions:
-        expansion = program.module(target)
-        assert isinstance(expansion, Expansion | PolynomialExpansion | TableExpansion)
-        _expect(name, "input channels left over by the groups", expansion.n_in % geometry.groups, 0)
-        _expect(name, "spatial dimensions", len(expansion.in_shape) - 1, len(contraction.kernel))
-        out_shape = (contraction.n_out, *geometry.out_size(expansion.in_shape[:-1], contraction.kernel))
-        if out_shape != contraction.out_shape:
+        program.contraction(layer).verify(program.expansions(layer))
+    for node, contraction in program.nodes(AnyContraction):
+        for reader in readers_behind(node):
+            _check_reader(program, contraction.layer, contraction.hands_over, reader)
+    for node, expansion in program.nodes(AnyExpansion):
+        source = source_in_front(node)
+        produced = program.module(str(source.target)) if source.op == "call_module" else None
+        if not isinstance(produced, AnyContraction) and not expansion.accepts(REAL):
             raise KanCompileError(
-                f"layer {name!r}: found output shape {contraction.out_shape!r}, expected {out_shape!r} for an input of "
-                f"{expansion.in_shape!r} (channels last)"
+                f"{node.target!r}: found {expansion.text()} behind {source.name!r}, which yields real values; expected an "
+                "expansion that reads those"
             )
-    if isinstance(contraction, QuantizedConvContraction):
-        _expect(name, "scales", contraction.scale.numel(), contraction.n_out)
-        _check_codes(name, contraction.weight, contraction.scale, contraction.weight_bits)
-        if contraction.output is not None:
-            _expect(name, "levels above 256 in the output", max(0, contraction.output.levels - 256), 0)
-    else:
-        _expect_finite(name, "weight", contraction.weight)
 
 
-def _expect(layer: str, what: str, found: int, expected: int) -> None:
-    if found != expected:
-        raise KanCompileError(f"layer {layer!r}: found {found} {what}, expected {expected}")
-
-
-def _expect_finite(layer: str, what: str, value: Tensor) -> None:
-    if not bool(torch.isfinite(value).all()):
-        raise KanCompileError(f"layer {layer!r}: {what} has NaN or infinite values; retrain or repair the checkpoint")
+def _check_reader(program: Program, layer: str, handed: HandOver, reader: fx.Node) -> None:
+    """Verify that one reader takes the outputs of a layer for what they are."""
+    module = program.module(str(reader.target)) if reader.op == "call_module" else None
+    if isinstance(module, AnyExpansion):
+        if not module.accepts(handed):
+            raise KanCompileError(
+                f"layer {layer!r}: found {handed} handed over to {reader.target!r}, {module.text()}; expected both ends of "
+                "one form and, where rows are meant, of one index"
+            )
+        return
+    if handed.kind == "real":
+        return
+    index = handed.index
+    is_dequantizing = reader.target is torch.ops.kancompile.dequantize_index.default
+    if is_dequantizing and index is not None and tuple(reader.args[1:]) == (index.scale, index.zero_point):
+        return
+    raise KanCompileError(
+        f"layer {layer!r}: found {handed} handed over to {reader.name!r}, which is no table; expected real values"
+    )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kancompile.ir.convolution import QuantizedConvContraction
+from kancompile.ir.integer_contraction import IntegerContraction
 from kancompile.ir.table import TableExpansion
 
 MOST_PLANES = 5
@@ -32,10 +32,10 @@ def varying_functions(table: TableExpansion) -> Tensor:
     return torch.nonzero((table.table != table.table[:1]).any(0)).flatten()
 
 
-def is_in_planes(contraction: QuantizedConvContraction, tables: Sequence[TableExpansion]) -> bool:
+def is_in_planes(contraction: IntegerContraction, tables: Sequence[TableExpansion]) -> bool:
     """Whether a convolution's columns stand in planes in a file: no groups, and few functions of each channel."""
     counts = [len(varying_functions(table)) for table in tables]
-    return contraction.geometry.groups == 1 and all(0 < count <= MOST_PLANES for count in counts)
+    return contraction.groups == 1 and all(0 < count <= MOST_PLANES for count in counts)
 
 
 def plane_order(tables: Sequence[TableExpansion]) -> Tensor:
@@ -61,9 +61,7 @@ class ConstantBlock:
     weight: Tensor
 
 
-def constant_block(
-    contraction: QuantizedConvContraction, tables: Sequence[TableExpansion], planes: int
-) -> ConstantBlock:
+def constant_block(contraction: IntegerContraction, tables: Sequence[TableExpansion], planes: int) -> ConstantBlock:
     """Write what constant functions contribute as the fewest columns that give exactly the same integer sums.
 
         sum over channels i, constant functions k of w[o, i, k, t] (q_k - z)   =   sum over j of v[o, j, t] (c_j - z)
@@ -80,7 +78,7 @@ def constant_block(
     sums = torch.zeros(contraction.n_out, *contraction.kernel, dtype=torch.int64)
     start = 0
     for table in tables:
-        weight = contraction.weight[:, start : start + table.n_in * table.k].to(torch.int64)
+        weight = contraction.matrix[:, start : start + table.n_in * table.k].to(torch.int64)
         weight = weight.reshape(contraction.n_out, table.n_in, table.k, *contraction.kernel)
         varying = set(varying_functions(table).tolist())
         for k in range(table.k):

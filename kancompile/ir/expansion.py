@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-import kancompile.ir.operators  # noqa: F401  (registers the operators that torch.ops.kancompile names)
+from kancompile.ir.index import HandOver
 
 
 def to_channels_first(x: Tensor) -> Tensor:
@@ -80,7 +81,101 @@ def _window(position: Tensor) -> tuple[int, int] | None:
     return (width, first) if fits else None
 
 
-class Expansion(nn.Module):
+class AnyExpansion(nn.Module):
+    """What the forms of an expansion have in common.
+
+    Attributes:
+        in_shape: ``(*, n_in)``.
+        channels_first: whether it reads ``[b, n_in, *]``, as in front of a convolution.
+        yields_codes: whether it yields table codes, or real values.
+    """
+
+    yields_codes = False
+    in_shape: tuple[int, ...]
+    channels_first: bool
+
+    @property
+    def n_in(self) -> int:
+        """Number of inputs that a contraction weighs separately."""
+        return int(self.in_shape[-1])
+
+    @property
+    def k(self) -> int:
+        """Number of functions of one input, all branches together."""
+        raise NotImplementedError
+
+    @property
+    def branch_functions(self) -> list[tuple[str, int]]:
+        """List the captured branches and how many functions of one input each has, in order."""
+        raise NotImplementedError
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it is known to pass its inputs on unchanged (a plain linear layer)."""
+        return False
+
+    def inputs_last(self, x: Tensor) -> Tensor:
+        """View what it reads, ``[b, ...]``, as ``[b, *, n_in]``."""
+        return to_channels_last(x) if self.channels_first else regroup(x, self.in_shape)
+
+    def reading_real(self) -> AnyExpansion:
+        """Return the same functions of real values, whatever the layer before hands over."""
+        return self
+
+    def accepts(self, handed: HandOver) -> bool:
+        """Whether it reads outputs of that form as what they are."""
+        return handed.kind == "real"
+
+    def column_scale(self) -> Tensor:
+        """Real value of one unit of every column, float32 ``[n_in, k]``."""
+        return torch.ones(self.n_in, self.k)
+
+    def column_offset(self) -> Tensor:
+        """Real value of 0 of every column, float32 ``[n_in, k]``."""
+        return torch.zeros(self.n_in, self.k)
+
+    def evaluate_inputs(self, points: Tensor) -> Tensor:
+        """Evaluate the functions of every input at points of its own, where leading dimensions are treated alike.
+
+        Points are dealt out over the leading dimensions (tokens, pixels), so that they cost no more than a few samples.
+
+        Args:
+            points: ``[n, n_in]`` input values.
+
+        Returns:
+            ``[n, n_in, k]``: float32 values, or the codes of a table.
+        """
+        lead = self.in_shape[:-1]
+        padded = nn.functional.pad(points.to(torch.float32), (0, 0, 0, -len(points) % math.prod(lead)))
+        values = self._evaluate(padded.reshape(-1, *self.in_shape))
+        return values.reshape(-1, self.n_in, self.k)[: len(points)]
+
+    def _evaluate(self, x: Tensor) -> Tensor:
+        """Evaluate at real ``[b, *, n_in]``."""
+        with torch.no_grad():
+            values: Tensor = self.reading_real()((to_channels_first(x) if self.channels_first else x).contiguous())
+        return values
+
+    def stored_bytes(self) -> int:
+        """Count the bytes that a file needs for tables of its values; 0 where it computes them."""
+        return 0
+
+    def describe(self) -> dict[str, Any]:
+        """Describe it in plain data for manifests and reports."""
+        return {"form": type(self).__name__, "n_in": self.n_in, "k": self.k}
+
+    def text(self) -> str:
+        """Describe it in a line of a printed program."""
+        return f"expand[{'x'.join(map(str, self.in_shape))} -> {self.k}: {self._form()}]"
+
+    def _form(self) -> str:
+        raise NotImplementedError
+
+    def _branch_text(self) -> str:
+        return " | ".join(f"{name}:{k}" for name, k in self.branch_functions)
+
+
+class Expansion(AnyExpansion):
     """A float expansion: the captured regions of one anchor, evaluated as PyTorch computes them.
 
     Attributes:
@@ -99,14 +194,14 @@ class Expansion(nn.Module):
         self.channels_first = channels_first
 
     @property
-    def n_in(self) -> int:
-        """Number of inputs that a contraction weighs separately."""
-        return int(self.in_shape[-1])
-
-    @property
     def k(self) -> int:
         """Number of functions of one input, all branches together."""
         return sum(branch.k for branch in self.branches)  # type: ignore[misc]
+
+    @property
+    def branch_functions(self) -> list[tuple[str, int]]:
+        """List the captured branches and how many functions of one input each has, in order."""
+        return [(str(branch.name), int(branch.k)) for branch in self.branches]  # type: ignore[arg-type]
 
     @property
     def is_identity(self) -> bool:
@@ -145,20 +240,6 @@ class Expansion(nn.Module):
         """
         return self.evaluate_inputs(points[:, None].expand(-1, self.n_in))
 
-    def evaluate_inputs(self, points: Tensor) -> Tensor:
-        """Evaluate the functions of every input at points of its own, where leading dimensions are treated alike.
-
-        Args:
-            points: ``[n, n_in]`` input values.
-
-        Returns:
-            float32 ``[n, n_in, k]``.
-        """
-        lead = self.in_shape[:-1]
-        padded = nn.functional.pad(points.to(torch.float32), (0, 0, 0, -len(points) % math.prod(lead)))
-        values = self._evaluate(padded.reshape(-1, *self.in_shape))
-        return values.reshape(-1, self.n_in, self.k)[: len(points)]
-
     def sample_shared(self, points: Tensor) -> Tensor:
         """Evaluate the functions at points where all inputs have the same functions.
 
@@ -172,6 +253,9 @@ class Expansion(nn.Module):
         """
         padded = nn.functional.pad(points.to(torch.float32), (0, -len(points) % math.prod(self.in_shape)))
         return self._evaluate(padded.reshape(-1, *self.in_shape)).reshape(-1, self.k)[: len(points)]
+
+    def _form(self) -> str:
+        return self._branch_text()
 
     def _evaluate(self, x: Tensor) -> Tensor:
         anchor = to_channels_first(x) if self.channels_first else x.reshape(-1, *self.anchor_shape)

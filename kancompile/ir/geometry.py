@@ -132,6 +132,10 @@ class Geometry:
     dilation: tuple[int, ...]
     groups: int = 1
 
+    def __str__(self) -> str:
+        moves = f"stride {self.stride}, padding {self.padding}, dilation {self.dilation}"
+        return f"{moves}, {self.groups} group(s)"
+
     @property
     def pads(self) -> bool:
         """Whether border pixels see values from outside the image."""

@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from kancompile.ir.contraction import QuantizedContraction
-from kancompile.ir.convolution import QuantizedConvContraction, convolve_real
+from kancompile.ir.contraction import convolve_real
 from kancompile.ir.expansion import to_channels_first, to_channels_last
 from kancompile.ir.index import IndexQuantizer
+from kancompile.ir.integer_contraction import IntegerContraction
 from kancompile.ir.operators import convolution_columns
 from kancompile.ir.program import Program
 from kancompile.ir.table import TableExpansion
@@ -56,35 +56,10 @@ class DifferentiableTable(nn.Module):
 
 
 class DifferentiableContraction(nn.Module):
-    """An integer contraction with float weights ``codes * scale`` that may be exchanged for others.
+    """An integer contraction with float weights that may be exchanged for others.
 
     Attributes:
-        weight: float32 ``[n_out, c]``, real value of every weight; a trainable tensor may take its place.
-        bias: float32 ``[n_out]``.
-    """
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, contraction: QuantizedContraction) -> None:
-        super().__init__()
-        self.layer, self.out_shape, self.output = contraction.layer, contraction.out_shape, contraction.output
-        parts = [codes.float() * scale for codes, scale in zip(contraction.weights, contraction.scales, strict=True)]
-        self.register_buffer("weight", torch.cat(parts).T.contiguous(), persistent=False)
-        self.register_buffer("bias", contraction.bias.float() * contraction.scales[0], persistent=False)
-
-    def forward(self, *features: Tensor) -> Tensor:
-        """Map float codes to real values, or to float row numbers of the next table."""
-        columns = torch.cat([feature.flatten(-2) for feature in features], dim=-1)
-        y = nn.functional.linear(columns, self.weight, self.bias).reshape(-1, *self.out_shape)
-        return y if self.output is None else _soft_index(y, self.output)
-
-
-class DifferentiableConvContraction(nn.Module):
-    """An integer convolution with float weights that may be exchanged for others.
-
-    Attributes:
-        weight: float32 ``[n_out, c / groups * taps]``, real value of every weight as the rounding problem has them (taps
+        weight: float32 ``[n_out, c / groups * t]``, real value of every weight as the rounding problem has them (taps
             innermost); a trainable tensor may take its place.
         bias: float32 ``[n_out]``.
     """
@@ -92,24 +67,28 @@ class DifferentiableConvContraction(nn.Module):
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, contraction: QuantizedConvContraction) -> None:
+    def __init__(self, contraction: IntegerContraction) -> None:
         super().__init__()
-        self.contraction = contraction
-        weight = contraction.weight.flatten(1).float() * contraction.scale[:, None]
-        self.layer, self.out_shape, self.output = contraction.layer, contraction.out_shape, contraction.output
-        self.register_buffer("weight", weight, persistent=False)
-        self.register_buffer("bias", contraction.bias.float() * contraction.scale, persistent=False)
+        self.contraction, self.output = contraction, contraction.output
+        self.register_buffer("weight", contraction.real_weight().flatten(1).contiguous(), persistent=False)
+        self.register_buffer("bias", contraction.real_bias(), persistent=False)
 
     def forward(self, *features: Tensor) -> Tensor:
-        """Map float codes ``[b, *, n_in, k]`` to real values or float row numbers ``[b, n_out, *]``."""
-        contraction = self.contraction
-        columns = to_channels_first(convolution_columns(features, contraction.geometry.groups))
-        weight = self.weight.reshape(contraction.weight.shape)
-        y = convolve_real(columns - contraction.zero_point, weight, self.bias, contraction.geometry)
+        """Map float codes ``[b, *, n_in, k]`` to real values, or to float row numbers of the next table."""
+        own = self.contraction
+        if own.geometry is None:
+            columns = torch.cat([feature.flatten(-2) for feature in features], dim=-1)
+            y = nn.functional.linear(columns, self.weight, self.bias).reshape(-1, *own.out_shape)
+        else:
+            columns = to_channels_first(convolution_columns(features, own.groups))
+            weight = self.weight.reshape(own.n_out, -1, *own.kernel)
+            y = convolve_real(columns - own.zero_point, weight, self.bias, own.geometry)
         if self.output is None:
             return y
-        index = _soft_index(y, self.output)
-        return index if contraction.hands_over == "index" else (index - self.output.zero_point) * self.output.scale
+        rows = _soft_index(y, self.output)
+        if own.hands_over.kind == "rows":
+            return rows
+        return (rows - self.output.zero_point) * self.output.scale
 
 
 def _slope(codes: Tensor, reach: int) -> Tensor:
@@ -130,14 +109,8 @@ def differentiable(program: Program) -> Program:
     Evaluate its ``graph_module`` (calling the program itself turns gradients off).
     """
     modules: dict[str, nn.Module] = {}
-    for layer in program.layers():
-        contraction = program.module(layer.contraction)
-        if isinstance(contraction, QuantizedContraction):
-            modules[layer.contraction] = DifferentiableContraction(contraction)
-        elif isinstance(contraction, QuantizedConvContraction):
-            modules[layer.contraction] = DifferentiableConvContraction(contraction)
-        for target in layer.expansions:
-            expansion = program.module(target)
-            if isinstance(expansion, TableExpansion):
-                modules[target] = DifferentiableTable(expansion)
+    for node, contraction in program.nodes(IntegerContraction):
+        modules[str(node.target)] = DifferentiableContraction(contraction)
+    for node, table in program.nodes(TableExpansion):
+        modules[str(node.target)] = DifferentiableTable(table)
     return program.replace_modules(modules) if modules else program

@@ -1,4 +1,4 @@
-"""How a real input becomes the row number of a table."""
+"""How a real input becomes the row number of a table, and in which form a contraction hands its outputs to a table."""
 
 from __future__ import annotations
 
@@ -55,3 +55,49 @@ class IndexQuantizer:
         """Quantize real inputs to row numbers (uint8 up to 256 levels, else int32)."""
         index: Tensor = torch.ops.kancompile.quantize_index(x, self.scale, self.zero_point, self.levels)
         return index
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """The form in which a contraction yields its outputs.
+
+    Attributes:
+        kind: ``"real"`` values, ``"rows"``: row numbers of the table behind, or ``"scaled"``: real values in units of
+            its rows, 0.5 included, so that their floor is the row number.
+        index: the quantizer whose rows are meant; of ``"real"`` values the one that they have passed, ``None`` where they
+            are not rounded.
+    """
+
+    kind: str = "real"
+    index: IndexQuantizer | None = None
+
+    @property
+    def quantizer(self) -> IndexQuantizer | None:
+        """The quantizer that an output has passed, ``None`` where it is not rounded."""
+        return None if self.kind == "scaled" else self.index
+
+    @property
+    def unit(self) -> float:
+        """Real units of one unit of unrounded outputs; below 1 where those are in units of rows."""
+        return self.index.scale if self.kind == "scaled" and self.index is not None else 1.0
+
+    def real(self, y: Tensor) -> Tensor:
+        """Give the real values that outputs of this form stand for."""
+        if self.kind == "real" or self.index is None:
+            return y
+        if self.kind == "rows":
+            return self.index.real(y)
+        multiplier, offset = self.index.to_rows()
+        return (y - offset) / multiplier
+
+    def __str__(self) -> str:
+        return self.kind if self.index is None else f"{self.kind} of {self.index.levels}"
+
+
+REAL = HandOver()
+"""Real values as they were computed."""
+
+
+def rows_of(index: IndexQuantizer) -> HandOver:
+    """Give the form of row numbers that ``index`` makes."""
+    return HandOver("rows", index)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from kancompile.errors import KanCompileError
 from kancompile.ir.block_codes import BlockCodes
-from kancompile.ir.expansion import regroup, to_channels_last
+from kancompile.ir.expansion import AnyExpansion, regroup, to_channels_last
 
 _GROUP = 16
 
@@ -170,7 +170,7 @@ class BreakpointCells(nn.Module):
         return rows, x - nn.functional.embedding(rows, self.left).squeeze(-1)
 
 
-class PolynomialExpansion(nn.Module):
+class PolynomialExpansion(AnyExpansion):
     """A float expansion as a piecewise polynomial.
 
     Attributes:
@@ -225,11 +225,6 @@ class PolynomialExpansion(nn.Module):
         )
 
     @property
-    def n_in(self) -> int:
-        """Number of inputs that a contraction weighs separately."""
-        return int(self.in_shape[-1])
-
-    @property
     def k(self) -> int:
         """Number of functions of one input, all branches together."""
         return int(self.get_buffer("coefficient_0").shape[-1])
@@ -238,6 +233,11 @@ class PolynomialExpansion(nn.Module):
     def n_tables(self) -> int:
         """Number of distinct tables."""
         return int(self.get_buffer("coefficient_0").shape[0]) // self.cells.rows
+
+    @property
+    def branch_functions(self) -> list[tuple[str, int]]:
+        """List the captured branches and how many functions of one input each has, in order."""
+        return list(zip(self.branch_names, self.branch_sizes, strict=True))
 
     @property
     def table_bytes(self) -> int:
@@ -271,15 +271,22 @@ class PolynomialExpansion(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Describe it in plain data for reports."""
-        return {
+        return super().describe() | {
             "degree": self.degree,
             "bits": 32 if self.codes is None else 16,
             "cells": "uniform" if isinstance(self.cells, UniformCells) else "breakpoints",
             "rows": self.cells.rows,
             "tables": self.n_tables,
             "table_bytes": self.table_bytes,
-            "branches": dict(zip(self.branch_names, self.branch_sizes, strict=True)),
+            "branches": dict(self.branch_functions),
         }
+
+    def stored_bytes(self) -> int:
+        """Count the bytes of the coefficients and of what finds and spreads their rows."""
+        return sum(value.numel() * value.element_size() for value in self.buffers())
+
+    def _form(self) -> str:
+        return f"{self._branch_text()}, degree {self.degree}, {self.n_tables} table(s) of {self.cells.rows} cells"
 
 
 def _float32(value: float) -> float:

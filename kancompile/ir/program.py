@@ -7,31 +7,19 @@ A :class:`Program` is a value. Beside it stand the three functions that give it 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 from kancompile.errors import KanCompileError
-from kancompile.ir.contraction import Contraction, QuantizedContraction
-from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
-from kancompile.ir.expansion import Expansion
-from kancompile.ir.polynomial import PolynomialExpansion
+from kancompile.ir.contraction import AnyContraction, Contraction
+from kancompile.ir.expansion import AnyExpansion
 from kancompile.ir.table import TableExpansion
 
-KAN_MODULES = (
-    Contraction,
-    ConvContraction,
-    Expansion,
-    PolynomialExpansion,
-    QuantizedContraction,
-    QuantizedConvContraction,
-    TableExpansion,
-)
-INTEGER_CONTRACTIONS = (QuantizedContraction, QuantizedConvContraction)
-CONTRACTIONS = (Contraction, ConvContraction, *INTEGER_CONTRACTIONS)
+Kind = TypeVar("Kind", bound=nn.Module)
 
 _CHUNK = 128
 
@@ -118,29 +106,70 @@ class Program:
         """Return the module of that name."""
         return self.graph_module.get_submodule(target)
 
+    def node(self, target: str, kind: type[Kind]) -> Kind:
+        """Return the module of that name, of the kind that a pass or a target asks for.
+
+        Raises:
+            KanCompileError: it is of another kind.
+        """
+        module = self.module(target)
+        if not isinstance(module, kind):
+            raise KanCompileError(f"{target!r}: found a {type(module).__name__}, expected a {kind.__name__} here")
+        return module
+
+    def layer(self, name: str) -> Layer:
+        """Return the layer of that name.
+
+        Raises:
+            KanCompileError: there is none.
+        """
+        for layer in self.layers():
+            if layer.name == name:
+                return layer
+        raise KanCompileError(f"layer {name!r}: not found, the program has {[layer.name for layer in self.layers()]!r}")
+
+    def contraction(self, layer: Layer) -> AnyContraction:
+        """Return the contraction of a layer."""
+        return self.node(layer.contraction, AnyContraction)
+
+    def is_float(self, layer: Layer) -> bool:
+        """Whether a layer has real weights, rounded to 16 bits or not."""
+        return isinstance(self.module(layer.contraction), Contraction)
+
+    def expansions(self, layer: Layer) -> list[AnyExpansion]:
+        """Return the expansions that a layer reads, in order."""
+        return [self.node(target, AnyExpansion) for target in layer.expansions]
+
+    def tables(self, layer: Layer) -> dict[str, TableExpansion]:
+        """Return by their names those expansions of a layer that are tables."""
+        found = {target: self.module(target) for target in layer.expansions}
+        return {target: module for target, module in found.items() if isinstance(module, TableExpansion)}
+
+    def nodes(self, kind: type[Kind]) -> Iterator[tuple[fx.Node, Kind]]:
+        """Yield the nodes that call a module of a kind, with the module, in the order of evaluation."""
+        for node in self.graph_module.graph.nodes:
+            module = self.module(node.target) if node.op == "call_module" else None
+            if isinstance(module, kind):
+                yield node, module
+
     def layers(self) -> list[Layer]:
         """List the KAN layers in the order of evaluation."""
-        found = []
-        for node in self.graph_module.graph.nodes:
-            if node.op == "call_module":
-                module = self.module(node.target)
-                if isinstance(module, CONTRACTIONS):
-                    sources = tuple(str(source.target) for source in node.all_input_nodes)
-                    found.append(Layer(module.layer, str(node.target), sources))
-        return found
+        return [
+            Layer(contraction.layer, str(node.target), tuple(str(source.target) for source in node.all_input_nodes))
+            for node, contraction in self.nodes(AnyContraction)
+        ]
 
     def replace_modules(self, modules: Mapping[str, nn.Module], notes: Iterable[str] = ()) -> Program:
         """Return a program in which some modules are exchanged; this one stays as it was."""
-        root: dict[str, Any] = {}
-        for node in self.graph_module.graph.nodes:
-            if node.op == "call_module":
-                root[node.target] = modules.get(node.target, self.module(node.target))
-            elif node.op == "get_attr":
-                root[node.target] = attribute(self.graph_module, node.target)
         graph = fx.Graph()
         output = graph.graph_copy(self.graph_module.graph, {})
         graph.output(output)
+        root = named_by(graph, self.graph_module) | dict(modules)
         return replace(self, graph_module=fx.GraphModule(root, graph), notes=(*self.notes, *notes))
+
+    def with_graph(self, graph: fx.Graph, root: nn.Module) -> Program:
+        """Return a program of another graph, whose nodes name modules and tensors of ``root``."""
+        return replace(self, graph_module=fx.GraphModule(named_by(graph, root), graph))
 
     def trace(self, x: Tensor, targets: Iterable[str]) -> dict[str, tuple[tuple[Tensor, ...], Tensor]]:
         """Evaluate, as far as needed, and keep the inputs and the output of the named modules.
@@ -185,6 +214,15 @@ class _Recorder(fx.Interpreter):
             if len(self.kept) == len(self.targets):
                 raise _AllKept
         return result
+
+
+def named_by(graph: fx.Graph, root: nn.Module) -> dict[str, Any]:
+    """Return by their names the modules and tensors of ``root`` that the nodes of a graph name."""
+    return {
+        str(node.target): attribute(root, str(node.target))
+        for node in graph.nodes
+        if node.op in ("call_module", "get_attr")
+    }
 
 
 def attribute(module: nn.Module, target: str) -> Any:

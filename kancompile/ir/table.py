@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import kancompile.ir.operators  # noqa: F401  (registers the operators that torch.ops.kancompile names)
-from kancompile.ir.expansion import regroup, to_channels_last
-from kancompile.ir.index import IndexQuantizer
+from kancompile.ir.expansion import AnyExpansion, regroup, to_channels_last
+from kancompile.ir.index import HandOver, IndexQuantizer
+
+_READS = {"rows": "index", "scaled": "scaled"}
+"""What a table reads, by what it is handed, other than real values."""
 
 
-class TableExpansion(nn.Module):
+class TableExpansion(AnyExpansion):
     """An expansion as a table look-up, ``phi[b, i, k] ~ scale[t, k] * table[t, row, k] + offset[t, k]``.
 
     Its output are the codes; the scale and the offset of each column are folded into the contraction.
@@ -31,6 +34,7 @@ class TableExpansion(nn.Module):
             brought channels last before the look-up, not the values.
     """
 
+    yields_codes = True
     table: Tensor
     first_row: Tensor | None
     scale: Tensor
@@ -62,11 +66,6 @@ class TableExpansion(nn.Module):
         self.register_buffer("offset", offset)
 
     @property
-    def n_in(self) -> int:
-        """Number of inputs that a contraction weighs separately."""
-        return int(self.in_shape[-1])
-
-    @property
     def k(self) -> int:
         """Number of functions of one input, all branches together."""
         return int(self.table.shape[-1])
@@ -76,33 +75,66 @@ class TableExpansion(nn.Module):
         """Number of distinct tables."""
         return int(self.table.shape[0]) // self.index.levels
 
-    def with_index(self, index: IndexQuantizer, input: str, table: Tensor | None = None) -> TableExpansion:
-        """Return the same look-up behind another index quantizer or kind of input."""
-        return self._with(index, input, self.table if table is None else table, self.scale, self.offset)
+    @property
+    def branch_functions(self) -> list[tuple[str, int]]:
+        """List the captured branches and how many functions of one input each has, in order."""
+        return list(zip(self.branch_names, self.branch_sizes, strict=True))
+
+    def replace(self, **fields: Any) -> TableExpansion:
+        """Return the same table with some arguments of the constructor exchanged."""
+        return TableExpansion(**(self.fields() | fields))
+
+    def fields(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        return {
+            "in_shape": self.in_shape,
+            "index": self.index,
+            "table": self.table,
+            "first_row": self.first_row,
+            "scale": self.scale,
+            "offset": self.offset,
+            "branch_sizes": self.branch_sizes,
+            "branch_names": self.branch_names,
+            "input": self.input,
+            "channels_first": self.channels_first,
+        }
+
+    def reading(self, handed: HandOver) -> TableExpansion:
+        """Return the same table behind a contraction that hands over values of that form."""
+        return self.reading_real() if handed.kind == "real" else self.replace(input=_READS[handed.kind])
 
     def reading_real(self) -> TableExpansion:
         """Return the same look-up for real values, whatever the layer before hands over."""
         if self.input in ("real", "float"):
             return self
-        return self.with_index(self.index, "real" if self.index.is_8_bit else "float")
+        return self.replace(input="real" if self.index.is_8_bit else "float")
 
-    def with_codes(self, table: Tensor, scale: Tensor, offset: Tensor | None = None) -> TableExpansion:
-        """Return the same look-up of other codes, ``scale`` real units a step, code 0 standing for ``offset``."""
-        return self._with(self.index, self.input, table, scale, self.offset if offset is None else offset)
+    def accepts(self, handed: HandOver) -> bool:
+        """Whether it reads outputs of that form as what they are: real values, or rows of its own index."""
+        if handed.kind == "real":
+            return self.input in ("real", "float")
+        return self.input == _READS[handed.kind] and self.index == handed.index
 
-    def _with(self, index: IndexQuantizer, input: str, table: Tensor, scale: Tensor, offset: Tensor) -> TableExpansion:
-        return TableExpansion(
-            self.in_shape,
-            index,
-            table,
-            self.first_row,
-            scale,
-            offset,
-            self.branch_sizes,
-            self.branch_names,
-            input,
-            self.channels_first,
-        )
+    def stored_bytes(self) -> int:
+        """Count the bytes of the table."""
+        return self.table.numel()
+
+    def describe(self) -> dict[str, Any]:
+        """Describe it in plain data for manifests and reports."""
+        return super().describe() | {
+            "levels": self.index.levels,
+            "low": self.index.low,
+            "high": self.index.high,
+            "tables": self.n_tables,
+            "table_bytes": self.stored_bytes(),
+            "branches": dict(self.branch_functions),
+            "reads": self.input,
+        }
+
+    def _form(self) -> str:
+        index = self.index
+        rows = f"{self.n_tables} table(s) of {index.levels} rows"
+        return f"{rows}, {index.low:.6g} ... {index.high:.6g}, reads {self.input}"
 
     def to_index(self, x: Tensor) -> Tensor:
         """Map the input to row numbers ``[b, *, n_in]``, whatever the input is."""
@@ -118,6 +150,11 @@ class TableExpansion(nn.Module):
         index: Tensor = torch.ops.kancompile.floor_index(x, multiplier, offset, self.index.levels)
         return index
 
+    def _evaluate(self, x: Tensor) -> Tensor:
+        rows = self.reading_real()._quantize(x.reshape(-1, self.n_in))
+        codes: Tensor = torch.ops.kancompile.expand(rows, self.table, self.first_row)
+        return codes
+
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[b, ...]`` to table codes, uint8 ``[b, *, n_in, k]``."""
         codes: Tensor = torch.ops.kancompile.expand(self.to_index(x), self.table, self.first_row)
@@ -125,13 +162,14 @@ class TableExpansion(nn.Module):
 
     def column_scale(self) -> Tensor:
         """Real value of one code step of every column, float32 ``[n_in, k]``."""
-        return self._per_column(self.scale)
+        return self.per_input(self.scale)
 
     def column_offset(self) -> Tensor:
         """Real value of code 0 of every column, float32 ``[n_in, k]``."""
-        return self._per_column(self.offset)
+        return self.per_input(self.offset)
 
-    def _per_column(self, value: Tensor) -> Tensor:
+    def per_input(self, value: Tensor) -> Tensor:
+        """Spread what belongs to the distinct tables, ``[T, k]``, to ``[n_in, k]``."""
         if self.first_row is None:
             return value.expand(self.n_in, -1)
         return value[self.first_row.long() // self.index.levels]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.errors import KanCompileError
-from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
-from kancompile.ir.expansion import Expansion
+from kancompile.ir.contraction import AnyContraction
+from kancompile.ir.expansion import AnyExpansion
 from kancompile.ir.index import IndexQuantizer
 from kancompile.ir.program import Layer, Program
 from kancompile.ir.table import TableExpansion
@@ -58,44 +58,56 @@ def readers_behind(node: fx.Node) -> Iterator[fx.Node]:
             yield user
 
 
+def node_of(program: Program, target: str) -> fx.Node:
+    """Return the node that calls a module.
+
+    Raises:
+        KanCompileError: no node does.
+    """
+    for node, _ in program.nodes(torch.nn.Module):
+        if node.target == target:
+            return node
+    raise KanCompileError(f"{target!r}: found no node of the program that calls it")
+
+
+def source_in_front(node: fx.Node) -> fx.Node:
+    """Return the node whose values another one reads, directly or moved or selected."""
+    source = node.all_input_nodes[0]
+    while _is_selecting(source):
+        source = source.all_input_nodes[0]
+    return source
+
+
+def contraction_in_front(program: Program, target: str) -> tuple[str, AnyContraction] | None:
+    """Return name and module of the contraction that an expansion reads, ``None`` where it reads something else."""
+    source = source_in_front(node_of(program, target))
+    module = program.module(str(source.target)) if source.op == "call_module" else None
+    return (str(source.target), module) if isinstance(module, AnyContraction) else None
+
+
 def single_table_behind(program: Program, target: str) -> str | None:
     """Return the one expansion that reads a module's output, or ``None`` where there are other readers."""
-    readers = list(readers_behind(_node(program, target)))
+    readers = list(readers_behind(node_of(program, target)))
     tables = tables_behind(program, target)
     return tables[0] if len(readers) == 1 and tables else None
 
 
 def tables_behind(program: Program, target: str) -> list[str]:
     """List the expansions that read a module's output."""
-    readers = [reader for reader in readers_behind(_node(program, target)) if reader.op == "call_module"]
-    modules = {str(reader.target): program.module(str(reader.target)) for reader in readers}
-    return [name for name, module in modules.items() if isinstance(module, Expansion | TableExpansion)]
+    readers = [str(reader.target) for reader in readers_behind(node_of(program, target)) if reader.op == "call_module"]
+    return [name for name in dict.fromkeys(readers) if isinstance(program.module(name), AnyExpansion)]
 
 
 def reads_one_convolution(program: Program, target: str) -> bool:
     """Whether an expansion is the only reader of a convolution."""
-    source = _node(program, target).all_input_nodes[0]
-    while _is_selecting(source):
-        source = source.all_input_nodes[0]
-    if source.op != "call_module":
-        return False
-    if not isinstance(program.module(str(source.target)), ConvContraction | QuantizedConvContraction):
-        return False
-    return single_table_behind(program, str(source.target)) == target
+    found = contraction_in_front(program, target)
+    return found is not None and found[1].geometry is not None and single_table_behind(program, found[0]) == target
 
 
 def quantizer_in_front(program: Program, target: str) -> IndexQuantizer | None:
     """Return the quantizer that the convolution in front of an expansion is to have, ``None`` where it has none."""
-    source = _node(program, target).all_input_nodes[0]
-    while _is_selecting(source):
-        source = source.all_input_nodes[0]
-    module = program.module(str(source.target)) if source.op == "call_module" else None
-    return module.output if isinstance(module, ConvContraction | QuantizedConvContraction) else None
-
-
-def _node(program: Program, target: str) -> fx.Node:
-    nodes: list[fx.Node] = list(program.graph_module.graph.nodes)
-    return next(node for node in nodes if node.op == "call_module" and node.target == target)
+    found = contraction_in_front(program, target)
+    return None if found is None or found[1].geometry is None else found[1].output
 
 
 def layer_tables(program: Program, layer: Layer) -> list[TableExpansion]:

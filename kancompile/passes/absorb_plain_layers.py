@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from kancompile.ir import Branch, Contraction, ConvContraction, Expansion, Geometry, Program, Unrecognized, attribute
+from kancompile.ir import Branch, Contraction, Expansion, Geometry, Program, Unrecognized, attribute
 
 _ATEN = torch.ops.aten
 _LONGEST_ACTIVATION = 12
@@ -67,7 +67,7 @@ class _Plain:
 
     source: str
     expansion: Expansion
-    contraction: nn.Module
+    contraction: Contraction
 
 
 class _Values(fx.Interpreter):
@@ -128,12 +128,12 @@ def _convolution(program: Program, node: fx.Node, name: str, value: Callable[[fx
     return _Plain(
         source.name,
         Expansion(shape, [Branch(source.name, region, position.contiguous())], channels_first=True),
-        ConvContraction(
+        Contraction(
             name,
             kernel.clone(),
             torch.zeros(len(kernel)) if offset is None else offset.clone(),
-            Geometry(sides[0], sides[1], sides[2], groups),
             tuple(value(node).shape[1:]),
+            Geometry(sides[0], sides[1], sides[2], groups),
         ),
     )
 
@@ -156,15 +156,9 @@ def _with_batch_norm(
         return node, layer
     slope = (variance.double() + epsilon).rsqrt() * (1.0 if gain is None else gain.double())
     old = layer.contraction
-    assert isinstance(old, Contraction | ConvContraction)
     weight = (old.weight.double() * slope.reshape(-1, *[1] * (old.weight.dim() - 1))).float()
     bias = ((old.bias.double() - mean.double()) * slope + (0.0 if shift is None else shift.double())).float()
-    new = (
-        Contraction(old.layer, weight, bias, old.out_shape)
-        if isinstance(old, Contraction)
-        else ConvContraction(old.layer, weight, bias, old.geometry, old.out_shape)
-    )
-    return results[0], replace(layer, contraction=new)
+    return results[0], replace(layer, contraction=old.with_weight(weight, bias))
 
 
 def _sides(argument: Any, dims: int) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from kancompile.ir import Branch, Contraction, ConvContraction, Expansion, Layer, Program, distinct_inputs
+from kancompile.ir import AnyExpansion, Branch, Contraction, Expansion, Layer, Program, distinct_inputs
 
 _RANKS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 _POINTS = (1 << 10, 1 << 12)
@@ -34,8 +34,6 @@ _MARGIN = 0.15  # of the range of the inputs on both sides, beyond every range t
 _UNSEEN = 1e-3  # share of the weight of points where calibration has no inputs
 _MEASURED = 256
 _CHUNK = 64
-
-Contracting = Contraction | ConvContraction
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,8 @@ class FactorizeEdges:
         """
         for layer in program.layers():
             for target in layer.expansions if self.applies(layer.name) else ():
-                expansion, contraction = program.module(target), program.module(layer.contraction)
-                if not isinstance(expansion, Expansion) or not isinstance(contraction, Contracting):
+                expansion = program.module(target)
+                if not isinstance(expansion, Expansion) or not program.is_float(layer):
                     continue
                 if _readers(program, target) != 1:
                     continue
@@ -75,9 +73,7 @@ class FactorizeEdges:
 
     def _factorize(self, program: Program, layer: Layer, target: str, numbers: list[int], x: Tensor) -> Program:
         for number in numbers:
-            expansion, contraction = program.module(target), program.module(layer.contraction)
-            assert isinstance(expansion, Expansion)
-            assert isinstance(contraction, Contracting)
+            expansion = program.node(target, Expansion)
             branch = expansion.branches[number]
             assert isinstance(branch, Branch)
             inputs = program.inputs(x, [target])[target]
@@ -215,19 +211,17 @@ def _readers(program: Program, target: str) -> int:
 
 def _columns(program: Program, layer: Layer, target: str) -> tuple[Tensor, int, int]:
     """Give one expansion's weights ``[groups, n_out / groups, n_in / groups, k, taps]`` and where its columns lie."""
-    contraction = program.module(layer.contraction)
-    assert isinstance(contraction, Contracting)
-    groups = contraction.geometry.groups if isinstance(contraction, ConvContraction) else 1
-    start = 0
+    contraction = program.node(layer.contraction, Contraction)
+    groups, start = contraction.groups, 0
     for other in layer.expansions:
-        expansion = program.module(other)
-        size = int(expansion.n_in) * int(expansion.k) // groups  # type: ignore[arg-type]
+        expansion = program.node(other, AnyExpansion)
+        size = expansion.n_in * expansion.k // groups
         if other == target:
             break
         start += size
     weight = contraction.weight[:, start : start + size]
-    n_in, k = int(expansion.n_in), int(expansion.k)  # type: ignore[arg-type]
-    return weight.reshape(groups, -1, n_in // groups, k, weight[0, 0].numel()), start, start + size
+    shape = (groups, -1, expansion.n_in // groups, expansion.k, contraction.taps)
+    return weight.reshape(shape), start, start + size
 
 
 def _importance(program: Program, layer: Layer, target: str, number: int) -> Tensor:
@@ -239,7 +233,7 @@ def _importance(program: Program, layer: Layer, target: str, number: int) -> Ten
 
 def _own(program: Program, target: str, number: int) -> slice:
     """Which of an expansion's functions belong to a branch."""
-    sizes = [int(branch.k) for branch in program.module(target).branches]  # type: ignore[union-attr, arg-type]
+    sizes = [k for _, k in program.node(target, AnyExpansion).branch_functions]
     return slice(sum(sizes[:number]), sum(sizes[: number + 1]))
 
 
@@ -247,9 +241,7 @@ def _rewritten(
     program: Program, layer: Layer, target: str, number: int, functions: _Functions, rank: int
 ) -> dict[str, nn.Module]:
     """Build the expansion with shared functions in a branch's place, and the contraction that reads it."""
-    expansion, contraction = program.module(target), program.module(layer.contraction)
-    assert isinstance(expansion, Expansion)
-    assert isinstance(contraction, Contracting)
+    expansion, contraction = program.node(target, Expansion), program.node(layer.contraction, Contraction)
     shape = (*expansion.anchor_shape, rank)
     position = torch.arange(torch.Size(shape).numel()).reshape(shape)
     if expansion.channels_first:
@@ -262,20 +254,12 @@ def _rewritten(
     fitted = functions.coefficients(rank).reshape(weight.shape[0], weight.shape[2], functions.k, rank)
     folded = torch.einsum("goikt,gikr->goirt", weight[..., own, :].double(), fitted).float()
     parts = [weight[..., : own.start, :], folded, weight[..., own.stop :, :]]
-    new = torch.cat(parts, dim=3).reshape(contraction.n_out, -1, *contraction.weight.shape[2:])
+    new = torch.cat(parts, dim=3).reshape(contraction.n_out, -1, *contraction.kernel)
     columns = [contraction.weight[:, :start], new, contraction.weight[:, end:]]
     return {
         target: Expansion(expansion.anchor_shape, branches, expansion.channels_first),
-        layer.contraction: _with_weight(contraction, torch.cat(columns, dim=1)),
+        layer.contraction: contraction.with_weight(torch.cat(columns, dim=1)),
     }
-
-
-def _with_weight(contraction: Contracting, weight: Tensor) -> Contracting:
-    layer, bias, shape = contraction.layer, contraction.bias, contraction.out_shape
-    if isinstance(contraction, ConvContraction):
-        geometry = contraction.geometry
-        return ConvContraction(layer, weight, bias, geometry, shape, contraction.zero_point, contraction.output)
-    return Contraction(layer, weight, bias, shape)
 
 
 def _output_error(program: Program, modules: dict[str, nn.Module], layer: Layer, x: Tensor) -> float:

@@ -59,16 +59,14 @@ class FactorizeExpansions:
         modules: dict[str, nn.Module] = {}
         notes = []
         for layer in found:
-            expansion, contraction = program.module(layer.expansions[0]), program.module(layer.contraction)
-            assert isinstance(expansion, Expansion)
-            assert isinstance(contraction, Contraction)
+            expansion = program.node(layer.expansions[0], Expansion)
+            contraction = program.node(layer.contraction, Contraction)
             factors = factorize(expansion, contraction.weight, read[layer.expansions[0]], self.tolerance)
             if factors is None:
                 continue
             mixed, weight, error = factors
             modules[layer.expansions[0]] = mixed
-            shape = contraction.out_shape
-            modules[layer.contraction] = Contraction(contraction.layer, weight, contraction.bias, shape)
+            modules[layer.contraction] = contraction.with_weight(weight)
             notes.append(
                 f"layer {layer.name!r}: {expansion.k} functions of each input replaced by {mixed.k} common ones, squared "
                 f"error {error:.2g} of the output's power"
@@ -80,7 +78,8 @@ def _has_many_columns(program: Program, layer: Layer) -> bool:
     expansion = program.module(layer.expansions[0])
     return (
         len(layer.expansions) == 1
-        and isinstance(program.module(layer.contraction), Contraction)
+        and program.contraction(layer).geometry is None
+        and program.is_float(layer)
         and isinstance(expansion, Expansion)
         and len(expansion.in_shape) == 1
         and expansion.k >= _LEAST_COLUMNS

@@ -22,11 +22,12 @@ import torch
 from torch import fx, nn
 
 from kancompile.ir import (
+    HandOver,
+    IntegerContraction,
     Program,
-    QuantizedContraction,
-    QuantizedConvContraction,
     TableExpansion,
     readers_behind,
+    rows_of,
     single_table_behind,
 )
 
@@ -42,100 +43,76 @@ class FuseIndex:
     def __call__(self, program: Program) -> Program:
         """Return the program with fused indices."""
         replaced: dict[str, nn.Module] = {}
-        for node in program.graph_module.graph.nodes:
-            if node.op != "call_module":
+        for node, contraction in program.nodes(IntegerContraction):
+            if contraction.geometry is not None:
+                replaced |= _fuse_convolution(program, node, contraction)
                 continue
-            if isinstance(program.module(node.target), QuantizedConvContraction):
-                replaced |= _fuse_convolution(program, node)
-            if not isinstance(program.module(node.target), QuantizedContraction):
-                continue
-            contraction = program.module(node.target)
-            assert isinstance(contraction, QuantizedContraction)
             behind = list(readers_behind(node))
-            tables = {
-                str(user.target): program.module(str(user.target)) for user in behind if _is_real_table(program, user)
-            }
+            tables = _real_tables(program, behind)
             if contraction.output is not None or not tables:
                 continue
             users = [str(user.target) for user in node.users]
             if len(users) == 1 and users[0] in tables:
-                replaced |= _fuse(node.target, contraction, users[0], tables[users[0]])
+                replaced |= _fuse(str(node.target), contraction, users[0], tables[users[0]])
                 continue
             # products of several scale groups have one reader each, their sum
             has_others = len(behind) > 1 and not (len(tables) == len(behind) and _share_8_bits(tables.values()))
             apart = has_others and len(contraction.group_sizes) == 1
             for target, table in tables.items():
-                assert isinstance(table, TableExpansion)
                 if apart or not table.index.is_8_bit:
-                    replaced[target] = table.with_index(table.index, "float")
+                    replaced[target] = table.replace(input="float")
         return program.replace_modules(replaced) if replaced else program
 
 
-def _fuse_convolution(program: Program, node: fx.Node) -> dict[str, nn.Module]:
+def _fuse_convolution(program: Program, node: fx.Node, contraction: IntegerContraction) -> dict[str, nn.Module]:
     """Give a convolution the quantizer of the tables that read it.
 
     Tables directly behind then read row numbers. Behind a max-pooling, or beside other readers, they read the real values
     that the row numbers stand for, and quantizing those gives the row numbers again.
     """
-    producer = str(node.target)
-    contraction = program.module(producer)
-    assert isinstance(contraction, QuantizedConvContraction)
-    output = contraction.output
+    producer, output = str(node.target), contraction.output
     if output is None:
         reader = single_table_behind(program, producer)
         table = program.module(reader) if reader is not None else None
         if not isinstance(table, TableExpansion) or not table.index.is_8_bit:
             return {}
         output = table.index
-    tables = {
-        str(user.target): program.module(str(user.target)) for user in node.users if _is_real_table(program, user)
+    tables = _real_tables(program, node.users)
+    if len(tables) == len(node.users) and all(table.index == output for table in tables.values()):
+        handed = rows_of(output)
+        fused = {target: table.reading(handed) for target, table in tables.items()}
+        return {producer: contraction.replace(hands_over=handed), **fused}
+    if contraction.output is not None:
+        return {}
+    return {producer: contraction.replace(hands_over=HandOver("real", output))}
+
+
+def _real_tables(program: Program, readers: Iterable[fx.Node]) -> dict[str, TableExpansion]:
+    """Return by their names the tables among the readers that quantize real values as QuantizeLinear does."""
+    found = {str(node.target): program.module(str(node.target)) for node in readers if node.op == "call_module"}
+    return {
+        target: table for target, table in found.items() if isinstance(table, TableExpansion) and table.input == "real"
     }
-    direct = len(tables) == len(node.users)
-    if direct and all(isinstance(table, TableExpansion) and table.index == output for table in tables.values()):
-        fused: dict[str, nn.Module] = {producer: contraction.with_output(output, "index")}
-        for target, table in tables.items():
-            assert isinstance(table, TableExpansion)
-            fused[target] = table.with_index(output, "index")
-        return fused
-    return {} if contraction.output is not None else {producer: contraction.with_output(output, "real")}
 
 
-def _is_real_table(program: Program, node: fx.Node) -> bool:
-    if node.op != "call_module":
-        return False
-    module = program.module(str(node.target))
-    return isinstance(module, TableExpansion) and module.input == "real"
-
-
-def _share_8_bits(tables: Iterable[nn.Module]) -> bool:
+def _share_8_bits(tables: Iterable[TableExpansion]) -> bool:
     """Whether tables have one and the same index of at most 256 rows."""
-    indices = {table.index for table in tables if isinstance(table, TableExpansion)}
+    indices = {table.index for table in tables}
     return len(indices) == 1 and all(index.is_8_bit for index in indices)
 
 
-def _fuse(producer: str, contraction: QuantizedContraction, reader: str, table: nn.Module) -> dict[str, nn.Module]:
-    assert isinstance(table, TableExpansion)
+def _fuse(producer: str, contraction: IntegerContraction, reader: str, table: TableExpansion) -> dict[str, nn.Module]:
     if table.index.is_8_bit:
         if len(contraction.group_sizes) > 1:
             return {}
-        return {
-            producer: contraction.with_output(table.index),
-            reader: table.with_index(table.index, "index"),
-        }
+        handed = rows_of(table.index)
+        return {producer: contraction.replace(hands_over=handed), reader: table.reading(handed)}
     multiplier, offset = table.index.to_rows()
     scales = [scale * torch.tensor(multiplier, dtype=torch.float32) for scale in contraction.scales]
     bias = contraction.bias.double() + (offset / scales[0].double())
     # what the integer sum can reach must stay an int32 once it is in units of rows
     if float(bias.abs().max()) > _INT32_MAX // 2 or max(float(scale.max()) for scale in scales) * len(scales) >= 1:
-        return {reader: table.with_index(table.index, "float")}
-    fused = QuantizedContraction(
-        contraction.layer,
-        torch.cat(contraction.weights),
-        torch.round(bias).to(torch.int32),
-        torch.stack(scales),
-        contraction.out_shape,
-        contraction.weight_bits,
-        contraction.group_sizes,
-        multiplier=contraction.multiplier,
-    )
-    return {producer: fused, reader: table.with_index(table.index, "scaled")}
+        return {reader: table.replace(input="float")}
+    handed = HandOver("scaled", table.index)
+    fused = contraction.replace(bias=torch.round(bias).to(torch.int32), scale=torch.stack(scales), hands_over=handed)
+    return {producer: fused, reader: table.reading(handed)}

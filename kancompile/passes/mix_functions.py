@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kancompile.ir import MOST_PLANES, Branch, ConvContraction, Expansion, Layer, Program, distinct_inputs
+from kancompile.ir import MOST_PLANES, Branch, Contraction, Expansion, Layer, Program, distinct_inputs
 
 _SAMPLES = 64
 _VALUES = 1 << 18
@@ -66,9 +66,8 @@ class MixFunctions:
         modules: dict[str, nn.Module] = {}
         notes = []
         for layer in found:
-            expansion, contraction = program.module(layer.expansions[0]), program.module(layer.contraction)
-            assert isinstance(expansion, Expansion)
-            assert isinstance(contraction, ConvContraction)
+            expansion = program.node(layer.expansions[0], Expansion)
+            contraction = program.node(layer.contraction, Contraction)
             mixed = mix(expansion, contraction, read[layer.expansions[0]], self.tolerance(layer.name))
             if mixed is None:
                 continue
@@ -88,7 +87,8 @@ def _is_candidate(program: Program, layer: Layer) -> bool:
     return (
         len(layer.expansions) == 1
         and len(users) == 1
-        and isinstance(program.module(layer.contraction), ConvContraction)
+        and program.contraction(layer).geometry is not None
+        and program.is_float(layer)
         and isinstance(expansion, Expansion)
         and expansion.channels_first
         and 2 < expansion.k <= _MOST_FUNCTIONS
@@ -96,8 +96,8 @@ def _is_candidate(program: Program, layer: Layer) -> bool:
 
 
 def mix(
-    expansion: Expansion, contraction: ConvContraction, x: Tensor, tolerance: float
-) -> tuple[Expansion, ConvContraction, float] | None:
+    expansion: Expansion, contraction: Contraction, x: Tensor, tolerance: float
+) -> tuple[Expansion, Contraction, float] | None:
     """Find fewer functions; ``None`` where none can be saved, or channels have functions of their own.
 
     Args:
@@ -139,15 +139,7 @@ def mix(
     position = torch.arange(count).reshape(*expansion.in_shape, rank + 1)
     branch = Branch("mixtures", region, position)  # type: ignore[arg-type]
     combined = torch.einsum("oikt,kr->oirt", weight, torch.cat([back, rest[:, None]], dim=1))
-    replaced = ConvContraction(
-        contraction.layer,
-        combined.reshape(n_out, -1, *kernel).float().contiguous(),
-        contraction.bias,
-        contraction.geometry,
-        contraction.out_shape,
-        contraction.zero_point,
-        contraction.output,
-    )
+    replaced = contraction.with_weight(combined.reshape(n_out, -1, *kernel).float().contiguous())
     return Expansion(expansion.anchor_shape, [branch], channels_first=True), replaced, float(lost[rank])
 
 
@@ -187,7 +179,7 @@ def _near_given(forward: Tensor, back: Tensor, phi: Tensor, weight: Tensor) -> t
     return best
 
 
-def _variance(expansion: Expansion, contraction: ConvContraction, x: Tensor) -> float:
+def _variance(expansion: Expansion, contraction: Contraction, x: Tensor) -> float:
     """Measure the output's variance over images and pixels, the mean over channels."""
     outputs = torch.cat([contraction(expansion(part)) for part in x.split(16)]).movedim(1, 0).flatten(1)
     return float(outputs.double().var(1, correction=0).mean())

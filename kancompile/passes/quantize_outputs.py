@@ -7,13 +7,13 @@ The range is that of the calibration outputs; what lies beyond saturates. Convol
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from kancompile.ir import IndexQuantizer, Program, QuantizedContraction
+from kancompile.ir import REAL, IndexQuantizer, IntegerContraction, Program, rows_of
 
 _LEVELS = 256
 
@@ -35,11 +35,10 @@ class QuantizeOutputs:
         if not found:
             return program
         traced = [program.trace(part, found) for part in torch.split(x, 512)]
-        modules: dict[str, QuantizedContraction] = {}
+        modules: dict[str, IntegerContraction] = {}
         for target in found:
-            contraction = program.module(target)
-            assert isinstance(contraction, QuantizedContraction)
-            modules[target] = contraction.with_output(_quantizer(torch.cat([part[target][1] for part in traced])))
+            index = _quantizer(torch.cat([part[target][1] for part in traced]))
+            modules[target] = program.node(target, IntegerContraction).replace(hands_over=rows_of(index))
         quantized = program.replace_modules(modules)
         graph = quantized.graph_module.graph
         for node in _returned(graph):
@@ -51,7 +50,7 @@ class QuantizeOutputs:
                     real = graph.call_function(torch.ops.kancompile.dequantize_index.default, arguments)
                 for user in users:
                     user.replace_input_with(node, real)
-        return replace(quantized, graph_module=fx.GraphModule(quantized.graph_module, graph))
+        return quantized.with_graph(graph, quantized.graph_module)
 
 
 def _returned(graph: fx.Graph) -> list[fx.Node]:
@@ -62,8 +61,9 @@ def _returned(graph: fx.Graph) -> list[fx.Node]:
 def _is_real(program: Program, node: fx.Node) -> bool:
     contraction = program.module(str(node.target)) if node.op == "call_module" else None
     return (
-        isinstance(contraction, QuantizedContraction)
-        and contraction.output is None
+        isinstance(contraction, IntegerContraction)
+        and contraction.geometry is None
+        and contraction.hands_over == REAL
         and len(contraction.group_sizes) == 1
         and len(node.users) == 1
     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from kancompile.ir import BlockCodes, Contraction, ConvContraction, Layer, PolynomialExpansion, Program, round_to_blocks
+from kancompile.ir import BlockCodes, Contraction, Layer, PolynomialExpansion, Program, round_to_blocks
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class RoundTo16Bits:
         modules: dict[str, nn.Module] = {}
         notes = []
         for layer in program.layers():
-            contraction = program.module(layer.contraction)
-            if not self.applies(layer.name) or not isinstance(contraction, Contraction | ConvContraction):
+            if not self.applies(layer.name) or not program.is_float(layer):
                 continue
+            contraction = program.node(layer.contraction, Contraction)
             tables = {
                 target: module
                 for target in layer.expansions
@@ -54,14 +54,10 @@ def _table_codes(table: PolynomialExpansion) -> list[BlockCodes]:
     return [round_to_blocks(table.get_buffer(f"coefficient_{power}")) for power in range(table.degree + 1)]
 
 
-def _rounded(contraction: Contraction | ConvContraction) -> nn.Module:
+def _rounded(contraction: Contraction) -> Contraction:
     codes = round_to_blocks(contraction.weight.flatten(1))
     weight: Tensor = codes.values().reshape(contraction.weight.shape)
-    layer, bias, shape = contraction.layer, contraction.bias, contraction.out_shape
-    if isinstance(contraction, ConvContraction):
-        geometry, output = contraction.geometry, contraction.output
-        return ConvContraction(layer, weight, bias, geometry, shape, contraction.zero_point, output, codes)
-    return Contraction(layer, weight, bias, shape, codes)
+    return contraction.replace(weight=weight, codes=codes)
 
 
 def _note(program: Program, layer: Layer, weights: int) -> str:

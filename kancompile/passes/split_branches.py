@@ -9,13 +9,12 @@ its own weight scale, at the price of one more look-up for every input.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
-from kancompile.ir import Contraction, Expansion, Layer, Program
+from kancompile.ir import AnyExpansion, Contraction, Expansion, Layer, Program
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class SplitBranches:
     def __call__(self, program: Program) -> Program:
         """Return the program with one expansion for every branch."""
         for layer in program.layers():
-            is_linear = isinstance(program.module(layer.contraction), Contraction)
+            is_linear = program.is_float(layer) and program.contraction(layer).geometry is None
             if (
                 is_linear
                 and self.applies(layer.name)
@@ -51,8 +50,7 @@ def _branches(program: Program, target: str) -> int:
 
 
 def _split(program: Program, layer: Layer) -> Program:
-    contraction = program.module(layer.contraction)
-    assert isinstance(contraction, Contraction)
+    contraction = program.node(layer.contraction, Contraction)
     copy = program.replace_modules({})
     root, graph = copy.graph_module, copy.graph_module.graph
     reader = next(node for node in graph.nodes if node.target == layer.contraction)
@@ -60,9 +58,9 @@ def _split(program: Program, layer: Layer) -> Program:
     order: list[Tensor] = []
     start = 0
     for source in reader.all_input_nodes:
-        expansion = root.get_submodule(str(source.target))
-        size = int(expansion.n_in) * int(expansion.k)  # type: ignore[arg-type]
-        columns = torch.arange(start, start + size).reshape(-1, int(expansion.k))  # type: ignore[arg-type]
+        expansion = program.node(str(source.target), AnyExpansion)
+        size = expansion.n_in * expansion.k
+        columns = torch.arange(start, start + size).reshape(-1, expansion.k)
         start += size
         if not isinstance(expansion, Expansion) or len(expansion.branches) == 1:
             sources.append(source)
@@ -78,17 +76,7 @@ def _split(program: Program, layer: Layer) -> Program:
             done += int(branch.k)  # type: ignore[arg-type]
     reader.args = tuple(sources)
     weight = contraction.weight[:, torch.cat(order)].contiguous()
-    root.add_module(layer.contraction, Contraction(contraction.layer, weight, contraction.bias, contraction.out_shape))
+    root.add_module(layer.contraction, contraction.with_weight(weight))
     graph.eliminate_dead_code()
     root.recompile()
-    return replace(copy, graph_module=fx.GraphModule(_used(root), graph))
-
-
-def _used(root: fx.GraphModule) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for node in root.graph.nodes:
-        if node.op == "call_module":
-            found[node.target] = root.get_submodule(node.target)
-        elif node.op == "get_attr":
-            found[node.target] = getattr(root, node.target)
-    return found
+    return copy.with_graph(graph, root)

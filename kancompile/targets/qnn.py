@@ -19,7 +19,7 @@ from onnx import helper
 from torch import nn
 
 from kancompile.errors import KanCompileError
-from kancompile.ir import IndexQuantizer, Program, QuantizedContraction, QuantizedConvContraction, TableExpansion
+from kancompile.ir import HandOver, IndexQuantizer, IntegerContraction, Program, TableExpansion
 from kancompile.targets.contract import Target
 from kancompile.targets.onnx import emit as emit_onnx
 
@@ -52,16 +52,16 @@ def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest
 
 def _check(program: Program) -> None:
     layers = program.layers()
-    contractions = {layer.name: program.module(layer.contraction) for layer in layers}
+    contractions = {layer.name: program.contraction(layer) for layer in layers}
     for name, contraction in contractions.items():
-        if not isinstance(contraction, QuantizedContraction | QuantizedConvContraction):
+        if not isinstance(contraction, IntegerContraction):
             raise KanCompileError(
                 f"layer {name!r}: target 'qnn' has integer layers only, found {type(contraction).__name__}; use a "
                 'recipe with precision = "int8" and lowering = "table"'
             )
     for layer in layers:
-        for table in map(program.module, layer.expansions):
-            if isinstance(table, TableExpansion) and not table.index.is_8_bit:
+        for table in program.tables(layer).values():
+            if not table.index.is_8_bit:
                 raise KanCompileError(
                     f"layer {layer.name!r}: found a table of {table.index.levels} rows, expected at most 256 for target "
                     "'qnn', whose row numbers have 8 bits; use levels = 256 for this layer"
@@ -91,19 +91,14 @@ def _pad_tables(program: Program) -> Program:
     """Give every table 256 rows, so that QuantizeLinear saturates where the table ends and no Clip is needed."""
     modules: dict[str, nn.Module] = {}
     for layer in program.layers():
-        contraction = program.module(layer.contraction)
-        assert isinstance(contraction, QuantizedContraction | QuantizedConvContraction)
-        for target in layer.expansions:
-            table = program.module(target)
-            if isinstance(table, TableExpansion) and table.index.levels < _ROWS:
+        contraction = program.contraction(layer)
+        for target, table in program.tables(layer).items():
+            if table.index.levels < _ROWS:
                 modules[target] = _with_all_rows(table)
-        output = contraction.output
-        if output is not None and output.levels < _ROWS:
-            wide = IndexQuantizer(output.scale, output.zero_point, _ROWS)
-            if isinstance(contraction, QuantizedConvContraction):
-                modules[layer.contraction] = contraction.with_output(wide, contraction.hands_over)
-            else:
-                modules[layer.contraction] = contraction.with_output(wide)
+        handed = contraction.hands_over
+        if handed.index is not None and handed.index.levels < _ROWS:
+            wide = IndexQuantizer(handed.index.scale, handed.index.zero_point, _ROWS)
+            modules[layer.contraction] = contraction.replace(hands_over=HandOver(handed.kind, wide))
     return program.replace_modules(modules) if modules else program
 
 
@@ -114,18 +109,7 @@ def _with_all_rows(table: TableExpansion) -> TableExpansion:
     rows = torch.cat([parts, last], dim=1).reshape(-1, table.k)
     first_row = None if table.first_row is None else table.first_row // levels * _ROWS
     index = IndexQuantizer(table.index.scale, table.index.zero_point, _ROWS)
-    return TableExpansion(
-        table.in_shape,
-        index,
-        rows,
-        first_row,
-        table.scale,
-        table.offset,
-        table.branch_sizes,
-        table.branch_names,
-        table.input,
-        table.channels_first,
-    )
+    return table.replace(index=index, table=rows, first_row=first_row)
 
 
 def _wrap(model: onnx.ModelProto) -> None:

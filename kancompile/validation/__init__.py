@@ -8,7 +8,7 @@ from kancompile.validation.float_replay import FloatReplay, samples_that_fit
 from kancompile.validation.input_region import outside_grid, read_from_input
 from kancompile.validation.kernel_audit import KernelAudit, audit_kernels
 from kancompile.validation.layer_errors import LayerError, LayerErrors
-from kancompile.validation.layer_pairs import AnyExpansion, BranchColumns, LayerPair, evaluate_inputs, inputs_last
+from kancompile.validation.layer_pairs import BranchColumns, LayerPair
 from kancompile.validation.paired_decisions import PairedDecisions
 from kancompile.validation.runtime_comparison import RuntimeComparison, compare_runtimes, runtimes_named
 from kancompile.validation.runtime_timing import timed_runtimes
@@ -21,7 +21,6 @@ __all__ = [
     "COMPILED",
     "FLOAT_EXPORT",
     "RUINED_DB",
-    "AnyExpansion",
     "Benchmark",
     "BesideFloat",
     "BranchColumns",
@@ -44,9 +43,7 @@ __all__ = [
     "compare_runtimes",
     "decibel",
     "drop_of",
-    "evaluate_inputs",
     "export_float",
-    "inputs_last",
     "measure_beside_float",
     "number_of",
     "outside_grid",

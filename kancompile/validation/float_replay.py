@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from kancompile.ir import CONTRACTIONS, Program
+from kancompile.ir import AnyContraction, Layer, Program
 from kancompile.validation.layer_pairs import LayerPair
 
 _ELEMENTS = 1 << 23
@@ -71,7 +70,7 @@ class _Keeping(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if n.op == "call_module" and isinstance(self.module.get_submodule(str(n.target)), CONTRACTIONS):  # type: ignore[operator]
+        if n.op == "call_module" and isinstance(self.module.get_submodule(str(n.target)), AnyContraction):  # type: ignore[operator]
             for source in n.all_input_nodes:
                 if all(user in self.env or user is n for user in source.users):
                     self.env[source] = None
@@ -82,10 +81,9 @@ def samples_that_fit(program: Program, x: Tensor) -> int:
     """Return how many samples can be kept at every node, and expanded by the widest layer."""
     replay = FloatReplay(program, x[:2])
     kept = sum(value.numel() for value in replay.values.values())
-    widest = max((_expanded(program, layer.expansions) for layer in program.layers()), default=0)
+    widest = max((_expanded(program, layer) for layer in program.layers()), default=0)
     return max(_FEW, min(_MANY, len(x), _ELEMENTS // max(1, kept // 2 + widest)))
 
 
-def _expanded(program: Program, targets: Sequence[str]) -> int:
-    modules = [program.module(target) for target in targets]
-    return sum(torch.Size(module.in_shape).numel() * int(module.k) for module in modules)  # type: ignore[arg-type, misc]
+def _expanded(program: Program, layer: Layer) -> int:
+    return sum(torch.Size(expansion.in_shape).numel() * expansion.k for expansion in program.expansions(layer))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +9,7 @@ import torch
 from torch import Tensor
 
 from kancompile.errors import KanCompileError
-from kancompile.ir import (
-    ConvContraction,
-    Layer,
-    Program,
-    QuantizedContraction,
-    QuantizedConvContraction,
-    TableExpansion,
-)
+from kancompile.ir import AnyContraction, Program
 from kancompile.validation.error_measures import ErrorMeasure, OutputError, plain_number
 
 
@@ -87,8 +79,6 @@ class LayerErrors:
                 f"layers: found {found!r} in the lowered program, expected {self.names!r} as in the float one"
             )
         self.float_program, self.program = float_program, program
-        nodes = program.graph_module.graph.nodes
-        self.readers = {str(node.target): list(node.users) for node in nodes if node.op == "call_module"}
         self.measures = [ErrorMeasure() for _ in self.names]
         self.own = [ErrorMeasure() for _ in self.names] if own else []
 
@@ -101,18 +91,20 @@ class LayerErrors:
         actual = self.program.trace(x, [layer.contraction for layer in self.layers])
         for number, (float_layer, layer) in enumerate(zip(self.float_layers, self.layers, strict=True)):
             reference = expected[float_layer.contraction][1]
-            is_image = isinstance(self.float_program.module(float_layer.contraction), ConvContraction)
+            exact, contraction = self.float_program.contraction(float_layer), self.program.contraction(layer)
             what = f"layer {layer.name!r}"
             # passes may regroup dimensions, never reorder them
-            real = self._real_values(layer.contraction, *actual[layer.contraction])
-            _add(self.measures[number], reference, real, is_image, what)
+            real = _real_values(contraction, *actual[layer.contraction])
+            _add(self.measures[number], exact, reference, real, what)
             if self.own:
                 inputs = {target: expected[target][0][0] for target in float_layer.expansions}
-                features = [self._features(float_layer, target, inputs) for target in layer.expansions]
                 with torch.no_grad():
-                    output = self.program.module(layer.contraction)(*features)
-                alone = self._real_values(layer.contraction, tuple(features), output)
-                _add(self.own[number], reference, alone, is_image, f"{what} alone")
+                    features = tuple(
+                        expansion.reading_real()(inputs[float_layer.origin(target)])
+                        for target, expansion in zip(layer.expansions, self.program.expansions(layer), strict=True)
+                    )
+                    alone = _real_values(contraction, features, contraction(*features))
+                _add(self.own[number], exact, reference, alone, f"{what} alone")
 
     def result(self) -> tuple[LayerError, ...]:
         """Return the errors in the order of evaluation."""
@@ -122,37 +114,20 @@ class LayerErrors:
             for name, measure, alone in zip(self.names, self.measures, own or [None] * len(self.names), strict=True)
         )
 
-    def _features(self, float_layer: Layer, target: str, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Evaluate one lowered expansion on what its float twin reads."""
-        module = self.program.module(target)
-        if isinstance(module, TableExpansion):
-            module = module.reading_real()
+
+def _real_values(contraction: AnyContraction, features: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Give the output of a contraction in real units; ``features`` are what it read."""
+    if contraction.geometry is not None and contraction.hands_over.kind == "rows":
         with torch.no_grad():
-            features: Tensor = module(inputs[float_layer.origin(target)])
-        return features
-
-    def _real_values(self, target: str, features: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """Give the output of a contraction in real units; ``features`` are what it read."""
-        contraction = self.program.module(target)
-        if isinstance(contraction, QuantizedConvContraction) and contraction.hands_over == "index":
-            real: Tensor = contraction.with_output(None, "real")(*features)
-            return real
-        if isinstance(contraction, QuantizedContraction) and (index := contraction.output) is not None:
-            return (output.double() - index.zero_point) * index.scale
-        for reader in self.readers[target]:
-            table = self.program.module(str(reader.target)) if reader.op == "call_module" else None
-            if isinstance(table, TableExpansion) and table.input == "scaled":
-                multiplier, offset = table.index.to_rows()
-                return (output.double() - offset) / multiplier
-        return output
+            unrounded: Tensor = contraction.unrounded()(*features)
+        return unrounded
+    return contraction.hands_over.real(output)
 
 
-def _add(measure: ErrorMeasure, reference: Tensor, output: Tensor, is_image: bool, what: str) -> None:
+def _add(measure: ErrorMeasure, exact: AnyContraction, reference: Tensor, output: Tensor, what: str) -> None:
     """Compare what a layer yields, feature by feature or channel by channel."""
     if reference.numel() != output.numel():
         raise KanCompileError(
             f"{what}: found output shape {tuple(output.shape)!r}, expected {tuple(reference.shape)!r} as the float layer gives"
         )
-    output = output.reshape(reference.shape)
-    first = 1 if is_image else -1
-    measure.add_columns(reference.movedim(first, -1).flatten(0, -2), output.movedim(first, -1).flatten(0, -2))
+    measure.add_columns(exact.by_output(reference), exact.by_output(output.reshape(reference.shape)))

@@ -14,7 +14,7 @@ import torch
 import kancompile
 from examples.zoo.efficient_kan import build
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.program import Program
+from kancompile.ir import Program
 from kancompile.passes.lowering import lower
 from kancompile.passes.rounding_methods import METHODS, method_named
 from kancompile.passes.rounding_methods.brecq import Brecq

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from examples.zoo import chebyshev_kan, efficient_kan
 from kancompile.frontend.capture import capture
-from kancompile.ir.program import Program
+from kancompile.ir import Program
 
 DIGITS = Path(__file__).parent.parent.parent / "examples" / "digits"
 FAMILIES = ("efficient_kan", "chebyshev_kan")

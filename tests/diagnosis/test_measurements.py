@@ -11,8 +11,7 @@ from kancompile.diagnosis.laboratory import Laboratory, constant_bytes
 from kancompile.diagnosis.sensitivity import branch_programs, sensitivities_of
 from kancompile.diagnosis.suspects import suspects
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.contraction import QuantizedContraction
-from kancompile.ir.expansion import Expansion
+from kancompile.ir import Expansion, IntegerContraction
 from kancompile.recipe import Recipe, read_recipe
 from kancompile.validation.error_measures import ErrorMeasure
 from kancompile.validation.input_region import grid_of
@@ -55,7 +54,7 @@ def test_errors_of_branches_add_up_to_the_error_of_the_layer() -> None:
     whole = lowered(x) - exact
     layer = next(layer for layer in lowered.layers() if layer.name == HIDDEN)
     contraction = lowered.module(layer.contraction)
-    assert isinstance(contraction, QuantizedContraction)
+    assert isinstance(contraction, IntegerContraction)
     # the layer's bias takes up the mean error of all samples, as whole steps of its scale; the rest is float32 rounding
     offset = (whole - together).mean(0)
     assert float((whole - together - offset).abs().max()) < 1e-4

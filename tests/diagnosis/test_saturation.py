@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from kancompile.diagnosis.diagnosing import examine, open_laboratory, samples_for
 from kancompile.diagnosis.laboratory import Laboratory
 from kancompile.diagnosis.result import Diagnosis
-from kancompile.ir.contraction import QuantizedContraction
-from kancompile.ir.table import TableExpansion
+from kancompile.ir import IntegerContraction, TableExpansion
 from kancompile.progress import quiet
 from kancompile.recipe import Recipe, read_recipe
 
@@ -47,7 +46,7 @@ def largest_pair(laboratory: Laboratory, recipe: Recipe) -> int:
     (layer,) = program.layers()
     table, contraction = program.module(layer.expansions[0]), program.module(layer.contraction)
     assert isinstance(table, TableExpansion)
-    assert isinstance(contraction, QuantizedContraction)
+    assert isinstance(contraction, IntegerContraction)
     codes = table.table.long().reshape(-1, K)
     weights = torch.cat(list(contraction.weights)).long().reshape(N_IN, K, N_OUT)
     return int(torch.einsum("rk,iko->rio", codes, weights).abs().max())

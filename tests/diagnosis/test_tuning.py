@@ -18,7 +18,7 @@ from kancompile.compiler.compile import compile
 from kancompile.diagnosis.tune_cache import TuneCache
 from kancompile.diagnosis.tuning import Tuning, tune
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.program import Program
+from kancompile.ir import Program
 from kancompile.passes.lowering import Lowering
 from kancompile.recipe import Recipe, read_recipe
 from tests.diagnosis.planted_faults import DIGITS, captured, samples, trained

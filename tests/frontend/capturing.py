@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kancompile.frontend import capture
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.expansion import Branch, Expansion
-from kancompile.ir.program import Program
+from kancompile.ir import Branch, Contraction, Expansion, Program
 
 
 def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:

@@ -7,8 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.program import Program
+from kancompile.ir import Contraction, Program
 from tests.frontend.capturing import draw
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -70,8 +69,8 @@ class Wrapped(nn.Module):
         return self.function(x, *(self.get_submodule(name) for name in self.names))
 
 
-def convolution(program: Program, layer: int = 0) -> ConvContraction:
+def convolution(program: Program, layer: int = 0) -> Contraction:
     """Give the convolution of a layer."""
     found = program.module(program.layers()[layer].contraction)
-    assert isinstance(found, ConvContraction)
+    assert isinstance(found, Contraction)
     return found

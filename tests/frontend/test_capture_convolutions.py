@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from examples.zoo import kagn_conv
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.show import show
+from kancompile.ir import Contraction, show
 from tests.frontend.capturing import captured, expansions, functions_are_shared
 from tests.frontend.convolution_models import PowersConv, Wrapped, chebyshev, convolution, powers, seeded
 
@@ -213,7 +212,7 @@ def test_head_behind_flattened_convolution(head: nn.Module) -> None:
             return self.head(y.flatten(1) if isinstance(self.head, nn.Linear) else y)
 
     program = captured(Network(), (3, 6, 5))
-    assert isinstance(convolution(program), ConvContraction)
+    assert isinstance(convolution(program), Contraction)
 
 
 def test_kan_behind_flattened_convolution() -> None:
@@ -229,7 +228,7 @@ def test_kan_behind_flattened_convolution() -> None:
 
     program = captured(Network(), (3, 6, 5))
     assert [layer.name for layer in program.layers()] == ["conv", "kan"]
-    assert isinstance(convolution(program), ConvContraction)
+    assert isinstance(convolution(program), Contraction)
 
 
 def test_mean_without_a_function_between() -> None:

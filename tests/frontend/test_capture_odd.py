@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.frontend import capture
-from kancompile.ir.show import show
+from kancompile.ir import show
 from tests.frontend import odd_models
 from tests.frontend.capturing import branches, captured, contraction, draw, expansions, functions_are_shared
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from kancompile.ir.check import check
-from kancompile.ir.show import show
+from kancompile.ir import check, show
 from tests.frontend.capturing import branches, captured, contraction, draw, expansions, functions_are_shared
 
 

@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kancompile.ir.gradients import differentiable
-from kancompile.ir.program import Program
+from kancompile.ir import Program, differentiable
 from kancompile.passes.fuse_index import FuseIndex
 from tests.passes.test_lowering_passes import round_uniform, tabulate
 from tests.programs import calibration_inputs, float_program

@@ -14,7 +14,7 @@ from scipy.interpolate import BSpline
 from scipy.special import erf
 from torch import Tensor
 
-from kancompile.ir.expansion import Branch
+from kancompile.ir import Branch
 from kancompile.ir.polynomial import BreakpointCells, PolynomialExpansion, Repeat, UniformCells, Zone, group_size
 from kancompile.passes.lower_to_polynomials.breakpoints import find_breakpoints
 from kancompile.passes.lower_to_polynomials.observed_region import Region

@@ -8,17 +8,24 @@ import torch
 from torch import fx, nn
 
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.check import check
-from kancompile.ir.convolution import ConvContraction, QuantizedConvContraction
-from kancompile.ir.expansion import Expansion
-from kancompile.ir.geometry import Geometry, PatchSampler, flat_weight, split_groups
-from kancompile.ir.gradients import differentiable
-from kancompile.ir.program import Program
-from kancompile.ir.show import show
-from kancompile.ir.table import TableExpansion
+from kancompile.ir import (
+    Contraction,
+    Expansion,
+    Geometry,
+    HandOver,
+    IntegerContraction,
+    PatchSampler,
+    Program,
+    TableExpansion,
+    check,
+    differentiable,
+    flat_weight,
+    show,
+    split_groups,
+)
 from kancompile.passes.fuse_index import FuseIndex
 from kancompile.passes.round_weights import RoundWeights
-from kancompile.passes.round_weights.integers import integer_convolution
+from kancompile.passes.round_weights.integers import integer_modules
 from kancompile.passes.round_weights.options import RoundingOptions
 from kancompile.passes.round_weights.rows import convolution_problems
 from kancompile.passes.rounding_methods.adaround import AdaRound
@@ -64,7 +71,7 @@ def test_float_contraction_is_conv2d_of_concatenated_features(geometry: Geometry
     weight = torch.randn(6, 16 // geometry.groups, 3, 3, generator=generator)
     bias = torch.randn(6, generator=generator)
     out_shape = (6, *geometry.out_size((7, 8), (3, 3)))
-    found = ConvContraction("layer", weight, bias, geometry, out_shape)(*features)
+    found = Contraction("layer", weight, bias, out_shape, geometry)(*features)
     # the columns of a group are its channels of the first feature, then those of the second
     images = [feature.permute(0, 3, 4, 1, 2).flatten(1, 2) for feature in features]
     chunks = [image.chunk(geometry.groups, 1) for image in images]
@@ -85,7 +92,7 @@ def test_patches_times_weight_is_the_convolution() -> None:
     ]:
         x = torch.randn(3, *spatial, 4, generator=generator)
         weight = torch.randn(6, 4 // geometry.groups, *kernel, generator=generator)
-        contraction = ConvContraction("layer", weight, torch.zeros(6), geometry, ())
+        contraction = Contraction("layer", weight, torch.zeros(6), (), geometry)
         sampler = PatchSampler(geometry, kernel, spatial)
         image, position = sampler.draw(3, 30, generator)
         assert len(set(zip(image.tolist(), position.tolist(), strict=True))) == len(image) <= 30
@@ -201,10 +208,8 @@ def test_rounding_error_is_that_of_the_convolution() -> None:
         (),
         rounded[0].group_sizes,
     )
-    integers = program.replace_modules(integer_convolution(program, layer, merged, 4))
-    integers = integers.replace_modules(
-        {layer.contraction: integers.module(layer.contraction).with_output(None, "real")}
-    )
+    integers = program.replace_modules(integer_modules(program, layer, merged, 4))
+    integers = integers.replace_modules({layer.contraction: integers.module(layer.contraction).unrounded()})
     expected = float((integers(x) - program(x)).double().square().mean())
     found = sum(objective(problem, part) for problem, part in zip(problems, rounded, strict=True)) / 2
     assert found == pytest.approx(expected, rel=1e-3)
@@ -251,7 +256,7 @@ def test_rescaled_tables_keep_the_code_of_zero() -> None:
     exact = Rounded(
         torch.zeros(4, problem.c, dtype=torch.int8), torch.ones(1, 4), torch.zeros(4), (), (problem.c,), shrink
     )
-    modules = integer_convolution(program, layer, exact, 8)
+    modules = integer_modules(program, layer, exact, 8)
     before, after = program.module("layer0_expand0"), modules["layer0_expand0"]
     real = [table.table.float() * table.scale + table.offset for table in (before, after)]
     assert ((real[0] - real[1]).abs() <= after.scale / 2 * 1.001).all()
@@ -268,8 +273,8 @@ def test_fusion_through_max_pooling_and_beside_other_readers() -> None:
     rounded = rounded_by(tabulated)
     fused = FuseIndex()(rounded)
     first = fused.module("first")
-    assert isinstance(first, QuantizedConvContraction)
-    assert (first.output, first.hands_over) == (fused.module("second_expand").index, "real")
+    assert isinstance(first, IntegerContraction)
+    assert first.hands_over == HandOver("real", fused.module("second_expand").index)
     assert fused.module("second").output is not None
     assert signal_to_noise(program(x), fused(x)) > 33
     model = emit(fused, {})
@@ -289,7 +294,7 @@ def pooled_program() -> Program:
         root[f"{name}_expand"] = Expansion(shape, branches, channels_first=True)
         weight = torch.randn(n_out, shape[0] * 4, 3, 3, generator=generator) / (shape[0] * 36) ** 0.5
         geometry = Geometry((1, 1), (1, 1), (1, 1))
-        root[name] = ConvContraction(name, weight, torch.zeros(n_out), geometry, (n_out, *shape[1:]))
+        root[name] = Contraction(name, weight, torch.zeros(n_out), (n_out, *shape[1:]), geometry)
         return graph.call_module(name, (graph.call_module(f"{name}_expand", (value,)),))
 
     value = layer("first", graph.placeholder("x"), (3, 8, 8), 6)
@@ -332,8 +337,8 @@ def test_twin_has_equal_values_and_gradients(fused: bool, layers: int, cosine: f
 def test_wrong_shapes_are_refused() -> None:
     program = float_convolutions((3, 8, 8), [square(4, 3)])
     contraction = program.module("layer0_convolve")
-    assert isinstance(contraction, ConvContraction)
-    wrong = ConvContraction("layers.0", contraction.weight, contraction.bias, contraction.geometry, (4, 8, 8))
+    assert isinstance(contraction, Contraction)
+    wrong = contraction.replace(out_shape=(4, 8, 8))
     with pytest.raises(
         KanCompileError, match=r"layer 'layers.0': found output shape \(4, 8, 8\), expected \(4, 6, 6\)"
     ):

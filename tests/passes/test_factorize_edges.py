@@ -6,13 +6,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from kancompile.ir.check import check
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.distinct import distinct_inputs
-from kancompile.ir.expansion import Branch, Expansion
-from kancompile.ir.geometry import Geometry
-from kancompile.ir.program import Program
+from kancompile.ir import Branch, Contraction, Expansion, Geometry, Program, check, distinct_inputs
 from kancompile.passes.factorize_edges import FactorizeEdges
 from tests.regions import branch, silu
 
@@ -136,7 +130,7 @@ def test_channels_of_a_padded_convolution(groups: int) -> None:
     expansion = Expansion((channels, side, side), [Branch("wavelet", region, position)], channels_first=True)
     weight = draw(6, channels * k // groups, 3, 3, seed=17)
     geometry = Geometry((1, 1), (1, 1), (1, 1), groups)
-    contraction = ConvContraction("conv", weight, torch.zeros(6), geometry, (6, side, side))
+    contraction = Contraction("conv", weight, torch.zeros(6), (6, side, side), geometry)
     program = program_of(expansion, contraction, (channels, side, side))
     after = RUN(program, draw(60, channels, side, side, seed=18))
     check(after)

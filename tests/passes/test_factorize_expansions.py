@@ -6,9 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from kancompile.frontend.capture import capture
-from kancompile.ir.check import check
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.expansion import Expansion
+from kancompile.ir import Contraction, Expansion, check
 from kancompile.passes.factorize_expansions import FactorizeExpansions
 
 

@@ -11,14 +11,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.check import check
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.expansion import Branch, Expansion, to_channels_last
-from kancompile.ir.geometry import Geometry
-from kancompile.ir.polynomial import BreakpointCells, PolynomialExpansion, UniformCells
-from kancompile.ir.program import Program
-from kancompile.ir.show import show
+from kancompile.ir import (
+    Branch,
+    BreakpointCells,
+    Contraction,
+    Expansion,
+    Geometry,
+    PolynomialExpansion,
+    Program,
+    UniformCells,
+    check,
+    show,
+    to_channels_last,
+)
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials
 from kancompile.targets.onnx.export import emit
 from tests.programs import integer_program
@@ -231,7 +236,7 @@ def test_convolutions_with_groups(knots: Tensor) -> None:
     geometry = Geometry((1, 2), (1, 0), (1, 1), groups=2)
     out_shape = (6, *geometry.out_size((5, 6), (3, 2)))
     weight = torch.randn(6, 4 * expansion.k // 2, 3, 2, generator=generator)
-    contraction = ConvContraction("conv", weight, torch.randn(6, generator=generator), geometry, out_shape)
+    contraction = Contraction("conv", weight, torch.randn(6, generator=generator), out_shape, geometry)
     graph = fx.Graph()
     value = graph.call_module("conv", (graph.call_module("expand", (graph.placeholder("x"),)),))
     graph.output(value)

@@ -9,9 +9,7 @@ import pytest
 import torch
 from torch import fx
 
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.program import Program
-from kancompile.ir.show import show
+from kancompile.ir import Contraction, Program, show
 from kancompile.passes.lowering import Lowering, lower
 from kancompile.passes.mix_functions import MixFunctions
 from kancompile.passes.tabulate_expansions import lookup_cost
@@ -26,10 +24,8 @@ def _with_two_readers() -> Program:
     other = float_convolutions((4, 8, 8), [square(3, 3)], seed=5)
     root = dict(program.graph_module.named_children())
     root["other_expand"], convolve = other.module("layer0_expand0"), other.module("layer0_convolve")
-    assert isinstance(convolve, ConvContraction)
-    root["other_convolve"] = ConvContraction(
-        "layers.other", convolve.weight, convolve.bias, convolve.geometry, convolve.out_shape
-    )
+    assert isinstance(convolve, Contraction)
+    root["other_convolve"] = convolve.replace(layer="layers.other")
     graph = fx.Graph()
 
     def layer(name: str, convolution: str, value: fx.Node) -> fx.Node:

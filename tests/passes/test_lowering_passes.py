@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from kancompile.ir.check import check
-from kancompile.ir.contraction import Contraction, QuantizedContraction
-from kancompile.ir.distinct import distinct_inputs
-from kancompile.ir.program import Program
-from kancompile.ir.show import show
-from kancompile.ir.table import TableExpansion
+from kancompile.ir import Contraction, IntegerContraction, Program, TableExpansion, check, distinct_inputs, show
 from kancompile.passes.factorize_edges import FactorizeEdges
 from kancompile.passes.fuse_index import FuseIndex
 from kancompile.passes.round_weights import RoundWeights
@@ -105,7 +100,7 @@ def test_rounding_error_follows_the_bits(bits: int) -> None:
     program = tabulate(float_program((20, 16, 6)))
     x = calibration_inputs(program, seed=3)
     rounded = round_uniform(program, bits=bits)
-    assert all(isinstance(rounded.module(layer.contraction), QuantizedContraction) for layer in rounded.layers())
+    assert all(isinstance(rounded.module(layer.contraction), IntegerContraction) for layer in rounded.layers())
     assert signal_to_noise(program(x), rounded(x)) > 6 * bits - 9
 
 

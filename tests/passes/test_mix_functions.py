@@ -5,9 +5,7 @@ import torch
 
 from examples.zoo import kagn_conv, spline_conv
 from kancompile.frontend.capture import capture
-from kancompile.ir.check import check
-from kancompile.ir.expansion import Expansion
-from kancompile.ir.program import Program
+from kancompile.ir import Expansion, Program, check
 from kancompile.passes.mix_functions import MixFunctions
 from kancompile.passes.tabulate_expansions.choose_index import IndexChoice, index_over, refine_ends
 

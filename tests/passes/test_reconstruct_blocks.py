@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import kancompile
 from examples.zoo.efficient_kan import build
-from kancompile.ir.program import Layer
+from kancompile.ir import Layer
 from kancompile.passes.lowering import lower
 from kancompile.passes.round_weights.reconstruct_blocks import blocks_of, with_one_end
 from kancompile.passes.rounding_methods import METHODS

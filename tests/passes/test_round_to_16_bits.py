@@ -12,9 +12,7 @@ import kancompile
 from examples.zoo.efficient_kan import KAN
 from kancompile.compiler.compiled_model import CompiledModel
 from kancompile.frontend.capture import capture
-from kancompile.ir.check import check
-from kancompile.ir.contraction import Contraction
-from kancompile.ir.polynomial import PolynomialExpansion
+from kancompile.ir import Contraction, PolynomialExpansion, check
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials
 from kancompile.passes.lowering import WIDE_TOLERANCE
 from kancompile.passes.round_to_16_bits import RoundTo16Bits

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from examples.zoo import efficient_kan, spline_conv, wav_kan
 from kancompile.cli.main import main
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.table import TableExpansion
+from kancompile.ir import TableExpansion
 from kancompile.passes.lowering import lower
 from kancompile.reporting.facts.bit_front import measure_front
 from kancompile.reporting.facts.collect import ReportOptions, collect

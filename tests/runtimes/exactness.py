@@ -7,7 +7,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from kancompile.ir.program import Program
+from kancompile.ir import Program
 from tests.convolution_programs import integer_convolutions, square
 from tests.programs import integer_program
 

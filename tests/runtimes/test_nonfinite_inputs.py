@@ -12,8 +12,7 @@ from torch import nn
 import kancompile
 from examples.zoo.efficient_kan import KAN
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.index import IndexQuantizer
-from kancompile.ir.program import Program
+from kancompile.ir import IndexQuantizer, Program
 from kancompile.runtimes import c99
 from kancompile.runtimes.session import RuntimeModel
 from kancompile.targets.c99 import emit as emit_c

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kancompile.ir.program import Program
+from kancompile.ir import Program
 from kancompile.runtimes.c99 import output_shape
 from kancompile.targets.c99 import companions, emit
 

@@ -13,10 +13,7 @@ from torch import fx, nn
 from examples.zoo import efficient_kan, kagn_conv
 from kancompile.compiler.compile import compile
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.check import check
-from kancompile.ir.contraction import GroupMultiplier, QuantizedContraction
-from kancompile.ir.program import Program
-from kancompile.ir.table import TableExpansion
+from kancompile.ir import GroupMultiplier, IntegerContraction, Program, TableExpansion, check
 from kancompile.runtimes.c99 import RUNTIME
 from kancompile.targets.c99 import emit, facts
 from kancompile.targets.onnx.export import emit as emit_onnx
@@ -97,14 +94,11 @@ def _hard_inputs(program: Program, n: int) -> torch.Tensor:
 def _with_ties(program: Program) -> Program:
     """Make a hidden layer's factors powers of two, so that its sums fall exactly between two rows all the time."""
     first = program.module("layer0_contract")
-    assert isinstance(first, QuantizedContraction)
+    assert isinstance(first, IntegerContraction)
     assert first.output is not None
     powers = 2.0 ** -(10 + torch.arange(first.n_out) % 4)
     scale = torch.tensor(first.output.scale, dtype=torch.float32) * powers
-    weight, bias = torch.cat(first.weights), first.bias
-    tied = QuantizedContraction(
-        first.layer, weight, bias, scale[None], first.out_shape, first.weight_bits, None, first.output
-    )
+    tied = first.replace(scale=scale[None])
     return program.replace_modules({"layer0_contract": tied})
 
 
@@ -265,7 +259,7 @@ def test_what_stays_in_float_is_refused_with_layer_reason_and_way_out() -> None:
     with pytest.raises(KanCompileError, match="expected one"):
         emit(two, {})
     bare = integer_convolutions((3, 8, 8), [square(8, 3)])
-    bare = bare.replace_modules({"layer0_convolve": bare.module("layer0_convolve").with_output(None, "real")})
+    bare = bare.replace_modules({"layer0_convolve": bare.module("layer0_convolve").unrounded()})
     with pytest.raises(
         KanCompileError, match=r"layer 'layers\.0': the output of the convolution has no 8-bit quantizer"
     ):
@@ -277,12 +271,11 @@ def test_what_stays_in_float_is_refused_with_layer_reason_and_way_out() -> None:
 def test_whole_factors_of_groups_are_stored_apart_from_narrow_codes(levels: int, tmp_path: Path) -> None:
     program = integer_program((12, 9, 5), levels=(64, levels), k=4, weight_bits=2)
     first = program.module("layer0_contract")
-    assert isinstance(first, QuantizedContraction)
+    assert isinstance(first, IntegerContraction)
     factors = torch.randint(1, 33, (3, 9), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
     multiplier = GroupMultiplier(factors, (16, 18, 14))  # the second group ends within the functions of an input
-    weight, bias = first.weights[0] * multiplier.of_column(), first.bias
-    scale = torch.stack(first.scales) / 8
-    grouped = QuantizedContraction(first.layer, weight, bias, scale, first.out_shape, 2, None, first.output, multiplier)
+    codes, scale = first.matrix * multiplier.of_column().T, torch.stack(first.scales) / 8
+    grouped = first.replace(codes=codes, scale=scale, multiplier=multiplier)
     changed = program.replace_modules({"layer0_contract": grouped})
     check(changed)
     x = inputs(changed, 200)
@@ -311,7 +304,9 @@ def test_reads_real_values_behind_codes_of_another_quantizer(tmp_path: Path) -> 
     table = program.module("layer1_expand0")
     assert isinstance(table, TableExpansion)
     index = type(table.index)(0.02, 60, 100)
-    other = program.replace_modules({"layer1_expand0": table.with_index(index, "real", table.table[:100])})
+    other = program.replace_modules(
+        {"layer1_expand0": table.replace(index=index, input="real", table=table.table[:100])}
+    )
     x = inputs(other, 40)
     found = evaluate(build(write(other, tmp_path), ["-std=c99", "-O1", *UNDEFINED]), x)
     np.testing.assert_array_equal(found, other(x).numpy())

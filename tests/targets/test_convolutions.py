@@ -9,12 +9,8 @@ import pytest
 import torch
 
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.check import check
-from kancompile.ir.column_order import constant_block
-from kancompile.ir.convolution import QuantizedConvContraction
+from kancompile.ir import IntegerContraction, Program, TableExpansion, check, constant_block
 from kancompile.ir.operators import accumulate_convolution
-from kancompile.ir.program import Program
-from kancompile.ir.table import TableExpansion
 from kancompile.targets.onnx.export import emit
 from kancompile.validation.kernel_audit import audit_kernels, optimized_graph
 from tests.convolution_programs import Convolution, integer_convolutions, square
@@ -108,7 +104,7 @@ def test_integer_convolution_is_exact(columns: int) -> None:
 
 def test_output_without_quantizer_is_refused() -> None:
     program = integer_convolutions((3, 8, 8), [square(8, 3)])
-    bare = program.replace_modules({"layer0_convolve": program.module("layer0_convolve").with_output(None, "real")})
+    bare = program.replace_modules({"layer0_convolve": program.module("layer0_convolve").unrounded()})
     check(bare)
     with pytest.raises(KanCompileError, match=r"layer 'layers\.0': convolution has no output quantizer"):
         emit(bare, {})
@@ -132,7 +128,7 @@ def with_constants(program: Program, functions: tuple[int, ...], codes: tuple[in
     changed = table.table.clone()
     for function, code in zip(functions, codes, strict=True):
         changed[:, function] = code
-    return program.replace_modules({"layer0_expand0": table.with_codes(changed, table.scale)})
+    return program.replace_modules({"layer0_expand0": table.replace(table=changed)})
 
 
 @pytest.mark.parametrize(("channels", "zero_point", "bits"), [(3, 37, 8), (9, 255, 4), (9, 0, 2)])
@@ -168,12 +164,12 @@ def test_constant_block_gives_the_same_sums(bits: int, zero_point: int) -> None:
     program = integer_convolutions((40, 4, 4), layers, zero_point=zero_point, weight_bits=bits)
     program = with_constants(program, (0,), (240 if zero_point < 100 else 3,))
     contraction, table = program.module("layer0_convolve"), program.module("layer0_expand0")
-    assert isinstance(contraction, QuantizedConvContraction)
+    assert isinstance(contraction, IntegerContraction)
     assert isinstance(table, TableExpansion)
     block = constant_block(contraction, [table], 80)
     differences = torch.tensor(block.codes) - zero_point
     found = torch.einsum("omij,m->oij", block.weight.long(), differences)
-    weight = contraction.weight.long().reshape(8, 40, 3, 3, 3)[:, :, 0].sum(1)
+    weight = contraction.matrix.long().reshape(8, 40, 3, 3, 3)[:, :, 0].sum(1)
     assert torch.equal(found, weight * (int(table.table[0, 0]) - zero_point))
     assert all(0 <= code <= 255 for code in block.codes)
     assert int(block.weight.abs().max()) <= min(64, 2 ** (bits - 1) - 1)

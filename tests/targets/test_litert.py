@@ -13,9 +13,7 @@ from torch import fx
 
 from kancompile.compiler.compile import compile
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.contraction import QuantizedContraction
-from kancompile.ir.convolution import QuantizedConvContraction
-from kancompile.ir.program import Program
+from kancompile.ir import IntegerContraction, Program
 from kancompile.runtimes.litert import RUNTIME
 from kancompile.targets import TARGETS
 from kancompile.targets.litert.emit import emit
@@ -165,10 +163,9 @@ def test_float_layer_is_named_with_the_recipe_that_works() -> None:
 def test_sums_beyond_32_bits_are_refused() -> None:
     program = integer_program((6, 5))
     contraction = program.module("layer0_contract")
-    assert isinstance(contraction, QuantizedContraction)
+    assert isinstance(contraction, IntegerContraction)
     huge = torch.full_like(contraction.bias, (1 << 31) - 10)
-    scales = torch.stack(contraction.scales)
-    replaced = QuantizedContraction("layers.0", torch.cat(contraction.weights), huge, scales, (5,))
+    replaced = contraction.replace(bias=huge)
     with pytest.raises(KanCompileError, match=r"layer 'layers\.0': integer sums can reach 2\d+"):
         emit(program.replace_modules({"layer0_contract": replaced}), {})
 
@@ -176,8 +173,8 @@ def test_sums_beyond_32_bits_are_refused() -> None:
 def test_convolution_without_quantizer_is_refused() -> None:
     program = integer_convolutions((3, 8, 8), [square(4, 3)])
     contraction = program.module("layer0_convolve")
-    assert isinstance(contraction, QuantizedConvContraction)
-    bare = program.replace_modules({"layer0_convolve": contraction.with_output(None, "real")})
+    assert isinstance(contraction, IntegerContraction)
+    bare = program.replace_modules({"layer0_convolve": contraction.unrounded()})
     with pytest.raises(KanCompileError, match=r"layer 'layers\.0': convolution has no output quantizer"):
         emit(bare, {})
 

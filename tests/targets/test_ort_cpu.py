@@ -12,8 +12,7 @@ from torch import nn
 
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.frontend import capture
-from kancompile.ir.check import check
-from kancompile.ir.program import Program
+from kancompile.ir import Program, check
 from kancompile.targets.onnx.export import emit
 from kancompile.validation.kernel_audit import audit_kernels
 from tests.frontend.odd_models import DegreeMajor

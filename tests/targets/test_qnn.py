@@ -13,10 +13,7 @@ import torch
 
 from kancompile.compiler.compile import compile
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.check import check
-from kancompile.ir.contraction import QuantizedContraction
-from kancompile.ir.convolution import QuantizedConvContraction
-from kancompile.ir.program import Program
+from kancompile.ir import IntegerContraction, Program, check
 from kancompile.passes.quantize_outputs import QuantizeOutputs
 from kancompile.targets.qnn import emit
 from kancompile.validation.kernel_audit import audit_kernels
@@ -43,7 +40,7 @@ def quantized(case: str) -> tuple[Program, np.ndarray]:
 
 def output_step(program: Program) -> float:
     last = program.module(program.layers()[-1].contraction)
-    assert isinstance(last, QuantizedContraction | QuantizedConvContraction)
+    assert isinstance(last, IntegerContraction)
     assert last.output is not None
     return last.output.scale
 

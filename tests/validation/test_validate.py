@@ -20,9 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.contraction import Contraction, QuantizedContraction
-from kancompile.ir.program import Program
-from kancompile.ir.table import TableExpansion
+from kancompile.ir import Contraction, IntegerContraction, Program, TableExpansion
 from kancompile.runtimes.session import RuntimeModel, run_reference, run_unfused
 from kancompile.validation.error_measures import ErrorMeasure, decibel
 from kancompile.validation.paired_decisions import PairedDecisions
@@ -382,7 +380,7 @@ def _renamed(program: Program) -> Program:
     layer = program.layers()[0]
     old = program.module(layer.contraction)
     assert isinstance(old, Contraction)
-    return program.replace_modules({layer.contraction: Contraction("else", old.weight, old.bias, old.out_shape)})
+    return program.replace_modules({layer.contraction: old.replace(layer="else")})
 
 
 def test_unfused_and_reference_runs_agree_with_the_fused_one() -> None:
@@ -401,7 +399,7 @@ def _effect_of_one_row(program: Program) -> Tensor:
     layer = program.layers()[-1]
     table, contraction = program.module(layer.expansions[0]), program.module(layer.contraction)
     assert isinstance(table, TableExpansion)
-    assert isinstance(contraction, QuantizedContraction)
+    assert isinstance(contraction, IntegerContraction)
     assert table.n_tables == 1
     rows = table.table.double()
     weight = contraction.weights[0].double().reshape(table.n_in, table.k, -1)

@@ -106,9 +106,7 @@ def test_all_drawings_are_recognised(tmp_path: Path, site: Path, address: str) -
 
 
 def test_network_that_the_page_cannot_draw_is_refused() -> None:
-    with pytest.raises(
-        KanCompileError, match=r"layer 'layers\.0'.*QuantizedConvContraction, expected one shared table"
-    ):
+    with pytest.raises(KanCompileError, match=r"layer 'layers\.0'.*IntegerContraction, expected one shared table"):
         describe_network(integer_convolutions((3, 8, 8), [square(4, 3)]))
 
 

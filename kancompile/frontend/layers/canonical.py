@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from kancompile.frontend.flow import Flow, Selection
 from kancompile.frontend.layers.columns import sample_points, sample_tokens
 from kancompile.frontend.layers.regions import Region
-from kancompile.ir import Contraction, ConvContraction, Expansion
+from kancompile.ir import Contraction, Expansion
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class CanonicalLayer:
     anchors: tuple[fx.Node, ...]
     selections: tuple[Selection | None, ...]
     expansions: tuple[Expansion, ...]
-    contraction: Contraction | ConvContraction
+    contraction: Contraction
 
 
 def shipped_bytes(layer: CanonicalLayer, levels: int = 256) -> int:

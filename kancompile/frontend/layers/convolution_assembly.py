@@ -18,7 +18,7 @@ from kancompile.frontend.layers.canonical import CanonicalLayer
 from kancompile.frontend.layers.columns import Columns, merge_columns, sample_points, sample_tokens, tokens_are_alike
 from kancompile.frontend.layers.recognition import is_kan, refuse_plain
 from kancompile.frontend.layers.regions import Region
-from kancompile.ir import Branch, ConvContraction, Expansion, Geometry
+from kancompile.ir import Branch, Contraction, Expansion, Geometry
 
 
 @dataclass(frozen=True)
@@ -142,12 +142,12 @@ class ConvolutionForm:
             tuple(part.image.anchor for part, _ in kept),
             tuple(part.selection for part, _ in kept),
             tuple(columns.expansion for _, columns in kept),
-            ConvContraction(
+            Contraction(
                 self.name,
                 grouped.transpose(1, 2).reshape(n_out, -1, *self.kernel).contiguous(),
                 bias,
-                Geometry(geometry.stride, geometry.padding, geometry.dilation, groups),
                 self.out_shape,
+                Geometry(geometry.stride, geometry.padding, geometry.dilation, groups),
             ),
         )
 

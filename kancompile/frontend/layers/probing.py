@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kancompile.frontend.flow import Flow, NotLowerableError, cut_out, layout_of
 from kancompile.frontend.layers.canonical import CanonicalLayer
-from kancompile.ir import Contraction, ConvContraction, Expansion
+from kancompile.ir import Contraction, Expansion
 
 TOLERANCE = 1e-5
 _PROBED_ELEMENTS = 1 << 18
@@ -52,14 +52,9 @@ def confirm(flow: Flow, layer: CanonicalLayer, rows: int = 16) -> None:
         _confirm_univariate(expansion, x[finite], feature[finite], generator)
 
 
-def _sizes(contraction: Contraction | ConvContraction, features: list[Tensor]) -> Tensor:
+def _sizes(contraction: Contraction, features: list[Tensor]) -> Tensor:
     """Give the sum of the magnitudes of the terms of every output."""
-    weight, bias = contraction.weight.abs(), contraction.bias.abs()
-    sizes: Contraction | ConvContraction
-    if isinstance(contraction, ConvContraction):
-        sizes = ConvContraction(contraction.layer, weight, bias, contraction.geometry, contraction.out_shape)
-    else:
-        sizes = Contraction(contraction.layer, weight, bias, contraction.out_shape)
+    sizes = contraction.with_weight(contraction.weight.abs(), contraction.bias.abs())
     total: Tensor = sizes(*(feature.abs() for feature in features))
     return total
 

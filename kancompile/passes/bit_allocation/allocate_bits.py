@@ -13,13 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kancompile.ir import Contraction, ConvContraction, Layer, Program
+from kancompile.ir import Layer, Program
 from kancompile.passes.bit_allocation.allocation import Allocation, Choice, allocate, pareto_front
 from kancompile.passes.bit_allocation.hawq import Traces, hessian_traces, sensitivity
 from kancompile.passes.rounding_methods import round_to_nearest, search_scale
 
 BITS = (2, 3, 4, 5, 6, 7, 8)
-_FLOAT = (Contraction, ConvContraction)
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def measure_sensitivities(
         bits: widths to judge.
         samples: calibration samples for the traces.
     """
-    layers = [layer for layer in program.layers() if isinstance(program.module(layer.contraction), _FLOAT)]
+    layers = [layer for layer in program.layers() if program.is_float(layer)]
     few = x[:: max(1, len(x) // samples)][:samples]
     with torch.no_grad():
         target = program(few)

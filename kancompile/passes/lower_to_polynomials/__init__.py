@@ -18,13 +18,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from kancompile.errors import KanCompileError
-from kancompile.ir import Branch, Contraction, ConvContraction, Expansion, Layer, PolynomialExpansion, Program
+from kancompile.ir import AnyExpansion, Branch, Contraction, Expansion, Layer, PolynomialExpansion, Program
 from kancompile.passes.lower_to_polynomials.breakpoints import find_breakpoints, merge
 from kancompile.passes.lower_to_polynomials.observed_region import ObserveRegion, Region
 from kancompile.passes.lower_to_polynomials.piecewise_fit import Lowered, lower
@@ -83,7 +82,7 @@ class LowerToPolynomials:
         """
         layers = [layer for layer in program.layers() if self.applies is None or self.applies(layer.name)]
         for layer in layers:
-            if not isinstance(program.module(layer.contraction), Contraction | ConvContraction):
+            if not program.is_float(layer):
                 raise KanCompileError(
                     f"layer {layer.name!r}: found integer weights, expected a float contraction; "
                     f"run {self.name!r} on the captured program, instead of tabulation"
@@ -92,8 +91,7 @@ class LowerToPolynomials:
         ranges = _ranges(program, x, readers)
         notes: list[str] = []
         for target, reading in readers.items():
-            expansion = program.module(target)
-            assert isinstance(expansion, Expansion)
+            expansion = program.node(target, Expansion)
             plan, note = self._plan(expansion, *ranges[target], reading[0].name, _weights(program, target, reading))
             if plan is not None:
                 program = _apply(program, target, expansion, plan)
@@ -240,19 +238,9 @@ def _ranges(program: Program, x: Tensor, targets: Iterable[str]) -> dict[str, tu
 
 def _weights(program: Program, target: str, readers: Iterable[Layer]) -> int:
     """Count the bytes of the weights that read an expansion."""
-    expansion = program.module(target)
-    assert isinstance(expansion, Expansion)
-    total = 0
-    for layer in readers:
-        contraction = program.module(layer.contraction)
-        assert isinstance(contraction, Contraction | ConvContraction)
-        taps = contraction.weight[0, 0].numel()
-        total += 4 * expansion.n_in * expansion.k * contraction.n_out * taps // _groups(contraction)
-    return total
-
-
-def _groups(contraction: Contraction | ConvContraction) -> int:
-    return contraction.geometry.groups if isinstance(contraction, ConvContraction) else 1
+    expansion = program.node(target, AnyExpansion)
+    contractions = [program.contraction(layer) for layer in readers]
+    return sum(4 * expansion.n_in * expansion.k * one.n_out * one.taps // one.groups for one in contractions)
 
 
 def _apply(program: Program, target: str, expansion: Expansion, plan: _Plan) -> Program:
@@ -272,13 +260,13 @@ def _apply(program: Program, target: str, expansion: Expansion, plan: _Plan) -> 
             other = graph.call_module(second, node.args)
         for reader in list(node.users):
             if reader is not other:
-                _read_both(root, reader, node, other, sizes, [plan.chosen, kept])
+                _read_both(copy, reader, node, other, sizes, [plan.chosen, kept])
     root.recompile()
-    return replace(copy, graph_module=fx.GraphModule(_targets(root), graph))
+    return copy.with_graph(graph, root)
 
 
 def _read_both(
-    root: fx.GraphModule,
+    program: Program,
     reader: fx.Node,
     one: fx.Node,
     other: fx.Node,
@@ -288,19 +276,18 @@ def _read_both(
     """Let a contraction read two expansions where it read one, its weight columns in their order.
 
     Args:
-        root: holds the modules.
+        program: holds the modules; the contraction's is exchanged.
         reader: the contraction.
         one, other: the expansions; so far it read ``one`` only.
         sizes: number of functions of every branch.
         parts: which branches belong to ``one``, and which to ``other``.
     """
-    contraction = root.get_submodule(str(reader.target))
-    assert isinstance(contraction, Contraction | ConvContraction)
-    groups = _groups(contraction)
+    contraction = program.node(str(reader.target), Contraction)
+    groups = contraction.groups
     sources = list(reader.all_input_nodes)
     place = sources.index(one)
-    inputs = [int(root.get_submodule(str(source.target)).n_in) for source in sources]  # type: ignore[arg-type]
-    functions = [int(root.get_submodule(str(source.target)).k) for source in sources]  # type: ignore[arg-type]
+    read = [program.node(str(source.target), AnyExpansion) for source in sources]
+    inputs, functions = [expansion.n_in for expansion in read], [expansion.k for expansion in read]
     start = sum(count * k for count, k in zip(inputs[:place], functions, strict=False)) // groups
     size = inputs[place] * sum(sizes) // groups
     old = torch.arange(start, start + size).reshape(inputs[place] // groups, -1)
@@ -308,36 +295,15 @@ def _read_both(
     columns = torch.arange(contraction.weight.shape[1])
     columns[start : start + size] = torch.cat([torch.cat([branch[n] for n in part], 1).flatten() for part in parts])
     weight = contraction.weight[:, columns].contiguous()
-    root.add_module(str(reader.target), _with_weight(contraction, weight))
+    program.graph_module.add_module(str(reader.target), contraction.with_weight(weight))
     sources.insert(place + 1, other)
     reader.args = tuple(sources)
-
-
-def _with_weight(contraction: Contraction | ConvContraction, weight: Tensor) -> nn.Module:
-    layer, bias, shape = contraction.layer, contraction.bias, contraction.out_shape
-    if isinstance(contraction, ConvContraction):
-        geometry = contraction.geometry
-        return ConvContraction(layer, weight, bias, geometry, shape, contraction.zero_point, contraction.output)
-    return Contraction(layer, weight, bias, shape)
 
 
 def _free_name(root: nn.Module, name: str) -> str:
     while hasattr(root, name):
         name += "_"
     return name
-
-
-def _targets(root: fx.GraphModule) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for node in root.graph.nodes:
-        if node.op == "call_module":
-            found[node.target] = root.get_submodule(node.target)
-        elif node.op == "get_attr":
-            value: Any = root
-            for part in node.target.split("."):
-                value = getattr(value, part)
-            found[node.target] = value
-    return found
 
 
 def lower_exactly(program: Program, x: Tensor, applies: Callable[[str], bool]) -> Program:

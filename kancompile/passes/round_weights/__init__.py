@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kancompile.ir import Contraction, ConvContraction, Layer, Program, TableExpansion, layer_tables
+from kancompile.ir import IntegerContraction, Layer, Program, layer_tables
 from kancompile.passes.round_weights.alternatives import best_method
 from kancompile.passes.round_weights.integers import integer_modules, merge_groups
 from kancompile.passes.round_weights.limit_pairs import limit_layer
 from kancompile.passes.round_weights.options import RoundingOptions
-from kancompile.passes.round_weights.pair_products import AdjacentPairs, IntegerContraction, layer_pairs, prove_layer
+from kancompile.passes.round_weights.pair_products import AdjacentPairs, layer_pairs, prove_layer
 from kancompile.passes.round_weights.reconstruct_blocks import blocks_of, reconstruct_block, with_one_end
 from kancompile.passes.round_weights.rows import layer_problems
 from kancompile.passes.rounding_methods import (
@@ -68,7 +68,7 @@ class RoundWeights:
             stated = layer_problems(program, layer, x, options, self._generator(number))
             solved = round_layer(stated, options, self._generator(number))
             others = options.alternatives
-            if isinstance(program.module(layer.contraction), ConvContraction):
+            if program.contraction(layer).geometry is not None:
                 others = {
                     name: method for name, method in others.items() if isinstance(method, Gptq)
                 }  # columns are alike there
@@ -81,7 +81,7 @@ class RoundWeights:
             polishing = None if isinstance(options.method, Uniform) else Gptq()
             solved = fit_pairs(reference, layer, stated, solved, options, self._generator(number), polishing)
             rounded[layer.name], notes = merge_groups(solved.parts), list(solved.notes)
-            if options.granularity != "channel" and isinstance(program.module(layer.contraction), ConvContraction):
+            if options.granularity != "channel" and program.contraction(layer).geometry is not None:
                 notes.append(
                     f"layer {layer.name!r}: one weight scale for each output channel, not for each {options.granularity}, "
                     "since an integer convolution has no more"
@@ -123,9 +123,7 @@ class RoundWeights:
 
 
 def _reads_tables(program: Program, layer: Layer) -> bool:
-    return isinstance(program.module(layer.contraction), Contraction | ConvContraction) and all(
-        isinstance(program.module(target), TableExpansion) for target in layer.expansions
-    )
+    return program.is_float(layer) and all(expansion.yields_codes for expansion in program.expansions(layer))
 
 
 @dataclass(frozen=True)

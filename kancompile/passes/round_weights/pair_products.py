@@ -25,10 +25,9 @@ import torch
 from torch import Tensor
 
 from kancompile.ir import (
+    IntegerContraction,
     Layer,
     Program,
-    QuantizedContraction,
-    QuantizedConvContraction,
     TableExpansion,
     group_order,
     is_in_planes,
@@ -292,28 +291,20 @@ class Int16Proof:
         return self.overflowing == 0
 
 
-IntegerContraction = QuantizedContraction | QuantizedConvContraction
-
-
 def layer_pairs(contraction: IntegerContraction, tables: Sequence[TableExpansion]) -> list[AdjacentPairs]:
     """Pair the columns of a layer: of all of it, or of every channel group of a convolution."""
-    if isinstance(contraction, QuantizedContraction):
+    if contraction.geometry is None:
         return [linear_pairs(tables, contraction.group_sizes)]
-    outside = contraction.zero_point if contraction.geometry.pads else None
-    taps = contraction.weight[0, 0].numel()
+    outside, taps = contraction.zero_point if contraction.pads else None, contraction.taps
     if is_in_planes(contraction, tables):
         return [plane_pairs(tables, taps, outside)]
-    return convolution_pairs(tables, contraction.geometry.groups, taps, outside)
+    return convolution_pairs(tables, contraction.groups, taps, outside)
 
 
 def prove(contraction: IntegerContraction, tables: Sequence[TableExpansion]) -> Int16Proof:
     """Prove an integer layer with its tables as they ship, from nothing but those."""
-    if isinstance(contraction, QuantizedContraction):
-        weights = [torch.cat(contraction.weights).T.contiguous()]
-    else:
-        weights = list(contraction.weight.flatten(1).chunk(contraction.geometry.groups))
     count = overflowing = largest = 0
-    for weight, part in zip(weights, layer_pairs(contraction, tables), strict=True):
+    for weight, part in zip(contraction.flat_weight(), layer_pairs(contraction, tables), strict=True):
         count += len(part.columns) * len(weight)
         overflowing += len(part.overflows(weight)[0])
         largest = max(largest, _largest_sum(part, weight))
@@ -325,8 +316,7 @@ def prove_layer(program: Program, layer: Layer) -> Int16Proof | None:
     contraction = program.module(layer.contraction)
     if not isinstance(contraction, IntegerContraction):
         return None
-    tables = [program.module(target) for target in layer.expansions]
-    return prove(contraction, [table for table in tables if isinstance(table, TableExpansion)])
+    return prove(contraction, list(program.tables(layer).values()))
 
 
 def _largest_sum(pairs: AdjacentPairs, weight: Tensor) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kancompile.ir import Contraction, ConvContraction, Layer, Program, differentiable
+from kancompile.ir import Layer, Program, differentiable
 from kancompile.passes.rounding_methods import Block, Brecq, Rounded, RoundingProblem
 
 _CHUNK = 512
@@ -77,11 +77,7 @@ def reconstruct_block(
     kept = [_evaluate(twin, cut.frontier, part) for part in x.split(_CHUNK)]
     frontier = [torch.cat(parts) for parts in zip(*kept, strict=True)]
     targets = torch.cat([reference.trace(part, [end])[end][1] for part in x.split(_CHUNK)])
-    biases = []
-    for layer in layers:
-        contraction = reference.module(layer.contraction)
-        assert isinstance(contraction, Contraction | ConvContraction)
-        biases.append(contraction.bias)
+    biases = [reference.contraction(layer).bias for layer in layers]
 
     def forward(weights: Sequence[Tensor], offsets: Sequence[Tensor], samples: Tensor) -> Tensor:
         values: dict[str, Tensor] = {}

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from kancompile.ir import (
     Contraction,
-    ConvContraction,
     Layer,
     PatchSampler,
     Program,
@@ -24,7 +23,6 @@ from kancompile.ir import (
     branch_of_column,
     columns_of_groups,
     convolution_columns,
-    flat_weight,
     group_order,
     layer_tables,
     split_groups,
@@ -58,10 +56,9 @@ def convolution_problems(
         rows: most pixels to use.
         max_bytes: most memory for their features, all groups together.
     """
-    contraction = program.module(layer.contraction)
-    assert isinstance(contraction, ConvContraction)
-    tables = layer_tables(program, layer)
-    groups = contraction.geometry.groups
+    contraction = program.node(layer.contraction, Contraction)
+    assert contraction.geometry is not None
+    tables, groups = layer_tables(program, layer), contraction.groups
     sampler = PatchSampler(contraction.geometry, contraction.kernel, tables[0].in_shape[:-1])
     order = group_order([(table.n_in, table.k) for table in tables], groups)
     element = 2 if contraction.zero_point else 1
@@ -70,7 +67,7 @@ def convolution_problems(
     features = _features(program, layer, x, contraction, sampler, image, position)
     branches = columns_of_groups(branch_of_column(tables)[order], groups, sampler.taps)
     ties = columns_of_groups(tied_columns(tables)[order], groups, sampler.taps)
-    weights = flat_weight(contraction.weight, groups)
+    weights = contraction.flat_weight()
     # a table that several groups share cannot be rescaled for one of them
     own = groups == 1 or not _overlap(ties)
     return tuple(
@@ -95,32 +92,26 @@ def _features(
     program: Program,
     layer: Layer,
     x: Tensor,
-    contraction: ConvContraction,
+    contraction: Contraction,
     sampler: PatchSampler,
     image: Tensor,
     position: Tensor,
 ) -> list[Tensor]:
     """Collect codes less the zero point, ``[r, c / groups * t]`` for each group: int16, or uint8 where that is 0."""
-    size = sum(_elements(program, target) for target in layer.expansions)
+    size = sum(torch.Size(one.in_shape).numel() * one.k for one in program.expansions(layer))
     chunk = max(1, min(512, _CHUNK_BYTES // (8 * size)))
     found: list[list[Tensor]] = []
     used = image.unique()
     for part in torch.split(used, chunk):
         traced = program.trace(x[part], layer.expansions)
-        columns = convolution_columns([traced[target][1] for target in layer.expansions], contraction.geometry.groups)
+        columns = convolution_columns([traced[target][1] for target in layer.expansions], contraction.groups)
         here = (image >= part[0]) & (image <= part[-1])
         local = torch.searchsorted(part, image[here])
         patches = sampler.take(columns, local, position[here], contraction.zero_point)
         if contraction.zero_point:
             patches = patches.to(torch.int16) - contraction.zero_point
-        found.append(split_groups(patches, contraction.geometry.groups))
+        found.append(split_groups(patches, contraction.groups))
     return [torch.cat(parts) for parts in zip(*found, strict=True)]
-
-
-def _elements(program: Program, target: str) -> int:
-    table = program.module(target)
-    assert isinstance(table, TableExpansion)
-    return torch.Size(table.in_shape).numel() * table.k
 
 
 _CHUNK = 512
@@ -133,19 +124,17 @@ def layer_problems(
     program: Program, layer: Layer, x: Tensor, options: RoundingOptions, generator: torch.Generator
 ) -> tuple[RoundingProblem, ...]:
     """State the rounding problems of one layer: one, or one for each channel group of a convolution."""
-    if isinstance(program.module(layer.contraction), ConvContraction):
+    if program.contraction(layer).geometry is not None:
         return convolution_problems(program, layer, x, options.bits, generator)
     return (layer_problem(program, layer, x, options),)
 
 
 def layer_problem(program: Program, layer: Layer, x: Tensor, options: RoundingOptions) -> RoundingProblem:
     """State the rounding problem of one layer of a program whose earlier layers are rounded."""
-    contraction = program.module(layer.contraction)
-    assert isinstance(contraction, Contraction)
     tables = layer_tables(program, layer)
     return RoundingProblem(
         layer.name,
-        contraction.weight,
+        program.node(layer.contraction, Contraction).weight,
         layer_features(program, layer, x),
         options.bits,
         group_sizes(tables, options),

@@ -15,7 +15,7 @@ from functools import partial
 
 from torch import Tensor
 
-from kancompile.ir import Contraction, ConvContraction, Expansion, Layer, Program, distinct_inputs, quantizer_in_front
+from kancompile.ir import Expansion, Layer, Program, distinct_inputs, quantizer_in_front
 from kancompile.passes.tabulate_expansions.convolution import tabulate_convolution
 from kancompile.passes.tabulate_expansions.known import KnownTables
 from kancompile.passes.tabulate_expansions.layer import tabulate, tabulate_layer
@@ -55,8 +55,7 @@ class TabulateExpansions:
             inputs = {target: read[target] for target in layer.expansions}
             options = self.options(layer.name)
             assert options is not None
-            is_linear = isinstance(program.module(layer.contraction), Contraction)
-            run = tabulate_layer if is_linear else tabulate_convolution
+            run = tabulate_layer if program.contraction(layer).geometry is None else tabulate_convolution
             in_front = tuple(quantizer_in_front(program, target) for target in layer.expansions)
             modules, said = known.layer(
                 (layer.name, options, in_front),
@@ -66,8 +65,7 @@ class TabulateExpansions:
         return program
 
     def _applies(self, program: Program, layer: Layer) -> bool:
-        is_float = isinstance(program.module(layer.contraction), Contraction | ConvContraction)
-        return is_float and self.options(layer.name) is not None
+        return program.is_float(layer) and self.options(layer.name) is not None
 
 
 __all__ = [

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kancompile.ir import ConvContraction, Expansion, IndexQuantizer, TableExpansion
+from kancompile.ir import Contraction, Expansion, IndexQuantizer, TableExpansion
 from kancompile.passes.tabulate_expansions.options import TableOptions
 from kancompile.passes.tabulate_expansions.round_together import round_together
 from kancompile.passes.tabulate_expansions.values import STRETCH, code_scale, stretched
@@ -67,7 +67,7 @@ class TableDraft:
 
 
 def choose_codes(
-    drafts: Sequence[TableDraft], contraction: ConvContraction, options: TableOptions
+    drafts: Sequence[TableDraft], contraction: Contraction, options: TableOptions
 ) -> tuple[list[Tensor], list[Tensor], int]:
     """Choose code steps, the real value of code 0, and the code of 0, by estimated error at the output.
 
@@ -75,13 +75,13 @@ def choose_codes(
         for every table scale and offset, float32 ``[T, k]``, and the zero point (0 where nothing is padded).
     """
     (only, *others) = drafts
-    if only.expansion.is_identity and not others and contraction.geometry.pads:  # rows hold their own numbers
+    if only.expansion.is_identity and not others and contraction.pads:  # rows hold their own numbers
         step = torch.tensor([[only.index.scale]])
         return [step], [-only.index.zero_point * step], only.index.zero_point
     exponents = STRETCH if options.column_scaling is None else (options.column_scaling,)
     low = [draft.values.amin(1) for draft in drafts]
     high = [draft.values.amax(1) for draft in drafts]
-    if contraction.geometry.pads:
+    if contraction.pads:
         candidates, zero_points = zero_preserving(low, high, exponents)
     else:
         candidates = [torch.stack([code_scale(b - a, e) for e in exponents]) for a, b in zip(low, high, strict=True)]
@@ -90,7 +90,7 @@ def choose_codes(
     sizes = [ColumnSizes.of(draft, contraction) for draft in drafts]
     best = int(codes_errors(sizes, candidates, spread, options.weight_bits).argmin())
     scales, zero_point = [steps[best] for steps in candidates], int(zero_points[best])
-    if not contraction.geometry.pads:
+    if not contraction.pads:
         return scales, low, zero_point
     scales = [exact_constants(scale, a, b) for scale, a, b in zip(scales, low, high, strict=True)]
     return scales, [-zero_point * scale for scale in scales], zero_point
@@ -140,9 +140,9 @@ class ColumnSizes:
     columns: Tensor
 
     @classmethod
-    def of(cls, draft: TableDraft, contraction: ConvContraction) -> ColumnSizes:
+    def of(cls, draft: TableDraft, contraction: Contraction) -> ColumnSizes:
         """Sum up the weights ``[n_out, c, *kernel]`` of a layer by the table that their columns read."""
-        groups, k, tables = contraction.geometry.groups, draft.expansion.k, len(draft.values)
+        groups, k, tables = contraction.groups, draft.expansion.k, len(draft.values)
         weight = draft.weight.flatten(2).reshape(groups, len(draft.weight) // groups, -1, k, draft.weight[0, 0].numel())
         place = draft.group.reshape(groups, 1, -1, 1).expand(-1, weight.shape[1], -1, k)
         empty = torch.zeros(groups, weight.shape[1], tables, k)

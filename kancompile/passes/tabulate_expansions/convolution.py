@@ -18,16 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from kancompile.ir import (
-    ConvContraction,
+    Contraction,
     Expansion,
     IndexQuantizer,
     Layer,
-    PatchSampler,
     Program,
     TableExpansion,
     columns_of_groups,
     distinct_inputs,
-    flat_weight,
     group_order,
     quantizer_in_front,
     reads_one_convolution,
@@ -72,14 +70,9 @@ def tabulate_convolution(
         samples: calibration samples used to measure errors.
         known: of the same program and inputs.
     """
-    contraction = program.module(layer.contraction)
-    assert isinstance(contraction, ConvContraction)
-    groups = contraction.geometry.groups
-    expansions: list[Expansion] = []
-    for target in layer.expansions:
-        expansion = program.module(target)
-        assert isinstance(expansion, Expansion)
-        expansions.append(expansion)
+    contraction = program.node(layer.contraction, Contraction)
+    groups = contraction.groups
+    expansions = [program.node(target, Expansion) for target in layer.expansions]
     parts = torch.split(contraction.weight, [expansion.n_in // groups * expansion.k for expansion in expansions], dim=1)
     drafts, notes = [], []
     for target, expansion, part in zip(layer.expansions, expansions, parts, strict=True):
@@ -88,12 +81,12 @@ def tabulate_convolution(
         drafts.append(draft)
         notes.append(note)
     scales, offsets, zero_point = choose_codes(drafts, contraction, options)
-    modules: dict[str, nn.Module] = {}
-    for target, draft, scale, offset in zip(layer.expansions, drafts, scales, offsets, strict=True):
-        modules[target] = draft.table(scale, offset, zero_point)
-    tables = [modules[target] for target in layer.expansions]
+    tables = [
+        draft.table(scale, offset, zero_point) for draft, scale, offset in zip(drafts, scales, offsets, strict=True)
+    ]
+    modules: dict[str, nn.Module] = dict(zip(layer.expansions, tables, strict=True))
     modules[layer.contraction] = _folded(program, layer, contraction, tables, zero_point, inputs, samples)
-    if contraction.geometry.pads:
+    if contraction.pads:
         notes.append(f"layer {layer.name!r}: code {zero_point} stands for 0, which padding needs")
     return modules, notes
 
@@ -103,7 +96,7 @@ def _draft(
     layer: Layer,
     target: str,
     expansion: Expansion,
-    contraction: ConvContraction,
+    contraction: Contraction,
     part: Tensor,
     x: Tensor,
     options: TableOptions,
@@ -153,58 +146,46 @@ def _draft(
 def _folded(
     program: Program,
     layer: Layer,
-    contraction: ConvContraction,
-    tables: Sequence[nn.Module],
+    contraction: Contraction,
+    tables: Sequence[TableExpansion],
     zero_point: int,
     inputs: dict[str, Tensor],
     samples: int,
-) -> ConvContraction:
+) -> Contraction:
     """Fold scales, and offsets where nothing is padded, into weight and bias; choose the quantizer of the output."""
-    groups = contraction.geometry.groups
-    taps = PatchSampler(contraction.geometry, contraction.kernel, ()).taps
+    groups, taps = contraction.groups, contraction.taps
     scales, offsets, sizes = [], [], []
     for table in tables:
-        assert isinstance(table, TableExpansion)
         scales.append(table.column_scale().flatten())
         offsets.append(table.column_offset().flatten())
         sizes.append((table.n_in, table.k))
     order = group_order(sizes, groups)
-    weights = flat_weight(contraction.weight, groups)
+    weights = contraction.flat_weight()
     scale = columns_of_groups(torch.cat(scales)[order], groups, taps)
     offset = columns_of_groups(torch.cat(offsets)[order], groups, taps)
     bias = contraction.bias
-    if not contraction.geometry.pads:
+    if not contraction.pads:
         bias = bias + torch.cat([weight @ constant for weight, constant in zip(weights, offset, strict=True)])
     folded = torch.cat([weight * factor for weight, factor in zip(weights, scale, strict=True)])
     folded = folded.reshape(contraction.weight.shape)
     bias = bias + _mean_error(program, layer, contraction, tables, folded, bias, zero_point, inputs)
-    return ConvContraction(
-        contraction.layer,
-        folded,
-        bias,
-        contraction.geometry,
-        contraction.out_shape,
-        zero_point,
-        None
-        if single_table_behind(program, layer.contraction)
-        else _output_quantizer(program, layer, contraction, inputs),
-    )
+    alone = single_table_behind(program, layer.contraction) is not None
+    output = None if alone else _output_quantizer(program, layer, contraction, inputs)
+    return contraction.replace(weight=folded, bias=bias, zero_point=zero_point, output=output, codes=None)
 
 
 def _mean_error(
     program: Program,
     layer: Layer,
-    contraction: ConvContraction,
-    tables: Sequence[nn.Module],
+    contraction: Contraction,
+    tables: Sequence[TableExpansion],
     weight: Tensor,
     bias: Tensor,
     zero_point: int,
     inputs: dict[str, Tensor],
 ) -> Tensor:
     """Measure by how much outputs of the float layer exceed those of the tables on average, ``[n_out]``."""
-    looked_up = ConvContraction(
-        contraction.layer, weight, bias, contraction.geometry, contraction.out_shape, zero_point, None
-    )
+    looked_up = contraction.replace(weight=weight, bias=bias, zero_point=zero_point, output=None, codes=None)
     count = len(next(iter(inputs.values())))
     picked = torch.linspace(0, count - 1, min(count, _MEAN_SAMPLES)).long()
     x = [inputs[target][picked] for target in layer.expansions]
@@ -215,7 +196,7 @@ def _mean_error(
 
 
 def _output_quantizer(
-    program: Program, layer: Layer, contraction: ConvContraction, inputs: dict[str, Tensor]
+    program: Program, layer: Layer, contraction: Contraction, inputs: dict[str, Tensor]
 ) -> IndexQuantizer:
     """Choose the 8-bit quantizer of outputs that others than one table read: the one of least squared error."""
     count = len(next(iter(inputs.values())))

@@ -43,16 +43,14 @@ def tabulate_layer(
     known: KnownTables,
 ) -> tuple[dict[str, nn.Module], list[str]]:
     """Build the tables of one linear layer and the contraction that reads them."""
-    contraction = program.module(layer.contraction)
-    assert isinstance(contraction, Contraction)
+    contraction = program.node(layer.contraction, Contraction)
     weight, bias = contraction.weight, contraction.bias
     modules: dict[str, nn.Module] = {}
     notes = []
     folded = []
     start = 0
     for target in layer.expansions:
-        expansion = program.module(target)
-        assert isinstance(expansion, Expansion)
+        expansion = program.node(target, Expansion)
         size = expansion.n_in * expansion.k
         part = weight[:, start : start + size]
         x = inputs[target].reshape(-1, *expansion.in_shape)
@@ -80,7 +78,7 @@ def tabulate_layer(
         bias = bias + part @ table.column_offset().flatten()
         folded.append(part * table.column_scale().flatten())
         start += size
-    modules[layer.contraction] = Contraction(contraction.layer, torch.cat(folded, dim=1), bias, contraction.out_shape)
+    modules[layer.contraction] = contraction.with_weight(torch.cat(folded, dim=1), bias)
     return modules, notes
 
 

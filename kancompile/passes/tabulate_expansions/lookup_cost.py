@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kancompile.ir import ConvContraction, Expansion, IndexQuantizer, PatchSampler, flat_weight, look_up, split_groups
+from kancompile.ir import Contraction, Expansion, IndexQuantizer, PatchSampler, flat_weight, look_up, split_groups
 from kancompile.passes.recently_used import RecentlyUsed
 from kancompile.passes.tabulate_expansions.choose_index import MeasuresLookup, row_inputs, row_numbers
 from kancompile.passes.tabulate_expansions.round_together import Patches, code_hessian
@@ -32,11 +32,12 @@ class ConvLookupCost(MeasuresLookup):
     """
 
     def __init__(
-        self, expansion: Expansion, contraction: ConvContraction, weight: Tensor, x: Tensor, group: Tensor
+        self, expansion: Expansion, contraction: Contraction, weight: Tensor, x: Tensor, group: Tensor
     ) -> None:
         super().__init__(x)
         self.expansion, self.group = expansion, group
-        self.groups = contraction.geometry.groups
+        assert contraction.geometry is not None
+        self.groups = contraction.groups
         self.weights = flat_weight(weight, self.groups)
         sampler = PatchSampler(contraction.geometry, contraction.kernel, expansion.in_shape[:-1])
         elements = sampler.taps * expansion.n_in * expansion.k

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kancompile.ir import Program
+from kancompile.ir import Program, node_of
 from kancompile.progress import track
 from kancompile.validation import ErrorMeasure, FloatReplay, LayerPair, decibel, samples_that_fit
 
@@ -84,9 +84,8 @@ def _contribution(replay: FloatReplay, pair: LayerPair) -> LayerContribution:
 
 
 def _float_features(replay: FloatReplay, pair: LayerPair) -> list[Tensor]:
-    nodes = {str(node.target): node for node in replay.program.graph_module.graph.nodes if node.op == "call_module"}
     return [
-        replay.program.module(target)(replay.values[nodes[target].all_input_nodes[0].name])
+        replay.program.module(target)(replay.values[node_of(replay.program, target).all_input_nodes[0].name])
         for target in pair.float_layer.expansions
     ]
 
@@ -94,10 +93,9 @@ def _float_features(replay: FloatReplay, pair: LayerPair) -> list[Tensor]:
 def _without_mean(value: Tensor, pair: LayerPair) -> Tensor:
     """Take the mean of every output out: over samples, and over pixels or tokens."""
     contraction = pair.float_contraction
-    n_out = contraction.n_out
-    if hasattr(contraction, "geometry"):
+    if contraction.geometry is not None:
         return value - value.mean([0, *range(2, value.ndim)], keepdim=True)
-    flat = value.reshape(-1, n_out)
+    flat = contraction.by_output(value)
     return (flat - flat.mean(0)).reshape(value.shape)
 
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from kancompile.errors import KanCompileError
-from kancompile.ir import Expansion, TableExpansion
+from kancompile.ir import AnyExpansion, Expansion
 from kancompile.reporting.facts.observation import Observation
-from kancompile.validation import BranchColumns, LayerPair, decibel, evaluate_inputs
+from kancompile.validation import BranchColumns, LayerPair, decibel
 
 POINTS = 321
 BINS = 32
@@ -142,8 +142,7 @@ def _groups(pair: LayerPair) -> int:
 
 def _spread(pair: LayerPair, target: str, seen: Observation) -> Tensor:
     """Return the standard deviation of every edge over the calibration inputs, ``[n_out, n_in / g, t]``."""
-    module = pair.float_program.module(target)
-    assert isinstance(module, Expansion)
+    module = pair.float_program.node(target, Expansion)
     phi = module.evaluate_inputs(seen.inputs[target][:_ROWS]).double()
     phi = phi - phi.mean(0)
     covariance = torch.einsum("nik,nil->ikl", phi, phi) / len(phi)
@@ -178,10 +177,9 @@ class _Curves:
     """The functions of one float expansion, and of the lowered ones that came from it, at points of every input."""
 
     def __init__(self, pair: LayerPair, target: str, points: Tensor) -> None:
-        module = pair.float_program.module(target)
-        assert isinstance(module, Expansion)
+        module = pair.float_program.node(target, Expansion)
         self.pair, self.target = pair, target
-        self.exact = evaluate_inputs(module, points).double()
+        self.exact = module.evaluate_inputs(points).double()
         lowered = [name for name in pair.layer.expansions if pair.origin(name) == target]
         self.lowered = {name: pair.evaluate(name, points).double() for name in lowered}
 
@@ -198,8 +196,13 @@ class _Curves:
             if branch.expansion != self.target:
                 continue
             twin = next((b for b in self.pair.branches if b.name == branch.name and b.expansion in self.lowered), None)
-            table = None if twin is None else self.pair.program.module(twin.expansion)
-            if twin is None or not isinstance(table, TableExpansion) or twin.weight.shape[3] != branch.weight.shape[3]:
+            table = None if twin is None else self.pair.program.node(twin.expansion, AnyExpansion)
+            if (
+                twin is None
+                or table is None
+                or not table.yields_codes
+                or twin.weight.shape[3] != branch.weight.shape[3]
+            ):
                 return None
             codes = self.lowered[twin.expansion][:, name.input, twin.columns]
             scale = table.column_scale()[name.input, twin.columns].double()
@@ -247,10 +250,9 @@ def _edge(
 
 
 def _rows_within(pair: LayerPair, name: EdgeName, low: float, high: float) -> int | None:
-    tables = [pair.program.module(t) for t in pair.layer.expansions if pair.origin(t) == name.expansion]
     rows = [
         int(((table.index.rows() >= low) & (table.index.rows() <= high)).sum())
-        for table in tables
-        if isinstance(table, TableExpansion)
+        for target, table in pair.program.tables(pair.layer).items()
+        if pair.origin(target) == name.expansion
     ]
     return max(rows) if rows else None

@@ -11,7 +11,7 @@ import onnx
 
 from kancompile.compiler import MANIFEST_SUFFIX
 from kancompile.errors import KanCompileError, foreign, parse_json, read_text, reason
-from kancompile.ir import Contraction, ConvContraction, Expansion, Program
+from kancompile.ir import Program
 from kancompile.runtimes import ModelFile, name_of, read_model
 
 _PREFIX = "kancompile."
@@ -148,22 +148,16 @@ def _layer_lines(layers: Any, who: str) -> list[str]:
 
 def describe_program(program: Program) -> dict[str, Any]:
     """Describe the layers found in a captured model, and what stays as it is."""
-    layers = []
-    for layer in program.layers():
-        contraction = program.module(layer.contraction)
-        assert isinstance(contraction, Contraction | ConvContraction)
-        expansions = [program.module(target) for target in layer.expansions]
-        layers.append(
-            {
-                "name": layer.name,
-                "n_out": contraction.n_out,
-                "expansions": [
-                    {"n_in": e.n_in, "k": e.k, "branches": {branch.name: branch.k for branch in e.branches}}
-                    for e in expansions
-                    if isinstance(e, Expansion)
-                ],
-            }
-        )
+    layers = [
+        {
+            "name": layer.name,
+            "n_out": program.contraction(layer).n_out,
+            "expansions": [
+                {"n_in": e.n_in, "k": e.k, "branches": dict(e.branch_functions)} for e in program.expansions(layer)
+            ],
+        }
+        for layer in program.layers()
+    ]
     rest = [vars(part) for part in program.unrecognized]
     return {"input_shape": list(program.input_shape), "layers": layers, "unrecognized": rest}
 

@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from kancompile.compiler import describe_layer
-from kancompile.ir import PolynomialExpansion, QuantizedContraction, QuantizedConvContraction, TableExpansion
+from kancompile.ir import AnyExpansion, IntegerContraction, layer_tables
 from kancompile.reporting.facts.branch_meaning import branch_meaning
 from kancompile.reporting.facts.contributions import Contribution, LayerContribution
 from kancompile.reporting.facts.observation import Observation, Outside
 from kancompile.reporting.facts.weight_errors import weight_errors
-from kancompile.validation import AnyExpansion, BranchColumns, KernelAudit, LayerError, LayerPair, plain_number
+from kancompile.validation import BranchColumns, KernelAudit, LayerError, LayerPair, plain_number
 
 _SIGNIFICANT = 4
 INT32_MAX = (1 << 31) - 1
@@ -77,10 +76,8 @@ def layer_facts(
 
 def precision_of(pair: LayerPair) -> str:
     """Say in which arithmetic a layer computes: ``int8``, ``int16`` or ``float``."""
-    contraction = pair.contraction
-    if isinstance(contraction, QuantizedContraction | QuantizedConvContraction):
-        return "int8"
-    return "float" if contraction.codes is None else "int16"
+    bits = pair.contraction.weight_bits
+    return {16: "int16", 32: "float"}.get(bits, "int8")
 
 
 def kernels_of(name: str, layers: Sequence[str], audit: KernelAudit) -> list[dict[str, Any]]:
@@ -100,21 +97,15 @@ def int32_sums(pair: LayerPair) -> dict[str, Any] | None:
         ``largest`` and ``limit``; ``None`` where the layer does not compute in integers.
     """
     contraction = pair.contraction
-    if isinstance(contraction, QuantizedContraction):
-        weights = torch.cat(contraction.weights).T.double()[..., None]
-        groups, zero_point = 1, 0
-    elif isinstance(contraction, QuantizedConvContraction):
-        weights = contraction.weight.flatten(2).double()
-        groups, zero_point = contraction.geometry.groups, contraction.zero_point
-    else:
+    if not isinstance(contraction, IntegerContraction):
         return None
+    weights = contraction.matrix.double().reshape(contraction.n_out, -1, contraction.taps)
+    groups, zero_point = contraction.groups, contraction.zero_point
     bound = torch.zeros(weights.shape[0], dtype=torch.float64)
     start = 0
-    for target in pair.layer.expansions:
-        table = pair.program.module(target)
-        assert isinstance(table, TableExpansion)
+    for table in layer_tables(pair.program, pair.layer):
         codes = (table.table.to(torch.float64) - zero_point).abs()
-        largest = _per_input(table, codes.reshape(table.n_tables, table.index.levels, table.k).amax(1))
+        largest = table.per_input(codes.reshape(table.n_tables, table.index.levels, table.k).amax(1))
         size = table.n_in // groups * table.k
         part = weights[:, start : start + size].abs().sum(2).reshape(groups, -1, size)
         bound += (part * largest.reshape(groups, 1, size)).sum(2).flatten()
@@ -123,34 +114,22 @@ def int32_sums(pair: LayerPair) -> dict[str, Any] | None:
     return {"largest": largest_sum, "limit": INT32_MAX}
 
 
-def _per_input(table: TableExpansion, value: Tensor) -> Tensor:
-    """Spread ``[T, k]`` to ``[n_in, k]``."""
-    return table._per_column(value)
-
-
 def _expansion_facts(pair: LayerPair, target: str, entry: Mapping[str, Any], seen: Observation) -> dict[str, Any]:
-    module = pair.program.module(target)
-    assert isinstance(module, AnyExpansion)
+    module = pair.program.node(target, AnyExpansion)
     form = {"TableExpansion": "table", "PolynomialExpansion": "polynomial"}.get(entry["form"], "float")
-    found: dict[str, Any] = {
+    return {
         "name": target,
         "form": form,
         "n_in": module.n_in,
         "k": module.k,
         "tables": entry.get("tables", 0),
         "table_bytes": entry.get("table_bytes", 0),
-        "levels": None,
-        "low": None,
-        "high": None,
-        "reads": None,
+        "levels": entry.get("levels", entry.get("rows")),
+        "low": _rounded(entry["low"]) if "low" in entry else None,
+        "high": _rounded(entry["high"]) if "high" in entry else None,
+        "reads": entry.get("reads"),
         "outside": outside_facts(seen.outside.get(target)),
     }
-    if isinstance(module, TableExpansion):
-        found |= {"levels": module.index.levels, "low": _rounded(module.index.low), "high": _rounded(module.index.high)}
-        found["reads"] = module.input
-    elif isinstance(module, PolynomialExpansion):
-        found["levels"] = module.cells.rows
-    return found
 
 
 def outside_facts(outside: Outside | None) -> dict[str, Any] | None:
@@ -180,8 +159,6 @@ def _branches(
     found = []
     columns = sum(branch.weight[..., 0].numel() // branch.weight.shape[1] for branch in pair.branches)
     for branch in pair.branches:
-        module = pair.program.module(branch.expansion)
-        assert isinstance(module, AnyExpansion)
         own = branch.weight[..., 0].numel() // branch.weight.shape[1]
         alone = None if contribution is None else contribution.branches.get(branch.name)
         if alone is None and contribution is not None and len(pair.branches) == 1:
@@ -200,7 +177,7 @@ def _branches(
                 "weight_bytes": round(described["weight_bytes"] * own / max(1, columns)),
                 "levels": entry.get("levels", entry.get("rows")),
                 "table_bytes": round(
-                    entry.get("table_bytes", 0) * (branch.columns.stop - branch.columns.start) / module.k
+                    entry.get("table_bytes", 0) * (branch.columns.stop - branch.columns.start) / entry["k"]
                 ),
                 "sqnr_db": None if alone is None else plain_number(alone.layer_sqnr_db),
                 "alone": None if alone is None else _contribution_facts(alone, total_noise),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kancompile.ir import Expansion, Program, TableExpansion
 from kancompile.progress import track
-from kancompile.validation import AnyExpansion, LayerPair, inputs_last
+from kancompile.validation import LayerPair
 
 _ELEMENTS = 1 << 19
 _FEW, _MANY = 64, 2048
@@ -102,9 +102,8 @@ def observe(program: Program, pairs: Sequence[LayerPair], x: Tensor, seed: int =
         traced = program.trace(part, wanted_targets)
         inputs = {}
         for target in wanted_targets:
-            module = program.module(target)
-            assert isinstance(module, AnyExpansion)
-            inputs[target] = inputs_last(module, traced[target][0][0]).reshape(-1, module.n_in)
+            module = program.node(target, Expansion)
+            inputs[target] = module.inputs_last(traced[target][0][0]).reshape(-1, module.n_in)
             rows = -(-_KEPT_ROWS // len(batches))
             chosen = torch.randperm(len(inputs[target]), generator=generator)[:rows]
             kept[target].append(inputs[target][chosen])

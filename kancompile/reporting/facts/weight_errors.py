@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kancompile.ir import TableExpansion
+from kancompile.ir import AnyExpansion
 from kancompile.validation import LayerPair
 
 ROWS, COLUMNS = 48, 96
@@ -45,10 +45,7 @@ def weight_errors(pair: LayerPair) -> WeightErrors | None:
         if twin is None or twin.weight.shape != branch.weight.shape:
             return None
         groups, _, n_in, k, _ = branch.weight.shape
-        table = pair.program.module(twin.expansion)
-        scale = torch.ones(groups * n_in, k, dtype=torch.float64)
-        if isinstance(table, TableExpansion):
-            scale = table.column_scale()[:, twin.columns].double()
+        scale = pair.program.node(twin.expansion, AnyExpansion).column_scale()[:, twin.columns].double()
         exact = branch.weight * scale.reshape(groups, 1, n_in, k, 1)
         errors.append((twin.weight - exact).square().sum((3, 4)).flatten(0, 1))
         sizes.append(exact.square().sum((3, 4)).flatten(0, 1))

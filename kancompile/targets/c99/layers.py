@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kancompile.ir import IndexQuantizer, QuantizedContraction, QuantizedConvContraction, TableExpansion
+from kancompile.ir import Geometry, IndexQuantizer, IntegerContraction, TableExpansion
 from kancompile.targets.c99.steps import Array, Buffer, Contract, Read, ScaleGroup, Segment, Store, Window
 
 _UNPLACED = Buffer("", 0)
 
 
-def plan_linear(number: int, module: QuantizedContraction, reads: Sequence[Read]) -> Contract:
+def plan_linear(number: int, module: IntegerContraction, reads: Sequence[Read]) -> Contract:
     """Plan a linear layer; positions are the leading dimensions that it treats alike."""
     lead = math.prod(module.out_shape) // module.n_out
     codes = [weight.numpy() for weight in module.weights]
@@ -101,16 +101,15 @@ def _whole_inputs(codes: Array, start: int, reads: Sequence[Read]) -> tuple[Arra
 
 
 def plan_convolution(
-    number: int, module: QuantizedConvContraction, reads: Sequence[Read], spatial: Sequence[int]
+    number: int, module: IntegerContraction, geometry: Geometry, reads: Sequence[Read], spatial: Sequence[int]
 ) -> Contract:
     """Plan a convolution over an image of ``spatial`` pixels.
 
     ``sum of w * (q - z)`` over the taps inside the image is ``sum of w * q`` over all taps, ``q = z`` outside, less ``z``
     times the sum of all weights: a part of the bias.
     """
-    geometry = module.geometry
     groups, n = geometry.groups, module.n_out // geometry.groups
-    codes = module.weight.numpy()
+    codes = module.matrix.numpy()
     by_tap = codes.reshape(groups, n, codes.shape[1], -1).transpose(0, 3, 2, 1)
     window = Window(
         tuple(spatial),
@@ -131,7 +130,7 @@ def plan_convolution(
         module.weight_bits,
         module.bias.numpy().astype(np.int64) - outside.sum(0),
         outside if needs_border else None,
-        (ScaleGroup(_all_inputs(reads, groups), module.scale.numpy()),),
+        (ScaleGroup(_all_inputs(reads, groups), module.scales[0].numpy()),),
         (),
         False,
     )

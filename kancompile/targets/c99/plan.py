@@ -16,14 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.errors import KanCompileError
-from kancompile.ir import (
-    Program,
-    QuantizedContraction,
-    QuantizedConvContraction,
-    TableExpansion,
-    regroup,
-    to_channels_last,
-)
+from kancompile.ir import IntegerContraction, Program, TableExpansion, regroup, to_channels_last
 from kancompile.targets.c99 import layers
 from kancompile.targets.c99.steps import (
     Buffer,
@@ -129,7 +122,7 @@ class _Planner:
             module = self.program.module(str(node.target))
             if isinstance(module, TableExpansion):
                 return self._read(node, module)
-            if isinstance(module, QuantizedContraction | QuantizedConvContraction):
+            if isinstance(module, IntegerContraction):
                 return self._contract(node, module)
             raise self._refused(
                 node, f"{type(module).__name__} computes in float", 'precision = "int8" and lowering = "table"'
@@ -215,7 +208,10 @@ class _Planner:
         """Whether all readers are linear layers whose columns share a scale, so that their weights can be reordered."""
         modules = [self.program.module(str(user.target)) for user in node.users if user.op == "call_module"]
         return all(
-            isinstance(module, QuantizedContraction) and len(module.group_sizes) == 1 and module.multiplier is None
+            isinstance(module, IntegerContraction)
+            and module.geometry is None
+            and len(module.group_sizes) == 1
+            and module.multiplier is None
             for module in modules
         )
 
@@ -238,18 +234,17 @@ class _Planner:
         self.steps[at] = replace(step, stores=(*step.stores, replace(store, buffer=buffer)))
         return buffer
 
-    def _contract(self, node: fx.Node, module: QuantizedContraction | QuantizedConvContraction) -> _Sums | _Codes:
+    def _contract(self, node: fx.Node, module: IntegerContraction) -> _Sums | _Codes:
         reads = [self.values[source] for source in node.all_input_nodes]
         assert all(isinstance(read, Read) for read in reads)
         number = len(self.contract_at)
-        if isinstance(module, QuantizedConvContraction):
+        if module.geometry is not None:
             if module.output is None:
                 raise self._refused(
                     node, "the output of the convolution has no 8-bit quantizer", "levels = 256 for the layer behind"
                 )
-            expansion = self.program.module(str(node.all_input_nodes[0].target))
-            assert isinstance(expansion, TableExpansion)
-            step = layers.plan_convolution(number, module, reads, expansion.in_shape[:-1])
+            expansion = self.program.node(str(node.all_input_nodes[0].target), TableExpansion)
+            step = layers.plan_convolution(number, module, module.geometry, reads, expansion.in_shape[:-1])
         else:
             step = layers.plan_linear(number, module, reads)
         limit = step.largest_sum()
@@ -260,15 +255,14 @@ class _Planner:
         self.contract_at[number] = len(self.steps)
         self.steps.append(step)
         positions = torch.arange(step.window.positions * step.n_out)
-        if isinstance(module, QuantizedConvContraction):
+        if module.geometry is not None:
             ids = positions.reshape(1, *module.out_shape[1:], step.n_out).movedim(-1, 1)
         else:
             ids = positions.reshape(1, *module.out_shape)
         if module.output is None:
             return _Sums(number, ids)
-        factor = module.scale if isinstance(module, QuantizedConvContraction) else module.scales[0]
-        buffer = self._store(number, layers.requantize(factor, module.output))
-        if not isinstance(module, QuantizedConvContraction) or module.hands_over == "index":
+        buffer = self._store(number, layers.requantize(module.scales[0], module.output))
+        if module.hands_over.kind == "rows":
             return _Codes(buffer, ids, None)
         codes = torch.arange(module.output.levels).to(torch.uint8)
         return _Codes(buffer, ids, module.output.real(codes))

@@ -26,11 +26,12 @@ from torch import Tensor, fx
 
 from kancompile.errors import KanCompileError
 from kancompile.ir import (
-    KAN_MODULES,
+    AnyContraction,
+    AnyExpansion,
+    Geometry,
     IndexQuantizer,
+    IntegerContraction,
     Program,
-    QuantizedContraction,
-    QuantizedConvContraction,
     TableExpansion,
     attribute,
 )
@@ -62,17 +63,13 @@ def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest
 
 def _check(program: Program) -> None:
     for layer in program.layers():
-        contraction = program.module(layer.contraction)
-        if not isinstance(contraction, QuantizedContraction | QuantizedConvContraction):
+        contraction = program.contraction(layer)
+        if not isinstance(contraction, IntegerContraction):
             raise KanCompileError(
                 f"layer {layer.name!r}: target 'litert' has integer layers only, found {type(contraction).__name__}; use a "
                 'recipe with precision = "int8" and lowering = "table", or target ort-cpu'
             )
-        if isinstance(contraction, QuantizedConvContraction) and contraction.output is None:
-            raise KanCompileError(
-                f"layer {layer.name!r}: convolution has no output quantizer, expected one of at most 256 levels; fuse it "
-                "with the table that reads it, or give it one with with_output"
-            )
+        contraction.verify_finished()
 
 
 class _Emitter:
@@ -143,13 +140,15 @@ class _Emitter:
         module = self.program.module(str(node.target))
         if isinstance(module, TableExpansion):
             self.values[node] = self._table(node, module)
-        elif isinstance(module, QuantizedContraction):
-            self.values[node] = self._contraction([self.value(source) for source in node.all_input_nodes], module)
-        elif isinstance(module, QuantizedConvContraction):
-            self.last[node] = self._convolution([self.value(source) for source in node.all_input_nodes], module)
+        elif isinstance(module, IntegerContraction):
+            features = [self.value(source) for source in node.all_input_nodes]
+            if module.geometry is None:
+                self.values[node] = self._contraction(features, module)
+            else:
+                self.last[node] = self._convolution(features, module, module.geometry)
         else:
             kind = type(module).__name__
-            known = isinstance(module, KAN_MODULES)
+            known = isinstance(module, AnyContraction | AnyExpansion)
             raise KanCompileError(
                 f"target 'litert': found {kind} {str(node.target)!r}, expected integer tables and layers; use a recipe with "
                 + ('precision = "int8" and lowering = "table"' if known else "target ort-cpu")
@@ -197,7 +196,7 @@ class _Emitter:
     def _scalar(self, value: float) -> Value:
         return self.file.constant(np.array(value, np.float32))
 
-    def _contraction(self, features: Sequence[Value], module: QuantizedContraction) -> Value:
+    def _contraction(self, features: Sequence[Value], module: IntegerContraction) -> Value:
         file = self.file
         flat = [file.reshape(feature, (-1, columns_of(feature.shape, 2))) for feature in features]
         columns = file.concatenate(flat, 1)
@@ -236,13 +235,13 @@ class _Emitter:
         scaled = self.file.binary("MUL", self.file.cast(sums, "float32"), self.file.constant(multiplier))
         return self.file.reshape(self._quantize(scaled, output, real), shape)
 
-    def _convolution(self, features: Sequence[Value], module: QuantizedConvContraction) -> Value:
-        file, geometry = self.file, module.geometry
+    def _convolution(self, features: Sequence[Value], module: IntegerContraction, geometry: Geometry) -> Value:
+        file, codes = self.file, module.matrix
         assert module.output is not None
         lead = features[0].shape[:-2]
         pixels = self._pad(self._join(features, geometry.groups), geometry.padding, module.zero_point)
         out = module.out_shape[1:]
-        group_columns, group_outputs = module.weight.shape[1], module.n_out // geometry.groups
+        group_columns, group_outputs = codes.shape[1], module.n_out // geometry.groups
         sums = []
         for group in range(geometry.groups):
             taps = []
@@ -253,11 +252,11 @@ class _Emitter:
             columns = file.concatenate(taps, len(lead))
             flat = file.reshape(columns, (-1, columns.shape[-1]))
             outputs = slice(group * group_outputs, (group + 1) * group_outputs)
-            weight = module.weight[outputs].movedim(1, -1).flatten(1).numpy()
+            weight = codes[outputs].movedim(1, -1).flatten(1).numpy()
             sums.append(self._product(flat, weight, module.bias[outputs], module.layer, module.zero_point))
         shape = (-1, *out, module.n_out)
-        real = module.hands_over == "real"
-        return self._hand_over(file.concatenate(sums, 1), module.scale, module.output, shape, real)
+        real = module.hands_over.kind == "real"
+        return self._hand_over(file.concatenate(sums, 1), module.scales[0], module.output, shape, real)
 
     def _join(self, features: Sequence[Value], groups: int) -> Value:
         """Put the columns of all features ``[b, *, n_in, k]`` side by side, ``[b, *, c]``, group by group."""

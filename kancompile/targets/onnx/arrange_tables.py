@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kancompile.ir import IndexQuantizer, Layer, Program, QuantizedContraction, QuantizedConvContraction, TableExpansion
+from kancompile.ir import IndexQuantizer, Program, TableExpansion, node_of, rows_of
 from kancompile.targets.onnx.function_planes import arrange_planes, can_be_planes
 
 _ROW_PADDING_BYTES = 1 << 14
@@ -40,42 +40,14 @@ def pass_rows_on(program: Program) -> Program:
     """Leave out the look-up of tables that hold their own row numbers."""
     modules: dict[str, nn.Module] = {}
     for layer in program.layers():
-        for target in layer.expansions:
-            table = program.module(target)
-            if isinstance(table, TableExpansion) and torch.equal(table.table.flatten(), torch.arange(256).byte()):
-                modules[target] = RowTable(
-                    table.in_shape,
-                    table.index,
-                    table.table,
-                    table.first_row,
-                    table.scale,
-                    table.offset,
-                    table.branch_sizes,
-                    table.branch_names,
-                    table.input,
-                    table.channels_first,
-                )
+        for target, table in program.tables(layer).items():
+            if torch.equal(table.table.flatten(), torch.arange(256).byte()):
+                modules[target] = RowTable(**table.fields())
     return program.replace_modules(modules) if modules else program
 
 
 class PairedTable(TableExpansion):
     """A table that two neighbouring inputs read together."""
-
-    @staticmethod
-    def of(table: TableExpansion) -> PairedTable:
-        """Wrap a table that all inputs share."""
-        return PairedTable(
-            table.in_shape,
-            table.index,
-            table.table,
-            None,
-            table.scale,
-            table.offset,
-            table.branch_sizes,
-            table.branch_names,
-            table.input,
-            table.channels_first,
-        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[b, ...]`` to table codes, uint8 ``[b, *, n_in, k]``."""
@@ -92,10 +64,9 @@ def pair_inputs(program: Program) -> Program:
     for layer in program.layers():
         if can_be_planes(program, layer):
             continue
-        for target in layer.expansions:
-            table = program.module(target)
+        for target, table in program.tables(layer).items():
             if type(table) is TableExpansion and _can_pair(table):
-                modules[target] = PairedTable.of(table)
+                modules[target] = PairedTable(**(table.fields() | {"first_row": None}))
     return program.replace_modules(modules) if modules else program
 
 
@@ -119,32 +90,24 @@ def pad_rows(program: Program) -> Program:
     """
     modules: dict[str, nn.Module] = {}
     for layer in program.layers():
-        contraction = program.module(layer.contraction)
-        readers = _readers(program, layer)
-        tables = {target: program.module(target) for target in readers}
-        padded = {target: _with_256_rows(table) for target, table in tables.items()}
-        if not isinstance(contraction, QuantizedContraction | QuantizedConvContraction) or contraction.output is None:
+        contraction = program.contraction(layer)
+        readers = [str(user.target) for user in node_of(program, layer.contraction).users if user.op == "call_module"]
+        padded = {target: _with_256_rows(program.module(target)) for target in readers}
+        output = contraction.hands_over.index
+        if contraction.hands_over.kind != "rows" or output is None:
             continue
-        if not padded or any(table is None for table in padded.values()) or not _hands_over_rows(contraction):
+        if not padded or any(table is None for table in padded.values()):
             continue
-        wide = IndexQuantizer(contraction.output.scale, contraction.output.zero_point, 256)
+        wide = IndexQuantizer(output.scale, output.zero_point, 256)
         modules |= {target: table for target, table in padded.items() if table is not None}
-        if isinstance(contraction, QuantizedConvContraction):
-            modules[layer.contraction] = contraction.with_output(wide, "index")
-        else:
-            modules[layer.contraction] = contraction.with_output(wide)
+        modules[layer.contraction] = contraction.replace(hands_over=rows_of(wide))
     for layer in program.layers():
-        for target in layer.expansions:
-            table = program.module(target)
-            if isinstance(table, TableExpansion) and table.input != "index":
+        for target, table in program.tables(layer).items():
+            if table.input != "index":
                 padded_table = _with_256_rows(table)
                 if padded_table is not None:
                     modules[target] = padded_table
     return program.replace_modules(modules) if modules else program
-
-
-def _hands_over_rows(contraction: QuantizedContraction | QuantizedConvContraction) -> bool:
-    return not isinstance(contraction, QuantizedConvContraction) or contraction.hands_over == "index"
 
 
 def _with_256_rows(table: nn.Module) -> TableExpansion | None:
@@ -154,10 +117,4 @@ def _with_256_rows(table: nn.Module) -> TableExpansion | None:
     if missing <= 0 or missing * table.k > _ROW_PADDING_BYTES:
         return None
     rows = torch.cat([table.table, table.table[-1:].expand(missing, -1)])
-    return table.with_index(IndexQuantizer(table.index.scale, table.index.zero_point, 256), table.input, rows)
-
-
-def _readers(program: Program, layer: Layer) -> list[str]:
-    nodes = program.graph_module.graph.nodes
-    node = next(node for node in nodes if node.op == "call_module" and node.target == layer.contraction)
-    return [str(user.target) for user in node.users if user.op == "call_module"]
+    return table.replace(index=IndexQuantizer(table.index.scale, table.index.zero_point, 256), table=rows)

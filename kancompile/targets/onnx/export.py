@@ -18,7 +18,7 @@ import onnx_ir as ir
 import torch
 
 from kancompile.errors import KanCompileError, reason
-from kancompile.ir import Program, QuantizedContraction, QuantizedConvContraction
+from kancompile.ir import IntegerContraction, Program
 from kancompile.targets.onnx.arrange_tables import arrange_tables
 from kancompile.targets.onnx.function_planes import deal_planes
 from kancompile.targets.onnx.narrow_weights import NarrowWeights, store_narrow_weights
@@ -101,26 +101,17 @@ def emit(
 
 
 def _check_outputs(program: Program) -> None:
-    for layer in program.layers():
-        contraction = program.module(layer.contraction)
-        if isinstance(contraction, QuantizedConvContraction) and contraction.output is None:
-            raise KanCompileError(
-                f"layer {layer.name!r}: convolution has no output quantizer, expected one of at most 256 levels; fuse it "
-                "with the table that reads it, or give it one with with_output"
-            )
+    for _, contraction in program.nodes(IntegerContraction):
+        contraction.verify_finished()
 
 
 def _narrow(program: Program) -> dict[str, NarrowWeights]:
     """Map the names of weight initializers to what is stored in their place, where codes are narrower than 8 bits."""
     found: dict[str, NarrowWeights] = {}
-    for layer in program.layers():
-        contraction = program.module(layer.contraction)
-        if isinstance(contraction, QuantizedContraction) and contraction.weight_bits < 8:
-            for group in range(len(contraction.group_sizes)):
-                stored = NarrowWeights(contraction.weight_bits, contraction.multiplier)
-                found[f"{layer.contraction}.weight_{group}"] = stored
-        if isinstance(contraction, QuantizedConvContraction) and contraction.weight_bits < 8:
-            found[f"{layer.contraction}.weight"] = NarrowWeights(contraction.weight_bits)
+    for node, contraction in program.nodes(IntegerContraction):
+        if contraction.weight_bits < 8:
+            for name in contraction.weight_names:
+                found[f"{node.target}.{name}"] = NarrowWeights(contraction.weight_bits, contraction.multiplier)
     return found
 
 

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from kancompile.ir import (
     MOST,
+    IntegerContraction,
     Layer,
     Program,
-    QuantizedConvContraction,
     TableExpansion,
     constant_block,
     is_in_planes,
+    layer_tables,
     pack,
     plane_order,
     varying_functions,
@@ -38,18 +39,7 @@ class PlanarTable(TableExpansion):
     """
 
     def __init__(self, table: TableExpansion, added: tuple[int, ...] = ()) -> None:
-        super().__init__(
-            table.in_shape,
-            table.index,
-            table.table,
-            table.first_row,
-            table.scale,
-            table.offset,
-            table.branch_sizes,
-            table.branch_names,
-            table.input,
-            table.channels_first,
-        )
+        super().__init__(**table.fields())
         self.added = added
         groups = varying_functions(table).split(MOST)
         self.sizes = [len(group) for group in groups]
@@ -80,33 +70,28 @@ def arrange_planes(program: Program) -> Program:
 
 def can_be_planes(program: Program, layer: Layer) -> bool:
     """Whether :func:`arrange_planes` applies to a layer."""
-    contraction = program.module(layer.contraction)
-    tables = [program.module(target) for target in layer.expansions]
+    contraction, tables = program.contraction(layer), list(program.tables(layer).values())
     alone = all(len(node.users) == 1 for node in program.graph_module.graph.nodes if node.target in layer.expansions)
     return (
         alone
-        and len(set(layer.expansions)) == len(tables)
-        and isinstance(contraction, QuantizedConvContraction)
+        and len(layer.expansions) == len(tables)
+        and isinstance(contraction, IntegerContraction)
+        and contraction.geometry is not None
         and all(type(table) is TableExpansion for table in tables)
-        and is_in_planes(contraction, tables)  # type: ignore[arg-type]
+        and is_in_planes(contraction, tables)
     )
 
 
 def _arranged(program: Program, layer: Layer) -> dict[str, nn.Module]:
-    contraction = program.module(layer.contraction)
-    assert isinstance(contraction, QuantizedConvContraction)
-    tables = []
-    for target in layer.expansions:
-        table = program.module(target)
-        assert isinstance(table, TableExpansion)
-        tables.append(table)
+    contraction = program.node(layer.contraction, IntegerContraction)
+    tables = layer_tables(program, layer)
     order = plane_order(tables)
     block = constant_block(contraction, tables, len(order))
     planar = [PlanarTable(table) for table in tables[:-1]] + [PlanarTable(tables[-1], block.codes)]
-    weight = torch.cat([contraction.weight[:, order], block.weight], dim=1)
+    codes = torch.cat([contraction.matrix[:, order], block.weight], dim=1)
     return {
         **dict(zip(layer.expansions, planar, strict=True)),
-        layer.contraction: contraction.with_weight(weight),
+        layer.contraction: contraction.replace(codes=codes, group_sizes=None),
     }
 
 

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kancompile.ir import BlockCodes, Contraction, ConvContraction, PolynomialExpansion, Program
+from kancompile.ir import BlockCodes, Contraction, PolynomialExpansion, Program
 
 _LISTED_FROM = 64
 """Scales from which on bytes that pick are smaller than the scales themselves."""
@@ -50,16 +50,15 @@ def store_wide_codes(model: ir.Model, program: Program) -> None:
 def _coded(program: Program) -> Iterator[tuple[Tensor, BlockCodes]]:
     """Yield every tensor that is coded, in each form in which the exporter may write it."""
     for layer in program.layers():
-        contraction = program.module(layer.contraction)
-        expansions = [program.module(target) for target in layer.expansions]
+        contraction, expansions = program.contraction(layer), program.expansions(layer)
         for expansion in expansions:
             if isinstance(expansion, PolynomialExpansion) and expansion.codes is not None:
                 yield from ((codes.values(), codes) for codes in expansion.codes)
-        if isinstance(contraction, Contraction | ConvContraction) and contraction.codes is not None:
+        if isinstance(contraction, Contraction) and contraction.codes is not None:
             codes = contraction.codes
             yield contraction.weight, codes
-            if isinstance(contraction, Contraction) and len(expansions) > 1:
-                sizes = [int(expansion.n_in) * int(expansion.k) for expansion in expansions]  # type: ignore[arg-type]
+            if contraction.geometry is None and len(expansions) > 1:
+                sizes = [expansion.n_in * expansion.k for expansion in expansions]
                 bounds = np.cumsum([0, *sizes]).tolist()
                 parts = [codes.columns(start, end) for start, end in zip(bounds, bounds[1:], strict=False)]
                 yield from ((part.values(), part) for part in parts)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir.program import Program
+from kancompile.ir import Program
 from kancompile.passes.lowering import check_pairs, lower
 from kancompile.passes.round_weights import RoundWeights
 from kancompile.passes.round_weights import limit_pairs as limit_pairs_module

@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from kancompile.ir.contraction import QuantizedContraction
-from kancompile.ir.convolution import QuantizedConvContraction
-from kancompile.ir.program import Program
-from kancompile.ir.table import TableExpansion
+from kancompile.ir import IntegerContraction, Program, TableExpansion
 from kancompile.passes.round_weights.pair_products import Int16Proof, layer_pairs, prove, prove_layer
 from kancompile.runtimes.emulation import X86, run_emulated
 from kancompile.runtimes.session import RuntimeModel
@@ -45,10 +42,10 @@ def slow_sum(first: tuple, second: tuple, w0: int, w1: int, outside: int | None,
     return max((int(a) * w0 + int(b) * w1 for a, b in pairs), key=abs)
 
 
-def linear_case(program: Program, number: int = 0) -> tuple[QuantizedContraction, list[TableExpansion]]:
+def linear_case(program: Program, number: int = 0) -> tuple[IntegerContraction, list[TableExpansion]]:
     layer = program.layers()[number]
     contraction = program.module(layer.contraction)
-    assert isinstance(contraction, QuantizedContraction)
+    assert isinstance(contraction, IntegerContraction)
     return contraction, [program.module(target) for target in layer.expansions]  # type: ignore[misc]
 
 
@@ -100,7 +97,7 @@ def test_convolution_proof_equals_enumeration(layer: Convolution, channels: int)
     program = integer_convolutions((channels, *[6] * len(layer.kernel)), [layer], levels=16, tables=2, zero_point=40)
     found = program.layers()[0]
     contraction = program.module(found.contraction)
-    assert isinstance(contraction, QuantizedConvContraction)
+    assert isinstance(contraction, IntegerContraction)
     tables = [program.module(target) for target in found.expansions]
     columns = column_sources(tables)  # type: ignore[arg-type]
     by_table = [[s for s in columns if s[0][0] == number] for number in range(len(tables))]
@@ -108,7 +105,7 @@ def test_convolution_proof_equals_enumeration(layer: Convolution, channels: int)
     sums = []
     for group in range(layer.groups):
         own = [s for part in by_table for s in part[group * len(part) // layer.groups :][: len(part) // layer.groups]]
-        weight = contraction.weight.chunk(layer.groups)[group].flatten(2)  # [n_out, c, taps]
+        weight = contraction.matrix.chunk(layer.groups)[group].flatten(2)  # [n_out, c, taps]
         order = list(range(len(own)))
         if layer.groups == 1:  # in planes: functions major, channels minor, one expansion behind the other
             order.sort(key=lambda c: (own[c][0][0], own[c][1], own[c][0][1]))
@@ -161,13 +158,11 @@ def single_pairs() -> Program:
     weight = torch.zeros(16, 8, dtype=torch.int8)
     weight[torch.arange(8), torch.arange(8)] = 127
     weight[torch.arange(8) + 1, torch.arange(8)] = 127
-    full = tables[0].with_codes(torch.full_like(tables[0].table, 255), tables[0].scale)
+    full = tables[0].replace(table=torch.full_like(tables[0].table, 255))
     return program.replace_modules(
         {
             layer.expansions[0]: full,
-            layer.contraction: QuantizedContraction(
-                contraction.layer, weight, contraction.bias, torch.stack(contraction.scales), contraction.out_shape
-            ),
+            layer.contraction: contraction.replace(codes=weight.T),
         }
     )
 

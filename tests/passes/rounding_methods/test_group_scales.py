@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 import kancompile
 from examples.zoo.efficient_kan import build
-from kancompile.ir.contraction import QuantizedContraction
-from kancompile.ir.program import Program
+from kancompile.ir import IntegerContraction, Program
 from kancompile.passes.lowering import lower
 from kancompile.passes.rounding_methods import method_named
 from kancompile.passes.rounding_methods.group_scales import (
@@ -82,7 +81,7 @@ def test_groups_are_one_product_in_the_file(captured: Program, bits: int, group_
     program = lower(captured, inputs(), read_recipe(recipe))
     for layer in program.layers():
         contraction = program.module(layer.contraction)
-        assert isinstance(contraction, QuantizedContraction)
+        assert isinstance(contraction, IntegerContraction)
         assert len(contraction.group_sizes) == 1
         assert contraction.multiplier is not None
         assert len(contraction.multiplier.group_sizes) > 1
@@ -96,7 +95,7 @@ def test_groups_of_wider_codes_stay_products_of_their_own(captured: Program) -> 
     recipe = {"weight_bits": 4, "method": "uniform", "granularity": "group", "group_size": 5}
     program = lower(captured, inputs(), read_recipe(recipe))
     contraction = program.module(program.layers()[0].contraction)
-    assert isinstance(contraction, QuantizedContraction)
+    assert isinstance(contraction, IntegerContraction)
     assert contraction.multiplier is None
     assert len(contraction.group_sizes) > 1
 

@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kancompile.ir.expansion import Expansion
-from kancompile.ir.index import IndexQuantizer
+from kancompile.ir import Expansion, IndexQuantizer
 from kancompile.passes.tabulate_expansions.choose_index import choose_index, index_over, lattice_indices, row_inputs
 from kancompile.passes.tabulate_expansions.lookup_cost import LookupCost
 from tests.programs import calibration_inputs, float_program

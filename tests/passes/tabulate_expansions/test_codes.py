@@ -7,9 +7,7 @@ import itertools
 import pytest
 import torch
 
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.expansion import Expansion
-from kancompile.ir.index import IndexQuantizer
+from kancompile.ir import Contraction, Expansion, IndexQuantizer
 from kancompile.passes.tabulate_expansions import codes as convolution_codes
 from kancompile.passes.tabulate_expansions.codes import ColumnSizes, TableDraft, codes_errors, zero_preserving
 from tests.convolution_programs import float_convolutions, square
@@ -17,11 +15,11 @@ from tests.convolution_programs import float_convolutions, square
 BITS = 4
 
 
-def _drafts(groups: int, tables: int) -> tuple[list[TableDraft], ConvContraction]:
+def _drafts(groups: int, tables: int) -> tuple[list[TableDraft], Contraction]:
     """Give two drafts of random values in front of one convolution; the channels take turns in ``tables`` tables."""
     program = float_convolutions((4, 5, 5), [square(4, 3, padding=1, groups=groups)], split=True)
     contraction = program.module("layer0_convolve")
-    assert isinstance(contraction, ConvContraction)
+    assert isinstance(contraction, Contraction)
     generator = torch.Generator().manual_seed(groups + 10 * tables)
     drafts, start = [], 0
     for number in range(2):

@@ -13,10 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from kancompile.ir.convolution import ConvContraction
-from kancompile.ir.expansion import Expansion
-from kancompile.ir.geometry import Geometry, PatchSampler, flat_weight
-from kancompile.ir.index import IndexQuantizer
+from kancompile.ir import Contraction, Expansion, Geometry, IndexQuantizer, PatchSampler, flat_weight
 from kancompile.passes.tabulate_expansions import round_together as round_table_codes
 from kancompile.passes.tabulate_expansions.lookup_cost import ConvLookupCost
 from kancompile.passes.tabulate_expansions.round_together import Patches, code_hessian, descend, round_together
@@ -151,7 +148,7 @@ def test_hessians_are_kept_by_index_and_functions() -> None:
     program = float_convolutions((3, 8, 8), [square(6, 3, padding=1)])
     expansion, contraction = program.module("layer0_expand0"), program.module("layer0_convolve")
     assert isinstance(expansion, Expansion)
-    assert isinstance(contraction, ConvContraction)
+    assert isinstance(contraction, Contraction)
     x = torch.randn(8, 3, 8, 8, generator=_generator(0))
     cost = ConvLookupCost(expansion, contraction, contraction.weight, x, torch.zeros(3, dtype=torch.int64))
     wanted = [
