@@ -16,9 +16,8 @@ from functools import partial
 from torch import Tensor
 
 from kancompile.ir import Expansion, Layer, Program, distinct_inputs, quantizer_in_front
-from kancompile.passes.tabulate_expansions.convolution import tabulate_convolution
 from kancompile.passes.tabulate_expansions.known import KnownTables
-from kancompile.passes.tabulate_expansions.layer import tabulate, tabulate_layer
+from kancompile.passes.tabulate_expansions.layer import tabulate_layer
 from kancompile.passes.tabulate_expansions.options import TableOptions
 
 
@@ -55,11 +54,10 @@ class TabulateExpansions:
             inputs = {target: read[target] for target in layer.expansions}
             options = self.options(layer.name)
             assert options is not None
-            run = tabulate_layer if program.contraction(layer).geometry is None else tabulate_convolution
             in_front = tuple(quantizer_in_front(program, target) for target in layer.expansions)
             modules, said = known.layer(
                 (layer.name, options, in_front),
-                partial(run, program, layer, inputs, options, self.samples, known),
+                partial(tabulate_layer, program, layer, inputs, options, self.samples, known),
             )
             program = program.replace_modules(modules, said)
         return program
@@ -73,6 +71,5 @@ __all__ = [
     "TableOptions",
     "TabulateExpansions",
     "distinct_inputs",
-    "tabulate",
     "tabulate_layer",
 ]

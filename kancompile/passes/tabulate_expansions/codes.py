@@ -143,7 +143,7 @@ class ColumnSizes:
     def of(cls, draft: TableDraft, contraction: Contraction) -> ColumnSizes:
         """Sum up the weights ``[n_out, c, *kernel]`` of a layer by the table that their columns read."""
         groups, k, tables = contraction.groups, draft.expansion.k, len(draft.values)
-        weight = draft.weight.flatten(2).reshape(groups, len(draft.weight) // groups, -1, k, draft.weight[0, 0].numel())
+        weight = draft.weight.reshape(groups, len(draft.weight) // groups, -1, k, contraction.taps)
         place = draft.group.reshape(groups, 1, -1, 1).expand(-1, weight.shape[1], -1, k)
         empty = torch.zeros(groups, weight.shape[1], tables, k)
         energy = empty.scatter_add(2, place, weight.square().sum(4))

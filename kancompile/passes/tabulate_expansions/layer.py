@@ -1,7 +1,17 @@
-"""Build the tables of a linear layer, and the contraction that reads them."""
+"""Replace the float expansions of a layer by integer tables, and fold their scales into the map that reads them.
+
+    y = W phi + b        ->        y = V (q - z) + b',      phi ~ s * (q - z),   V = W s for each column
+
+Without padding every column has an offset of its own, part of ``b'``, and ``z`` is 0. Where a convolution pads, padding is 0 in
+all columns, so that one code ``z`` stands for 0 in all of them, exactly, and a column that is never negative still gives up the
+codes below it.
+
+Errors are measured at what the outputs see (``lookup_cost``). The mean error of the look-ups goes into the bias.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -14,24 +24,32 @@ from kancompile.ir import (
     Layer,
     Program,
     TableExpansion,
+    columns_of_groups,
     distinct_inputs,
+    group_order,
+    quantizer_in_front,
     reads_one_convolution,
+    single_table_behind,
+    tables_behind,
 )
-from kancompile.passes.rounding_methods import round_to_nearest, search_scale
-from kancompile.passes.tabulate_expansions.choose_index import LEVELS, choose_index, row_numbers
+from kancompile.passes.tabulate_expansions.choose_index import (
+    LEVELS,
+    IndexChoice,
+    choose_index,
+    index_over,
+    ranges,
+    refine_ends,
+)
+from kancompile.passes.tabulate_expansions.codes import TableDraft, choose_codes
 from kancompile.passes.tabulate_expansions.known import KnownTables, MeasuredInputs
 from kancompile.passes.tabulate_expansions.lookup_cost import LookupCost
 from kancompile.passes.tabulate_expansions.options import TableOptions
-from kancompile.passes.tabulate_expansions.values import (
-    STRETCH,
-    code_scale,
-    measured_samples,
-    most_levels,
-    rounding_error,
-    values_at_rows,
-)
+from kancompile.passes.tabulate_expansions.values import measured_samples, most_levels, values_at_rows, values_of_inputs
 
-_SCALING_SAMPLES = 256
+_MEASURED_OUTPUTS = 1 << 21
+_MEAN_SAMPLES = 32
+# one row less than 8 bits can number lets a target look two inputs up at a time
+_PAIRABLE_LEVELS = 255
 
 
 def tabulate_layer(
@@ -42,117 +60,154 @@ def tabulate_layer(
     samples: int,
     known: KnownTables,
 ) -> tuple[dict[str, nn.Module], list[str]]:
-    """Build the tables of one linear layer and the contraction that reads them."""
+    """Build the tables of one layer, and the contraction that reads them; a convolution's with a quantizer for its output.
+
+    Args:
+        program: a program whose expansions are float.
+        layer: the layer.
+        inputs: what each of its expansions reads, ``[n, ...]``.
+        options: of the layer.
+        samples: calibration samples used to measure errors.
+        known: of the same program and inputs.
+    """
     contraction = program.node(layer.contraction, Contraction)
-    weight, bias = contraction.weight, contraction.bias
-    modules: dict[str, nn.Module] = {}
-    notes = []
-    folded = []
-    start = 0
-    for target in layer.expansions:
-        expansion = program.node(target, Expansion)
-        size = expansion.n_in * expansion.k
-        part = weight[:, start : start + size]
-        x = inputs[target].reshape(-1, *expansion.in_shape)
-        measured = known.inputs_of(target, partial(_measured_inputs, expansion, x, part, samples))
-        first, group, cost = measured.first, measured.group, measured.cost
-        other = rounding_error(cost.exact, part, options.weight_bits)
-        most = most_levels(len(first) * expansion.k, part.numel())
-        # rows of one table that all inputs share cost nothing up to 255; tables of many inputs take room
-        fewest = LEVELS[0] if len(first) > 1 else min(255, most)
-        # the codes of an ordinary layer's inputs have 8 bits, and more rows would tell no more apart
-        levels, capped = 256 if expansion.is_identity else options.levels, ""
-        if reads_one_convolution(program, target):
-            # a convolution hands over 8 bits, and more rows than it tells apart would be of no use
-            most = min(most, 256)
-            if levels is not None and levels > 256:
-                levels, capped = 256, f", not the {levels} asked for since a convolution hands over 8 bits"
-        choice = choose_index(cost, other, levels, options.range, most, fewest, options.percentile)
-        table = tabulate(expansion, choice.index, x, first, group, part, options)
-        notes.append(
-            f"layer {layer.name!r}: table of {choice.index.levels} rows over {choice.index.low:.4g} ... "
-            f"{choice.index.high:.4g} ({choice.range}{capped}), {table.n_tables} distinct, look-up error "
-            f"{choice.error:.3g} beside {other:.3g} of 8-bit codes and {options.weight_bits}-bit weights"
-        )
-        modules[target] = table
-        bias = bias + part @ table.column_offset().flatten()
-        folded.append(part * table.column_scale().flatten())
-        start += size
-    modules[layer.contraction] = contraction.with_weight(torch.cat(folded, dim=1), bias)
+    groups = contraction.groups
+    expansions = [program.node(target, Expansion) for target in layer.expansions]
+    parts = torch.split(contraction.weight, [expansion.n_in // groups * expansion.k for expansion in expansions], dim=1)
+    drafts, notes = [], []
+    for target, expansion, part in zip(layer.expansions, expansions, parts, strict=True):
+        x = measured_samples(inputs[target], samples)
+        draft, note = _draft(program, layer, target, expansion, contraction, part, x, options, known)
+        drafts.append(draft)
+        notes.append(note)
+    scales, offsets, zero_point = choose_codes(drafts, contraction, options)
+    tables = [
+        draft.table(scale, offset, zero_point) for draft, scale, offset in zip(drafts, scales, offsets, strict=True)
+    ]
+    modules: dict[str, nn.Module] = dict(zip(layer.expansions, tables, strict=True))
+    modules[layer.contraction] = _folded(program, layer, contraction, tables, zero_point, inputs, samples)
+    if contraction.pads:
+        notes.append(f"layer {layer.name!r}: code {zero_point} stands for 0, which padding needs")
     return modules, notes
 
 
-def _measured_inputs(expansion: Expansion, x: Tensor, weight: Tensor, samples: int) -> MeasuredInputs[LookupCost]:
-    first, group = distinct_inputs(expansion, float(x.min()), float(x.max()))
-    cost = LookupCost(expansion, measured_samples(x, samples), weight, shared=len(first) == 1)
-    return MeasuredInputs(first, group, cost)
-
-
-def tabulate(
+def _draft(
+    program: Program,
+    layer: Layer,
+    target: str,
     expansion: Expansion,
-    index: IndexQuantizer,
+    contraction: Contraction,
+    part: Tensor,
     x: Tensor,
-    first: list[int],
-    group: Tensor,
-    weight: Tensor,
     options: TableOptions,
-) -> TableExpansion:
-    """Sample the functions at every row and round them to uint8, with the column scales that cost least.
+    known: KnownTables,
+) -> tuple[TableDraft, str]:
+    def measure() -> MeasuredInputs[LookupCost]:
+        first, group = distinct_inputs(expansion, float(x.min()), float(x.max()))
+        return MeasuredInputs(first, group, LookupCost(expansion, contraction, part, x, group))
 
-    Args:
-        expansion: the float expansion.
-        index: its index quantizer.
-        x: calibration inputs ``[n, *in_shape]``.
-        first, group: the distinct inputs (see :func:`distinct_inputs`).
-        weight: this expansion's columns ``[n_out, n_in * k]``.
-        options: of the layer.
-    """
-    values = values_at_rows(expansion, index, x, first)
-    low, high = values.amin(1), values.amax(1)  # [T, k]
-    exponents = STRETCH if options.column_scaling is None else (options.column_scaling,)
-    few = measured_samples(x, _SCALING_SAMPLES).reshape(-1, expansion.n_in)[:_SCALING_SAMPLES]
-    rows = row_numbers(index, few)
-    best = min(
-        (code_scale(high - low, exponent) for exponent in exponents),
-        key=lambda scale: scaling_error(values, low, scale, rows, group, weight, options.weight_bits),
+    measured = known.inputs_of(target, measure)
+    first, group, cost = measured.first, measured.group, measured.cost
+    other = cost.rounding_error(options.weight_bits)
+    most = most_levels(len(first) * expansion.k, part.numel())
+    levels, capped = options.levels, ""
+    if reads_one_convolution(program, target):
+        # a convolution hands over 8 bits, and more rows than it tells apart would be of no use
+        most = min(most, 256)
+        if levels is not None and levels > 256:
+            levels, capped = 256, f", not the {levels} asked for since a convolution hands over 8 bits"
+        if levels is None and most == 256:
+            levels = _PAIRABLE_LEVELS if len(first) == 1 else 256  # as many as a byte numbers, and no Clip behind
+    fewest = LEVELS[0] if len(first) > 1 else min(255, most)
+    if expansion.is_identity:  # codes have 8 bits, and more rows would tell no more apart
+        levels = 256
+    given = quantizer_in_front(program, target) if options.levels is None else None
+    if given is not None:
+        # the convolution in front rounds to 8 bits for several readers, so that these are all the values there are
+        choice = IndexChoice(given, cost(given), "as the convolution in front has it")
+    else:
+        choice = choose_index(cost, other, levels, options.range, most, fewest, options.percentile)
+        if options.range == "mse" and choice.range != "lattice" and choice.error > 0.1 * other:
+            choice = refine_ends(cost, choice)
+    index = choice.index
+    note = (
+        f"layer {layer.name!r}: table of {index.levels} rows over {index.low:.4g} ... {index.high:.4g} "
+        f"({choice.range}{capped}), {len(first)} distinct, look-up error {choice.error:.3g} beside {other:.3g} of 8-bit "
+        f"codes and {options.weight_bits}-bit weights"
     )
-    codes = torch.round((values - low[:, None]) / best[:, None]).clamp(0, 255).to(torch.uint8)
-    return TableExpansion(
-        expansion.in_shape,
-        index,
-        codes.flatten(0, 1).contiguous(),
-        None if len(first) == 1 else (group * index.levels).to(torch.int32),
-        best,
-        low,
-        [branch.k for branch in expansion.branches],  # type: ignore[misc]
-        [branch.name for branch in expansion.branches],  # type: ignore[misc]
+    values = (
+        values_at_rows(expansion, index, x, first)
+        if len(first) == 1
+        else values_of_inputs(expansion, index, x, group)[:, first].transpose(0, 1)
     )
+    return TableDraft(expansion, index, values, group, part, partial(cost.code_hessian, index)), note
 
 
-def scaling_error(
-    values: Tensor, low: Tensor, scale: Tensor, rows: Tensor, group: Tensor, weight: Tensor, bits: int
-) -> float:
-    """Measure what column scales cost: coarse codes of small columns against weights of unequal size.
+def _folded(
+    program: Program,
+    layer: Layer,
+    contraction: Contraction,
+    tables: Sequence[TableExpansion],
+    zero_point: int,
+    inputs: dict[str, Tensor],
+    samples: int,
+) -> Contraction:
+    """Fold scales, and offsets where nothing is padded, into weight and bias; choose the quantizer of the output."""
+    groups, taps = contraction.groups, contraction.taps
+    scales, offsets, sizes = [], [], []
+    for table in tables:
+        scales.append(table.column_scale().flatten())
+        offsets.append(table.column_offset().flatten())
+        sizes.append((table.n_in, table.k))
+    order = group_order(sizes, groups)
+    weights = contraction.flat_weight()
+    scale = columns_of_groups(torch.cat(scales)[order], groups, taps)
+    offset = columns_of_groups(torch.cat(offsets)[order], groups, taps)
+    bias = contraction.bias
+    if not contraction.pads:
+        bias = bias + torch.cat([weight @ constant for weight, constant in zip(weights, offset, strict=True)])
+    folded = torch.cat([weight * factor for weight, factor in zip(weights, scale, strict=True)])
+    folded = folded.reshape(contraction.weight.shape)
+    bias = bias + _mean_error(program, layer, contraction, tables, folded, bias, zero_point, inputs)
+    # an integer convolution has an 8-bit output, which the one table behind it chooses, or the error where there are others
+    decides = contraction.geometry is not None and single_table_behind(program, layer.contraction) is None
+    output = _output_quantizer(program, layer, contraction, inputs) if decides else None
+    return contraction.replace(weight=folded, bias=bias, zero_point=zero_point, output=output, codes=None)
 
-    Args:
-        values: the functions at the rows, ``[T, levels, k]``.
-        low, scale: value of code 0 and of one code step, ``[T, k]``.
-        rows: row numbers of some calibration inputs, int64 ``[n, n_in]``.
-        group: which table an input uses, int64 ``[n_in]``.
-        weight: this expansion's columns ``[n_out, n_in * k]``.
-        bits: of the weights, rounded to nearest here.
 
-    Returns:
-        mean squared error at the output.
-    """
-    codes = torch.round((values - low[:, None]) / scale[:, None]).clamp(0, 255)
-    at = group * values.shape[1] + rows
-    noise = (codes * scale[:, None] + low[:, None] - values).flatten(0, 1)[at].flatten(1) @ weight.T
-    columns = codes.flatten(0, 1)[at].flatten(1)
-    columns = columns - columns.mean(0)
-    scaled = weight * scale[group].flatten()
-    importance = columns.square().mean(0)
-    sizes = (scaled.shape[1],)
-    step = search_scale(scaled, bits, sizes, "hessian", importance + 0.01 * importance.mean())
-    rounded = round_to_nearest(scaled, step, sizes, bits).float() * step.T
-    return float((columns @ (scaled - rounded).T).square().mean() + noise.square().mean())
+def _mean_error(
+    program: Program,
+    layer: Layer,
+    contraction: Contraction,
+    tables: Sequence[TableExpansion],
+    weight: Tensor,
+    bias: Tensor,
+    zero_point: int,
+    inputs: dict[str, Tensor],
+) -> Tensor:
+    """Measure by how much outputs of the float layer exceed those of the tables on average, ``[n_out]``."""
+    looked_up = contraction.replace(weight=weight, bias=bias, zero_point=zero_point, output=None, codes=None)
+    count = len(next(iter(inputs.values())))
+    picked = torch.linspace(0, count - 1, min(count, _MEAN_SAMPLES)).long()
+    x = [inputs[target][picked] for target in layer.expansions]
+    exact = contraction(*(program.module(target)(part) for target, part in zip(layer.expansions, x, strict=True)))
+    found = looked_up(*(table(part) for table, part in zip(tables, x, strict=True)))
+    error: Tensor = exact - found
+    return contraction.by_output(error).double().mean(0).float()
+
+
+def _output_quantizer(
+    program: Program, layer: Layer, contraction: Contraction, inputs: dict[str, Tensor]
+) -> IndexQuantizer:
+    """Choose the 8-bit quantizer of outputs that others than one table read: the one of least squared error."""
+    count = len(next(iter(inputs.values())))
+    size = torch.Size(contraction.out_shape).numel()
+    picked = torch.linspace(0, count - 1, min(count, max(32, _MEASURED_OUTPUTS // size))).long()
+    outputs = []
+    for part in torch.split(picked, 64):
+        features = [program.module(target)(inputs[target][part]) for target in layer.expansions]
+        outputs.append(contraction(*features))
+    y = torch.cat(outputs)
+    levels = _PAIRABLE_LEVELS if tables_behind(program, layer.contraction) else 256
+    candidates = [index_over(low, high, levels) for _, low, high in ranges(y, "mse")]
+    return min(candidates, key=lambda index: float((index.real(index(y)) - y).double().square().mean()))

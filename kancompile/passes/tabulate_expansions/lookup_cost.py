@@ -5,48 +5,50 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kancompile.ir import Contraction, Expansion, IndexQuantizer, PatchSampler, flat_weight, look_up, split_groups
+from kancompile.ir import (
+    Contraction,
+    Expansion,
+    IndexQuantizer,
+    PatchSampler,
+    flat_weight,
+    look_up,
+    split_groups,
+)
 from kancompile.passes.recently_used import RecentlyUsed
 from kancompile.passes.tabulate_expansions.choose_index import MeasuresLookup, row_inputs, row_numbers
 from kancompile.passes.tabulate_expansions.round_together import Patches, code_hessian
 from kancompile.passes.tabulate_expansions.values import rounding_error
 
 _MEASURED_ELEMENTS = 1 << 20
-
-
 _MEASURED_ROWS = (256, 4096)
-
-
 _KEPT_HESSIANS = 2  # up to 33 MB each
 
 
-class ConvLookupCost(MeasuresLookup):
-    """Measure what looking basis values up, instead of computing them, costs at the output of a convolution.
+class LookupCost(MeasuresLookup):
+    """Measure what looking basis values up, instead of computing them, costs at a layer's output.
 
-    The counterpart of :class:`LookupCost`, at a sample of output pixels.
+    An output is a product of weights and of what it sees: one row for each sample and place, or for a sample of the output
+    pixels of a convolution (``kancompile.ir.geometry``). Shapes: ``r`` rows, ``t`` taps.
 
     Attributes:
-        x: calibration inputs ``[n, n_in, *spatial]``.
+        x: calibration inputs ``[n, ...]``, as the expansion reads them.
         group: number of the table of every input, int64 ``[n_in]``; all 0 where they share one.
-        exact: basis values that the sampled output pixels see, ``[r, t, n_in, k]``; 0 outside the image.
+        exact: basis values that the outputs see, ``[r, t, n_in, k]``; 0 outside an image.
     """
 
     def __init__(
         self, expansion: Expansion, contraction: Contraction, weight: Tensor, x: Tensor, group: Tensor
     ) -> None:
+        """Take ``weight``, this expansion's columns of the contraction, ``[n_out, n_in / groups * k, *kernel]``."""
         super().__init__(x)
-        self.expansion, self.group = expansion, group
-        assert contraction.geometry is not None
-        self.groups = contraction.groups
+        self.expansion, self.group, self.groups = expansion, group, contraction.groups
         self.weights = flat_weight(weight, self.groups)
-        sampler = PatchSampler(contraction.geometry, contraction.kernel, expansion.in_shape[:-1])
-        elements = sampler.taps * expansion.n_in * expansion.k
-        rows = min(max(_MEASURED_ELEMENTS // elements, _MEASURED_ROWS[0]), _MEASURED_ROWS[1])
-        image, position = sampler.draw(len(x), rows, torch.Generator().manual_seed(0))
-        inside = torch.ones(len(x), *expansion.in_shape[:-1], 1, dtype=torch.bool)
-        self.inside = sampler.take(inside, image, position, 0)[..., None]
-        self.seen = sampler.take(x.movedim(1, -1), image, position, 0.0)
-        self.exact = self._evaluate(self.seen) * self.inside
+        self.seen, self.inside = rows_seen(expansion, contraction, expansion.inputs_last(x))
+        points = self.seen.flatten(0, 1)
+        self.exact = expansion.evaluate_inputs(points).reshape(*self.seen.shape, -1)
+        if contraction.pads:
+            self.exact = self.exact * self.inside
+        self.pads = contraction.pads
         self._hessians: RecentlyUsed[tuple[IndexQuantizer, tuple[int, ...]], Tensor] = RecentlyUsed(_KEPT_HESSIANS)
 
     def _measure(self, index: IndexQuantizer) -> float:
@@ -54,12 +56,14 @@ class ConvLookupCost(MeasuresLookup):
         if not bool(self.group.any()):
             looked_up = look_up(self.expansion.sample_shared(row_inputs(index, self.x)), rows)
         else:
+            inputs = self.expansion.inputs_last(self.x)
             points = torch.stack(
-                [row_inputs(index, self.x[:, self.group == number]) for number in range(int(self.group.max()) + 1)]
+                [row_inputs(index, inputs[..., self.group == number]) for number in range(int(self.group.max()) + 1)]
             )
             table = self.expansion.evaluate_inputs(points[self.group].T)  # [levels, n_in, k]
             looked_up = table[rows, torch.arange(table.shape[1])]
-        errors = self._columns((looked_up - self.exact) * self.inside)
+        error = looked_up - self.exact
+        errors = self._columns(error * self.inside if self.pads else error)
         products = [error @ weight.T for error, weight in zip(errors, self.weights, strict=True)]
         return float(torch.cat(products, dim=1).double().square().mean())
 
@@ -77,35 +81,21 @@ class ConvLookupCost(MeasuresLookup):
     def _columns(self, values: Tensor) -> list[Tensor]:
         return split_groups(values.flatten(2), self.groups)
 
-    def _evaluate(self, seen: Tensor) -> Tensor:
-        """Evaluate the functions of ``[r, t, n_in]`` inputs, dealt out over the pixels of as few images as will do."""
-        points = seen.flatten(0, 1)
-        return self.expansion.evaluate_inputs(points).reshape(*seen.shape, -1)
 
+def rows_seen(expansion: Expansion, contraction: Contraction, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Collect the inputs that outputs see, ``[r, t, n_in]``, and whether they lie inside an image, bool ``[r, t, 1, 1]``.
 
-class LookupCost(MeasuresLookup):
-    """Measure what looking basis values up, instead of computing them, costs at a layer's output.
-
-    Attributes:
-        expansion: the float expansion.
-        x: calibration inputs ``[n, *in_shape]``.
-        weight: this expansion's columns of the contraction, ``[n_out, n_in * k]``.
-        shared: whether all inputs have the same functions.
+    Args:
+        expansion: what reads the inputs.
+        contraction: of the layer.
+        x: the inputs, ``[n, *, n_in]``.
     """
-
-    def __init__(self, expansion: Expansion, x: Tensor, weight: Tensor, shared: bool) -> None:
-        super().__init__(x)
-        self.expansion, self.weight, self.shared = expansion, weight, shared
-        with torch.no_grad():
-            self.exact = expansion(x.reshape(-1, *expansion.anchor_shape))
-
-    def _measure(self, index: IndexQuantizer) -> float:
-        rows = row_numbers(index, self.x)
-        points = row_inputs(index, self.x) if self.shared else index.rows()
-        if self.shared:
-            looked_up = look_up(self.expansion.sample_shared(points), rows)
-        else:
-            table = self.expansion.sample(points).flatten(1, -2)  # [levels, inputs, k]
-            looked_up = table[rows.flatten(1), torch.arange(table.shape[1])].reshape(self.exact.shape)
-        error = (looked_up - self.exact).flatten(-2) @ self.weight.T
-        return float(error.double().square().mean())
+    if contraction.geometry is None:
+        seen = x.reshape(-1, 1, expansion.n_in)
+        return seen, torch.ones(len(seen), 1, 1, 1, dtype=torch.bool)
+    sampler = PatchSampler(contraction.geometry, contraction.kernel, expansion.in_shape[:-1])
+    elements = sampler.taps * expansion.n_in * expansion.k
+    rows = min(max(_MEASURED_ELEMENTS // elements, _MEASURED_ROWS[0]), _MEASURED_ROWS[1])
+    image, position = sampler.draw(len(x), rows, torch.Generator().manual_seed(0))
+    inside = torch.ones(len(x), *expansion.in_shape[:-1], 1, dtype=torch.bool)
+    return sampler.take(x, image, position, 0.0), sampler.take(inside, image, position, 0)[..., None]

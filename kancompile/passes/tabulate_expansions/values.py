@@ -70,10 +70,11 @@ def values_of_inputs(expansion: Expansion, index: IndexQuantizer, x: Tensor, gro
     Args:
         expansion: the float expansion.
         index: its index quantizer.
-        x: calibration inputs ``[n, n_in, *spatial]``.
+        x: calibration inputs ``[n, ...]``, as the expansion reads them.
         group: number of the table of every input, int64 ``[n_in]``.
     """
-    parts = [row_parts(index, x[:, group == number]) for number in range(int(group.max()) + 1)]
+    x = expansion.inputs_last(x)
+    parts = [row_parts(index, x[..., group == number]) for number in range(int(group.max()) + 1)]
     points, share = (torch.stack(values) for values in zip(*parts, strict=True))  # [T, levels, parts]
     values = expansion.evaluate_inputs(points.flatten(1)[group].T).reshape(
         *points.shape[1:], *expansion.in_shape[-1:], -1
