@@ -1,11 +1,13 @@
 """List the tests that a run skipped, or what a second run with more tools made of them.
 
-python .ci/skipped_tests.py BARE.xml [FULL.xml]   # what pytest's --junit-xml wrote
+python .ci/skipped_tests.py BARE.xml [MORE.xml]   # what pytest's --junit-xml wrote
+python .ci/skipped_tests.py --ids BARE.xml        # as pytest takes them: pytest @file
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 
@@ -18,6 +20,19 @@ def tests(report: str) -> dict[str, str | None]:
     return found
 
 
+def ids(report: str) -> list[str]:
+    """Name the tests that a run skipped as pytest's command line does, ``tests/file.py::test``."""
+    found = []
+    for test, reason in tests(report).items():
+        place, _, name = test.partition("::")
+        parts = place.split(".")
+        # the module's path, then the classes inside it
+        length = next(n for n in range(len(parts), 0, -1) if Path(*parts[:n]).with_suffix(".py").exists())
+        if reason is not None:
+            found.append("::".join([f"{'/'.join(parts[:length])}.py", *parts[length:], name]))
+    return found
+
+
 def show(title: str, found: dict[str, str | None]) -> None:
     """Print tests, with the reason where they were skipped."""
     print(f"{len(found)} {title}")
@@ -27,6 +42,9 @@ def show(title: str, found: dict[str, str | None]) -> None:
 
 def main(first: str, second: str | None = None) -> None:
     """Print one list, or three."""
+    if first == "--ids":
+        print("\n".join(ids(str(second))))
+        return
     before = tests(first)
     skipped = {test: reason for test, reason in before.items() if reason is not None}
     if second is None:
@@ -36,7 +54,6 @@ def main(first: str, second: str | None = None) -> None:
     again = {test: reason for test, reason in after.items() if reason is not None}
     show("tests were skipped at first and then ran", {test: None for test in skipped if test not in again})
     show("tests were skipped both times", {test: again[test] for test in skipped if test in again})
-    show("tests ran at first and were then skipped", {test: again[test] for test in again if test not in skipped})
 
 
 if __name__ == "__main__":
