@@ -69,7 +69,16 @@ NEEDS = {
     "docs/troubleshooting.md": "matplotlib",
 }
 # pages whose commands the default tests of their parts run too: a compilation takes seconds
-SLOW = ("docs/diagnosis.md", "docs/families.md", "docs/methods.md", "docs/pykan.md", "docs/report.md", "docs/targets/")
+SLOW = (
+    "README.md",
+    "docs/diagnosis.md",
+    "docs/families.md",
+    "docs/methods.md",
+    "docs/pykan.md",
+    "docs/report.md",
+    "docs/targets/",
+    "docs/troubleshooting.md",
+)
 
 
 @pytest.fixture

@@ -130,6 +130,7 @@ def test_a_missed_threshold_writes_nothing_and_exits_with_1(
 
 
 @pytest.mark.needs("matplotlib")
+@pytest.mark.slow
 def test_a_missed_threshold_leaves_the_report_that_was_asked_for(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

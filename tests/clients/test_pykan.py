@@ -98,6 +98,7 @@ def test_int16_is_within_a_ten_thousandth_of_the_range(
         assert float(error.square().mean().sqrt()) < 1e-4 * float(expected.max() - expected.min())
 
 
+@pytest.mark.slow
 def test_every_kind_of_node_is_captured_exactly(tmp_path: Path) -> None:
     model = trained(tmp_path, [3, [1, 1], 1], affine_trainable=True)
     model.fix_symbolic(0, 0, 0, "sin", log_history=False, verbose=False)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -151,37 +152,37 @@ def test_a_failure_between_two_names_never_leaves_half_a_pair(
     assert at > 4
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from kancompile.compiler.atomic_write import write_atomically
-
-folder, at = Path(sys.argv[1]), int(sys.argv[2])
-calls = 0
-
-def wrapped(real):
-    def call(*args, **kwargs):
-        global calls
-        calls += 1
-        if calls == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*args, **kwargs)
-    return call
-
-for name in ("link", "replace", "rename", "unlink", "fsync"):
-    setattr(os, name, wrapped(getattr(os, name)))
-write_atomically({folder / name: b"new" for name in ("model.onnx", "model.h", "model.manifest.json")}, force=True)
-"""
-
-
 def _killed(folder: Path, at: int) -> bool:
     """Write three files in a process that is killed in front of one of its calls; say whether it was."""
-    done = subprocess.run([sys.executable, "-c", KILLED, str(folder), str(at)], cwd=Path(__file__).parent.parent.parent)
-    assert done.returncode in (0, -9)
-    return done.returncode != 0
+    child = os.fork()
+    if child:
+        status = os.waitpid(child, 0)[1]
+        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+        return os.WIFSIGNALED(status)
+    calls = 0
+
+    def wrapped(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args, **kwargs)
+
+        return call
+
+    try:
+        for name in ("link", "replace", "rename", "unlink", "fsync"):
+            setattr(os, name, wrapped(getattr(os, name)))
+        write_atomically(
+            {folder / name: b"new" for name in ("model.onnx", "model.h", "model.manifest.json")}, force=True
+        )
+        os._exit(0)
+    finally:
+        os._exit(1)
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a system with SIGKILL")
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a system with SIGKILL and fork")
 @pytest.mark.parametrize("is_there", [False, True], ids=["into an empty folder", "over older files"])
 def test_a_kill_leaves_no_mixture_and_the_next_run_settles_it(is_there: bool, tmp_path: Path) -> None:
     names = ["model.h", "model.manifest.json", "model.onnx"]
@@ -257,6 +258,7 @@ def test_a_run_waits_for_another_one_and_not_for_ever(tmp_path: Path, monkeypatc
 TWO = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from kancompile.compiler.atomic_write import write_atomically
 from kancompile.errors import KanCompileError
 

@@ -140,13 +140,13 @@ def test_byte_budget_is_kept_or_refused() -> None:
     assert len(compiled.model_bytes) <= budget
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("widths", "recipe", "below_weights"),
     [
-        # so small that 8 bits take less than unpacking fewer
-        pytest.param(WIDTHS, {"method": "gptq", "levels": 64}, True, marks=pytest.mark.slow),
+        (WIDTHS, {"method": "gptq", "levels": 64}, True),  # so small that 8 bits take less than unpacking fewer
         ((8, 64, 32), {"method": "uniform"}, True),
-        pytest.param((8, 64, 32), {"method": "uniform"}, False, marks=pytest.mark.slow),
+        ((8, 64, 32), {"method": "uniform"}, False),
     ],
 )
 def test_the_smallest_size_that_is_named_is_reachable(

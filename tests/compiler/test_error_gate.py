@@ -179,6 +179,7 @@ def test_classes_that_stay_are_good_enough() -> None:
     assert labeled["worst"]["sqnr_db"] < 60
 
 
+@pytest.mark.slow
 def test_a_budget_of_bytes_leaves_only_what_is_free() -> None:
     compiled = kancompile.compile(
         make_model(), make_inputs(), recipe={"weight_bits": 8, "max_bytes": 20000, "goal_sqnr": 50}

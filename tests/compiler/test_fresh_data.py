@@ -8,7 +8,7 @@ import kancompile
 from tests.compiled_kan import make_inputs, make_model
 
 
-@pytest.mark.parametrize("n", [20, 40])
+@pytest.mark.parametrize("n", [20, pytest.param(40, marks=pytest.mark.slow)])
 def test_the_estimate_is_near_the_error_on_fresh_data(n: int, capfd: pytest.CaptureFixture[str]) -> None:
     made = kancompile.compile(make_model(), make_inputs(n, seed=3))
     found = made.manifest["fresh_data"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from scipy.interpolate import BSpline
 from torch.nn import functional
@@ -14,6 +15,7 @@ from examples.zoo import spline_conv
 from kancompile.frontend import capture
 
 
+@pytest.mark.slow
 def test_example_trains_compiles_and_validates(tmp_path: Path) -> None:
     path = tmp_path / "conv.onnx"
     result = conv_classifier.main(["--epochs", "3", "--out", str(path)])

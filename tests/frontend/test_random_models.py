@@ -191,7 +191,7 @@ def check(writing: Writing, seed: int) -> None:
 
 
 @settings(
-    max_examples=6, deadline=None, derandomize=True, phases=(Phase.generate,), suppress_health_check=list(HealthCheck)
+    max_examples=4, deadline=None, derandomize=True, phases=(Phase.generate,), suppress_health_check=list(HealthCheck)
 )
 @given(writing=writings, seed=st.integers(0, 1000))
 def test_random_layers(writing: Writing, seed: int) -> None:

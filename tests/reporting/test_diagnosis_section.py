@@ -155,6 +155,7 @@ def test_the_section_fits_a_phone(tmp_path: Path, width: int, scheme: str) -> No
 
 
 @pytest.mark.needs("matplotlib")
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, x = make_model(), make_inputs(100)
     save_file(model.state_dict(), tmp_path / "kan.safetensors")

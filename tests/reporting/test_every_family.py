@@ -52,6 +52,8 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "kagn_conv, groups": (lambda: kagn_conv.build((3, 6, 8), (1, 2), 3, groups=2), IMAGES),
     "spline_conv": (lambda: spline_conv.build((3, 4, 6), (1, 2), 3), IMAGES),
 }
+SLOW = {"kagn_conv, groups", "spline_conv", "bsrbf_kan", "gram_kan", "polynomial_kan", "fourier_kan"}
+"""Kin of families that stay in the default run."""
 OPTIONS = ReportOptions(edge_count=2, sweep=False, float_export=False, latency=False, diagnose=True)
 
 
@@ -60,7 +62,9 @@ def _samples(shape: tuple[int, ...], count: int, seed: int) -> Tensor:
 
 
 @pytest.mark.needs("matplotlib")
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in FAMILIES]
+)
 def test_every_family_is_reported_and_diagnosed(family: str) -> None:
     build, shape = FAMILIES[family]
     model = build().eval()
