@@ -19,7 +19,7 @@ from kancompile.ir.operators import convolution_columns
 from kancompile.ir.program import Program
 from kancompile.ir.table import TableExpansion
 
-_SLOPE_WINDOWS = 128
+_SLOPE_WINDOWS = 24  # of a table; codes that were rounded together leave slopes over fewer rows noisy
 
 
 class DifferentiableTable(nn.Module):

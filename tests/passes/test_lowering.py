@@ -94,7 +94,6 @@ def test_other_bits_measure_no_quantizer_again(name: str, monkeypatch: pytest.Mo
         raise AssertionError("measured again")
 
     monkeypatch.setattr(lookup_cost.LookupCost, "_measure", refuse)
-    monkeypatch.setattr(lookup_cost.ConvLookupCost, "_measure", refuse)
     monkeypatch.setattr(MixFunctions, "__call__", refuse)
     lowering(read_recipe({"levels": 64, "weight_bits": 4}))
     with pytest.raises(AssertionError, match="measured again"):

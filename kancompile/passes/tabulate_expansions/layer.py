@@ -11,6 +11,7 @@ Errors are measured at what the outputs see (``lookup_cost``). The mean error of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -47,7 +48,7 @@ from kancompile.passes.tabulate_expansions.options import TableOptions
 from kancompile.passes.tabulate_expansions.values import measured_samples, most_levels, values_at_rows, values_of_inputs
 
 _MEASURED_OUTPUTS = 1 << 21
-_MEAN_SAMPLES = 32
+_MEAN_SAMPLES, _MEAN_ROWS, _MEAN_ELEMENTS = 32, 4096, 1 << 24
 # one row less than 8 bits can number lets a target look two inputs up at a time
 _PAIRABLE_LEVELS = 255
 
@@ -188,7 +189,10 @@ def _mean_error(
     """Measure by how much outputs of the float layer exceed those of the tables on average, ``[n_out]``."""
     looked_up = contraction.replace(weight=weight, bias=bias, zero_point=zero_point, output=None, codes=None)
     count = len(next(iter(inputs.values())))
-    picked = torch.linspace(0, count - 1, min(count, _MEAN_SAMPLES)).long()
+    places = max(1, math.prod(contraction.out_shape) // contraction.n_out)
+    columns = sum(math.prod(table.in_shape) * table.k for table in tables)
+    wanted = max(_MEAN_SAMPLES, min(_MEAN_ROWS // places, _MEAN_ELEMENTS // columns))
+    picked = torch.linspace(0, count - 1, min(count, wanted)).long()
     x = [inputs[target][picked] for target in layer.expansions]
     exact = contraction(*(program.module(target)(part) for target, part in zip(layer.expansions, x, strict=True)))
     found = looked_up(*(table(part) for table, part in zip(tables, x, strict=True)))

@@ -17,7 +17,7 @@ from kancompile.ir import (
 from kancompile.passes.recently_used import RecentlyUsed
 from kancompile.passes.tabulate_expansions.choose_index import MeasuresLookup, row_inputs, row_numbers
 from kancompile.passes.tabulate_expansions.round_together import Patches, code_hessian
-from kancompile.passes.tabulate_expansions.values import rounding_error
+from kancompile.passes.tabulate_expansions.values import PRIOR, rounding_error
 
 _MEASURED_ELEMENTS = 1 << 20
 _MEASURED_ROWS = (256, 4096)
@@ -58,7 +58,10 @@ class LookupCost(MeasuresLookup):
         else:
             inputs = self.expansion.inputs_last(self.x)
             points = torch.stack(
-                [row_inputs(index, inputs[..., self.group == number]) for number in range(int(self.group.max()) + 1)]
+                [
+                    row_inputs(index, inputs[..., self.group == number], PRIOR)
+                    for number in range(int(self.group.max()) + 1)
+                ]
             )
             table = self.expansion.evaluate_inputs(points[self.group].T)  # [levels, n_in, k]
             looked_up = table[rows, torch.arange(table.shape[1])]

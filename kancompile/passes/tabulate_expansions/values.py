@@ -9,6 +9,8 @@ from kancompile.ir import Expansion, IndexQuantizer, sample_inputs
 from kancompile.passes.tabulate_expansions.choose_index import row_parts
 
 _MEASURED_INPUTS = 1 << 17
+PRIOR = 16.0
+"""Inputs of the nominal value that count beside those that a row receives, where inputs have tables of their own."""
 STRETCH = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -64,8 +66,8 @@ def values_of_inputs(expansion: Expansion, index: IndexQuantizer, x: Tensor, gro
     """Evaluate the functions of every input at the rows of its table, float32 ``[levels, n_in, k]``.
 
     A row holds the mean of the functions over the calibration inputs that it receives, from all channels which share the
-    table. Otherwise curved functions, and what lies beyond the first and last row, would shift all outputs the same way, which
-    later layers and pooling do not average out.
+    table, and some of its nominal value. Otherwise curved functions, and what lies beyond the first and last row, would
+    shift all outputs the same way, which later layers and pooling do not average out.
 
     Args:
         expansion: the float expansion.
@@ -74,7 +76,7 @@ def values_of_inputs(expansion: Expansion, index: IndexQuantizer, x: Tensor, gro
         group: number of the table of every input, int64 ``[n_in]``.
     """
     x = expansion.inputs_last(x)
-    parts = [row_parts(index, x[..., group == number]) for number in range(int(group.max()) + 1)]
+    parts = [row_parts(index, x[..., group == number], prior=PRIOR) for number in range(int(group.max()) + 1)]
     points, share = (torch.stack(values) for values in zip(*parts, strict=True))  # [T, levels, parts]
     values = expansion.evaluate_inputs(points.flatten(1)[group].T).reshape(
         *points.shape[1:], *expansion.in_shape[-1:], -1

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kancompile.ir import Expansion, IndexQuantizer
+from kancompile.ir import Contraction, Expansion, IndexQuantizer, Program
 from kancompile.passes.tabulate_expansions.choose_index import choose_index, index_over, lattice_indices, row_inputs
 from kancompile.passes.tabulate_expansions.lookup_cost import LookupCost
 from tests.programs import calibration_inputs, float_program
@@ -53,9 +53,14 @@ def test_rows_stand_for_the_mean_of_their_inputs() -> None:
 def expansion_and_cost(seed: int = 0) -> LookupCost:
     program = float_program(seed=seed)
     expansion = program.module("layer0_expand")
-    weight = program.module("layer0_contract").weight
     assert isinstance(expansion, Expansion)
-    return LookupCost(expansion, calibration_inputs(program), weight, shared=True)
+    return _cost(program, expansion, calibration_inputs(program))
+
+
+def _cost(program: Program, expansion: Expansion, x: torch.Tensor) -> LookupCost:
+    contraction = program.node("layer0_contract", Contraction)
+    shared = torch.zeros(expansion.n_in, dtype=torch.int64)
+    return LookupCost(expansion, contraction, contraction.weight, x, shared)
 
 
 def test_error_falls_fourfold_with_twice_the_rows() -> None:
@@ -83,7 +88,7 @@ def test_fixed_rows_and_limit_are_kept() -> None:
 def test_measured_range_is_never_worse_than_minmax(kind: str) -> None:
     cost = expansion_and_cost()
     cost.x[0, 0] = 40.0  # an outlier that a range should not be wasted on
-    cost = LookupCost(cost.expansion, cost.x, cost.weight, shared=True)
+    cost = _cost(float_program(), cost.expansion, cost.x)
     chosen = choose_index(cost, 0.0, levels=64, range=kind)
     plain = choose_index(cost, 0.0, levels=64, range="minmax")
     assert chosen.error <= plain.error or kind == "percentile"

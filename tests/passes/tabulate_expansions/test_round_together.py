@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from kancompile.ir import Contraction, Expansion, Geometry, IndexQuantizer, PatchSampler, flat_weight
 from kancompile.passes.tabulate_expansions import round_together as round_table_codes
-from kancompile.passes.tabulate_expansions.lookup_cost import ConvLookupCost
+from kancompile.passes.tabulate_expansions.lookup_cost import LookupCost
 from kancompile.passes.tabulate_expansions.round_together import Patches, code_hessian, descend, round_together
 from tests.convolution_programs import float_convolutions, square
 
@@ -150,7 +150,7 @@ def test_hessians_are_kept_by_index_and_functions() -> None:
     assert isinstance(expansion, Expansion)
     assert isinstance(contraction, Contraction)
     x = torch.randn(8, 3, 8, 8, generator=_generator(0))
-    cost = ConvLookupCost(expansion, contraction, contraction.weight, x, torch.zeros(3, dtype=torch.int64))
+    cost = LookupCost(expansion, contraction, contraction.weight, x, torch.zeros(3, dtype=torch.int64))
     wanted = [
         (IndexQuantizer(step, 8, 16), torch.tensor(functions))
         for step in (0.2, 0.4)
