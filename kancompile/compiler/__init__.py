@@ -1,7 +1,6 @@
 """The straight line from a model to a file, with the error gate and the budget of bytes."""
 
 from kancompile.compiler.atomic_write import check_destinations, write_atomically
-from kancompile.compiler.bit_budget import BitBudget
 from kancompile.compiler.compile import compile
 from kancompile.compiler.compiled_model import MANIFEST_SUFFIX, CompiledModel, manifest_path
 from kancompile.compiler.emission import check_target, target_named, targets_named, write
@@ -14,13 +13,14 @@ from kancompile.compiler.manifest import (
     describe_file_bytes,
     describe_layer,
 )
+from kancompile.compiler.preparation import Preparation, prepare_model
 
 __all__ = [
     "MANIFEST_FORM",
     "MANIFEST_SUFFIX",
     "METADATA_FORM",
-    "BitBudget",
     "CompiledModel",
+    "Preparation",
     "check_destinations",
     "check_target",
     "compile",
@@ -30,6 +30,7 @@ __all__ = [
     "describe_layer",
     "left_in_float",
     "manifest_path",
+    "prepare_model",
     "target_named",
     "targets_named",
     "write",

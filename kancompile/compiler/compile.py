@@ -9,20 +9,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from kancompile.compiler.bit_budget import BitBudget, check_latency
+from kancompile.compiler.bit_budget import check_latency
 from kancompile.compiler.compiled_model import ABOUT_THE_CHOICES, CompiledModel
 from kancompile.compiler.emission import check_target, for_target, target_named, write
 from kancompile.compiler.error_gate import ErrorGate
 from kancompile.compiler.fresh_data import fresh_data_error
 from kancompile.compiler.manifest import describe, describe_file_bytes
-from kancompile.data import check_fits, load_calibration, parameter_bytes
+from kancompile.compiler.preparation import prepare_model
+from kancompile.data import load_calibration, parameter_bytes
 from kancompile.errors import KanCompileError
-from kancompile.frontend import capture
 from kancompile.ir import Program
-from kancompile.passes import Lowering, check_patterns, prepare
 from kancompile.progress import Timings, say
 from kancompile.recipe import Recipe, read_recipe
 from kancompile.runtimes import RuntimeModel
@@ -73,23 +71,14 @@ def compile(
         )
     check_target(chosen_target, chosen)
     samples = load_calibration(calibration, max_samples=chosen.calibration_samples, seed=seed)
-    if isinstance(model, nn.Module):
-        check_fits(model, samples)
-    captured = timings.measure("capture", lambda: capture(model, samples.samples[:2], trust=trust))
-    x = samples.samples
-    check_patterns(captured, x, chosen)
-    captured = timings.measure("prepare", lambda: prepare(captured, x, chosen))
-    _check_activations(captured, x)
+    prepared = prepare_model(model, samples, chosen, seed, device, trust=trust, timings=timings)
+    captured, x, budget, front = prepared.program, prepared.x, prepared.budget, prepared.front
+    chosen = prepared.recipe
     outside = outside_grid(captured, x)
     about_inputs = None if outside is None else outside.note()
-    if chosen.max_bytes is not None or chosen.allocated_bits is not None:
-        budget = timings.measure("sensitivities", lambda: BitBudget(captured, x, chosen, seed))
-        chosen, front = budget.allocated()
-    else:
-        budget, front = None, {}
 
     def lowering_with(part: Tensor) -> Callable[[Recipe], Program]:
-        known = Lowering(captured, part, seed, device)
+        known = prepared.lowering(part)
         return lambda refined: known(refined, timings)
 
     lowering = lowering_with(x)
@@ -163,15 +152,3 @@ def one_sample_seconds(model: bytes, x: Tensor, runs: int = 200) -> float:
         session.run(array)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
-
-
-def _check_activations(program: Program, x: Tensor) -> None:
-    """Refuse calibration data that drives an activation to NaN or infinity, naming the layer."""
-    layers = program.layers()
-    for part in x.split(512):
-        traced = program.trace(part, [layer.contraction for layer in layers])
-        for layer in layers:
-            if not bool(torch.isfinite(traced[layer.contraction][1]).all()):
-                raise KanCompileError(
-                    f"layer {layer.name!r}: outputs are NaN or infinite on the calibration data; check its scaling"
-                )

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
-from kancompile.data import LEAST_TO_SPLIT, Calibration, check_fits, load_calibration, read_divided
+from kancompile.compiler import prepare_model
+from kancompile.data import LEAST_TO_SPLIT, Calibration, load_calibration, read_divided
 from kancompile.diagnosis.anatomy import Anatomy, dissect
 from kancompile.diagnosis.cause import (
     BITS,
@@ -32,10 +32,8 @@ from kancompile.diagnosis.result import Diagnosis
 from kancompile.diagnosis.sensitivity import sensitivities_of
 from kancompile.diagnosis.suspects import Suspect, jointly, suspects
 from kancompile.errors import KanCompileError
-from kancompile.frontend import capture
 from kancompile.ir import Program
-from kancompile.passes import check_patterns
-from kancompile.progress import track
+from kancompile.progress import quiet, track
 from kancompile.recipe import Recipe, read_recipe
 
 _MOST_TRIED = 12
@@ -126,12 +124,9 @@ def open_laboratory(
     Raises:
         KanCompileError: the model does not take such samples, cannot be captured, or a pattern of the recipe fits no layer.
     """
-    if captured is None:
-        if isinstance(model, nn.Module):
-            check_fits(model, fitting)
-        captured = capture(model, fitting.samples[:2], trust=trust)
-    check_patterns(captured, fitting.samples, recipe)
-    return Laboratory(captured, fitting, judging, recipe, seed, device)
+    with quiet():
+        prepared = prepare_model(model, fitting, recipe, seed, device, captured=captured, trust=trust)
+    return Laboratory(prepared, judging)
 
 
 def examine(laboratory: Laboratory, judged_on: str, has_data: bool, exact: bool = False) -> Diagnosis:

@@ -13,14 +13,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from kancompile.compiler import BitBudget, constant_bytes
+from kancompile.compiler import Preparation, constant_bytes
 from kancompile.data import Calibration
 from kancompile.diagnosis.tune_cache import recalled
 from kancompile.errors import KanCompileError
 from kancompile.ir import (
     Program,
 )
-from kancompile.passes import Lowering, RecentlyUsed, prepare
+from kancompile.passes import Lowering, RecentlyUsed
 from kancompile.progress import quiet
 from kancompile.recipe import Recipe
 from kancompile.validation import CLASSES, ErrorMeasure, Score, TaskMetric, decibel, plain_number
@@ -93,28 +93,20 @@ class Laboratory:
 
     def __init__(
         self,
-        captured: Program,
-        fitting: Calibration,
+        prepared: Preparation,
         judging: Calibration,
-        recipe: Recipe,
-        seed: int = 0,
-        device: str = "cpu",
         memory: Remembers | None = None,
     ) -> None:
-        self.fitting, self.judging, self.seed, self.device, self.memory = fitting, judging, seed, device, memory
-        self.x = fitting.samples
-        with quiet():
-            self.program = prepare(captured, self.x, recipe)
-            if recipe.max_bytes is not None or recipe.allocated_bits is not None:
-                budget = BitBudget(self.program, self.x, recipe, seed)
-                if recipe.max_bytes is not None and recipe.max_bytes < budget.smallest:
-                    raise KanCompileError(
-                        f"max_bytes {recipe.max_bytes}: weights in the fewest bits take {budget.smallest} bytes, not counting "
-                        "tables and the graph; raise the budget"
-                    )
-                recipe, _ = budget.allocated()
-        self.recipe = recipe
-        self._lowering = Lowering(self.program, self.x, seed, device)
+        recipe, budget = prepared.recipe, prepared.budget
+        if budget is not None and recipe.max_bytes is not None and recipe.max_bytes < budget.smallest:
+            raise KanCompileError(
+                f"max_bytes {recipe.max_bytes}: weights in the fewest bits take {budget.smallest} bytes, not counting "
+                "tables and the graph; raise the budget"
+            )
+        self._prepared = prepared
+        self.program, self.fitting, self.x, self.seed = prepared.program, prepared.samples, prepared.x, prepared.seed
+        self.judging, self.recipe, self.memory = judging, recipe, memory
+        self._lowering = prepared.lowering()
         self.names = [layer.name for layer in self.program.layers()]
         self.lowerings = 0
         self._programs: RecentlyUsed[str, Program] = RecentlyUsed(_KEPT_PROGRAMS)
@@ -132,7 +124,7 @@ class Laboratory:
 
     def lower_on(self, recipe: Recipe, x: Tensor) -> Program:
         """Lower by a recipe on other samples ``[n, *input_shape]``."""
-        return self._run(Lowering(self.program, x, self.seed, self.device), recipe)
+        return self._run(self._prepared.lowering(x), recipe)
 
     def _run(self, lowering: Lowering, recipe: Recipe) -> Program:
         self.lowerings += 1

@@ -63,7 +63,7 @@ def test_errors_of_branches_add_up_to_the_error_of_the_layer() -> None:
 
 def test_each_fault_shows_in_its_part() -> None:
     assert dissected(HIDDEN, range="percentile", percentile=75.0).share("outside") > 0.9
-    assert dissected(HIDDEN, levels=16).share("levels") > 0.8
+    assert dissected(HIDDEN, levels=16, range="minmax").share("levels") > 0.8
     assert dissected(HIDDEN, weight_bits=2, method="uniform").share("weights") > 0.95
 
 

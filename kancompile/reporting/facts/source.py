@@ -23,13 +23,13 @@ from kancompile.compiler import (
     describe_layer,
     left_in_float,
     manifest_path,
+    prepare_model,
     target_named,
 )
-from kancompile.data import Calibration, check_fits
+from kancompile.data import Calibration
 from kancompile.errors import KanCompileError, check_form
-from kancompile.frontend import capture
 from kancompile.ir import Program, with_history
-from kancompile.passes import Lowering, QuantizeOutputs, prepare
+from kancompile.passes import Lowering, QuantizeOutputs
 from kancompile.progress import say
 from kancompile.recipe import Recipe, read_recipe
 from kancompile.reporting.facts.inspection import describe_file, read_manifest
@@ -135,12 +135,10 @@ def of_file(
             f"{facts['calibration_sha256'][:12]}... as {os.fspath(path)!r} was compiled with; pass --calibration, "
             "--calibration-key, --held-out and --seed as in the compilation"
         )
-    check_fits(model, calibration)
-    recipe = read_recipe(facts["recipe"])
-    seed = int(facts["seed"])
-    captured = prepare(capture(model, calibration.samples[:2]), calibration.samples, recipe)
-    lowering = Lowering(captured, calibration.samples, seed)
-    program = lowering(settled(recipe))
+    recipe, seed = read_recipe(facts["recipe"]), int(facts["seed"])
+    prepared = prepare_model(model, calibration, settled(recipe), seed)
+    captured, lowering = prepared.program, prepared.lowering()
+    program = lowering(prepared.recipe)
     if target_named(facts["target"]).quantized_outputs:
         program = with_history(QuantizeOutputs.name, program, QuantizeOutputs()(program, calibration.samples))
     manifest = _manifest(Path(path), content) or _facts(program, captured, calibration, recipe, facts)

@@ -1,0 +1,105 @@
+"""Where every use of a model begins: tried on its samples, captured, checked, prepared, and given its bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kancompile.compiler.bit_budget import BitBudget
+from kancompile.data import Calibration, check_fits
+from kancompile.errors import KanCompileError
+from kancompile.frontend import capture
+from kancompile.ir import Program
+from kancompile.passes import Lowering, check_patterns, prepare
+from kancompile.progress import Timings
+from kancompile.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A model that is ready to be lowered.
+
+    Attributes:
+        program: the float program, ordinary layers absorbed.
+        samples: what it is calibrated with.
+        recipe: the choices, with bits for every layer where a budget or an average asks for them.
+        budget: where those bits come from, ``None`` where the recipe says them.
+        front: what to note of them in the manifest.
+        seed: of every random choice.
+        device: where rounding methods keep their matrices.
+    """
+
+    program: Program
+    samples: Calibration
+    recipe: Recipe
+    budget: BitBudget | None
+    front: dict[str, Any]
+    seed: int = 0
+    device: str = "cpu"
+
+    @property
+    def x(self) -> Tensor:
+        """Calibration inputs ``[n, *input_shape]``."""
+        return self.samples.samples
+
+    def lowering(self, x: Tensor | None = None) -> Lowering:
+        """Return what lowers the program by any recipe, on the samples or on other inputs ``[n, *input_shape]``."""
+        return Lowering(self.program, self.x if x is None else x, self.seed, self.device)
+
+
+def prepare_model(
+    model: Any,
+    samples: Calibration,
+    recipe: Recipe,
+    seed: int = 0,
+    device: str = "cpu",
+    *,
+    captured: Program | None = None,
+    trust: bool = False,
+    timings: Timings | None = None,
+) -> Preparation:
+    """Capture a model and prepare it for its recipe.
+
+    Args:
+        model: as for :func:`kancompile.compile`.
+        samples: what to calibrate with.
+        recipe: the choices; a recipe that says the bits of its layers, as that of a file does, is taken at its word.
+        seed: of every random choice.
+        device: where rounding methods keep their matrices.
+        captured: the captured model, where there is one already.
+        trust: whether a ``.pt2`` file may be opened.
+        timings: keeps the seconds of each stage.
+
+    Raises:
+        KanCompileError: the model does not take such samples, cannot be captured, yields NaN or infinity on them, or a pattern
+            of the recipe fits no layer.
+    """
+    timings = Timings() if timings is None else timings
+    if captured is None:
+        if isinstance(model, nn.Module):
+            check_fits(model, samples)
+        captured = timings.measure("capture", lambda: capture(model, samples.samples[:2], trust=trust))
+    found, x = captured, samples.samples
+    check_patterns(found, x, recipe)
+    program = timings.measure("prepare", lambda: prepare(found, x, recipe))
+    _check_activations(program, x)
+    if recipe.max_bytes is None and recipe.allocated_bits is None:
+        return Preparation(program, samples, recipe, None, {}, seed, device)
+    budget = timings.measure("sensitivities", lambda: BitBudget(program, x, recipe, seed))
+    allocated, front = budget.allocated()
+    return Preparation(program, samples, allocated, budget, front, seed, device)
+
+
+def _check_activations(program: Program, x: Tensor) -> None:
+    """Refuse calibration data that drives an activation to NaN or infinity, naming the layer."""
+    layers = program.layers()
+    for part in x.split(512):
+        traced = program.trace(part, [layer.contraction for layer in layers])
+        for layer in layers:
+            if not bool(torch.isfinite(traced[layer.contraction][1]).all()):
+                raise KanCompileError(
+                    f"layer {layer.name!r}: outputs are NaN or infinite on the calibration data; check its scaling"
+                )
