@@ -20,7 +20,7 @@ from kancompile.errors import KanCompileError
 from kancompile.ir import (
     Program,
 )
-from kancompile.passes import Lowering, RecentlyUsed
+from kancompile.passes import Lowering, RecentlyUsed, method_named
 from kancompile.progress import quiet
 from kancompile.recipe import Recipe
 from kancompile.validation import CLASSES, ErrorMeasure, Score, TaskMetric, decibel, plain_number
@@ -196,7 +196,10 @@ class Laboratory:
         slow = []
         for layer in self.program.layers():
             chosen = recipe.for_layer(layer.name)
-            if chosen.rounding_method != "uniform" and self.program.contraction(layer).products > SLOW_COLUMNS:
+            if (
+                method_named(chosen.rounding_method).compensates
+                and self.program.contraction(layer).products > SLOW_COLUMNS
+            ):
                 slow.append(layer.name)
         return (recipe.with_overrides({name: {"method": "uniform"} for name in slow}) if slow else recipe), slow
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from kancompile.diagnosis.anatomy import Anatomy
 from kancompile.diagnosis.cause import BITS, FUNCTIONS, HAND_OVER, LEVELS, METHOD, PRECISION, RANGE, SATURATION, Change
+from kancompile.passes import method_named
 from kancompile.recipe import LayerRecipe, Recipe
 from kancompile.validation import decibel
 
@@ -94,7 +95,7 @@ def _weights(chosen: LayerRecipe, anatomy: Anatomy, noise: float, alone: float) 
         factors = {"weights": factor} | ({"levels": _looked_up(anatomy)} if chosen.levels is None else {})
         return max(noise - alone * (1 - anatomy.scaled(factors)), 1e-12 * noise)
 
-    if chosen.rounding_method in ("uniform", "awq") and not (chosen.method == "auto" and bits == 8):
+    if not method_named(chosen.rounding_method).compensates and not (chosen.method == "auto" and bits == 8):
         for method, most in _MOST_COLUMNS.items():
             if anatomy.columns <= most:
                 found.append(Suspect(METHOD, name, Change({name: {"method": method}}), left(_COMPENSATED)))

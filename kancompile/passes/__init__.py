@@ -6,6 +6,7 @@ from kancompile.passes.lowering import Lowering, check_patterns, lower, prepare
 from kancompile.passes.quantize_outputs import QuantizeOutputs
 from kancompile.passes.recently_used import RecentlyUsed
 from kancompile.passes.round_weights import prove_layer
+from kancompile.passes.rounding_methods import method_named
 from kancompile.passes.split_branches import SplitBranches
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "front_table",
     "lower",
     "measure_sensitivities",
+    "method_named",
     "prepare",
     "prove_layer",
 ]

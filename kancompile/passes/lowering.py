@@ -116,7 +116,8 @@ class Lowering:
             if layer.arithmetic != "int8":
                 return None
             # methods that compensate their errors leave about as much as nearest rounding with two bits more
-            bits = layer.weight_bits if layer.rounding_method == "uniform" else min(8, layer.weight_bits + 2)
+            gained = 2 if method_named(layer.rounding_method).compensates else 0
+            bits = min(8, layer.weight_bits + gained)
             return TableOptions(layer.levels, layer.range, layer.percentile, bits, layer.column_scaling)  # type: ignore[arg-type]
 
         def rounding_options(name: str) -> RoundingOptions:
@@ -191,7 +192,7 @@ def check_pairs(program: Program) -> None:
 
 def alternatives(layer: LayerRecipe) -> tuple[str, ...]:
     """Name the methods that may take the place of nearest rounding where a recipe leaves the choice open."""
-    if layer.method != "auto" or layer.rounding_method != "uniform" or layer.granularity == "group":
+    if layer.method != "auto" or method_named(layer.rounding_method).compensates or layer.granularity == "group":
         return ()
     return "gptq", "awq+gptq"
 

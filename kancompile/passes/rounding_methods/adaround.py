@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -52,6 +53,8 @@ class AdaRound:
         sweeps: most rounds of polishing afterwards.
         keep_better: whether outputs for which the rounding of ``scales`` has the smaller error keep it.
     """
+
+    compensates: ClassVar[bool] = True
 
     scales: Gptq = field(default_factory=Gptq)
     iterations: int = 1000

@@ -58,6 +58,11 @@ class Awq:
     damping: float = 0.01
     device: str = "cpu"
 
+    @property
+    def compensates(self) -> bool:
+        """Whether the method that rounds the scaled weights does."""
+        return self.inner.compensates
+
     def __call__(self, problem: RoundingProblem, generator: torch.Generator) -> Rounded:
         """Round ``problem.weight``; the result says which ``column_scale`` the table must take on."""
         column_scale = search_column_scales(problem, self)

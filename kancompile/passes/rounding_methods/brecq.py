@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -88,6 +89,8 @@ class Brecq:
         fisher_floor: weight that every output gets besides its share of ``g^2`` (whose mean is 1): samples that the
             float network is sure of have hardly any gradient, and would be free to become wrong.
     """
+
+    compensates: ClassVar[bool] = True
 
     start: Method = field(default_factory=Gptq)
     iterations: int = 1500

@@ -14,6 +14,7 @@ that both forms are one method). Rows of ``H^-1`` in place of ``U`` are a known 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -93,6 +94,8 @@ class Gptq:
     Columns that do not vary over the calibration data have no say in the error; they keep their trained weights, rounded
     to nearest, since other data may well reach them.
     """
+
+    compensates: ClassVar[bool] = True
 
     scale_search: ScaleSearch = "hessian"
     scale_factors: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.45)

@@ -17,6 +17,11 @@ class Guarded:
     method: Method
     baseline: Method = field(default_factory=Uniform)
 
+    @property
+    def compensates(self) -> bool:
+        """Whether the method does."""
+        return self.method.compensates
+
     def __call__(self, problem: RoundingProblem, generator: torch.Generator) -> Rounded:
         """Round ``problem.weight``; a note says what was kept, with both errors."""
         rounded = self.method(problem, generator)

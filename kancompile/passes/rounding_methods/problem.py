@@ -261,6 +261,11 @@ class Rounded:
 class Method(Protocol):
     """A way to round the weights of one layer: a frozen dataclass of options that is called."""
 
+    @property
+    def compensates(self) -> bool:
+        """Whether later weights make up for the rounding of earlier ones, which leaves less error and takes longer."""
+        ...
+
     def __call__(self, problem: RoundingProblem, generator: torch.Generator) -> Rounded:
         """Round ``problem.weight``; every random choice comes from ``generator``."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -19,6 +20,8 @@ class Uniform:
         correct_bias: whether the mean output error over the calibration data goes into the bias (Nagel et al.,
             *Data-free quantization* (2019), section 4.2).
     """
+
+    compensates: ClassVar[bool] = False
 
     scale_search: ScaleSearch = "hessian"
     correct_bias: bool = True
