@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
@@ -58,7 +59,9 @@ def capture(
     unrecognized.sort(key=lambda entry: order[entry.node])
     if not layers:
         raise KanCompileError(_nothing_found(unrecognized))
-    program = Program(rewrite(flow, layers), tuple(rows.shape[1:]), tuple(unrecognized))
+    lines = {layer.contraction.layer: node_source(layer.region.target) for layer in layers}
+    sources = {name: Path(source).name for name, source in lines.items() if source}
+    program = Program(rewrite(flow, layers), tuple(rows.shape[1:]), tuple(unrecognized), sources=sources)
     check(program)
     _confirm_program(flow, program)
     return program

@@ -142,7 +142,7 @@ class AnyContraction(nn.Module):
 
     def replace(self, **fields: Any) -> Self:
         """Return the same contraction with some arguments of its constructor exchanged."""
-        return type(self)(**(self._fields() | fields))
+        return type(self)(**(self.fields() | fields))
 
     def unrounded(self) -> Self:
         """Return the same contraction yielding real values as they were computed."""
@@ -152,7 +152,8 @@ class AnyContraction(nn.Module):
         """Return the same contraction yielding the real values that its outputs stand for."""
         return self
 
-    def _fields(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, Any]:
+        """Return the arguments of its constructor."""
         return {
             "layer": self.layer,
             "bias": self.bias,
@@ -164,11 +165,12 @@ class AnyContraction(nn.Module):
     def text(self) -> str:
         """Describe it in a line of a printed program."""
         if self.geometry is None:
-            return f"contract[{self.in_columns} -> {self.n_out}: {self._form()}]"
+            return f"contract[{self.in_columns} -> {self.n_out}: {self.form()}]"
         window, out = "x".join(map(str, self.kernel)), "x".join(map(str, self.out_shape))
-        return f"convolve[{self.in_columns} -> {out}: {window}, {self.geometry}, {self._form()}]"
+        return f"convolve[{self.in_columns} -> {out}: {window}, {self.geometry}, {self.form()}]"
 
-    def _form(self) -> str:
+    def form(self) -> str:
+        """Say in a printed program in which form it stands."""
         raise NotImplementedError
 
     def verify(self, expansions: Sequence[AnyExpansion]) -> None:
@@ -250,7 +252,7 @@ class Contraction(AnyContraction):
         """Count the bytes that a file needs for the weights."""
         return self.weight.numel() * self.weight_bits // 8
 
-    def with_weight(self, weight: Tensor, bias: Tensor | None = None) -> Contraction:
+    def with_weight(self, weight: Tensor, bias: Tensor | None = None) -> Self:
         """Return the same map of other weights, real ones."""
         return self.replace(weight=weight, bias=self.bias if bias is None else bias, codes=None)
 
@@ -264,8 +266,9 @@ class Contraction(AnyContraction):
             "hands_over": "real values",
         }
 
-    def _fields(self) -> dict[str, Any]:
-        return super()._fields() | {"weight": self.weight, "output": self._output, "codes": self.codes}
+    def fields(self) -> dict[str, Any]:
+        """Return the arguments of its constructor."""
+        return super().fields() | {"weight": self.weight, "output": self._output, "codes": self.codes}
 
     def verify(self, expansions: Sequence[AnyExpansion]) -> None:
         """Verify sizes, and that weights are finite.
@@ -276,7 +279,8 @@ class Contraction(AnyContraction):
         super().verify(expansions)
         expect_finite(self.layer, "weight", self.weight)
 
-    def _form(self) -> str:
+    def form(self) -> str:
+        """Say that it computes in float."""
         return "float"
 
     def forward(self, *features: Tensor) -> Tensor:

@@ -166,9 +166,10 @@ class AnyExpansion(nn.Module):
 
     def text(self) -> str:
         """Describe it in a line of a printed program."""
-        return f"expand[{'x'.join(map(str, self.in_shape))} -> {self.k}: {self._form()}]"
+        return f"expand[{'x'.join(map(str, self.in_shape))} -> {self.k}: {self.form()}]"
 
-    def _form(self) -> str:
+    def form(self) -> str:
+        """Say in a printed program in which form it stands."""
         raise NotImplementedError
 
     def _branch_text(self) -> str:
@@ -254,7 +255,8 @@ class Expansion(AnyExpansion):
         padded = nn.functional.pad(points.to(torch.float32), (0, -len(points) % math.prod(self.in_shape)))
         return self._evaluate(padded.reshape(-1, *self.in_shape)).reshape(-1, self.k)[: len(points)]
 
-    def _form(self) -> str:
+    def form(self) -> str:
+        """Name the branches."""
         return self._branch_text()
 
     def _evaluate(self, x: Tensor) -> Tensor:

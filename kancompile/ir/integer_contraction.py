@@ -162,8 +162,9 @@ class IntegerContraction(AnyContraction):
             return self.unrounded()
         return self.replace(hands_over=HandOver("real", self.output))
 
-    def _fields(self) -> dict[str, Any]:
-        return super()._fields() | {
+    def fields(self) -> dict[str, Any]:
+        """Return the arguments of its constructor."""
+        return super().fields() | {
             "codes": self.matrix,
             "scale": torch.stack(self.scales),
             "weight_bits": self.weight_bits,
@@ -216,7 +217,8 @@ class IntegerContraction(AnyContraction):
         if low < -limit or high >= limit:
             raise KanCompileError(f"layer {self.layer!r}: weight codes {low} ... {high} do not fit {bits} bits")
 
-    def _form(self) -> str:
+    def form(self) -> str:
+        """Give the bits, the scales and what it hands over."""
         return f"{self.weight_bits} bit, {len(self.group_sizes)} scale(s), to {self.hands_over}"
 
     def forward(self, *features: Tensor) -> Tensor:

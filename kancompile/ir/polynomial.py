@@ -285,7 +285,8 @@ class PolynomialExpansion(AnyExpansion):
         """Count the bytes of the coefficients and of what finds and spreads their rows."""
         return sum(value.numel() * value.element_size() for value in self.buffers())
 
-    def _form(self) -> str:
+    def form(self) -> str:
+        """Give branches, degree and cells."""
         return f"{self._branch_text()}, degree {self.degree}, {self.n_tables} table(s) of {self.cells.rows} cells"
 
 

@@ -87,6 +87,7 @@ class Program:
             everything else stays ATen.
         input_shape: shape of the input without the batch.
         unrecognized: what was looked at and left alone.
+        sources: ``file:line`` in the user's code of layers, by their names, where it is known.
         notes: lines for the report that passes added.
         history: what each pass did, in order.
     """
@@ -96,6 +97,7 @@ class Program:
     unrecognized: tuple[Unrecognized, ...] = ()
     notes: tuple[str, ...] = field(default=())
     history: tuple[PassChange, ...] = field(default=())
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, x: Tensor) -> Any:
         """Evaluate the program on ``[b, *input_shape]`` without gradients."""

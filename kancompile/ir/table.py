@@ -131,7 +131,8 @@ class TableExpansion(AnyExpansion):
             "reads": self.input,
         }
 
-    def _form(self) -> str:
+    def form(self) -> str:
+        """Give rows and range, and what it reads."""
         index = self.index
         rows = f"{self.n_tables} table(s) of {index.levels} rows"
         return f"{rows}, {index.low:.6g} ... {index.high:.6g}, reads {self.input}"

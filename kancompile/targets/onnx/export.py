@@ -6,7 +6,6 @@ table in ``kancompile.targets.onnx.translation`` the custom operators; afterward
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import io
 import logging
@@ -21,6 +20,7 @@ from kancompile.errors import KanCompileError, reason
 from kancompile.ir import IntegerContraction, Program
 from kancompile.targets.onnx.arrange_tables import arrange_tables
 from kancompile.targets.onnx.function_planes import deal_planes
+from kancompile.targets.onnx.naming import name_nodes, name_values
 from kancompile.targets.onnx.narrow_weights import NarrowWeights, store_narrow_weights
 from kancompile.targets.onnx.pair_tables import build_pair_tables
 from kancompile.targets.onnx.translate_convolutions import CONVOLUTION_TRANSLATIONS
@@ -86,10 +86,11 @@ def emit(
     model.ir_version = IR_VERSION
     build_pair_tables(model)
     deal_planes(model)
-    _name(model, program)
+    name_nodes(model, program)
     if storage != "fastest":
         store_narrow_weights(model, _narrow(program), native=storage == "native")
         store_wide_codes(model, program)
+    name_values(model, program)
     model.producer_name = "kancompile"
     model.producer_version = metadata.get("kancompile.version", "")
     model.metadata_props.clear()
@@ -115,64 +116,6 @@ def _narrow(program: Program) -> dict[str, NarrowWeights]:
     return found
 
 
-def _name(model: ir.Model, program: Program) -> None:
-    """Give inputs, outputs, the batch dimension and contractions stable names; drop what the exporter noted."""
-    layer_of = {layer.contraction: layer.name for layer in program.layers()}
-    model.graph.inputs[0].name = "input"
-    for position, output in enumerate(model.graph.outputs):
-        output.name = "output" if len(model.graph.outputs) == 1 else f"output_{position}"
-    model.graph.name = "kancompile"
-    symbols: dict[str, str] = {}
-    values = list(model.graph.inputs) + [value for node in model.graph for value in node.outputs]
-    for value in values:
-        value.metadata_props.clear()
-        if value.shape is not None:
-            value.shape = ir.Shape([_rename(dimension, symbols) for dimension in value.shape])
-    for initializer in model.graph.initializers.values():
-        initializer.metadata_props.clear()
-        initializer.doc_string = None
-    model.graph.metadata_props.clear()
-    counts: dict[str, int] = {}
-    for node in model.graph:
-        layer = PAIR_INDEX if node.op_type == "MatMulInteger" else _layer_of(node, layer_of)
-        node.metadata_props.clear()
-        node.doc_string = None
-        name = f"{layer}/{node.op_type}" if layer else node.op_type
-        counts[name] = counts.get(name, -1) + 1
-        node.name = name if counts[name] == 0 else f"{name}_{counts[name]}"
-
-
-def _rename(dimension: int | ir.SymbolicDim, symbols: dict[str, str]) -> int | str | None:
-    if isinstance(dimension, int):
-        return dimension
-    if dimension.value is None:
-        return None
-    return symbols.setdefault(str(dimension.value), "batch" if not symbols else f"batch_{len(symbols)}")
-
-
-def _layer_of(node: ir.Node, layer_of: Mapping[str, str]) -> str:
-    """Find the layer of a contraction that reads a layer's weight, through its DequantizeLinear; empty for other nodes.
-
-    The exporter merges equal initializers, so that the weight may carry the name of another layer. Whose product it is then
-    says the module from which the exporter translated it.
-    """
-    if node.op_type not in ("Gemm", "MatMul", "Conv"):
-        return ""
-    for source in node.inputs:
-        producer = source.producer() if source is not None else None
-        value = producer.inputs[0] if producer is not None and producer.op_type == "DequantizeLinear" else source
-        target = (value.name or "").rpartition(".")[0] if value is not None else ""
-        if target in layer_of:
-            return next((layer_of[scope] for scope in _scopes(node) if scope in layer_of), layer_of[target])
-    return ""
-
-
-def _scopes(node: ir.Node) -> list[str]:
-    """List the modules from which the exporter translated a node, as it noted them."""
-    scopes: list[str] = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
-    return scopes
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep the exporter's progress lines and warnings away from the user's terminal; errors still raise."""
@@ -187,7 +130,3 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-# the product that joins row numbers in pairs is no layer
-PAIR_INDEX = "pair-index"
