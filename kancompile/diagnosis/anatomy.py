@@ -21,6 +21,7 @@ from torch import Tensor
 from kancompile.diagnosis.laboratory import Laboratory
 from kancompile.diagnosis.tune_cache import recalled
 from kancompile.ir import Contraction, Expansion, IndexQuantizer, IntegerContraction, Layer, Program, TableExpansion
+from kancompile.passes import cost_of_pairs
 from kancompile.recipe import Recipe
 
 PARTS = ("outside", "levels", "codes", "weights")
@@ -42,6 +43,7 @@ class Anatomy:
         input_low, input_high: extremes of the inputs that reach it in calibration.
         rows: rows of its largest table.
         weight_bits: bits of its weights as they were rounded.
+        pair_cost: by how much the error of the weights grew so that sums of two products fit int16.
         reads: what its table reads when all layers are lowered.
         columns, dead_columns: weight columns, and those whose function is constant over the calibration inputs.
         is_convolution: whether its contraction is one.
@@ -60,6 +62,7 @@ class Anatomy:
     input_high: float
     rows: int
     weight_bits: int
+    pair_cost: float
     reads: str
     columns: int
     dead_columns: int
@@ -158,6 +161,7 @@ def _dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
             input_high=0.0,
             rows=0,
             weight_bits=lowered.node(low_layer.contraction, IntegerContraction).weight_bits,
+            pair_cost=cost_of_pairs(lowered.notes, name),
             reads=_reads(laboratory, recipe, name),
             columns=sum(phi.shape[-2] * phi.shape[-1] for phi in phis),
             dead_columns=dead,

@@ -276,9 +276,15 @@ def _evidence(kind: str, anatomy: Anatomy, recipe: Recipe) -> tuple[str, dict[st
     share = anatomy.share("weights")
     facts = {"weight_bits": anatomy.weight_bits, "method": chosen.rounding_method, "error_share": share}
     if kind == SATURATION:
+        fewer = anatomy.weight_bits < chosen.weight_bits
+        how = (
+            f"weights rounded to {anatomy.weight_bits} of {chosen.weight_bits} bits"
+            if fewer
+            else "weights made smaller"
+        )
         return (
-            f"{who}: weights rounded to {anatomy.weight_bits} of {chosen.weight_bits} bits, as sums of two products would not "
-            f"fit int16 on processors without VNNI; rounding is {100 * share:.0f} % of its error"
+            f"{who}: {how}, as sums of two products would not fit int16 on processors without VNNI; rounding is "
+            f"{100 * share:.0f} % of its error"
         ), facts
     if kind == METHOD:
         return f"{who}: {anatomy.weight_bits}-bit weights rounded to nearest, {100 * share:.0f} % of its error", facts

@@ -106,9 +106,8 @@ def _weights(chosen: LayerRecipe, anatomy: Anatomy, noise: float, alone: float) 
         for more in dict.fromkeys((enough, 8)):
             change = Change({name: {"weight_bits": more}})
             found.append(Suspect(BITS, name, change, left(4.0 ** (bits - more))))
-    if anatomy.weight_bits < bits:
-        change = Change(keys={"cpu": "x86-vnni"})
-        found.append(Suspect(SATURATION, name, change, left(4.0 ** (anatomy.weight_bits - bits))))
+    if anatomy.pair_cost > 1:
+        found.append(Suspect(SATURATION, name, Change(keys={"cpu": "x86-vnni"}), left(1 / anatomy.pair_cost)))
     return found
 
 

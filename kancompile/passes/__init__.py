@@ -5,7 +5,7 @@ from kancompile.passes.lower_to_polynomials import ObserveRegion
 from kancompile.passes.lowering import Lowering, check_patterns, lower, prepare
 from kancompile.passes.quantize_outputs import QuantizeOutputs
 from kancompile.passes.recently_used import RecentlyUsed
-from kancompile.passes.round_weights import prove_layer
+from kancompile.passes.round_weights import cost_of_pairs, prove_layer
 from kancompile.passes.rounding_methods import method_named
 from kancompile.passes.split_branches import SplitBranches
 
@@ -18,6 +18,7 @@ __all__ = [
     "SplitBranches",
     "allocate_bits",
     "check_patterns",
+    "cost_of_pairs",
     "front_table",
     "lower",
     "measure_sensitivities",

@@ -17,7 +17,7 @@ from torch import Tensor
 from kancompile.ir import IntegerContraction, Layer, Program, layer_tables
 from kancompile.passes.round_weights.alternatives import best_method
 from kancompile.passes.round_weights.integers import integer_modules, merge_groups
-from kancompile.passes.round_weights.limit_pairs import limit_layer
+from kancompile.passes.round_weights.limit_pairs import cost_of_pairs, limit_layer
 from kancompile.passes.round_weights.options import RoundingOptions
 from kancompile.passes.round_weights.pair_products import AdjacentPairs, layer_pairs, prove_layer
 from kancompile.passes.round_weights.reconstruct_blocks import blocks_of, reconstruct_block, with_one_end
@@ -200,4 +200,4 @@ def fit_pairs(
     return SolvedLayer(limited.parts, limited.bits, (*solved.notes, f"layer {layer.name!r}: {limited.note()}"))
 
 
-__all__ = ["RoundWeights", "RoundingOptions", "prove_layer"]
+__all__ = ["RoundWeights", "RoundingOptions", "cost_of_pairs", "prove_layer"]

@@ -19,7 +19,8 @@ better of the two is kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -68,6 +69,20 @@ class Limited:
             f"{self.pairs} pairs of neighbouring products could leave int16, {how} so that processors without VNNI are "
             f"exact: mean squared output error {self.before:.4g} -> {self.after:.4g}"
         )
+
+
+_COST = re.compile(
+    r"layer '(.*)': \d+ pairs of neighbouring products could leave int16, .* output error (\S+) -> (\S+)$"
+)
+
+
+def cost_of_pairs(notes: Iterable[str], layer: str) -> float:
+    """Read from the notes of a program by how much the fitting of pairs raised the error of a layer's weights, 1 for not."""
+    for note in notes:
+        found = _COST.match(note)
+        if found and found[1] == layer and float(found[2]) > 0:
+            return float(found[3]) / float(found[2])
+    return 1.0
 
 
 def limit_layer(
