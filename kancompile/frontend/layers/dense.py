@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,7 +33,9 @@ _LARGEST_WEIGHT = 1 << 27
 """Most entries of a weight matrix that is written out densely (512 MiB in float32)."""
 
 
-def canonicalize(flow: Flow, region: Region, name: str, per_token: bool) -> CanonicalLayer:
+def canonicalize(
+    flow: Flow, region: Region, name: str, per_token: bool, channels_first: bool = False
+) -> CanonicalLayer:
     """Build the modules of one layer.
 
     Args:
@@ -40,6 +44,8 @@ def canonicalize(flow: Flow, region: Region, name: str, per_token: bool) -> Cano
         name: layer name.
         per_token: treat all but the last dimension of the anchors as tokens, whose map is read off the first one; the
             caller confirms it by evaluation. Otherwise every element of an anchor is an input of its own.
+        channels_first: the first dimension of the anchors holds the features of a token, all others are tokens, as where a
+            convolution is in front.
 
     Raises:
         NotLowerableError: the layer is no KAN layer or cannot take this form; the text says why.
@@ -47,8 +53,11 @@ def canonicalize(flow: Flow, region: Region, name: str, per_token: bool) -> Cano
     refuse_other_layers(flow, region)
     target = layout_of(region.target, flow.batch)
     cuts = [locate(flow, node) for node in region.cuts]
-    lead = _lead(target, [layout_of(cut.anchor, flow.batch) for cut in cuts]) if per_token else ()
-    arranged = [_arrange(flow, anchor, cuts, lead) for anchor in dict.fromkeys(cut.anchor for cut in cuts)]
+    anchors = [layout_of(cut.anchor, flow.batch) for cut in cuts]
+    lead = _lead(target, anchors, channels_first) if per_token else ()
+    arranged = [
+        _arrange(flow, anchor, cuts, lead, channels_first) for anchor in dict.fromkeys(cut.anchor for cut in cuts)
+    ]
     inputs = [part for part in arranged if part is not None]
     weights, bias = _weights(flow, region, cuts, inputs, target, lead)
     kept, kan = [], False
@@ -82,17 +91,28 @@ class _Inputs:
     cuts: tuple[int, ...]
 
 
-def _arrange(flow: Flow, anchor: fx.Node, cuts: Sequence[Cut], lead: tuple[int, ...]) -> _Inputs | None:
+def _arrange(
+    flow: Flow, anchor: fx.Node, cuts: Sequence[Cut], lead: tuple[int, ...], channels_first: bool
+) -> _Inputs | None:
     """Make the cuts of one anchor branches of one expansion, ``None`` where all of them are constant."""
     shape = layout_of(anchor, flow.batch).shape
     size = math.prod(shape) // math.prod(lead)
     own = [number for number, cut in enumerate(cuts) if cut.anchor is anchor]
-    positions = [positions_of(cuts[number].origin, math.prod(shape)).reshape(*lead, size, -1) for number in own]
+
+    def arranged(of_element: Tensor) -> Tensor:
+        """Bring what belongs to the anchor's elements, ``[elements, k]``, to ``[*lead, size, k]``."""
+        if channels_first:
+            return of_element.reshape(size, *lead, -1).movedim(0, -2).contiguous()
+        return of_element.reshape(*lead, size, -1)
+
+    positions = [arranged(positions_of(cuts[number].origin, math.prod(shape))) for number in own]
     used = torch.cat([position >= 0 for position in positions], dim=-1).any(-1).reshape(-1, size)
     if not bool(used.any()):
         return None
     if not bool((used == used[:1]).all()):
         raise NotLowerableError("inputs differ between tokens")
+    if channels_first and not bool(used.all()):
+        raise NotLowerableError("some channels are not read")
     selection = None if bool(used.all()) else Selection(lead, size, torch.nonzero(used[0]).flatten())
     branches = []
     for number, position in zip(own, positions, strict=True):
@@ -100,11 +120,11 @@ def _arrange(flow: Flow, anchor: fx.Node, cuts: Sequence[Cut], lead: tuple[int, 
         if selection is not None:
             position = position[..., selection.used, :]
         if node is anchor:
-            position = torch.arange(position.numel()).reshape(position.shape)
+            position = arranged(torch.arange(position.numel())[:, None])
         inner = None if node is anchor else cut_out(flow, [anchor], node, selection)
         branches.append(Branch(node.name, inner, position))
     read = shape if selection is None else selection.shape
-    return _Inputs(anchor, selection, Expansion(read, branches), tuple(own))
+    return _Inputs(anchor, selection, Expansion(read, branches, channels_first), tuple(own))
 
 
 def _weights(
@@ -144,17 +164,25 @@ def _weights(
     return weights, bias
 
 
-def can_be_per_token(flow: Flow, region: Region) -> bool:
-    """Whether shapes allow that a layer treats leading dimensions as tokens."""
+def can_be_per_token(flow: Flow, region: Region, channels_first: bool = False) -> bool:
+    """Whether shapes allow that a layer treats leading dimensions, or all but the first one, as tokens."""
     try:
         layouts = [layout_of(flow.track(node).anchor, flow.batch) for node in region.cuts]
-        return bool(_lead(layout_of(region.target, flow.batch), layouts))
+        return bool(_lead(layout_of(region.target, flow.batch), layouts, channels_first))
     except NotLowerableError:
         return False
 
 
-def _lead(target: BatchLayout, anchors: Sequence[BatchLayout]) -> tuple[int, ...]:
-    """Leading dimensions that the anchors and the target share, dimensions of size 1 aside."""
+def _lead(target: BatchLayout, anchors: Sequence[BatchLayout], channels_first: bool) -> tuple[int, ...]:
+    """Dimensions of tokens that the anchors and the target share, dimensions of size 1 aside.
+
+    Behind channels they may be flattened in the target, as where an image becomes a sequence of patches.
+    """
+    if channels_first:
+        places = tuple(anchors[0].shape[1:])
+        flat = itertools.accumulate(target.shape[:-1], operator.mul)
+        alike = all(tuple(layout.shape[1:]) == places for layout in anchors) and math.prod(places) > 1
+        return places if alike and math.prod(places) in flat else ()
     shapes = [[size for size in layout.shape if size != 1] for layout in anchors]
     lead = shapes[0][:-1]
     if any(shape[:-1] != lead for shape in shapes) or list(target.shape[: len(lead)]) != lead:

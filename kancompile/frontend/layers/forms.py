@@ -43,13 +43,15 @@ def _canonical_layer(flow: Flow, region: Region, name: str) -> CanonicalLayer:
             return layer
     except NotLowerableError as error:
         refusal = error  # a dense matrix may hold it, if the image is small
-    if can_be_per_token(flow, region):
+    for channels_first in (False, True):
+        if not can_be_per_token(flow, region, channels_first):
+            continue
         try:
-            layer = canonicalize(flow, region, name, per_token=True)
+            layer = canonicalize(flow, region, name, per_token=True, channels_first=channels_first)
             confirm(flow, layer)
             return layer
         except NotLowerableError:
-            pass  # the dimensions in front are no tokens; the form below says what is wrong if anything is
+            pass  # those dimensions are no tokens; the form below says what is wrong if anything is
     try:
         layer = canonicalize(flow, region, name, per_token=False)
         confirm(flow, layer)
