@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,16 @@ assert "torch" not in sys.modules and "onnx" not in sys.modules
 def test_files_hold_one_idea() -> None:
     lengths = {module: len(path.read_text().splitlines()) for module, path in GRAPH.files.items()}
     assert not {module: length for module, length in lengths.items() if length > 420}
+
+
+def test_nodes_answer_for_themselves() -> None:
+    """What depends on the class of a node, or on whether it has a window, may only become less."""
+    classes = r"(Any|Integer)?Contraction|(Any|Table|Polynomial)?Expansion"
+    texts = {module: path.read_text() for module, path in GRAPH.files.items()}
+    tests = re.compile(rf"isinstance\([^)]*\b({classes})\b")
+    assert sum(len(tests.findall(text)) for text in texts.values()) <= 45
+    contractions = re.compile(r"isinstance\([^)]*Contraction\b|geometry is (not )?None")
+    assert sum(bool(contractions.search(text)) for text in texts.values()) <= 28
 
 
 def test_nothing_is_unpickled() -> None:

@@ -7,7 +7,7 @@ from kancompile.ir.contraction import AnyContraction, Contraction, convolve_real
 from kancompile.ir.distinct import distinct_inputs, sample_inputs
 from kancompile.ir.expansion import AnyExpansion, Branch, Expansion, regroup, to_channels_first, to_channels_last
 from kancompile.ir.geometry import Geometry, PatchSampler, columns_of_groups, flat_weight, group_order, split_groups
-from kancompile.ir.gradients import differentiable
+from kancompile.ir.gradients import differentiable, quantized
 from kancompile.ir.index import REAL, HandOver, IndexQuantizer, rows_of
 from kancompile.ir.integer_contraction import GroupMultiplier, IntegerContraction
 from kancompile.ir.operators import convolution_columns, look_up
@@ -75,6 +75,7 @@ __all__ = [
     "node_of",
     "pack",
     "plane_order",
+    "quantized",
     "quantizer_in_front",
     "readers_behind",
     "reads_one_convolution",

@@ -4,6 +4,9 @@ Rounding has no useful derivative, so each twin computes the exact value and pas
 a table passes the slope between its neighbouring rows, an index and a weight code pass 1 (Bengio et al., *Estimating or
 propagating gradients through stochastic neurons* (2013), the straight-through estimator). Values differ from the integer
 program only by float32 rounding of the sums.
+
+Codes of weights and tables, logarithms of weight scales and biases are parameters of the twins, and :func:`quantized` is
+the way back: to the very program, bit for bit, where nothing was trained.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from kancompile.ir.contraction import convolve_real
-from kancompile.ir.expansion import to_channels_first, to_channels_last
+from kancompile.ir.expansion import to_channels_first
 from kancompile.ir.index import IndexQuantizer
 from kancompile.ir.integer_contraction import IntegerContraction
 from kancompile.ir.operators import convolution_columns
@@ -20,29 +23,34 @@ from kancompile.ir.program import Program
 from kancompile.ir.table import TableExpansion
 
 _SLOPE_WINDOWS = 24  # of a table; codes that were rounded together leave slopes over fewer rows noisy
+_INT32 = (1 << 31) - 1
+
+
+def _rounded(value: Tensor, low: float, high: float) -> Tensor:
+    """Round to whole numbers within limits; the derivative is 1 inside of them and 0 outside."""
+    clamped = value.clamp(low, high)
+    return clamped + (torch.round(clamped) - clamped).detach()
 
 
 class DifferentiableTable(nn.Module):
-    """A table look-up whose output, float codes, depends on its input through the slope of the table."""
+    """A table look-up whose output, float codes, depends on its codes, and on its input through the slope of the table.
 
-    codes: Tensor
-    slope: Tensor
+    Attributes:
+        codes: float32 ``[T * levels, k]``, rounded to 0 ... 255 when it is read.
+    """
 
-    def __init__(self, table: TableExpansion) -> None:
+    def __init__(self, table: TableExpansion, trainable: bool) -> None:
         super().__init__()
         self.table = table
-        codes = table.table.float().reshape(table.n_tables, table.index.levels, table.k)
-        slope = _slope(codes, max(1, table.index.levels // _SLOPE_WINDOWS))
         self.in_shape = table.in_shape
         self.n_in, self.k = table.n_in, table.k
-        self.register_buffer("codes", codes.flatten(0, 1), persistent=False)
-        self.register_buffer("slope", slope.flatten(0, 1), persistent=False)
+        self.codes = nn.Parameter(table.table.float(), requires_grad=trainable)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map real values (or float row numbers) to float codes ``[b, *, n_in, k]``."""
         table = self.table
         row = table.to_index(x.detach().round() if table.input == "index" else x.detach()).long()
-        x = to_channels_last(x) if table.channels_first else x.reshape(-1, *table.in_shape)
+        x = table.inputs_last(x)
         if table.input == "index":
             position = x
         else:
@@ -52,37 +60,66 @@ class DifferentiableTable(nn.Module):
         position = position.clamp(0, table.index.levels)
         if table.first_row is not None:
             row = row + table.first_row
-        return self.codes[row] + (position - position.detach()).unsqueeze(-1) * self.slope[row]
+        codes = _rounded(self.codes, 0, 255)
+        slope = _slope(codes.detach().reshape(table.n_tables, table.index.levels, table.k)).flatten(0, 1)
+        return codes[row] + (position - position.detach()).unsqueeze(-1) * slope[row]
+
+    def quantized(self) -> TableExpansion:
+        """Return the table of the codes as they are now."""
+        codes = self.codes.detach().round().clamp(0, 255).to(torch.uint8)
+        return self.table.replace(table=codes)
 
 
 class DifferentiableContraction(nn.Module):
-    """An integer contraction with float weights that may be exchanged for others.
+    """An integer contraction in float, from parameters of its own or from weights that are set from outside.
 
     Attributes:
-        weight: float32 ``[n_out, c / groups * t]``, real value of every weight as the rounding problem has them (taps
-            innermost); a trainable tensor may take its place.
-        bias: float32 ``[n_out]``.
+        codes: float32 ``[n_out, c / groups * t]``, rounded to the bits of the weights when it is read; without the whole
+            factors of groups.
+        log_scale: float32 ``[g, n_out]``, logarithms of what multiplies the scales; 0 to begin with.
+        shift: float32 ``[n_out]``, rounded and added to the integer bias; 0 to begin with.
+        weight, bias: real values that take the place of all these, ``[n_out, c / groups * t]`` (taps innermost, as the
+            rounding problem has them) and ``[n_out]``; ``None``.
     """
 
-    weight: Tensor
-    bias: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
 
-    def __init__(self, contraction: IntegerContraction) -> None:
+    def __init__(self, contraction: IntegerContraction, trainable: bool) -> None:
         super().__init__()
         self.contraction, self.output = contraction, contraction.output
-        self.register_buffer("weight", contraction.real_weight().flatten(1).contiguous(), persistent=False)
-        self.register_buffer("bias", contraction.real_bias(), persistent=False)
+        factors = None if contraction.multiplier is None else contraction.multiplier.of_column().T
+        narrow = contraction.matrix if factors is None else contraction.matrix // factors
+        self.codes = nn.Parameter(narrow.flatten(1).float(), requires_grad=trainable)
+        self.log_scale = nn.Parameter(torch.zeros(len(contraction.scales), contraction.n_out), requires_grad=trainable)
+        self.shift = nn.Parameter(torch.zeros(contraction.n_out), requires_grad=trainable)
+        self.register_buffer("weight", None, persistent=False)
+        self.register_buffer("bias", None, persistent=False)
+        self.factors = None if factors is None else factors.float()
+
+    def real(self) -> tuple[Tensor, Tensor]:
+        """Return what weights and bias stand for, ``[n_out, c / groups * t]`` and ``[n_out]``."""
+        own = self.contraction
+        limit = 1 << (own.weight_bits - 1)
+        codes = _rounded(self.codes, -limit, limit - 1)
+        if self.factors is not None:
+            codes = codes * self.factors
+        scale = torch.stack(own.scales) * self.log_scale.exp()
+        of_weight = torch.repeat_interleave(scale, torch.tensor(own.group_sizes) * own.taps, dim=0).T
+        bias = (own.bias.double() + _rounded(self.shift, -_INT32, _INT32).double()).float() * scale[0]
+        return codes * of_weight, bias
 
     def forward(self, *features: Tensor) -> Tensor:
         """Map float codes ``[b, *, n_in, k]`` to real values, or to float row numbers of the next table."""
         own = self.contraction
+        weight, bias = self.real() if self.weight is None or self.bias is None else (self.weight, self.bias)
         if own.geometry is None:
             columns = torch.cat([feature.flatten(-2) for feature in features], dim=-1)
-            y = nn.functional.linear(columns, self.weight, self.bias).reshape(-1, *own.out_shape)
+            y = nn.functional.linear(columns, weight, bias).reshape(-1, *own.out_shape)
         else:
             columns = to_channels_first(convolution_columns(features, own.groups))
-            weight = self.weight.reshape(own.n_out, -1, *own.kernel)
-            y = convolve_real(columns - own.zero_point, weight, self.bias, own.geometry)
+            shaped = weight.reshape(own.n_out, -1, *own.kernel)
+            y = convolve_real(columns - own.zero_point, shaped, bias, own.geometry)
         if self.output is None:
             return y
         rows = _soft_index(y, self.output)
@@ -90,11 +127,26 @@ class DifferentiableContraction(nn.Module):
             return rows
         return (rows - self.output.zero_point) * self.output.scale
 
+    def quantized(self) -> IntegerContraction:
+        """Return the integer contraction of the parameters as they are now."""
+        own = self.contraction
+        limit = 1 << (own.weight_bits - 1)
+        codes = self.codes.detach().round().clamp(-limit, limit - 1).to(torch.int8)
+        if own.multiplier is not None:
+            codes = codes * own.multiplier.of_column().T
+        bias = own.bias.long() + self.shift.detach().double().round().long()
+        return own.replace(
+            codes=codes.reshape(own.matrix_shape),
+            bias=bias.clamp(-_INT32, _INT32).to(torch.int32),
+            scale=torch.stack(own.scales) * self.log_scale.detach().exp(),
+        )
 
-def _slope(codes: Tensor, reach: int) -> Tensor:
-    """Differences over ``reach`` rows to either side, in codes per row: neighbours alone would show rounding only."""
-    rows = torch.arange(codes.shape[1])
-    before, after = (rows - reach).clamp(min=0), (rows + reach).clamp(max=codes.shape[1] - 1)
+
+def _slope(codes: Tensor) -> Tensor:
+    """Differences over some rows to either side, in codes per row: neighbours alone would show rounding only."""
+    levels = codes.shape[1]
+    rows, reach = torch.arange(levels), max(1, levels // _SLOPE_WINDOWS)
+    before, after = (rows - reach).clamp(min=0), (rows + reach).clamp(max=levels - 1)
     return (codes[:, after] - codes[:, before]) / (after - before)[:, None]
 
 
@@ -103,14 +155,30 @@ def _soft_index(y: Tensor, index: IndexQuantizer) -> Tensor:
     return position + (index(y.detach()).to(y.dtype) - position).detach()
 
 
-def differentiable(program: Program) -> Program:
-    """Return the twin of a program: equal values up to float32 rounding, gradients to inputs and weights.
+def differentiable(program: Program, trainable: bool = False) -> Program:
+    """Return the twin of a program: equal values up to float32 rounding, gradients to inputs, codes, scales and biases.
 
     Evaluate its ``graph_module`` (calling the program itself turns gradients off).
+
+    Args:
+        program: an integer program.
+        trainable: whether the parameters of the twins ask for gradients.
     """
     modules: dict[str, nn.Module] = {}
     for node, contraction in program.nodes(IntegerContraction):
-        modules[str(node.target)] = DifferentiableContraction(contraction)
+        modules[str(node.target)] = DifferentiableContraction(contraction, trainable)
     for node, table in program.nodes(TableExpansion):
-        modules[str(node.target)] = DifferentiableTable(table)
+        modules[str(node.target)] = DifferentiableTable(table, trainable)
     return program.replace_modules(modules) if modules else program
+
+
+def quantized(twin: Program) -> Program:
+    """Return the integer program of a twin's parameters; without training the program that the twin was made from.
+
+    The hand-over between layers stays: a trained scale moves real outputs, not the units of row numbers.
+    """
+    modules: dict[str, nn.Module] = {}
+    for node, module in twin.nodes(nn.Module):
+        if isinstance(module, DifferentiableContraction | DifferentiableTable):
+            modules[str(node.target)] = module.quantized()
+    return twin.replace_modules(modules) if modules else twin
