@@ -140,6 +140,13 @@ class AnyContraction(nn.Module):
         """View outputs ``[b, *out_shape]`` as one row for each sample and place, ``[rows, n_out]``."""
         return (y if self.geometry is None else y.movedim(1, -1)).reshape(-1, self.n_out)
 
+    def without_mean(self, y: Tensor) -> Tensor:
+        """Take the mean over samples and places out of every output of ``[b, *out_shape]``."""
+        if self.geometry is not None:
+            return y - y.mean([0, *range(2, y.ndim)], keepdim=True)
+        flat = self.by_output(y)
+        return (flat - flat.mean(0)).reshape(y.shape)
+
     def replace(self, **fields: Any) -> Self:
         """Return the same contraction with some arguments of its constructor exchanged."""
         return type(self)(**(self.fields() | fields))

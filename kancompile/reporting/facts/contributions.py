@@ -92,11 +92,7 @@ def _float_features(replay: FloatReplay, pair: LayerPair) -> list[Tensor]:
 
 def _without_mean(value: Tensor, pair: LayerPair) -> Tensor:
     """Take the mean of every output out: over samples, and over pixels or tokens."""
-    contraction = pair.float_contraction
-    if contraction.geometry is not None:
-        return value - value.mean([0, *range(2, value.ndim)], keepdim=True)
-    flat = contraction.by_output(value)
-    return (flat - flat.mean(0)).reshape(value.shape)
+    return pair.float_contraction.without_mean(value)
 
 
 def _measured(replay: FloatReplay, node: str, value: Tensor, signal: Tensor | None = None) -> Contribution:

@@ -63,7 +63,7 @@ def name_values(model: ir.Model, program: Program) -> None:
     single = {
         str(node.target)
         for node, contraction in program.nodes(IntegerContraction)
-        if contraction.geometry is None and len(contraction.group_sizes) == 1
+        if contraction.weight_names == ["weight_0"]
     }
     fixed = {str(value.name) for value in (*graph.inputs, *graph.outputs)}
     taken = set(fixed)
