@@ -138,7 +138,7 @@ def test_constant_functions_become_few_columns(channels: int, zero_point: int, b
     program = with_constants(plain, (1, 4), (200, 11))
     graph = optimized_graph(emit(program, {}, "fastest"))
     sizes = {initializer.name: list(initializer.dims) for initializer in graph.initializer}
-    columns = sizes["layer0_convolve.weight"][1]
+    columns = sizes["layers.0.weight"][1]
     assert columns % 4 == 0
     assert columns - 3 * channels < 5 * channels - 3 * channels or channels == 3
     operators = [node.op_type for node in graph.node]
