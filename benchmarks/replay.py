@@ -32,12 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Compare, print what differs, and give the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("base", help="commit to compare with")
+    parser.add_argument("--program", action="append", choices=PROGRAMS, help="only this one; may be repeated")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base"
         _git("worktree", "add", "--quiet", "--detach", str(base), options.base)
         try:
-            before, after = _compiled([base, ROOT], Path(folder))
+            before, after = _compiled([base, ROOT], Path(folder), options.program or list(PROGRAMS))
         finally:
             _git("worktree", "remove", "--force", str(base))
     differing = [key for key in dict.fromkeys((*before, *after)) if _found(before, key) != _found(after, key)]
@@ -60,17 +61,17 @@ def _git(*arguments: str) -> None:
     subprocess.run(["git", *arguments], cwd=ROOT, check=True)
 
 
-def _compiled(trees: list[Path], folder: Path) -> list[dict[Key, dict[str, Any]]]:
+def _compiled(trees: list[Path], folder: Path, programs: list[str]) -> list[dict[Key, dict[str, Any]]]:
     """Run the programs with every tree at the same time and read what each found."""
     script = str(Path(__file__).with_name("replay_programs.py"))
     files = [folder / f"{number}.jsonl" for number in range(len(trees))]
     children = []
     for tree, path in zip(trees, files, strict=True):
         environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, script, str(path), str(tree)]
+        command = [sys.executable, script, str(path), str(tree), *programs]
         with path.with_suffix(".log").open("w") as log:
             children.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    total = len(PROGRAMS) * sum(len(targets_of(recipe)) for recipe in RECIPES)
+    total = len(programs) * sum(len(targets_of(recipe)) for recipe in RECIPES)
     with tqdm(total=total, disable=not sys.stderr.isatty(), desc="replay") as bar:
         while any(child.poll() is None for child in children):
             bar.update(min(_lines(path) for path in files) - bar.n)

@@ -75,6 +75,10 @@ class LookupCost(MeasuresLookup):
         pairs = list(zip(self._columns(self.exact), self.weights, strict=True))
         return sum(rounding_error(columns, weight, bits) for columns, weight in pairs) / self.groups
 
+    def variance(self) -> Tensor:
+        """Measure the variance of the functions of every input over what the outputs see, ``[n_in, k]``."""
+        return self.exact.flatten(0, 1).var(0, correction=0)
+
     def code_hessian(self, index: IndexQuantizer, functions: Tensor) -> Tensor:
         """Measure how errors of table values add up at the output (see ``round_together.code_hessian``)."""
         patches = Patches(self.seen, self.inside.squeeze(-1), tuple(self.weights), self.expansion.k)

@@ -31,7 +31,9 @@ def _drafts(groups: int, tables: int) -> tuple[list[TableDraft], Contraction]:
         part = contraction.weight[:, start : start + columns]
         start += columns
         index = IndexQuantizer(0.25, 8, 16)
-        drafts.append(TableDraft(expansion, index, values, torch.arange(4) % tables, part, lambda functions: functions))
+        variance = torch.rand(4, k, generator=generator)
+        group = torch.arange(4) % tables
+        drafts.append(TableDraft(expansion, index, values, group, part, variance, lambda functions: functions))
     return drafts, contraction
 
 
@@ -41,16 +43,15 @@ def test_errors_are_those_of_a_loop_over_columns(groups: int, tables: int, monke
     monkeypatch.setattr(convolution_codes, "_BLOCK_ELEMENTS", 100)  # several blocks of candidates
     drafts, contraction = _drafts(groups, tables)
     low, high = ([getattr(draft.values, end)(1) for draft in drafts] for end in ("amin", "amax"))
-    spread = [b - a for a, b in zip(low, high, strict=True)]
     scales, _ = zero_preserving(low, high, (0.0, 0.5))
-    found = codes_errors([ColumnSizes.of(draft, contraction) for draft in drafts], scales, spread, BITS)
+    found = codes_errors([ColumnSizes.of(draft, contraction) for draft in drafts], scales, BITS)
 
     for candidate in range(0, len(found), 37):
         errors = []
         for output in range(4):
             group = output * groups // 4
             codes = variances = largest = 0.0
-            for draft, scale, reach in zip(drafts, scales, spread, strict=True):
+            for draft, scale in zip(drafts, scales, strict=True):
                 k = draft.values.shape[2]
                 members = range(4 // groups * group, 4 // groups * (group + 1))
                 for place, (channel, function) in enumerate(itertools.product(members, range(k))):
@@ -58,7 +59,7 @@ def test_errors_are_those_of_a_loop_over_columns(groups: int, tables: int, monke
                     step = float(scale[candidate, table, function])
                     for weight in draft.weight[output, place].flatten().tolist():
                         codes += (weight * step) ** 2 / 12
-                        variances += (float(reach[table, function]) / step) ** 2 / 12
+                        variances += float(draft.variance[channel, function]) / step**2
                         largest = max(largest, abs(weight) * step)
             errors.append(codes + (largest / (2 ** (BITS - 1) - 1)) ** 2 / 12 * variances)
         assert float(found[candidate]) == pytest.approx(sum(errors) / 4, rel=1e-4)
