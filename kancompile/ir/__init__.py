@@ -3,8 +3,8 @@
 from kancompile.ir.block_codes import BlockCodes, round_to_blocks
 from kancompile.ir.check import check
 from kancompile.ir.column_order import MOST_PLANES, constant_block, is_in_planes, plane_order, varying_functions
-from kancompile.ir.contraction import AnyContraction, Contraction, convolve_real
-from kancompile.ir.distinct import distinct_inputs, sample_inputs
+from kancompile.ir.contraction import AnyContraction, Contraction
+from kancompile.ir.distinct import distinct_inputs
 from kancompile.ir.expansion import AnyExpansion, Branch, Expansion, regroup, to_channels_first, to_channels_last
 from kancompile.ir.geometry import Geometry, PatchSampler, columns_of_groups, flat_weight, group_order, split_groups
 from kancompile.ir.gradients import differentiable, quantized
@@ -18,14 +18,12 @@ from kancompile.ir.show import show, with_history
 from kancompile.ir.table import TableExpansion
 from kancompile.ir.wiring import (
     branch_of_column,
-    contraction_in_front,
     layer_tables,
     node_of,
     quantizer_in_front,
     readers_behind,
     reads_one_convolution,
     single_table_behind,
-    source_in_front,
     tables_behind,
     tied_columns,
 )
@@ -62,9 +60,7 @@ __all__ = [
     "check",
     "columns_of_groups",
     "constant_block",
-    "contraction_in_front",
     "convolution_columns",
-    "convolve_real",
     "differentiable",
     "distinct_inputs",
     "flat_weight",
@@ -82,10 +78,8 @@ __all__ = [
     "regroup",
     "round_to_blocks",
     "rows_of",
-    "sample_inputs",
     "show",
     "single_table_behind",
-    "source_in_front",
     "split_groups",
     "tables_behind",
     "tied_columns",

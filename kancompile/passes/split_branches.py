@@ -69,7 +69,7 @@ def _split(program: Program, layer: Layer) -> Program:
         done = 0
         for number, branch in enumerate(expansion.branches):
             target = f"{source.target}_branch{number}"
-            root.add_module(target, Expansion(expansion.anchor_shape, [branch]))  # type: ignore[list-item]
+            root.add_module(target, Expansion(expansion.anchor_shape, [branch], expansion.channels_first))  # type: ignore[list-item]
             with graph.inserting_before(reader):
                 sources.append(graph.call_module(target, (source.args[0],)))
             order.append(columns[:, done : done + int(branch.k)].flatten())  # type: ignore[arg-type]

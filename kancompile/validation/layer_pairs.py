@@ -60,6 +60,7 @@ class LayerPair:
         self.name = self.layer.name
         self.float_contraction = float_program.contraction(self.float_layer)
         self.contraction = program.contraction(self.layer)
+        self._shipped, self._unrounded = self.contraction.handing_real(), self.contraction.unrounded()
         self.anchors = {
             target: str(node_of(program, target).all_input_nodes[0].name) for target in self.layer.expansions
         }
@@ -89,8 +90,7 @@ class LayerPair:
 
     def output(self, features: Sequence[Tensor]) -> Tensor:
         """Contract as the file does, in real units; the quantizer of the next table is that table's own error."""
-        shipped = self.contraction.handing_real()
-        return shipped.hands_over.real(shipped(*features))
+        return self._shipped.hands_over.real(self._shipped(*features))
 
     def part(self, features: Sequence[Tensor], branch: str) -> Tensor:
         """Contract the columns of one branch alone, in real units, up to a constant for every output."""
@@ -100,8 +100,7 @@ class LayerPair:
             _only(feature, self.branches, target, branch, neutral)
             for target, feature in zip(self.layer.expansions, features, strict=True)
         ]
-        unrounded = self.contraction.unrounded()
-        return unrounded.hands_over.real(unrounded(*masked))
+        return self._unrounded.hands_over.real(self._unrounded(*masked))
 
     def float_part(self, features: Sequence[Tensor], branch: str) -> Tensor:
         """Contract the columns of one branch of the float layer alone, up to a constant for every output."""

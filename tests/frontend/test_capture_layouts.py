@@ -14,6 +14,7 @@ import kancompile
 from examples.zoo import spline_conv
 from examples.zoo.efficient_kan import KANLinear
 from kancompile.ir import AnyContraction, Expansion, TableExpansion
+from kancompile.passes import SplitBranches
 from kancompile.runtimes import RuntimeModel
 
 
@@ -76,3 +77,12 @@ def test_a_layer_over_channels_is_one_small_map(case: str) -> None:
     found = np.asarray(RuntimeModel(compiled.model_bytes)(x))
     np.testing.assert_allclose(found, compiled.program(x).numpy(), rtol=0, atol=2e-2)
     assert compiled.validate(x, min_sqnr=15).passed
+
+
+def test_branches_of_channels_first_layers_split_without_a_change() -> None:
+    build, shape, _ = CASES["channels moved to the end"]
+    x = torch.rand(8, *shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    captured = kancompile.capture(build().eval(), x[:2])
+    split = SplitBranches(lambda name: name.startswith("kan"))(captured)
+    assert len(split.layer("kan").expansions) == 2
+    torch.testing.assert_close(split(x), captured(x))

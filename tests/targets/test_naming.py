@@ -7,9 +7,11 @@ import re
 import onnx
 import pytest
 import torch
+from torch import nn
 
 import kancompile
 from examples.zoo import efficient_kan, kagn_conv
+from examples.zoo.efficient_kan import KANLinear
 
 RECIPES = {
     "8 bits": {},
@@ -52,3 +54,26 @@ def test_a_layer_says_its_line() -> None:
     captured = kancompile.capture(efficient_kan.build((6, 5, 3)), (6,))
     assert set(captured.sources) == {"layers.0", "layers.1"}
     assert all(re.fullmatch(r"efficient_kan\.py:\d+", line) for line in captured.sources.values())
+
+
+class Awkward(nn.Module):
+    """Modules with names that a file could take for its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.node_a = KANLinear(6, 5)
+        self.node_a.lookup = KANLinear(5, 4)
+        self.c0 = KANLinear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c0(torch.tanh(self.node_a.lookup(torch.tanh(self.node_a(x)))))  # type: ignore[no-any-return, operator]
+
+
+def test_awkward_names_stay_apart() -> None:
+    x = torch.rand(64, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    compiled = kancompile.compile(Awkward(), x, recipe={"method": "uniform", "goal_sqnr": None, "weight_bits": 4})
+    assert [row.node for row in compiled.audit.rows] == ["node_a/Gemm", "node_a.lookup/Gemm", "c0/Gemm"]
+    graph = onnx.load_from_string(compiled.model_bytes).graph
+    names = [node.name for node in graph.node]
+    assert len(set(names)) == len(names)
+    assert all(name.startswith(("node_a/", "node_a.lookup/", "c0/")) or "/" not in name for name in names)

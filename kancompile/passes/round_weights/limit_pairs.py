@@ -78,7 +78,7 @@ _COST = re.compile(
 
 def cost_of_pairs(notes: Iterable[str], layer: str) -> float:
     """Read from the notes of a program by how much the fitting of pairs raised the error of a layer's weights, 1 for not."""
-    for note in notes:
+    for note in reversed(list(notes)):  # the last one says what the weights are now
         found = _COST.match(note)
         if found and found[1] == layer and float(found[2]) > 0:
             return float(found[3]) / float(found[2])

@@ -1,10 +1,11 @@
-"""State the rounding of a convolution as that of a matrix product, and build the integer convolution from the answer.
+"""State the rounding of a layer as that of matrix products: what its outputs see, one row of features for each.
 
-    y[o] = sum over columns and taps of V[o, column, tap] * (q - z)[column, tap] + b       (one row of features per pixel)
+    y[o] = sum over columns and taps of V[o, column, tap] * (q - z)[column, tap] + b
 
-Rows are what a sample of output pixels sees, drawn evenly from all calibration images, so that memory is bounded. Features
-are the codes less the code of 0: then padding is 0 whatever the weights are rounded to, and a method may rescale columns
-about it. Every channel group is a problem of its own; all methods work on them unchanged.
+A linear layer is one problem, whose rows are read in chunks as often as needed. Rows of a convolution are what a sample of output
+pixels sees, drawn evenly from all calibration images, so that memory is bounded; every channel group is a problem of its own.
+Features are the codes less the code of 0: then padding is 0 whatever the weights are rounded to, and a method may rescale
+columns about it. All methods work on these problems unchanged.
 """
 
 from __future__ import annotations

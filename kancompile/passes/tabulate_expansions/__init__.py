@@ -15,7 +15,7 @@ from functools import partial
 
 from torch import Tensor
 
-from kancompile.ir import Expansion, Layer, Program, distinct_inputs, quantizer_in_front
+from kancompile.ir import Expansion, Layer, Program, quantizer_in_front
 from kancompile.passes.tabulate_expansions.known import KnownTables
 from kancompile.passes.tabulate_expansions.layer import tabulate_layer
 from kancompile.passes.tabulate_expansions.options import TableOptions
@@ -70,6 +70,4 @@ __all__ = [
     "KnownTables",
     "TableOptions",
     "TabulateExpansions",
-    "distinct_inputs",
-    "tabulate_layer",
 ]

@@ -118,7 +118,7 @@ def row_numbers(index: IndexQuantizer, x: Tensor) -> Tensor:
     return index(x).long()
 
 
-def row_inputs(index: IndexQuantizer, x: Tensor, prior: float = 0.0) -> Tensor:
+def row_inputs(index: IndexQuantizer, x: Tensor) -> Tensor:
     """Give the input each row stands for: the mean of the calibration inputs it receives, or its nominal value.
 
     That is the centroid condition of Lloyd (1982) for a quantizer whose cells are given.
@@ -126,7 +126,6 @@ def row_inputs(index: IndexQuantizer, x: Tensor, prior: float = 0.0) -> Tensor:
     Args:
         index: the quantizer.
         x: calibration inputs, any shape.
-        prior: how many inputs of the nominal value count beside them (see :func:`row_parts`).
 
     Returns:
         float64 ``[levels]``.
@@ -134,6 +133,25 @@ def row_inputs(index: IndexQuantizer, x: Tensor, prior: float = 0.0) -> Tensor:
     rows = row_numbers(index, x).flatten()
     count = torch.bincount(rows, minlength=index.levels)
     total = torch.bincount(rows, weights=x.flatten().double(), minlength=index.levels)
+    return torch.where(count > 0, total / count.clamp(min=1), index.rows())
+
+
+def row_inputs_of_groups(index: IndexQuantizer, x: Tensor, group: Tensor, prior: float) -> Tensor:
+    """Give the input that each row of every table stands for, as :func:`row_inputs` does for one.
+
+    Args:
+        index: the quantizer.
+        x: calibration inputs ``[..., n_in]``.
+        group: number of the table of every input, int64 ``[n_in]``.
+        prior: see :func:`row_parts`.
+
+    Returns:
+        float64 ``[T, levels]``.
+    """
+    tables = int(group.max()) + 1
+    place = (row_numbers(index, x) + group * index.levels).flatten()
+    count = torch.bincount(place, minlength=tables * index.levels).reshape(tables, -1)
+    total = torch.bincount(place, weights=x.flatten().double(), minlength=tables * index.levels).reshape(tables, -1)
     nominal = index.rows()
     return torch.where(count > 0, (total + prior * nominal) / (count + prior).clamp(min=1), nominal)
 

@@ -77,9 +77,9 @@ def choose_codes(
         for every table scale and offset, float32 ``[T, k]``, and the zero point (0 where nothing is padded).
     """
     (only, *others) = drafts
-    if only.expansion.is_identity and not others and contraction.pads:  # rows hold their own numbers
+    if only.expansion.is_identity and not others and only.index.is_8_bit:  # rows hold their own numbers
         step = torch.tensor([[only.index.scale]])
-        return [step], [-only.index.zero_point * step], only.index.zero_point
+        return [step], [-only.index.zero_point * step], only.index.zero_point if contraction.pads else 0
     exponents = STRETCH if options.column_scaling is None else (options.column_scaling,)
     low = [draft.values.amin(1) for draft in drafts]
     high = [draft.values.amax(1) for draft in drafts]

@@ -89,7 +89,7 @@ def tabulate_layer(
         draft.table(scale, offset, zero_point) for draft, scale, offset in zip(drafts, scales, offsets, strict=True)
     ]
     modules: dict[str, nn.Module] = dict(zip(layer.expansions, tables, strict=True))
-    modules[layer.contraction] = _folded(program, layer, contraction, tables, zero_point, inputs, samples)
+    modules[layer.contraction] = _folded(program, layer, contraction, tables, zero_point, inputs)
     if contraction.pads:
         notes.append(f"layer {layer.name!r}: code {zero_point} stands for 0, which padding needs")
     return modules, notes
@@ -140,7 +140,7 @@ def _draft(
         f"codes and {options.weight_bits}-bit weights"
     )
     values = (
-        values_at_rows(expansion, index, x, first)
+        values_at_rows(expansion, index, x)
         if len(first) == 1
         else values_of_inputs(expansion, index, x, group)[:, first].transpose(0, 1)
     )
@@ -156,7 +156,6 @@ def _folded(
     tables: Sequence[TableExpansion],
     zero_point: int,
     inputs: dict[str, Tensor],
-    samples: int,
 ) -> Contraction:
     """Fold scales, and offsets where nothing is padded, into weight and bias; choose the quantizer of the output."""
     groups, taps = contraction.groups, contraction.taps

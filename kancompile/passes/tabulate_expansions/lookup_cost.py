@@ -15,12 +15,18 @@ from kancompile.ir import (
     split_groups,
 )
 from kancompile.passes.recently_used import RecentlyUsed
-from kancompile.passes.tabulate_expansions.choose_index import MeasuresLookup, row_inputs, row_numbers
+from kancompile.passes.tabulate_expansions.choose_index import (
+    MeasuresLookup,
+    row_inputs,
+    row_inputs_of_groups,
+    row_numbers,
+)
 from kancompile.passes.tabulate_expansions.round_together import Patches, code_hessian
 from kancompile.passes.tabulate_expansions.values import PRIOR, rounding_error
 
 _MEASURED_ELEMENTS = 1 << 20
 _MEASURED_ROWS = (256, 4096)
+_LINEAR_ELEMENTS = 1 << 24
 _KEPT_HESSIANS = 2  # up to 33 MB each
 
 
@@ -56,13 +62,7 @@ class LookupCost(MeasuresLookup):
         if not bool(self.group.any()):
             looked_up = look_up(self.expansion.sample_shared(row_inputs(index, self.x)), rows)
         else:
-            inputs = self.expansion.inputs_last(self.x)
-            points = torch.stack(
-                [
-                    row_inputs(index, inputs[..., self.group == number], PRIOR)
-                    for number in range(int(self.group.max()) + 1)
-                ]
-            )
+            points = row_inputs_of_groups(index, self.expansion.inputs_last(self.x), self.group, PRIOR)
             table = self.expansion.evaluate_inputs(points[self.group].T)  # [levels, n_in, k]
             looked_up = table[rows, torch.arange(table.shape[1])]
         error = looked_up - self.exact
@@ -99,6 +99,9 @@ def rows_seen(expansion: Expansion, contraction: Contraction, x: Tensor) -> tupl
     """
     if contraction.geometry is None:
         seen = x.reshape(-1, 1, expansion.n_in)
+        most = max(_MEASURED_ROWS[1], _LINEAR_ELEMENTS // (expansion.n_in * expansion.k))
+        if len(seen) > most:
+            seen = seen[torch.linspace(0, len(seen) - 1, most).long()]
         return seen, torch.ones(len(seen), 1, 1, 1, dtype=torch.bool)
     sampler = PatchSampler(contraction.geometry, contraction.kernel, expansion.in_shape[:-1])
     elements = sampler.taps * expansion.n_in * expansion.k

@@ -1,4 +1,4 @@
-"""Round all codes of a table together, so that their errors cancel at the output of the convolution behind.
+"""Round all codes of a table together, so that their errors cancel at the output of the layer behind.
 
     y[p, o] = sum over taps t, channels i, functions k of  w[o, i, k, t] (s_k c[row(p, t, i), k] + l_k)
 
@@ -35,7 +35,7 @@ _SWEEPS = 12
 
 @dataclass(frozen=True)
 class Patches:
-    """What a sample of the output pixels of a convolution sees of one expansion.
+    """What outputs, or a sample of the output pixels of a convolution, see of one expansion.
 
     Attributes:
         seen: inputs ``[p, t, n_in]``, of ``t`` taps.

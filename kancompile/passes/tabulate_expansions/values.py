@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kancompile.ir import Expansion, IndexQuantizer, sample_inputs
+from kancompile.ir import Expansion, IndexQuantizer
 from kancompile.passes.tabulate_expansions.choose_index import row_parts
 
 _MEASURED_INPUTS = 1 << 17
@@ -28,13 +28,12 @@ def most_levels(row_bytes: int, weight_bytes: int) -> int:
     return max(16, min(4096, max(1 << 16, weight_bytes) // row_bytes))
 
 
-def rounding_error(phi: Tensor, weight: Tensor, bits: int) -> float:
+def rounding_error(columns: Tensor, weight: Tensor, bits: int) -> float:
     """Estimate what 8-bit table codes and ``bits``-bit weights cost at the output, as mean squared error.
 
     Codes: uniform rounding noise of each column's range, ``(range / 255)^2 / 12``, through the weights. Weights: round
     to nearest with one scale per output, on the centred features (the bias absorbs the mean).
     """
-    columns = phi.flatten(0, -3).flatten(1) if phi.dim() > 3 else phi.flatten(1)
     spread = (columns.amax(0) - columns.amin(0)) / 255
     codes = float((weight.square() * (spread.square() / 12)).sum(1).mean())
     scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-30) / (2 ** (bits - 1) - 1)
@@ -43,23 +42,19 @@ def rounding_error(phi: Tensor, weight: Tensor, bits: int) -> float:
     return codes + weights
 
 
-def values_at_rows(expansion: Expansion, index: IndexQuantizer, x: Tensor, first: list[int]) -> Tensor:
-    """Evaluate the functions at every row of their tables, float32 ``[T, levels, k]``.
+def values_at_rows(expansion: Expansion, index: IndexQuantizer, x: Tensor) -> Tensor:
+    """Evaluate the functions that all inputs share at every row of their table, float32 ``[1, levels, k]``.
 
     Args:
         expansion: the float expansion.
         index: its index quantizer.
-        x: calibration inputs, any shape; with one table for all inputs, a row holds the mean of the functions over those
-            that it receives.
-        first: the first input of each distinct set of functions.
+        x: calibration inputs, any shape; a row holds the mean of the functions over those that it receives.
     """
     if expansion.is_identity:  # rows that stand for themselves need no look-up
         return index.rows().float().reshape(1, -1, 1)
-    if len(first) == 1:
-        points, share = row_parts(index, x)
-        values = expansion.sample_shared(points.flatten()).reshape(*points.shape, -1)
-        return _weighted_mean(values, share[..., None])[None]
-    return sample_inputs(expansion, index.rows())[:, first].transpose(0, 1)
+    points, share = row_parts(index, x)
+    values = expansion.sample_shared(points.flatten()).reshape(*points.shape, -1)
+    return _weighted_mean(values, share[..., None])[None]
 
 
 def values_of_inputs(expansion: Expansion, index: IndexQuantizer, x: Tensor, group: Tensor) -> Tensor:

@@ -86,11 +86,11 @@ def emit(
     model.ir_version = IR_VERSION
     build_pair_tables(model)
     deal_planes(model)
-    name_nodes(model, program)
+    named = name_nodes(model, program)
     if storage != "fastest":
         store_narrow_weights(model, _narrow(program), native=storage == "native")
         store_wide_codes(model, program)
-    name_values(model, program)
+    name_values(model, program, named)
     model.producer_name = "kancompile"
     model.producer_version = metadata.get("kancompile.version", "")
     model.metadata_props.clear()

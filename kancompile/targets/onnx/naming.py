@@ -23,10 +23,14 @@ PAIR_INDEX = "pair-index"
 _PRODUCTS = ("Gemm", "MatMul", "Conv")
 
 
-def name_nodes(model: ir.Model, program: Program) -> None:
-    """Name inputs, outputs, the batch dimension and nodes; drop what the exporter noted."""
+def name_nodes(model: ir.Model, program: Program) -> set[ir.Node]:
+    """Name inputs, outputs, the batch dimension and nodes; drop what the exporter noted.
+
+    Returns:
+        the nodes that have their names now.
+    """
     layer_of = {layer.contraction: layer.name for layer in program.layers()}
-    owner_of = _readable(program)
+    owner_of = _readable(program, "/")
     model.graph.inputs[0].name = "input"
     for position, output in enumerate(model.graph.outputs):
         output.name = "output" if len(model.graph.outputs) == 1 else f"output_{position}"
@@ -43,7 +47,7 @@ def name_nodes(model: ir.Model, program: Program) -> None:
     model.graph.metadata_props.clear()
     counts: dict[str, int] = {}
     for node in model.graph:
-        owner, source = _owner(node, owner_of).replace(".lookup", "/lookup"), None
+        owner, source = _owner(node, owner_of), None
         if node.op_type in _PRODUCTS:
             owner = _layer_of(node, layer_of) or owner
             source = program.sources.get(owner)
@@ -54,11 +58,18 @@ def name_nodes(model: ir.Model, program: Program) -> None:
         name = f"{owner}/{node.op_type}" if owner else node.op_type
         counts[name] = counts.get(name, -1) + 1
         node.name = name if counts[name] == 0 else f"{name}_{counts[name]}"
+    return set(model.graph)
 
 
-def name_values(model: ir.Model, program: Program) -> None:
-    """Name values, constants and the nodes that widen them, once nothing is looked for by the exporter's names."""
-    graph, readable = model.graph, _readable(program)
+def name_values(model: ir.Model, program: Program, named: set[ir.Node]) -> None:
+    """Name values, constants and the nodes that widen them, once nothing is looked for by the exporter's names.
+
+    Args:
+        model: the file's.
+        program: what it computes.
+        named: nodes that have their names.
+    """
+    graph, readable = model.graph, _readable(program, ".")
     # one product has one weight and one scale
     single = {
         str(node.target)
@@ -93,7 +104,7 @@ def name_values(model: ir.Model, program: Program) -> None:
     for number, value in enumerate(results):
         value.name = unique(f"v{number}")
     for node in graph:
-        if str(node.name).startswith("node_"):  # what widens a weight or a table when the file is loaded
+        if node not in named:  # what widens a weight or a table when the file is loaded
             owner = next((owners[value] for value in node.inputs if value is not None and value in owners), "")
             owners |= dict.fromkeys(node.outputs, owner)
             name = f"{owner}/unpack/{node.op_type}"
@@ -101,20 +112,15 @@ def name_values(model: ir.Model, program: Program) -> None:
             node.name = name if counts[name] == 0 else f"{name}_{counts[name]}"
 
 
-def _readable(program: Program) -> dict[str, str]:
-    """Map the targets of a program's modules to the names that files show."""
+def _readable(program: Program, join: str) -> dict[str, str]:
+    """Map the targets of a program's modules to the names that files show: the layer's, ``lookup`` joined to it."""
     found: dict[str, str] = {}
     for layer in program.layers():
         found[layer.contraction] = layer.name
         own = [target for target in layer.expansions if target not in found]
         for number, target in enumerate(own):
-            found[target] = f"{layer.name}.lookup" + (f"_{number}" if len(own) > 1 else "")
+            found[target] = f"{layer.name}{join}lookup" + (f"_{number}" if len(own) > 1 else "")
     return found
-
-
-def _is_of_layer(name: str, readable: Mapping[str, str]) -> bool:
-    target, dot, _ = name.partition(".")
-    return bool(dot) and target in readable
 
 
 def _rename(dimension: int | ir.SymbolicDim, symbols: dict[str, str]) -> int | str | None:

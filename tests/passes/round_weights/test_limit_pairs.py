@@ -10,7 +10,7 @@ from kancompile.ir import Program
 from kancompile.passes.lowering import check_pairs, lower
 from kancompile.passes.round_weights import RoundWeights
 from kancompile.passes.round_weights import limit_pairs as limit_pairs_module
-from kancompile.passes.round_weights.limit_pairs import limit_pairs
+from kancompile.passes.round_weights.limit_pairs import Limited, cost_of_pairs, limit_pairs
 from kancompile.passes.round_weights.options import RoundingOptions
 from kancompile.passes.round_weights.pair_products import layer_pairs, prove_layer
 from kancompile.passes.rounding_methods import METHODS
@@ -130,3 +130,14 @@ def test_presets_without_that_need_keep_all_weights() -> None:
         notes[cpu] = [note for note in lower(captured, x, read_recipe({"cpu": cpu})).notes if "int16" in note]
     assert notes["portable"] == notes["x86-avx2"] != []
     assert notes["x86-vnni"] == notes["arm64"] == []
+
+
+def test_the_last_note_of_a_layer_says_what_pairs_cost() -> None:
+    def note(layer: str, after: float) -> str:
+        limited = Limited([], 8, 3, 1e-6, after)
+        return f"layer {layer!r}: {limited.note()}"
+
+    notes = [note("a", 5e-6), note("b", 2e-6), "layer 'a': something else", note("a", 1.1e-6)]
+    assert cost_of_pairs(notes, "a") == pytest.approx(1.1)
+    assert cost_of_pairs(notes, "b") == pytest.approx(2.0)
+    assert cost_of_pairs(notes, "c") == 1.0

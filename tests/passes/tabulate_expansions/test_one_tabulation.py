@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import fx
 
-from kancompile.ir import Branch, Contraction, Expansion, Geometry, Program, TableExpansion, check
+from kancompile.ir import Branch, Contraction, Expansion, Geometry, IndexQuantizer, Program, TableExpansion, check
 from kancompile.passes.tabulate_expansions import TableOptions, TabulateExpansions
+from kancompile.passes.tabulate_expansions.choose_index import row_inputs, row_inputs_of_groups
+from kancompile.passes.tabulate_expansions.codes import TableDraft, choose_codes
 from tests.programs import calibration_inputs, float_program
 
 
@@ -71,3 +73,29 @@ def test_the_mean_error_of_the_look_ups_is_in_the_bias() -> None:
     exact = program.node("layer0_contract", Contraction)
     moved = bare.bias - exact.bias - exact.weight @ table.column_offset().flatten()
     assert float(moved.abs().max()) > 0
+
+
+@pytest.mark.parametrize("levels", [255, 256, 60])
+def test_rows_of_an_ordinary_layer_are_their_own_codes(levels: int) -> None:
+    """A second rounding of what a convolution has rounded already would cost as much again."""
+    expansion = Expansion((4,), [Branch("x", None, torch.arange(4)[:, None])])
+    index = IndexQuantizer(0.01, 40, levels)
+    contraction = Contraction("plain", torch.ones(2, 4), torch.zeros(2), (2,))
+    values = index.rows().float().reshape(1, -1, 1)
+    shared = torch.zeros(4, dtype=torch.int64)
+    draft = TableDraft(
+        expansion, index, values, shared, contraction.weight, torch.ones(4, 1), lambda functions: functions
+    )
+    (scale,), (offset,), zero_point = choose_codes([draft], contraction, TableOptions())
+    table = draft.table(scale, offset, zero_point)
+    assert torch.equal(table.table.flatten(), torch.arange(levels).to(torch.uint8))
+    torch.testing.assert_close(table.table * table.scale + table.offset, values[0])
+
+
+def test_centroids_of_all_tables_are_those_of_each() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, group = torch.randn(50, 6, generator=generator), torch.tensor([0, 1, 0, 2, 1, 2])
+    index = IndexQuantizer(0.1, 16, 32)
+    found = row_inputs_of_groups(index, x, group, 0.0)
+    for number in range(3):
+        torch.testing.assert_close(found[number], row_inputs(index, x[:, group == number]))
