@@ -78,6 +78,7 @@ SLOW = (
     "docs/report.md",
     "docs/targets/",
     "docs/troubleshooting.md",
+    "docs/tutorial.md",
 )
 
 

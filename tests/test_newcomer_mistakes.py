@@ -30,7 +30,13 @@ def test_the_table_has_every_mistake() -> None:
     assert len(ROWS) >= 30
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
+SLOW = {"too few bytes", "forty samples", "a limit out of reach"}
+"""Compilations of several files, whose messages tests of the budget, of fresh data and of the gate check as well."""
+
+
+@pytest.mark.parametrize(
+    "mistake", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in MISTAKES]
+)
 def test_the_answer_names_cause_and_way_out(mistake: str, tmp_path: Path) -> None:
     answer = said(mistake, tmp_path)
     position = 0

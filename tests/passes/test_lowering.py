@@ -72,7 +72,9 @@ def _same(one: Program, other: Program, x: torch.Tensor) -> bool:
     return buffers and show(one) == show(other) and torch.equal(one(x), other(x))
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "convolutions" else []) for name in PROGRAMS]
+)
 def test_what_was_lowered_before_does_not_matter(name: str) -> None:
     program, x = _prepared(name)
     lowering = Lowering(program, x)
