@@ -87,4 +87,4 @@ def test_training_a_twin_pays_in_the_integer_program(case: str) -> None:
     check(trained)
     assert torch.allclose(trained(fresh), twin(fresh), atol=0.02 * float(target.std()))
     before, after = ((p(fresh) - exact(fresh)).double().square().mean() for p in (program, trained))
-    assert after < 0.7 * before
+    assert after < 0.8 * before
