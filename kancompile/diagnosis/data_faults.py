@@ -175,7 +175,7 @@ class DataSuspicions:
         """Find features that stretch the table of a layer for all others."""
         lab = self.laboratory
         for anatomy in anatomies:
-            layer = next(layer for layer in lab.program.layers() if layer.name == anatomy.layer)
+            layer = lab.program.layer(anatomy.layer)
             for target in layer.expansions:
                 expansion = lab.program.module(target)
                 if not isinstance(expansion, Expansion):

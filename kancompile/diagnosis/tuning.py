@@ -359,7 +359,7 @@ def _extra_bytes(change: Change, anatomies: Mapping[str, Anatomy], program: Prog
     extra = 0
     for name, keys in change.layers.items():
         anatomy = anatomies[name]
-        layer = next(layer for layer in program.layers() if layer.name == name)
+        layer = program.layer(name)
         weights = program.module(layer.contraction).weight.numel()  # type: ignore[union-attr, operator]
         if "weight_bits" in keys:
             extra += int(weights) * (int(keys["weight_bits"]) - anatomy.weight_bits) // 8

@@ -45,6 +45,12 @@ class DifferentiableTable(nn.Module):
         self.in_shape = table.in_shape
         self.n_in, self.k = table.n_in, table.k
         self.codes = nn.Parameter(table.table.float(), requires_grad=trainable)
+        self._fixed = None if trainable else self._codes_and_slope()
+
+    def _codes_and_slope(self) -> tuple[Tensor, Tensor]:
+        table, codes = self.table, _rounded(self.codes, 0, 255)
+        slope = _slope(codes.detach().reshape(table.n_tables, table.index.levels, table.k)).flatten(0, 1)
+        return codes, slope
 
     def forward(self, x: Tensor) -> Tensor:
         """Map real values (or float row numbers) to float codes ``[b, *, n_in, k]``."""
@@ -60,8 +66,7 @@ class DifferentiableTable(nn.Module):
         position = position.clamp(0, table.index.levels)
         if table.first_row is not None:
             row = row + table.first_row
-        codes = _rounded(self.codes, 0, 255)
-        slope = _slope(codes.detach().reshape(table.n_tables, table.index.levels, table.k)).flatten(0, 1)
+        codes, slope = self._codes_and_slope() if self._fixed is None else self._fixed
         return codes[row] + (position - position.detach()).unsqueeze(-1) * slope[row]
 
     def quantized(self) -> TableExpansion:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from kancompile.ir import AnyExpansion, Contraction, Expansion, Layer, Program
+from kancompile.ir import AnyExpansion, Contraction, Expansion, Layer, Program, node_of
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def _split(program: Program, layer: Layer) -> Program:
     contraction = program.node(layer.contraction, Contraction)
     copy = program.replace_modules({})
     root, graph = copy.graph_module, copy.graph_module.graph
-    reader = next(node for node in graph.nodes if node.target == layer.contraction)
+    reader = node_of(copy, layer.contraction)
     sources: list[fx.Node] = []
     order: list[Tensor] = []
     start = 0

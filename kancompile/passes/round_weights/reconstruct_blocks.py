@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kancompile.ir import Layer, Program, differentiable
+from kancompile.ir import Layer, Program, differentiable, node_of
 from kancompile.passes.rounding_methods import Block, Brecq, Rounded, RoundingProblem
 
 _CHUNK = 512
@@ -33,8 +33,7 @@ def with_one_end(program: Program, block: Sequence[Layer]) -> list[list[Layer]]:
 
     Layers of parallel branches follow each other as well, and do not feed each other.
     """
-    nodes = program.graph_module.graph.nodes
-    end = next(node for node in nodes if node.op == "call_module" and node.target == block[-1].contraction)
+    end = node_of(program, block[-1].contraction)
     behind, pending = {end}, [end]
     while pending:
         new = [node for node in pending.pop().all_input_nodes if node not in behind]
@@ -110,7 +109,7 @@ class _Cut:
         for node in graph.nodes:
             if node.target in inside or any(source in depends for source in node.all_input_nodes):
                 depends.add(node)
-        last = next(node for node in graph.nodes if node.op == "call_module" and node.target == end)
+        last = node_of(program, end)
         self.frontier: list[fx.Node] = []
         root: dict[str, Any] = {}
         new = fx.Graph()

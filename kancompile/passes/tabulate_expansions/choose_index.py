@@ -130,10 +130,7 @@ def row_inputs(index: IndexQuantizer, x: Tensor) -> Tensor:
     Returns:
         float64 ``[levels]``.
     """
-    rows = row_numbers(index, x).flatten()
-    count = torch.bincount(rows, minlength=index.levels)
-    total = torch.bincount(rows, weights=x.flatten().double(), minlength=index.levels)
-    return torch.where(count > 0, total / count.clamp(min=1), index.rows())
+    return row_inputs_of_groups(index, x.reshape(-1, 1), torch.zeros(1, dtype=torch.int64), 0.0)[0]
 
 
 def row_inputs_of_groups(index: IndexQuantizer, x: Tensor, group: Tensor, prior: float) -> Tensor:

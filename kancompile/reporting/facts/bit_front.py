@@ -122,7 +122,7 @@ def shipped_bits(program: Program) -> dict[str, int]:
 
 def describe_layer_bits(program: Program, name: str) -> int | None:
     """Return the weight bits of one layer, ``None`` where it has none of its own."""
-    layer = next(layer for layer in program.layers() if layer.name == name)
+    layer = program.layer(name)
     bits = getattr(program.module(layer.contraction), "weight_bits", None)
     return None if bits is None else int(bits)
 
