@@ -7,6 +7,7 @@ no 16-bit QuantizeLinear, which :func:`load` says together with the recipe that 
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 from kancompile.errors import KanCompileError
@@ -52,7 +53,7 @@ def _reason(text: str) -> str:
     first = next((line.strip() for line in text.splitlines() if line.strip()), "no text")
     if "Int4" in text:
         return f'{first}; it has no 4-bit tensors: compile with storage = "fastest"'
-    if '"QuantizeLinear"' in first:
+    if re.search(r"\bQuantizeLinear\b", first):  # the operator, or a node that has no name of its own
         return f"{first}; it has no 16-bit QuantizeLinear: compile with levels = 256 or fewer in the first layer"
     return first
 
