@@ -50,6 +50,8 @@ RANGES = ("minmax", "percentile", "mse")
 GRANULARITIES = ("channel", "branch", "group")
 STORAGES = ("smallest", "native", "fastest")
 LOWERINGS = ("table", "keep")
+LOOKUPS = ("auto", "each", "joint")
+_SHARED_ERROR, _JOINT_ERROR = 1e-5, 3e-4
 
 Rows = tuple[tuple[str, Any], ...]
 
@@ -98,11 +100,18 @@ class LayerRecipe:
         high=1.0,
         optional=True,
     )
-    function_error: float = _option(
-        1e-5,
-        "share of a convolution's output variance that looking up fewer functions may cost; 0: keep all functions",
+    function_error: float | None = _option(
+        None,
+        "share of a layer's output variance that looking up fewer functions may cost, unset: 1e-5 for convolutions, 3e-4 where "
+        "inputs are looked up in pairs; 0: keep all functions",
         low=0.0,
         high=1e-2,
+        optional=True,
+    )
+    lookup: str = _option(
+        "auto",
+        "whether each input is looked up by itself, or joint: pairs of inputs and few functions of them; auto: the faster",
+        choices=LOOKUPS,
     )
     precision: str = _option(
         "int8",
@@ -115,6 +124,18 @@ class LayerRecipe:
     def arithmetic(self) -> str:
         """In which form the layer computes: its precision, or ``"keep"`` as PyTorch computes it."""
         return "keep" if self.lowering == "keep" else self.precision
+
+    @property
+    def shared_error(self) -> float:
+        """Share of a convolution's output variance that may be lost where all channels share fewer functions."""
+        return _SHARED_ERROR if self.function_error is None else self.function_error
+
+    @property
+    def joint_error(self) -> float:
+        """Share of a layer's output variance that may be lost where inputs are looked up in pairs; 0: they are not."""
+        if self.lookup == "each" or self.granularity != "channel" or (self.levels is not None and self.lookup == "auto"):
+            return 0.0
+        return _JOINT_ERROR if self.function_error is None else self.function_error
 
     @property
     def rounding_method(self) -> str:
@@ -145,6 +166,7 @@ class Recipe(LayerRecipe):
         cpu: name of a preset in :data:`CPU_PRESETS`.
         bits_average, max_bytes, max_latency_us: budgets; the first two have bits allocated by sensitivity.
         batch: the only batch size of the file, ``None`` for any.
+        for_batch: the batch size at which time counts, ``None`` for a balance of small and large ones.
         goal_sqnr: what every output should reach, and is helped to (see ``kancompile.compiler.error_gate``); ``None``: no help.
         min_sqnr: what every output must reach, or the compilation fails.
         calibration_samples: how many samples are used at most.
@@ -195,6 +217,14 @@ class Recipe(LayerRecipe):
         "dB that every output must reach about its mean, or nothing is written; layers go on to 16 bits and float for it",
         low=-1000.0,
         high=1000.0,
+        optional=True,
+    )
+    for_batch: int | None = _option(
+        None,
+        "the batch size that the file is made for, which takes any; unset: a balance of 1, 16 and 256",
+        kind=int,
+        low=1,
+        high=1 << 20,
         optional=True,
     )
     calibration_samples: int = _option(4096, "calibration samples used at most", kind=int, low=2, high=1 << 24)

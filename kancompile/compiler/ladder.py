@@ -51,7 +51,7 @@ def rungs(chosen: LayerRecipe, captured: Program, lowered: Program, name: str) -
         if chosen.column_scaling is None:
             found += [Rung(FREE, {"column_scaling": exponent}) for exponent in (1.0, 0.5)]
         found += [Rung(ROWS, {"levels": levels}) for levels in _finer_levels(captured, lowered, name)]
-        if chosen.function_error > 0 and _is_convolution(captured, name):
+        if chosen.shared_error > 0 and _is_convolution(captured, name):
             found.append(Rung(FUNCTIONS, {"function_error": 0.0}))
         found.append(Rung(PRECISION, {"precision": "int16"}))
     if chosen.arithmetic in ("int8", "int16"):

@@ -268,8 +268,8 @@ def _evidence(kind: str, anatomy: Anatomy, recipe: Recipe) -> tuple[str, dict[st
         return f"{who}: {anatomy.rows} table rows, {step:.3g} apart, {100 * share:.0f} % of its error", facts
     if kind == FUNCTIONS:
         return (
-            f"{who}: functions that depend on each other nearly were joined, {chosen.function_error:g} of the variance",
-            {"function_error": chosen.function_error},
+            f"{who}: functions that depend on each other nearly were joined, {chosen.shared_error:g} of the variance",
+            {"function_error": chosen.shared_error},
         )
     if kind == PRECISION:
         return f"{who}: 8-bit codes and weights", {"weight_bits": anatomy.weight_bits}

@@ -79,8 +79,8 @@ def suspects(recipe: Recipe, anatomy: Anatomy, noise: float, alone: float, signa
             # a range chosen by error cuts off only where rows are few
             kept = (anatomy.rows / candidate) ** 2
             add(LEVELS, {"levels": candidate}, levels=kept, outside=kept if chosen.range == "mse" else 1.0)
-    if anatomy.is_convolution and chosen.function_error > 0:
-        left = max(noise - min(alone, chosen.function_error * signal), 1e-12 * noise)
+    if anatomy.is_convolution and chosen.shared_error > 0:
+        left = max(noise - min(alone, chosen.shared_error * signal), 1e-12 * noise)
         found.append(Suspect(FUNCTIONS, anatomy.layer, Change({anatomy.layer: {"function_error": 0.0}}), left))
     found += _weights(chosen, anatomy, noise, alone)
     wide = Change({anatomy.layer: {"precision": "int16"}})

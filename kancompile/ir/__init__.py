@@ -10,6 +10,7 @@ from kancompile.ir.geometry import Geometry, PatchSampler, columns_of_groups, fl
 from kancompile.ir.gradients import differentiable, quantized
 from kancompile.ir.index import REAL, HandOver, IndexQuantizer, rows_of
 from kancompile.ir.integer_contraction import GroupMultiplier, IntegerContraction
+from kancompile.ir.joint_table import JointTable
 from kancompile.ir.operators import convolution_columns, look_up
 from kancompile.ir.packed_codes import DIGITS, MOST, ZERO_POINT, pack
 from kancompile.ir.polynomial import BreakpointCells, PolynomialExpansion, UniformCells, Zone
@@ -46,6 +47,7 @@ __all__ = [
     "HandOver",
     "IndexQuantizer",
     "IntegerContraction",
+    "JointTable",
     "Layer",
     "PassChange",
     "PatchSampler",

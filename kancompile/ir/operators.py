@@ -149,6 +149,33 @@ def _(
     return index.new_empty((*index.shape[:-1], 1, sum(sizes) * index.shape[-1] + len(added)), dtype=torch.uint8)
 
 
+@torch.library.custom_op("kancompile::expand_joint", mutates_args=())
+def expand_joint(index: Tensor, members: Tensor, parts: Tensor) -> Tensor:
+    """Look up columns whose row number several inputs share (``kancompile.ir.joint_table``).
+
+    Args:
+        index: row numbers below ``L``, uint8 ``[b, n]``.
+        members: int64 ``[m, w]``, the inputs of every word.
+        parts: uint8 ``[m, k, w, L]``, codes whose sums over the members stay below 256.
+
+    Returns:
+        uint8 ``[b, k * w, 1]``, planes major.
+    """
+    words, levels = parts.shape[2:]
+    first = torch.arange(words) * levels
+    total = torch.zeros((), dtype=torch.uint8)
+    for inputs, part in zip(members, parts, strict=True):
+        rows = (index[:, inputs].long() + first).flatten()
+        planes = [plane.flatten()[rows].reshape(-1, words) for plane in part]
+        total = total + torch.cat(planes, dim=1)
+    return total.unsqueeze(-1)
+
+
+@expand_joint.register_fake
+def _(index: Tensor, members: Tensor, parts: Tensor) -> Tensor:
+    return parts.new_empty((index.shape[0], parts.shape[1] * parts.shape[2], 1))
+
+
 def _columns(features: Sequence[Tensor]) -> Tensor:
     """Concatenate features ``[b, *, n_in, k]`` to columns ``[b, *, c]``, in the order of the weight's rows."""
     flat = [feature.flatten(-2) for feature in features]

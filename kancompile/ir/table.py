@@ -22,6 +22,7 @@ class TableExpansion(AnyExpansion):
 
     Attributes:
         in_shape: ``(*, n_in)``.
+        read_shape: shape of what it reads, channels last, where that is another.
         index: the input quantizer.
         input: ``"real"`` quantizes real values as QuantizeLinear does, ``"float"`` in float arithmetic;
             ``"scaled"`` reads real values that already are in units of rows, 0.5 included; ``"index"`` reads row
@@ -55,7 +56,7 @@ class TableExpansion(AnyExpansion):
     ) -> None:
         super().__init__()
         self.channels_first = channels_first
-        self.in_shape = tuple(in_shape)
+        self.in_shape = self.read_shape = tuple(in_shape)
         self.index = index
         self.input = input
         self.branch_sizes = tuple(branch_sizes)
@@ -71,9 +72,14 @@ class TableExpansion(AnyExpansion):
         return int(self.table.shape[-1])
 
     @property
+    def rows(self) -> int:
+        """Rows of one table."""
+        return self.index.levels
+
+    @property
     def n_tables(self) -> int:
         """Number of distinct tables."""
-        return int(self.table.shape[0]) // self.index.levels
+        return int(self.table.shape[0]) // self.rows
 
     @property
     def branch_functions(self) -> list[tuple[str, int]]:
@@ -140,7 +146,7 @@ class TableExpansion(AnyExpansion):
     def to_index(self, x: Tensor) -> Tensor:
         """Map the input to row numbers ``[b, *, n_in]``, whatever the input is."""
         if not self.channels_first:
-            x = regroup(x, self.in_shape)
+            x = regroup(x, self.read_shape)
         rows = x if self.input == "index" else self._quantize(x)
         return to_channels_last(rows) if self.channels_first else rows
 
@@ -173,4 +179,12 @@ class TableExpansion(AnyExpansion):
         """Spread what belongs to the distinct tables, ``[T, k]``, to ``[n_in, k]``."""
         if self.first_row is None:
             return value.expand(self.n_in, -1)
-        return value[self.first_row.long() // self.index.levels]
+        return value[self.first_row.long() // self.rows]
+
+    def rescaled(self, fraction: Tensor, zero_point: int) -> TableExpansion:
+        """Return the table whose columns use only a fraction ``[T, k]`` of their code range about the code of 0."""
+        codes = self.table.reshape(self.n_tables, self.rows, self.k).float() - zero_point
+        narrowed = (torch.round(codes * fraction[:, None]) + zero_point).to(torch.uint8)
+        scale = self.scale / fraction
+        offset = self.offset + zero_point * (self.scale - scale) if zero_point else self.offset
+        return self.replace(table=narrowed.flatten(0, 1), scale=scale, offset=offset)

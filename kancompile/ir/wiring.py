@@ -142,7 +142,7 @@ def tied_columns(tables: Sequence[TableExpansion]) -> Tensor:
     for table in tables:
         owner = torch.zeros(table.n_in, dtype=torch.int64)
         if table.first_row is not None:
-            owner = table.first_row.long() // table.index.levels
+            owner = table.first_row.long() // table.rows
         found.append((owner[:, None] * table.k + torch.arange(table.k)).flatten() + count)
         count += table.n_tables * table.k
     return torch.cat(found)

@@ -16,6 +16,7 @@ from kancompile.passes.fuse_index import FuseIndex
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials, lower_exactly
 from kancompile.passes.mix_functions import MixFunctions
 from kancompile.passes.recently_used import RecentlyUsed
+from kancompile.passes.reduce_functions import BALANCE, JoinOptions, ReduceFunctions
 from kancompile.passes.round_to_16_bits import RoundTo16Bits
 from kancompile.passes.round_weights import RoundingOptions, RoundWeights, prove_layer
 from kancompile.passes.rounding_methods import method_named
@@ -76,7 +77,7 @@ class Lowering:
 
     def _form(self, recipe: Recipe, timings: Timings) -> tuple[Program, KnownTables]:
         layers = [recipe.for_layer(layer.name) for layer in self.program.layers()]
-        key = tuple((layer.arithmetic, layer.function_error, layer.granularity == "branch") for layer in layers)
+        key = tuple((layer.arithmetic, layer.shared_error, layer.granularity == "branch") for layer in layers)
 
         def make() -> tuple[Program, KnownTables]:
             program = _run(self._function_stages(recipe), self.program, recipe, timings)
@@ -92,7 +93,7 @@ class Lowering:
 
         def function_error(name: str) -> float:
             layer = recipe.for_layer(name)
-            return layer.function_error if layer.arithmetic == "int8" and layer.granularity != "branch" else 0.0
+            return layer.shared_error if layer.arithmetic == "int8" and layer.granularity != "branch" else 0.0
 
         exact, wide, tables = (_with_precision(recipe, precision) for precision in ("float", "int16", "int8"))
         polynomials = LowerToPolynomials(WIDE_TOLERANCE, applies=wide)
@@ -120,6 +121,12 @@ class Lowering:
             bits = min(8, layer.weight_bits + gained)
             return TableOptions(layer.levels, layer.range, layer.percentile, bits, layer.column_scaling)  # type: ignore[arg-type]
 
+        def join_options(name: str) -> JoinOptions | None:
+            layer = recipe.for_layer(name)
+            if layer.arithmetic != "int8" or not layer.joint_error:
+                return None
+            return JoinOptions(layer.joint_error, layer.levels, layer.range, layer.percentile, layer.column_scaling)  # type: ignore[arg-type]
+
         def rounding_options(name: str) -> RoundingOptions:
             layer = recipe.for_layer(name)
             method = method_named(layer.rounding_method, self.device)
@@ -133,8 +140,11 @@ class Lowering:
                 {name: method_named(name, self.device) for name in alternatives(layer)},
             )
 
+        batch = BALANCE if recipe.for_batch is None else (recipe.for_batch,)
+        reduce = ReduceFunctions(join_options, batch=batch, known=known)
         tabulate = TabulateExpansions(table_options, known=known)
         return [
+            (ReduceFunctions.name, ("int8",), lambda stage: reduce(stage, x)),
             (TabulateExpansions.name, ("int8",), lambda stage: tabulate(stage, x)),
             (RoundWeights.name, ("int8",), lambda stage: RoundWeights(rounding_options, self.seed)(stage, x)),
             (FuseIndex.name, ("int8",), FuseIndex()),

@@ -84,11 +84,7 @@ def rescale_tables(
         size = table.n_tables * table.k
         fraction = of_tie[start : start + size].reshape(table.n_tables, table.k)
         start += size
-        codes = table.table.reshape(table.n_tables, table.index.levels, table.k).float() - zero_point
-        narrowed = (torch.round(codes * fraction[:, None]) + zero_point).to(torch.uint8)
-        scale = table.scale / fraction
-        offset = table.offset + zero_point * (table.scale - scale) if zero_point else table.offset
-        rescaled.append(table.replace(table=narrowed.flatten(0, 1), scale=scale, offset=offset))
+        rescaled.append(table.rescaled(fraction, zero_point))
     return rescaled
 
 

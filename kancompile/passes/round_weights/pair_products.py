@@ -244,12 +244,12 @@ def _pairs(
     rows = n_inputs = 0
     for table in tables:
         begin = torch.zeros(table.n_in, dtype=torch.int64) if table.first_row is None else table.first_row.long()
-        per_table = table.table.reshape(table.n_tables, table.index.levels, table.k).amax(1).to(torch.int64)
-        largest.append(per_table[begin // table.index.levels].flatten())
+        per_table = table.table.reshape(table.n_tables, table.rows, table.k).amax(1).to(torch.int64)
+        largest.append(per_table[begin // table.rows].flatten())
         starts.append((begin + rows).repeat_interleave(table.k))
         minor.append(torch.arange(table.k).repeat(table.n_in))
         inputs.append(torch.arange(n_inputs, n_inputs + table.n_in).repeat_interleave(table.k))
-        levels.append(torch.full((table.n_in * table.k,), table.index.levels))
+        levels.append(torch.full((table.n_in * table.k,), table.rows))
         codes.append(torch.nn.functional.pad(table.table.to(torch.int32), (0, widest - table.k)))
         rows += len(table.table)
         n_inputs += table.n_in

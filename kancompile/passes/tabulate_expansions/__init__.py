@@ -15,7 +15,7 @@ from functools import partial
 
 from torch import Tensor
 
-from kancompile.ir import Expansion, Layer, Program, quantizer_in_front
+from kancompile.ir import Expansion, JointTable, Layer, Program, quantizer_in_front
 from kancompile.passes.tabulate_expansions.known import KnownTables
 from kancompile.passes.tabulate_expansions.layer import tabulate_layer
 from kancompile.passes.tabulate_expansions.options import TableOptions
@@ -63,7 +63,9 @@ class TabulateExpansions:
         return program
 
     def _applies(self, program: Program, layer: Layer) -> bool:
-        return program.is_float(layer) and self.options(layer.name) is not None
+        expansions = [program.module(target) for target in layer.expansions]
+        tabulated = any(isinstance(expansion, JointTable) for expansion in expansions)
+        return program.is_float(layer) and not tabulated and self.options(layer.name) is not None
 
 
 __all__ = [

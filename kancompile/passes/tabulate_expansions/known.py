@@ -7,18 +7,15 @@ one has.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
-from kancompile.ir import IndexQuantizer
 from kancompile.passes.tabulate_expansions.choose_index import MeasuresLookup
-from kancompile.passes.tabulate_expansions.options import TableOptions
 
 Cost = TypeVar("Cost", bound=MeasuresLookup)
-LayerKey = tuple[str, TableOptions, tuple[IndexQuantizer | None, ...]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class KnownTables:
     """
 
     inputs: dict[str, MeasuredInputs[Any]] = field(default_factory=dict)
-    layers: dict[LayerKey, tuple[dict[str, nn.Module], list[str]]] = field(default_factory=dict)
+    layers: dict[Hashable, tuple[dict[str, nn.Module], list[str]]] = field(default_factory=dict)
 
     def inputs_of(self, expansion: str, measure: Callable[[], MeasuredInputs[Cost]]) -> MeasuredInputs[Cost]:
         """Return what is known of an expansion's inputs, measured now if need be."""
@@ -55,9 +52,9 @@ class KnownTables:
         return self.inputs[expansion]
 
     def layer(
-        self, key: LayerKey, tabulate: Callable[[], tuple[dict[str, nn.Module], list[str]]]
+        self, key: Hashable, tabulate: Callable[[], tuple[dict[str, nn.Module], list[str]]]
     ) -> tuple[dict[str, nn.Module], list[str]]:
-        """Return the tables of a layer, built now if need be."""
+        """Return the tables of a layer, built now if need be; the key names whatever they depend on."""
         if key not in self.layers:
             self.layers[key] = tabulate()
         return self.layers[key]

@@ -20,6 +20,7 @@ from kancompile.errors import KanCompileError, reason
 from kancompile.ir import IntegerContraction, Program
 from kancompile.targets.onnx.arrange_tables import arrange_tables
 from kancompile.targets.onnx.function_planes import deal_planes
+from kancompile.targets.onnx.joint_tables import write_joint_tables
 from kancompile.targets.onnx.naming import name_nodes, name_values
 from kancompile.targets.onnx.narrow_weights import NarrowWeights, store_narrow_weights
 from kancompile.targets.onnx.pair_tables import build_pair_tables
@@ -86,6 +87,7 @@ def emit(
     model.ir_version = IR_VERSION
     build_pair_tables(model)
     deal_planes(model)
+    write_joint_tables(model)
     named = name_nodes(model, program)
     if storage != "fastest":
         store_narrow_weights(model, _narrow(program), native=storage == "native")

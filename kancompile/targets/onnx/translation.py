@@ -16,13 +16,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import torch
 from onnxscript import opset21 as op
+from onnxscript.values import Op, Opset
 
 import kancompile.ir  # noqa: F401  (registers the operators named below)
 
 _PAIR_BLOCK = 64
+JOINT_LOOKUP = "JointLookup"
 Value = Any  # an onnx_ir.Value while the exporter traces
 
 
@@ -180,12 +183,28 @@ def view_of(x: Value) -> Value:
     return op.Identity(x)
 
 
+def _stand_in() -> Op:
+    form = onnx.defs.OpSchema.FormalParameter
+    inputs = [form("index", "tensor(uint8)"), form("members", "tensor(int64)"), form("parts", "tensor(uint8)")]
+    schema = onnx.defs.OpSchema(JOINT_LOOKUP, "kancompile", 1, inputs=inputs, outputs=[form("columns", "tensor(uint8)")])
+    return Op(Opset("kancompile", 1), JOINT_LOOKUP, schema)
+
+
+_JOINT_LOOKUP = _stand_in()
+
+
+def expand_joint(index: Value, members: Value, parts: Value) -> Value:
+    """Stand in for the look-up of columns that inputs share an index for; ``joint_tables`` writes it, out of the exporter's reach."""
+    return _JOINT_LOOKUP(index, members, parts)
+
+
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.prims.view_of.default: view_of,
     torch.ops.kancompile.quantize_index.default: quantize_index,
     torch.ops.kancompile.floor_index.default: floor_index,
     torch.ops.kancompile.expand.default: expand,
     torch.ops.kancompile.expand_pairs.default: expand_pairs,
+    torch.ops.kancompile.expand_joint.default: expand_joint,
     torch.ops.kancompile.contract.default: contract,
     torch.ops.kancompile.contract_to_index.default: contract_to_index,
 }

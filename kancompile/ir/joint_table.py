@@ -1,0 +1,112 @@
+"""Tables whose row number several inputs share, so that one look-up serves all of them.
+
+    phi[b, c] ~ scale[c] * sum_j parts[j, c, row(x[b, members[j, c]])] + offset[c]
+
+A column is a sum of one function of each of its members. The codes of the sum are sums of codes, so the table of all
+combinations of rows, which is what a target looks up, follows from the parts exactly, and a file stores only those.
+
+Columns stand in planes: the columns ``c``, ``c + w``, ``c + 2 w``, ... of ``w`` words have the same members, and one number may
+hold their codes (``kancompile.ir.packed_codes``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kancompile.ir.index import IndexQuantizer
+from kancompile.ir.table import TableExpansion
+
+
+class JointTable(TableExpansion):
+    """Columns of functions of several inputs each; to a contraction every column is an input with one function.
+
+    Attributes:
+        read_shape: of what it reads, ``(n,)``.
+        members: int64 ``[m, w]``, the inputs that share the index of a word.
+        parts: uint8 ``[m, k, w, levels]``, codes of the functions of each member; sums of them stay below 256.
+    """
+
+    members: Tensor
+    parts: Tensor
+
+    def __init__(
+        self,
+        read_shape: tuple[int, ...],
+        index: IndexQuantizer,
+        members: Tensor,
+        parts: Tensor,
+        scale: Tensor,
+        offset: Tensor,
+        name: str,
+        input: str = "real",
+    ) -> None:
+        """Take ``scale`` and ``offset`` of every column, float32 ``[k * w, 1]``."""
+        columns, combinations = parts[0, :, :, 0].numel(), index.levels ** len(parts)
+        first = (torch.arange(columns) * combinations).to(torch.int32)
+        super().__init__((columns,), index, _combined(parts), first, scale, offset, (1,), (name,), input)
+        self.read_shape, self.name = tuple(read_shape), name
+        self.register_buffer("members", members)
+        self.register_buffer("parts", parts)
+
+    @property
+    def anchor_shape(self) -> tuple[int, ...]:
+        """Shape of what it reads, without the batch."""
+        return self.read_shape
+
+    @property
+    def rows(self) -> int:
+        """Rows of the table of a column: all combinations of rows of its members."""
+        return int(self.index.levels ** len(self.parts))
+
+    def fields(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        names = ("read_shape", "index", "members", "parts", "scale", "offset", "name", "input")
+        return {name: getattr(self, name) for name in names}
+
+    def replace(self, **fields: Any) -> JointTable:
+        """Return the same table with some arguments of the constructor exchanged."""
+        return JointTable(**(self.fields() | fields))
+
+    def rescaled(self, fraction: Tensor, zero_point: int) -> JointTable:
+        """Return the table whose columns use a fraction ``[c, 1]`` of their codes; no column is padded, so no code stands for 0."""
+        of_plane = fraction.reshape(1, *self.parts.shape[1:3], 1)
+        parts = torch.round(self.parts.float() * of_plane).to(torch.uint8)
+        return self.replace(parts=parts, scale=self.scale / fraction)
+
+    def stored_bytes(self) -> int:
+        """Count the bytes of the parts."""
+        return self.parts.numel()
+
+    def describe(self) -> dict[str, Any]:
+        """Describe it in plain data for manifests and reports."""
+        members, words = self.members.shape
+        used = int(torch.unique(self.members).numel())
+        return super().describe() | {"words": words, "members": members, "inputs_read": used, "tables": words}
+
+    def form(self) -> str:
+        """Give rows and range, and what it reads."""
+        index, (members, words) = self.index, self.members.shape
+        rows = f"{words} words of {members} inputs with {index.levels} rows each"
+        return f"{rows}, {index.low:.6g} ... {index.high:.6g}, reads {self.input}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[b, n]`` to table codes, uint8 ``[b, c, 1]``."""
+        codes: Tensor = torch.ops.kancompile.expand_joint(self.to_index(x), self.members, self.parts)
+        return codes
+
+    def _evaluate(self, x: Tensor) -> Tensor:
+        rows = self.reading_real()._quantize(x.reshape(-1, *self.read_shape))
+        codes: Tensor = torch.ops.kancompile.expand_joint(rows, self.members, self.parts)
+        return codes
+
+
+def _combined(parts: Tensor) -> Tensor:
+    """Add the codes of all combinations of rows, ``[k * w * levels^m, 1]``, the last member's rows innermost."""
+    members, planes, words, levels = parts.shape
+    total = parts[0].to(torch.int32)
+    for part in parts[1:]:
+        total = (total[..., :, None] + part[..., None, :]).reshape(planes, words, -1)
+    return total.to(torch.uint8).reshape(-1, 1)

@@ -1,0 +1,98 @@
+"""Look few functions of pairs of inputs up, where a layer needs far fewer than it has.
+
+The functions of a trained layer depend on each other nearly: a layer of 784 inputs with nine functions each kept 35 dB with a
+sixth of its 7,056 columns. ``words`` finds which functions of which pairs of inputs carry the output, ``fit`` gives them weights, and
+``look_up_time`` says whether a file is faster for it. Layers where it is not, or where as many functions would be needed, stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from kancompile.ir import Contraction, Expansion, Layer, Program, node_of, quantizer_in_front
+from kancompile.passes.reduce_functions.join import JoinOptions, join_layer
+from kancompile.passes.reduce_functions.look_up_time import BALANCE, is_faster, most_columns
+from kancompile.passes.tabulate_expansions import KnownTables
+
+
+@dataclass(frozen=True)
+class ReduceFunctions:
+    """Look inputs of linear layers up in pairs; layers that already are tables stay.
+
+    Attributes:
+        options: gives the options of a layer by its name, ``None`` to look each input up by itself.
+        samples: calibration samples used to measure the error of indices.
+        batch: sizes of a batch that the file is made for.
+        known: what earlier calls with the same program and inputs found.
+    """
+
+    options: Callable[[str], JoinOptions | None]
+    samples: int = 256
+    batch: tuple[int, ...] = BALANCE
+    known: KnownTables | None = None
+
+    name = "reduce-functions"
+
+    def __call__(self, program: Program, x: Tensor) -> Program:
+        """Return the program with joint tables, or the same one.
+
+        Args:
+            program: a captured program.
+            x: calibration inputs ``[n, *input_shape]``.
+        """
+        found = [layer for layer in program.layers() if self._applies(program, layer)]
+        if not found:
+            return program
+        known = KnownTables() if self.known is None else self.known
+        read = program.inputs(x, [layer.expansions[0] for layer in found])
+        modules: dict[str, nn.Module] = {}
+        notes: list[str] = []
+        for layer in found:
+            options = self.options(layer.name)
+            assert options is not None
+            made, said = known.layer(
+                (layer.name, options, self.batch),
+                lambda: self._joined(program, layer, read[layer.expansions[0]], options),  # noqa: B023 (called at once)
+            )
+            modules |= made
+            notes += said
+        return program.replace_modules(modules, notes) if modules or notes else program
+
+    def _applies(self, program: Program, layer: Layer) -> bool:
+        """Whether a layer is linear, of one expansion of its own that reads a vector."""
+        if not program.is_float(layer) or len(layer.expansions) != 1 or self.options(layer.name) is None:
+            return False
+        (target,), expansion = layer.expansions, program.module(layer.expansions[0])
+        contraction = program.node(layer.contraction, Contraction)
+        return (
+            contraction.geometry is None
+            and isinstance(expansion, Expansion)
+            and not expansion.is_identity
+            and len(expansion.in_shape) == 1
+            and len(node_of(program, target).users) == 1
+            and quantizer_in_front(program, target) is None
+            and most_columns(expansion.n_in, expansion.k, contraction.n_out, self.batch) > 0
+        )
+
+    def _joined(
+        self, program: Program, layer: Layer, x: Tensor, options: JoinOptions
+    ) -> tuple[dict[str, nn.Module], list[str]]:
+        expansion = program.node(layer.expansions[0], Expansion)
+        contraction = program.node(layer.contraction, Contraction)
+        most = most_columns(expansion.n_in, expansion.k, contraction.n_out, self.batch)
+        joined = join_layer(expansion, contraction, x, self.samples, options, most)
+        if joined is None or not is_faster(expansion.n_in, expansion.k, contraction.n_out, joined.table.n_in, self.batch):
+            return {}, []
+        table = joined.table
+        note = (
+            f"layer {layer.name!r}: {expansion.n_in * expansion.k} functions replaced by {table.n_in} of pairs of inputs, "
+            f"{table.index.levels} rows for each input over {table.index.low:.4g} ... {table.index.high:.4g}, squared error "
+            f"{joined.lost:.2g} of the output's variance"
+        )
+        return {layer.expansions[0]: table, layer.contraction: joined.contraction}, [note]
+
+
+__all__ = ["BALANCE", "JoinOptions", "ReduceFunctions"]

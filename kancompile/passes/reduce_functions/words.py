@@ -1,0 +1,118 @@
+"""Find the functions that carry the most of a layer's output, for pairs of inputs that share an index.
+
+A layer is a sum over its inputs of functions with many outputs, ``y = sum_i F_i(x_i)``, ``F_i = W_i phi(x_i)``. For a pair of inputs
+with ``C`` the covariance of both their functions over calibration inputs, the singular values of ``[W_a W_b] C^1/2`` say how much
+of the output's variance the best common functions carry, and the left singular vectors in which directions of the output
+(Eckart and Young, 1936). Each of them is a sum of one function of either input, ``g = u^T F_a(x_a) + u^T F_b(x_b)``, which is
+known at every row of the index, and is all that is looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PLANES = 3
+"""Functions of a word: as many codes as one number holds."""
+MEMBERS = 2
+FLOOR = 0.02
+"""Weight of all rows alike in the covariance, so that functions stay right where calibration saw little."""
+_NO_VARIANCE = 1e-12
+
+
+@dataclass(frozen=True)
+class Words:
+    """Functions of pairs of inputs, ``PLANES`` to a word, those that carry the most first.
+
+    Attributes:
+        members: int64 ``[MEMBERS, w]``, inputs.
+        values: float32 ``[MEMBERS, PLANES, w, L]``, functions of the members at the rows of the index.
+        weight: float32 ``[n_out, PLANES, w]``, in which direction of the output each function goes.
+    """
+
+    members: Tensor
+    values: Tensor
+    weight: Tensor
+
+    def __len__(self) -> int:
+        return self.members.shape[1]
+
+    def first(self, count: int) -> Words:
+        """Keep the ``count`` words that carry the most."""
+        return Words(self.members[:, :count], self.values[:, :, :count], self.weight[:, :, :count])
+
+    def in_order(self) -> Words:
+        """Sort the words by their inputs, so that neighbours read neighbours."""
+        order = torch.argsort(self.members[0], stable=True)
+        return Words(self.members[:, order], self.values[:, :, order], self.weight[:, :, order])
+
+
+def find_words(values: Tensor, weight: Tensor, rows: Tensor, most: int) -> Words:
+    """Find words of the most variance.
+
+    Args:
+        values: of the functions at the rows, float32 ``[L, n_in, k]``.
+        weight: of the layer, ``[n_out, n_in, k]``.
+        rows: row numbers of calibration inputs, ``[n, n_in]``.
+        most: words to return at most.
+    """
+    levels, n_in, k = values.shape
+    count = torch.stack([(rows == row).sum(0) for row in range(levels)]).double()  # [L, n_in]
+    share = ((1 - FLOOR) * count / len(rows) + FLOOR / levels)[..., None]
+    centered = values.double() - (share * values.double()).sum(0)
+    variance = torch.einsum("oik,lik,lij,oij->i", weight.double(), share * centered, centered, weight.double())
+    kept = torch.nonzero(variance > _NO_VARIANCE * variance.sum())[:, 0]
+    if len(kept) % MEMBERS:  # an input that says nothing makes the last pair whole; there is none beside an odd number of others
+        spare = next((i for i in range(n_in) if i not in set(kept.tolist())), int(kept[0]))
+        kept = torch.cat([kept, torch.tensor([spare])])
+    members = kept.reshape(-1, MEMBERS).T  # [MEMBERS, p]
+    basis = [centered[:, part].float() for part in members]  # [L, p, k] each
+    if bool((members[:, -1] == members[0, -1]).all()):
+        basis[1][:, -1] = 0.0
+    covariance = _covariance(basis, rows, members)
+    both = torch.cat([weight[:, part] for part in members], dim=-1).permute(1, 0, 2).double()  # [p, n_out, m k]
+    energies, directions = _directions(both, covariance)
+    chunks = energies[:, : energies.shape[1] // PLANES * PLANES].reshape(len(energies), -1, PLANES).sum(-1)
+    order = chunks.flatten().argsort(descending=True, stable=True)[:most]
+    order = order[chunks.flatten()[order] > 0]
+    pair, chunk = order // chunks.shape[1], order % chunks.shape[1]
+    place = chunk[:, None] * PLANES + torch.arange(PLANES)
+    chosen = torch.gather(directions[pair], 2, place[:, None].expand(-1, directions.shape[1], -1)).float()
+    at_rows = []
+    for one, part in zip(basis, members, strict=True):
+        towards = torch.einsum("wop,owk->wpk", chosen, weight[:, part[pair]])
+        at_rows.append(torch.einsum("lwk,wpk->pwl", one[:, pair], towards))
+    return Words(members[:, pair], torch.stack(at_rows), chosen.permute(1, 2, 0).contiguous())
+
+
+def _covariance(basis: Sequence[Tensor], rows: Tensor, members: Tensor) -> Tensor:
+    """Measure the covariance of the functions of every pair, float64 ``[p, m k, m k]``, all rows alike with their floor."""
+    pairs, k = basis[0].shape[1:]
+    total = torch.zeros(pairs, MEMBERS * k, MEMBERS * k, dtype=torch.float64)
+    place = torch.arange(pairs)
+    for part in rows.split(512):
+        seen = torch.cat([one[part[:, who], place] for one, who in zip(basis, members, strict=True)], dim=-1)
+        total += torch.einsum("npa,npb->pab", seen, seen).double()
+    total *= (1 - FLOOR) / len(rows)
+    for number, one in enumerate(basis):
+        even = one - one.mean(0)
+        own = slice(number * k, (number + 1) * k)
+        total[:, own, own] += FLOOR / len(one) * torch.einsum("lpa,lpb->pab", even, even).double()
+    return total
+
+
+def _directions(weight: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Give squared singular values of ``weight covariance^1/2``, ``[p, s]``, descending, and left vectors ``[p, n_out, s]``."""
+    values, vectors = torch.linalg.eigh(covariance)
+    root = vectors * values.clamp(min=0).sqrt()[:, None]
+    product = weight @ root  # [p, n_out, m k]
+    energies, right = torch.linalg.eigh(product.mT @ product)
+    energies, right = energies.flip(1).clamp(min=0), right.flip(2)
+    left = product @ right
+    length = left.norm(dim=1, keepdim=True)
+    size = length.amax(2, keepdim=True).clamp(min=1e-30)
+    left = torch.where(length > 1e-9 * size, left / length.clamp(min=1e-30), torch.zeros_like(left))
+    return torch.where(length[:, 0] > 1e-9 * size[:, 0], energies, torch.zeros_like(energies)), left
