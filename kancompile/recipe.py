@@ -133,7 +133,11 @@ class LayerRecipe:
     @property
     def joint_error(self) -> float:
         """Share of a layer's output variance that may be lost where inputs are looked up in pairs; 0: they are not."""
-        if self.lookup == "each" or self.granularity != "channel" or (self.levels is not None and self.lookup == "auto"):
+        if (
+            self.lookup == "each"
+            or self.granularity != "channel"
+            or (self.levels is not None and self.lookup == "auto")
+        ):
             return 0.0
         return _JOINT_ERROR if self.function_error is None else self.function_error
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from kancompile.compiler.manifest import metadata_of
 from kancompile.errors import KanCompileError
 from kancompile.ir import Program, with_history
-from kancompile.passes import QuantizeOutputs
+from kancompile.passes import LookUpMembers, QuantizeOutputs
 from kancompile.progress import Timings
 from kancompile.recipe import Recipe
 from kancompile.targets import TARGETS, Target
@@ -76,6 +76,8 @@ def write(target: Target, program: Program, facts: Mapping[str, Any], recipe: Re
 
 def for_target(target: Target, lowered: Program, x: Tensor, timings: Timings) -> Program:
     """Rewrite a lowered program as its target asks for."""
+    if not target.joint_tables:
+        lowered = LookUpMembers(target.name)(lowered)
     if not target.quantized_outputs:
         return lowered
     quantized = timings.measure(QuantizeOutputs.name, lambda: QuantizeOutputs()(lowered, x))

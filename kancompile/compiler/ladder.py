@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kancompile.ir import Program
+from kancompile.ir import JointTable, Program
 from kancompile.recipe import LayerRecipe
 
 FREE, ROWS, FUNCTIONS, PRECISION = "free", "rows", "functions", "precision"
 _MOST_LEVELS = 1 << 14
 _MOST_TABLE_BYTES = 1 << 20
 _STEPS = (4, 16)
+_MORE_FUNCTIONS = 4
 _FEW_COLUMNS, _MOST_COLUMNS = 2048, 8192
 
 
@@ -50,7 +51,12 @@ def rungs(chosen: LayerRecipe, captured: Program, lowered: Program, name: str) -
         found += [Rung(FREE, {"range": kind}) for kind in ("minmax", "percentile") if chosen.range != kind]
         if chosen.column_scaling is None:
             found += [Rung(FREE, {"column_scaling": exponent}) for exponent in (1.0, 0.5)]
-        found += [Rung(ROWS, {"levels": levels}) for levels in _finer_levels(captured, lowered, name)]
+        is_joint = any(isinstance(table, JointTable) for table in lowered.tables(lowered.layer(name)).values())
+        if is_joint:
+            found.append(Rung(FUNCTIONS, {"function_error": chosen.joint_error / _MORE_FUNCTIONS}))
+            found.append(Rung(FUNCTIONS, {"lookup": "each"}))
+        else:
+            found += [Rung(ROWS, {"levels": levels}) for levels in _finer_levels(captured, lowered, name)]
         if chosen.shared_error > 0 and _is_convolution(captured, name):
             found.append(Rung(FUNCTIONS, {"function_error": 0.0}))
         found.append(Rung(PRECISION, {"precision": "int16"}))

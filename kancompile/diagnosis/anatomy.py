@@ -20,7 +20,16 @@ from torch import Tensor
 
 from kancompile.diagnosis.laboratory import Laboratory
 from kancompile.diagnosis.tune_cache import recalled
-from kancompile.ir import Contraction, Expansion, IndexQuantizer, IntegerContraction, Layer, Program, TableExpansion
+from kancompile.ir import (
+    Contraction,
+    Expansion,
+    IndexQuantizer,
+    IntegerContraction,
+    JointTable,
+    Layer,
+    Program,
+    TableExpansion,
+)
 from kancompile.passes import cost_of_pairs
 from kancompile.recipe import Recipe
 
@@ -47,6 +56,7 @@ class Anatomy:
         reads: what its table reads when all layers are lowered.
         columns, dead_columns: weight columns, and those whose function is constant over the calibration inputs.
         is_convolution: whether its contraction is one.
+        is_joint: whether it looks inputs up in pairs; ``levels`` then is all of its error.
     """
 
     layer: str
@@ -67,6 +77,7 @@ class Anatomy:
     columns: int
     dead_columns: int
     is_convolution: bool
+    is_joint: bool
 
     @property
     def total(self) -> float:
@@ -111,6 +122,8 @@ def _dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
     layer, low_layer = exact.layer(name), lowered.layer(name)
     contraction = exact.node(layer.contraction, Contraction)
     x = _few(exact, layer, laboratory.x)
+    if isinstance(lowered.module(low_layer.expansions[0]), JointTable):
+        return _with_ranges(laboratory, _of_pairs(laboratory, recipe, exact, lowered, name, x), exact, lowered)
     floats = exact.trace(x, [*layer.expansions, layer.contraction])
     integers = lowered.trace(x, [*low_layer.expansions, low_layer.contraction])
     looked_up, cut, dead, coded = [], [], 0, []
@@ -166,9 +179,41 @@ def _dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
             columns=sum(phi.shape[-2] * phi.shape[-1] for phi in phis),
             dead_columns=dead,
             is_convolution=contraction.geometry is not None,
+            is_joint=False,
         ),
         exact,
         lowered,
+    )
+
+
+def _of_pairs(
+    laboratory: Laboratory, recipe: Recipe, exact: Program, lowered: Program, name: str, x: Tensor
+) -> Anatomy:
+    """Measure a layer whose columns belong to pairs of inputs, so that no column of the float layer has its like."""
+    found = [program.trace(x, [program.layer(name).contraction]) for program in (exact, lowered)]
+    expected, got = (next(iter(traced.values()))[1] for traced in found)
+    contraction = lowered.node(lowered.layer(name).contraction, IntegerContraction)
+    error = float((got.reshape(expected.shape) - expected).double().square().mean())
+    return Anatomy(
+        layer=name,
+        outside=0.0,
+        levels=error,
+        codes=0.0,
+        weights=0.0,
+        outside_share=0.0,
+        outside_judged=0.0,
+        low=0.0,
+        high=0.0,
+        input_low=0.0,
+        input_high=0.0,
+        rows=0,
+        weight_bits=contraction.weight_bits,
+        pair_cost=1.0,
+        reads=_reads(laboratory, recipe, name),
+        columns=contraction.matrix.shape[1],
+        dead_columns=0,
+        is_convolution=False,
+        is_joint=True,
     )
 
 

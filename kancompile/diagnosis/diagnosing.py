@@ -266,6 +266,9 @@ def _evidence(kind: str, anatomy: Anatomy, recipe: Recipe) -> tuple[str, dict[st
         step = (anatomy.high - anatomy.low) / max(anatomy.rows - 1, 1)
         facts = {"levels": anatomy.rows, "step": step, "error_share": share}
         return f"{who}: {anatomy.rows} table rows, {step:.3g} apart, {100 * share:.0f} % of its error", facts
+    if kind == FUNCTIONS and anatomy.is_joint:
+        lost = {"function_error": chosen.joint_error}
+        return f"{who}: few functions of pairs of inputs in place of all, {chosen.joint_error:g} of the variance", lost
     if kind == FUNCTIONS:
         return (
             f"{who}: functions that depend on each other nearly were joined, {chosen.shared_error:g} of the variance",

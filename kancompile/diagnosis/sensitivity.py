@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kancompile.diagnosis.laboratory import Laboratory, Outcome
-from kancompile.ir import Contraction, IntegerContraction, Layer, Program, TableExpansion, layer_tables
+from kancompile.ir import Contraction, IntegerContraction, JointTable, Layer, Program, TableExpansion, layer_tables
 from kancompile.passes import SplitBranches
 from kancompile.recipe import Recipe
 from kancompile.validation import plain_number
@@ -110,6 +110,8 @@ def _lowered_branches(lowered: Program, name: str) -> list[tuple[str, TableExpan
     weight = contraction.real_weight()
     found = []
     start = 0
+    if any(isinstance(table, JointTable) for table in layer_tables(lowered, layer)):
+        return []
     for table in layer_tables(lowered, layer):
         columns = weight[:, start : start + table.n_in * table.k].reshape(-1, table.n_in, table.k)
         start += table.n_in * table.k

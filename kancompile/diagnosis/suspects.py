@@ -74,7 +74,7 @@ def suspects(recipe: Recipe, anatomy: Anatomy, noise: float, alone: float, signa
         add(range_kind, {"range": "minmax"}, outside=0.0, levels=wider)
     most = MOST_ROWS_CONVOLUTION if anatomy.is_convolution else MOST_ROWS
     rows = min(4 * anatomy.rows, most)
-    if rows > anatomy.rows:
+    if rows > anatomy.rows and not anatomy.is_joint:
         for candidate in dict.fromkeys((rows, min(16 * anatomy.rows, most))):
             # a range chosen by error cuts off only where rows are few
             kept = (anatomy.rows / candidate) ** 2
@@ -82,6 +82,9 @@ def suspects(recipe: Recipe, anatomy: Anatomy, noise: float, alone: float, signa
     if anatomy.is_convolution and chosen.shared_error > 0:
         left = max(noise - min(alone, chosen.shared_error * signal), 1e-12 * noise)
         found.append(Suspect(FUNCTIONS, anatomy.layer, Change({anatomy.layer: {"function_error": 0.0}}), left))
+    if anatomy.is_joint:
+        each = Change({anatomy.layer: {"lookup": "each"}})
+        found.append(Suspect(FUNCTIONS, anatomy.layer, each, max(noise - alone, 1e-12 * noise)))
     found += _weights(chosen, anatomy, noise, alone)
     wide = Change({anatomy.layer: {"precision": "int16"}})
     return [*found, Suspect(PRECISION, anatomy.layer, wide, max(noise - alone, 1e-12 * noise))]

@@ -366,7 +366,7 @@ def _extra_bytes(change: Change, anatomies: Mapping[str, Anatomy], program: Prog
         if "levels" in keys:
             functions = sum(int(program.module(target).k) for target in layer.expansions)  # type: ignore[arg-type, misc]
             extra += functions * (int(keys["levels"]) - anatomy.rows)
-        if "function_error" in keys:
+        if "function_error" in keys or "lookup" in keys:
             extra += 1  # how many functions come back is known afterwards; what is free comes before
     return extra
 

@@ -18,6 +18,7 @@ from kancompile.ir.contraction import convolve_real
 from kancompile.ir.expansion import to_channels_first
 from kancompile.ir.index import IndexQuantizer
 from kancompile.ir.integer_contraction import IntegerContraction
+from kancompile.ir.joint_table import JointTable
 from kancompile.ir.operators import convolution_columns
 from kancompile.ir.program import Program
 from kancompile.ir.table import TableExpansion
@@ -56,7 +57,7 @@ class DifferentiableTable(nn.Module):
         """Map real values (or float row numbers) to float codes ``[b, *, n_in, k]``."""
         table = self.table
         row = table.to_index(x.detach().round() if table.input == "index" else x.detach()).long()
-        x = table.inputs_last(x)
+        x = table.inputs_last(x) if table.picks is None else x.reshape(len(x), -1)[:, table.picks]
         if table.input == "index":
             position = x
         else:
@@ -73,6 +74,26 @@ class DifferentiableTable(nn.Module):
         """Return the table of the codes as they are now."""
         codes = self.codes.detach().round().clamp(0, 255).to(torch.uint8)
         return self.table.replace(table=codes)
+
+
+class DifferentiableJoint(nn.Module):
+    """A look-up of pairs of inputs as the sum of a look-up of each member."""
+
+    def __init__(self, table: JointTable, trainable: bool) -> None:
+        super().__init__()
+        self.table, self.in_shape, self.n_in, self.k = table, table.in_shape, table.n_in, table.k
+        self.members = nn.ModuleList(DifferentiableTable(part, trainable) for part in table.by_member())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map real values (or float row numbers) to float codes ``[b, c, 1]``."""
+        codes = [part(x).transpose(1, 2).reshape(len(x), -1, 1) for part in self.members]
+        return torch.stack(codes).sum(0)
+
+    def quantized(self) -> JointTable:
+        """Return the table of the codes as they are now; training must have kept their sums below 256."""
+        planes, words, levels = self.table.parts.shape[1:]
+        parts = [part.quantized().table.reshape(words, levels, planes).permute(2, 0, 1) for part in self.members]  # type: ignore[operator]
+        return self.table.replace(parts=torch.stack(parts).contiguous())
 
 
 class DifferentiableContraction(nn.Module):
@@ -173,7 +194,11 @@ def differentiable(program: Program, trainable: bool = False) -> Program:
     for node, contraction in program.nodes(IntegerContraction):
         modules[str(node.target)] = DifferentiableContraction(contraction, trainable)
     for node, table in program.nodes(TableExpansion):
-        modules[str(node.target)] = DifferentiableTable(table, trainable)
+        modules[str(node.target)] = (
+            DifferentiableJoint(table, trainable)
+            if isinstance(table, JointTable)
+            else DifferentiableTable(table, trainable)
+        )
     return program.replace_modules(modules) if modules else program
 
 
@@ -184,6 +209,6 @@ def quantized(twin: Program) -> Program:
     """
     modules: dict[str, nn.Module] = {}
     for node, module in twin.nodes(nn.Module):
-        if isinstance(module, DifferentiableContraction | DifferentiableTable):
+        if isinstance(module, DifferentiableContraction | DifferentiableTable | DifferentiableJoint):
             modules[str(node.target)] = module.quantized()
     return twin.replace_modules(modules) if modules else twin

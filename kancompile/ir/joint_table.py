@@ -70,8 +70,30 @@ class JointTable(TableExpansion):
         """Return the same table with some arguments of the constructor exchanged."""
         return JointTable(**(self.fields() | fields))
 
+    def by_member(self) -> list[MemberTable]:
+        """Return for every member the table of its functions, a word an input of ``k`` functions."""
+        planes, words = self.parts.shape[1:3]
+        first = (torch.arange(words) * self.index.levels).to(torch.int32)
+        scale, offset = (value.reshape(planes, words).T.contiguous() for value in (self.scale, self.offset))
+        return [
+            MemberTable(
+                picks,
+                self.read_shape,
+                in_shape=(words,),
+                index=self.index,
+                table=part.permute(1, 2, 0).reshape(-1, planes).contiguous(),
+                first_row=first,
+                scale=scale,
+                offset=offset,
+                branch_sizes=(planes,),
+                branch_names=(self.name,),
+                input=self.input,
+            )
+            for picks, part in zip(self.members, self.parts, strict=True)
+        ]
+
     def rescaled(self, fraction: Tensor, zero_point: int) -> JointTable:
-        """Return the table whose columns use a fraction ``[c, 1]`` of their codes; no column is padded, so no code stands for 0."""
+        """Return the table whose columns use a fraction ``[c, 1]`` of their codes; nothing is padded, no code stands for 0."""
         of_plane = fraction.reshape(1, *self.parts.shape[1:3], 1)
         parts = torch.round(self.parts.float() * of_plane).to(torch.uint8)
         return self.replace(parts=parts, scale=self.scale / fraction)
@@ -92,6 +114,10 @@ class JointTable(TableExpansion):
         rows = f"{words} words of {members} inputs with {index.levels} rows each"
         return f"{rows}, {index.low:.6g} ... {index.high:.6g}, reads {self.input}"
 
+    def evaluate_inputs(self, points: Tensor) -> Tensor:
+        """Evaluate the columns at points of every input, ``[n, inputs]``, as codes ``[n, c, 1]``."""
+        return self._evaluate(points.to(torch.float32))
+
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[b, n]`` to table codes, uint8 ``[b, c, 1]``."""
         codes: Tensor = torch.ops.kancompile.expand_joint(self.to_index(x), self.members, self.parts)
@@ -103,9 +129,26 @@ class JointTable(TableExpansion):
         return codes
 
 
+class MemberTable(TableExpansion):
+    """What one member of every word adds to a joint table: a table that looks up some of the inputs, in any order."""
+
+    def __init__(self, picks: Tensor, read_shape: tuple[int, ...], **fields: Any) -> None:
+        super().__init__(**fields)
+        self.read_shape = tuple(read_shape)
+        self.picks = picks
+
+    def fields(self) -> dict[str, Any]:
+        """Return the arguments of the constructor."""
+        return super().fields() | {"picks": self.picks, "read_shape": self.read_shape}
+
+    def replace(self, **fields: Any) -> MemberTable:
+        """Return the same table with some arguments of the constructor exchanged."""
+        return MemberTable(**(self.fields() | fields))
+
+
 def _combined(parts: Tensor) -> Tensor:
     """Add the codes of all combinations of rows, ``[k * w * levels^m, 1]``, the last member's rows innermost."""
-    members, planes, words, levels = parts.shape
+    planes, words = parts.shape[1:3]
     total = parts[0].to(torch.int32)
     for part in parts[1:]:
         total = (total[..., :, None] + part[..., None, :]).reshape(planes, words, -1)

@@ -24,6 +24,7 @@ class TableExpansion(AnyExpansion):
         in_shape: ``(*, n_in)``.
         read_shape: shape of what it reads, channels last, where that is another.
         index: the input quantizer.
+        picks: which of the elements that it reads it looks up, int64 ``[n_in]``, ``None`` for all in order.
         input: ``"real"`` quantizes real values as QuantizeLinear does, ``"float"`` in float arithmetic;
             ``"scaled"`` reads real values that already are in units of rows, 0.5 included; ``"index"`` reads row
             numbers that the layer before produced.
@@ -36,6 +37,7 @@ class TableExpansion(AnyExpansion):
     """
 
     yields_codes = True
+    picks: Tensor | None
     table: Tensor
     first_row: Tensor | None
     scale: Tensor
@@ -61,6 +63,7 @@ class TableExpansion(AnyExpansion):
         self.input = input
         self.branch_sizes = tuple(branch_sizes)
         self.branch_names = tuple(branch_names)
+        self.register_buffer("picks", None)
         self.register_buffer("table", table)
         self.register_buffer("first_row", first_row)
         self.register_buffer("scale", scale)
@@ -148,6 +151,8 @@ class TableExpansion(AnyExpansion):
         if not self.channels_first:
             x = regroup(x, self.read_shape)
         rows = x if self.input == "index" else self._quantize(x)
+        if self.picks is not None:
+            return rows.index_select(-1, self.picks)
         return to_channels_last(rows) if self.channels_first else rows
 
     def _quantize(self, x: Tensor) -> Tensor:

@@ -125,7 +125,14 @@ class Lowering:
             layer = recipe.for_layer(name)
             if layer.arithmetic != "int8" or not layer.joint_error:
                 return None
-            return JoinOptions(layer.joint_error, layer.levels, layer.range, layer.percentile, layer.column_scaling)  # type: ignore[arg-type]
+            return JoinOptions(
+                layer.joint_error,
+                layer.levels,
+                layer.range,  # type: ignore[arg-type]
+                layer.percentile,
+                layer.column_scaling,
+                layer.lookup == "joint",
+            )
 
         def rounding_options(name: str) -> RoundingOptions:
             layer = recipe.for_layer(name)

@@ -24,6 +24,7 @@ class Target:
         loads_in_ort: whether ONNX Runtime loads its files.
         facts: what the manifest says about a file, such as memory on a device; ``stored_bytes`` among them is what counts
             against a budget, where that is not the size of the file.
+        joint_tables: whether it can look inputs up in pairs; for others every input is looked up by itself.
         quantized_outputs: whether what a network returns must have 8 bits.
     """
 
@@ -36,4 +37,5 @@ class Target:
     companions: Callable[[bytes], Mapping[str, bytes]] | None = None
     loads_in_ort: bool = True
     facts: Callable[[bytes], dict[str, int]] = lambda data: {}
+    joint_tables: bool = False
     quantized_outputs: bool = False

@@ -110,5 +110,6 @@ TARGET = Target(
     emit,
     cpus=("portable", "arm64"),
     emit_batch=emit_batch,
+    joint_tables=True,
     companions=companions,
 )

@@ -1,8 +1,9 @@
 """Look few functions of pairs of inputs up, where a layer needs far fewer than it has.
 
 The functions of a trained layer depend on each other nearly: a layer of 784 inputs with nine functions each kept 35 dB with a
-sixth of its 7,056 columns. ``words`` finds which functions of which pairs of inputs carry the output, ``fit`` gives them weights, and
-``look_up_time`` says whether a file is faster for it. Layers where it is not, or where as many functions would be needed, stay.
+sixth of its 7,056 columns. ``words`` finds which functions of which pairs of inputs carry the output, ``fit`` gives them
+weights, and ``look_up_time`` says whether a file is faster for it. Layers where it is not, or where as many functions would be
+needed, stay.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from kancompile.ir import Contraction, Expansion, Layer, Program, node_of, quantizer_in_front
 from kancompile.passes.reduce_functions.join import JoinOptions, join_layer
-from kancompile.passes.reduce_functions.look_up_time import BALANCE, is_faster, most_columns
+from kancompile.passes.reduce_functions.look_up_time import BALANCE, most_columns
 from kancompile.passes.tabulate_expansions import KnownTables
 
 
@@ -74,18 +75,27 @@ class ReduceFunctions:
             and len(expansion.in_shape) == 1
             and len(node_of(program, target).users) == 1
             and quantizer_in_front(program, target) is None
-            and most_columns(expansion.n_in, expansion.k, contraction.n_out, self.batch) > 0
+            and self._most_columns(layer.name, expansion, contraction) > 0
         )
+
+    def _most_columns(self, name: str, expansion: Expansion, contraction: Contraction) -> int:
+        options = self.options(name)
+        if options is not None and options.always:
+            return expansion.n_in * expansion.k
+        return most_columns(expansion.n_in, expansion.k, contraction.n_out, self.batch)
 
     def _joined(
         self, program: Program, layer: Layer, x: Tensor, options: JoinOptions
     ) -> tuple[dict[str, nn.Module], list[str]]:
         expansion = program.node(layer.expansions[0], Expansion)
         contraction = program.node(layer.contraction, Contraction)
-        most = most_columns(expansion.n_in, expansion.k, contraction.n_out, self.batch)
+        most = self._most_columns(layer.name, expansion, contraction)
         joined = join_layer(expansion, contraction, x, self.samples, options, most)
-        if joined is None or not is_faster(expansion.n_in, expansion.k, contraction.n_out, joined.table.n_in, self.batch):
-            return {}, []
+        if joined is None:
+            needed = (
+                f"pairs of inputs would need more than {most} functions for {options.share:g} of the output's variance"
+            )
+            return {}, [f"layer {layer.name!r}: {needed}, so each input is looked up by itself"]
         table = joined.table
         note = (
             f"layer {layer.name!r}: {expansion.n_in * expansion.k} functions replaced by {table.n_in} of pairs of inputs, "

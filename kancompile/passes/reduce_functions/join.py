@@ -38,6 +38,7 @@ class JoinOptions:
         levels: rows for each input, ``None`` to choose them by measured error.
         range, percentile: see ``choose_index.ranges``.
         column_scaling: exponent of the column maximum that moves to the weights, ``None`` to estimate the best.
+        always: whether pairs are looked up wherever the error allows it, not only where that is faster.
     """
 
     share: float
@@ -45,6 +46,7 @@ class JoinOptions:
     range: Range
     percentile: float
     column_scaling: float | None
+    always: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,13 @@ def join_layer(
     drafted = _rounded(kept, rows, index, options)
     final = LeastSquares(drafted(rows), output, drafted.weight).solve(torch.arange(count * PLANES))
     table = JointTable(
-        tuple(expansion.in_shape), index, kept.members, drafted.parts, drafted.scale[:, None], drafted.offset[:, None], NAME
+        tuple(expansion.in_shape),
+        index,
+        kept.members,
+        drafted.parts,
+        drafted.scale[:, None],
+        drafted.offset[:, None],
+        NAME,
     )
     return Joined(table, contraction.replace(weight=final.weight, bias=final.bias, codes=None), lost(count))
 
@@ -119,7 +127,9 @@ def _columns_of(words: Tensor, count: int) -> Tensor:
 
 def _fewest(lost: Callable[[int], float], most: int, share: float) -> int | None:
     """Find the smallest of growing counts whose loss is within the share; ``None`` where that of all is not."""
-    counts = sorted({min(most, math.ceil(_GROWTH**power)) for power in range(2, math.ceil(math.log(max(most, 2), _GROWTH)) + 1)})
+    counts = sorted(
+        {min(most, math.ceil(_GROWTH**power)) for power in range(2, math.ceil(math.log(max(most, 2), _GROWTH)) + 1)}
+    )
     low, high = 0, len(counts) - 1
     if lost(counts[high]) > share:
         return None

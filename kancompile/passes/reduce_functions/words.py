@@ -1,10 +1,10 @@
 """Find the functions that carry the most of a layer's output, for pairs of inputs that share an index.
 
-A layer is a sum over its inputs of functions with many outputs, ``y = sum_i F_i(x_i)``, ``F_i = W_i phi(x_i)``. For a pair of inputs
-with ``C`` the covariance of both their functions over calibration inputs, the singular values of ``[W_a W_b] C^1/2`` say how much
-of the output's variance the best common functions carry, and the left singular vectors in which directions of the output
-(Eckart and Young, 1936). Each of them is a sum of one function of either input, ``g = u^T F_a(x_a) + u^T F_b(x_b)``, which is
-known at every row of the index, and is all that is looked up.
+A layer is a sum over its inputs of functions with many outputs, ``y = sum_i F_i(x_i)``, ``F_i = W_i phi(x_i)``. With ``C`` the
+covariance of the functions of two inputs over calibration data, the singular values of ``[W_a W_b] C^1/2`` say how much of the
+output's variance the best common functions carry, and the left singular vectors in which directions of the output (Eckart and
+Young, 1936). Each of them is a sum of one function of either input, ``g = u^T F_a(x_a) + u^T F_b(x_b)``, which is known at every
+row of the index, and is all that is looked up.
 """
 
 from __future__ import annotations
@@ -59,13 +59,15 @@ def find_words(values: Tensor, weight: Tensor, rows: Tensor, most: int) -> Words
         rows: row numbers of calibration inputs, ``[n, n_in]``.
         most: words to return at most.
     """
-    levels, n_in, k = values.shape
+    levels, n_in, _ = values.shape
     count = torch.stack([(rows == row).sum(0) for row in range(levels)]).double()  # [L, n_in]
     share = ((1 - FLOOR) * count / len(rows) + FLOOR / levels)[..., None]
     centered = values.double() - (share * values.double()).sum(0)
     variance = torch.einsum("oik,lik,lij,oij->i", weight.double(), share * centered, centered, weight.double())
     kept = torch.nonzero(variance > _NO_VARIANCE * variance.sum())[:, 0]
-    if len(kept) % MEMBERS:  # an input that says nothing makes the last pair whole; there is none beside an odd number of others
+    if (
+        len(kept) % MEMBERS
+    ):  # an input that says nothing makes the last pair whole; there is none beside an odd number of others
         spare = next((i for i in range(n_in) if i not in set(kept.tolist())), int(kept[0]))
         kept = torch.cat([kept, torch.tensor([spare])])
     members = kept.reshape(-1, MEMBERS).T  # [MEMBERS, p]

@@ -105,7 +105,7 @@ def int32_sums(pair: LayerPair) -> dict[str, Any] | None:
     start = 0
     for table in layer_tables(pair.program, pair.layer):
         codes = (table.table.to(torch.float64) - zero_point).abs()
-        largest = table.per_input(codes.reshape(table.n_tables, table.index.levels, table.k).amax(1))
+        largest = table.per_input(codes.reshape(table.n_tables, table.rows, table.k).amax(1))
         size = table.n_in // groups * table.k
         part = weights[:, start : start + size].abs().sum(2).reshape(groups, -1, size)
         bound += (part * largest.reshape(groups, 1, size)).sum(2).flatten()

@@ -182,7 +182,9 @@ class _Planner:
     def _read(self, node: fx.Node, table: TableExpansion) -> Read:
         value = self.values[node.all_input_nodes[0]]
         assert isinstance(value, _RealInput | _Sums | _Codes)
-        ids = value.ids if table.channels_first else regroup(value.ids, table.in_shape)
+        ids = value.ids if table.channels_first else regroup(value.ids, table.read_shape)
+        if table.picks is not None:
+            ids = ids[..., table.picks]
         order = (to_channels_last(ids) if table.channels_first else ids).reshape(-1).numpy()
         if isinstance(value, _RealInput):
             buffer = self._input(Index(table.index.scale, table.index.zero_point, table.index.levels), order)

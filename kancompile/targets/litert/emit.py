@@ -163,8 +163,11 @@ class _Emitter:
             if module.channels_first:
                 x = file.transpose(x, [0, *range(2, len(x.shape)), 1])
             else:
-                x = file.reshape(x, (-1, *module.in_shape))
+                x = file.reshape(x, (-1, *module.read_shape))
         rows = x if module.input == "index" else self._rows(x, module)
+        if module.picks is not None:
+            picks = file.constant(module.picks.to(torch.int32).numpy())
+            rows = file.node("GATHER", [rows, picks], (-1, *module.in_shape), rows.dtype, "GatherOptions", axis=1)
         if module.first_row is not None:
             rows = file.binary("ADD", rows, file.constant(module.first_row.to(torch.int32).numpy()))
         codes = (module.table.to(torch.int16) - _SHIFT).to(torch.int8).numpy()

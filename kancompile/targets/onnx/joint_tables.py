@@ -27,7 +27,11 @@ def write_joint_tables(model: ir.Model) -> None:
             continue
         tape = Tape(model.graph)
         writer = _Writer(tape, model.graph)
-        columns = writer.write(*node.inputs)
+        index, members, parts = node.inputs
+        assert index is not None
+        assert members is not None
+        assert parts is not None
+        columns = writer.write(index, members, parts)
         for written in tape.nodes:
             written.metadata_props.update(node.metadata_props)
         nodes = list(tape.nodes)
@@ -38,6 +42,14 @@ def write_joint_tables(model: ir.Model) -> None:
             ir.convenience.replace_all_uses_with(flat, columns)
             model.graph.remove(use.node, safe=True)
         model.graph.remove(node, safe=True)
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():  # members, and shapes of what was replaced
+            del model.graph.initializers[name]
+
+
+def _numbers(value: ir.Value) -> np.ndarray:  # type: ignore[type-arg]
+    assert value.const_value is not None
+    return value.const_value.numpy()
 
 
 class _Writer:
@@ -46,8 +58,8 @@ class _Writer:
 
     def write(self, index: ir.Value, members: ir.Value, parts: ir.Value) -> ir.Value:
         """Write one look-up and return its columns, uint8 ``[b, k * w]``."""
-        inputs = members.const_value.numpy()
-        _, planes, _, levels = parts.const_value.numpy().shape
+        inputs = _numbers(members)
+        _, planes, _, levels = _numbers(parts).shape
         by_input = self.op("Transpose", [index], {"perm": [1, 0]})
         rows = None
         for own in inputs:
@@ -64,7 +76,7 @@ class _Writer:
 
     def _words(self, parts: ir.Value) -> ir.Value:
         """Write the packed codes of all combinations of rows, float32 ``[w, levels^m]``."""
-        members, planes, words, levels = parts.const_value.numpy().shape
+        members, planes, words, levels = _numbers(parts).shape
         numbers = self.op("Cast", [parts], {"to": int(ir.DataType.FLOAT)})
         digits = np.array(DIGITS[:planes], np.float32)
         scaled = self.op("Mul", [numbers, self._constant(digits.reshape(1, planes, 1, 1))])
@@ -72,7 +84,9 @@ class _Writer:
         found = self._member(packed, 0)
         for member in range(1, members):
             left = self.op("Reshape", [found, self._constant(np.array([words, -1, 1], np.int64))])
-            right = self.op("Reshape", [self._member(packed, member), self._constant(np.array([words, 1, levels], np.int64))])
+            right = self.op(
+                "Reshape", [self._member(packed, member), self._constant(np.array([words, 1, levels], np.int64))]
+            )
             total = self.op("Add", [left, right])
             found = self.op("Reshape", [total, self._constant(np.array([words, levels ** (member + 1)], np.int64))])
         return self.op("Sub", [found, self._constant(np.array(ZERO_POINT * digits.sum(), np.float32))])
@@ -96,6 +110,8 @@ class _Writer:
             key = f"{key}_{len(self.graph.initializers)}"
         if key not in self.graph.initializers:
             tensor = ir.tensor(array, name=key)
-            value = ir.Value(name=key, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+            value = ir.Value(
+                name=key, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
             self.graph.initializers[key] = value
         return self.graph.initializers[key]

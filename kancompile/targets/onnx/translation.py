@@ -186,7 +186,9 @@ def view_of(x: Value) -> Value:
 def _stand_in() -> Op:
     form = onnx.defs.OpSchema.FormalParameter
     inputs = [form("index", "tensor(uint8)"), form("members", "tensor(int64)"), form("parts", "tensor(uint8)")]
-    schema = onnx.defs.OpSchema(JOINT_LOOKUP, "kancompile", 1, inputs=inputs, outputs=[form("columns", "tensor(uint8)")])
+    schema = onnx.defs.OpSchema(
+        JOINT_LOOKUP, "kancompile", 1, inputs=inputs, outputs=[form("columns", "tensor(uint8)")]
+    )
     return Op(Opset("kancompile", 1), JOINT_LOOKUP, schema)
 
 
@@ -194,7 +196,7 @@ _JOINT_LOOKUP = _stand_in()
 
 
 def expand_joint(index: Value, members: Value, parts: Value) -> Value:
-    """Stand in for the look-up of columns that inputs share an index for; ``joint_tables`` writes it, out of the exporter's reach."""
+    """Stand in for look-ups of pairs of inputs; ``joint_tables`` writes them, out of the exporter's reach."""
     return _JOINT_LOOKUP(index, members, parts)
 
 
