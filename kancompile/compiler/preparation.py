@@ -12,7 +12,7 @@ from kancompile.compiler.bit_budget import BitBudget
 from kancompile.data import Calibration, check_fits
 from kancompile.errors import KanCompileError
 from kancompile.frontend import capture
-from kancompile.ir import Program
+from kancompile.ir import Program, separate_uses
 from kancompile.passes import Lowering, check_patterns, prepare
 from kancompile.progress import Timings
 from kancompile.recipe import Recipe
@@ -82,7 +82,7 @@ def prepare_model(
         if isinstance(model, nn.Module):
             check_fits(model, samples)
         captured = timings.measure("capture", lambda: capture(model, samples.samples[:2], trust=trust))
-    found, x = captured, samples.samples
+    found, x = separate_uses(captured), samples.samples
     check_patterns(found, x, recipe)
     program = timings.measure("prepare", lambda: prepare(found, x, recipe))
     _check_activations(program, x)

@@ -13,10 +13,10 @@ from torch.export import ExportedProgram
 
 from kancompile.errors import KanCompileError
 from kancompile.frontend.flow import Flow, NotLowerableError, analyse, refuse_batch_dependence, run
-from kancompile.frontend.layers import TOLERANCE, CanonicalLayer, best_layer, find_regions, layer_name
+from kancompile.frontend.layers import TOLERANCE, CanonicalLayer, best_layer, find_regions, layer_name, uses_of_layers
 from kancompile.frontend.rewrite import rewrite
 from kancompile.frontend.trace import example_rows, export, node_source
-from kancompile.ir import Program, Unrecognized, check
+from kancompile.ir import Program, Unrecognized, check, share_uses
 
 _MOST_REPORTED = 12
 
@@ -32,7 +32,7 @@ def capture(
         trust: whether a ``.pt2`` file may be opened: loading one can run any code that it holds.
 
     Returns:
-        the float program: expansions and contractions for every KAN layer, ATen for the rest.
+        the float program: expansions and contractions for every KAN layer, called once for each use; ATen for the rest.
 
     Raises:
         KanCompileError: the network cannot be traced, its samples depend on each other, or it has no KAN layer.
@@ -62,6 +62,7 @@ def capture(
     lines = {layer.contraction.layer: node_source(layer.region.target) for layer in layers}
     sources = {name: Path(source).name for name, source in lines.items() if source}
     program = Program(rewrite(flow, layers), tuple(rows.shape[1:]), tuple(unrecognized), sources=sources)
+    program = share_uses(program, uses_of_layers(flow, layers))
     check(program)
     _confirm_program(flow, program)
     return program

@@ -17,6 +17,7 @@ from kancompile.ir.polynomial import BreakpointCells, PolynomialExpansion, Unifo
 from kancompile.ir.program import Layer, PassChange, Program, Unrecognized, attribute
 from kancompile.ir.show import show, with_history
 from kancompile.ir.table import TableExpansion
+from kancompile.ir.uses import separate_uses, share_uses
 from kancompile.ir.wiring import (
     branch_of_column,
     layer_tables,
@@ -80,6 +81,8 @@ __all__ = [
     "regroup",
     "round_to_blocks",
     "rows_of",
+    "separate_uses",
+    "share_uses",
     "show",
     "single_table_behind",
     "split_groups",

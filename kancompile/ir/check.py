@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from kancompile.errors import KanCompileError
 from kancompile.ir.contraction import AnyContraction
 from kancompile.ir.expansion import AnyExpansion
 from kancompile.ir.index import REAL, HandOver
 from kancompile.ir.program import Program
+from kancompile.ir.uses import separate_uses
 from kancompile.ir.wiring import readers_behind, source_in_front
 
 
 def check(program: Program) -> None:
     """Verify the invariants that every pass must leave intact.
 
-    Contractions read expansions alone, and what a contraction hands over is what every reader takes it for, also behind
-    operators that only move or select values.
+    Contractions read expansions alone, every use of a layer calls the same modules, and what a contraction hands over is
+    what every reader takes it for, also behind operators that only move or select values.
 
     Raises:
         KanCompileError: a KAN module reads something else than its kind allows, or sizes do not agree.
     """
     program.graph_module.graph.lint()
+    _check_uses(program)
     for layer in program.layers():
         for target in layer.expansions:
             if not isinstance(program.module(target), AnyExpansion):
@@ -42,6 +44,47 @@ def check(program: Program) -> None:
                 f"{node.target!r}: found {expansion.text()} behind {source.name!r}, which yields real values; expected an "
                 "expansion that reads those"
             )
+
+
+def _check_uses(program: Program) -> None:
+    """Verify that a layer has the same weights and the same functions wherever it is used."""
+    modules: dict[str, list[str]] = {}
+    for node, contraction in program.nodes(AnyContraction):
+        called = [str(part.target) for part in (node, *node.all_input_nodes)]
+        if modules.setdefault(contraction.layer, called) != called:
+            raise KanCompileError(
+                f"layer {contraction.layer!r}: found a use of {called!r} in {node.name!r}, expected "
+                f"{modules[contraction.layer]!r} in every use"
+            )
+    shared = {node.name for nodes in program.calls().values() if len(nodes) > 1 for node in nodes}
+    if shared != set(program.uses):
+        raise KanCompileError(
+            f"found the nodes {sorted(shared)!r} of layers used several times, expected {sorted(program.uses)!r}"
+        )
+    if not shared:
+        return
+    found, captured = _weights_and_functions(program), _weights_and_functions(separate_uses(program))
+    for name in program.uses:
+        if not all(map(_agree, found[name], captured[name])):
+            raise KanCompileError(
+                f"{name!r}: found other weights or functions than this use was captured with, expected the same in every "
+                "use of a layer"
+            )
+
+
+def _weights_and_functions(program: Program) -> dict[str, list[Tensor]]:
+    """Return what the modules of layers stand for, by the nodes that call them; functions at some points."""
+    weights = {node.name: [c.real_weight(), c.real_bias()] for node, c in program.nodes(AnyContraction)}
+    points = torch.linspace(-4, 4, 33)[:, None]
+    functions = {
+        node.name: [expansion.evaluate_inputs(points.expand(-1, expansion.n_in)).nan_to_num()]
+        for node, expansion in program.nodes(AnyExpansion)
+    }
+    return weights | functions
+
+
+def _agree(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def _check_reader(program: Program, layer: str, handed: HandOver, reader: fx.Node) -> None:

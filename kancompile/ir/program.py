@@ -58,11 +58,12 @@ class PassChange:
 
 @dataclass(frozen=True)
 class Layer:
-    """One KAN layer of a program: the names under which its modules stand in the graph."""
+    """One KAN layer of a program: the names under which its modules stand in the graph, and how many nodes call each."""
 
     name: str
     contraction: str
     expansions: tuple[str, ...]
+    uses: int = 1
 
     def origin(self, lowered: str) -> str:
         """Return the expansion of this layer that a lowered one comes from; passes that divide one append to its name.
@@ -84,10 +85,12 @@ class Program:
 
     Attributes:
         graph_module: FX graph module; KAN layers are ``call_module`` nodes of the classes in ``kancompile.ir.contraction``,
-            everything else stays ATen.
+            everything else stays ATen. A layer that is used several times is one module, called by several nodes.
         input_shape: shape of the input without the batch.
         unrecognized: what was looked at and left alone.
         sources: ``file:line`` in the user's code of layers, by their names, where it is known.
+        uses: for the nodes of layers used several times, by their names, the modules as they were captured at that use:
+            equal in value to the one that the node calls, with a name of the layer and of branches of their own.
         notes: lines for the report that passes added.
         history: what each pass did, in order.
     """
@@ -98,6 +101,7 @@ class Program:
     notes: tuple[str, ...] = field(default=())
     history: tuple[PassChange, ...] = field(default=())
     sources: Mapping[str, str] = field(default_factory=dict)
+    uses: Mapping[str, nn.Module] = field(default_factory=dict)
 
     def __call__(self, x: Tensor) -> Any:
         """Evaluate the program on ``[b, *input_shape]`` without gradients."""
@@ -154,11 +158,20 @@ class Program:
             if isinstance(module, kind):
                 yield node, module
 
+    def calls(self) -> dict[str, list[fx.Node]]:
+        """Return for every module the nodes that call it, in the order of evaluation."""
+        found: dict[str, list[fx.Node]] = {}
+        for node, _ in self.nodes(nn.Module):
+            found.setdefault(str(node.target), []).append(node)
+        return found
+
     def layers(self) -> list[Layer]:
-        """List the KAN layers in the order of evaluation."""
+        """List the KAN layers in the order of evaluation, each once."""
+        calls = self.calls()
         return [
-            Layer(contraction.layer, str(node.target), tuple(str(source.target) for source in node.all_input_nodes))
+            Layer(contraction.layer, target, tuple(str(s.target) for s in node.all_input_nodes), len(calls[target]))
             for node, contraction in self.nodes(AnyContraction)
+            if calls[target := str(node.target)][0] is node
         ]
 
     def replace_modules(self, modules: Mapping[str, nn.Module], notes: Iterable[str] = ()) -> Program:
@@ -177,18 +190,19 @@ class Program:
         """Evaluate, as far as needed, and keep the inputs and the output of the named modules.
 
         Returns:
-            for each target the tuple of its input tensors and its output.
+            for each target the tuple of its input tensors and its output, those of further uses behind those of the first.
         """
-        recorder = _Recorder(self.graph_module, frozenset(targets))
+        calls = self.calls()
+        recorder = _Recorder(self.graph_module, {target: len(calls.get(target, ())) for target in targets})
         with torch.no_grad(), contextlib.suppress(_AllKept):
             recorder.run(x)
-        return recorder.kept
+        return {target: _one_behind_another(uses) for target, uses in recorder.kept.items()}
 
     def inputs(self, x: Tensor, targets: Iterable[str]) -> dict[str, Tensor]:
         """Evaluate in chunks of bounded memory and keep what the named modules, each of one input, read.
 
         Returns:
-            for each target its input for all of ``x``.
+            for each target its input for all of ``x``, every chunk as :meth:`trace` gives it.
         """
         wanted = list(targets)
         kept: dict[str, list[Tensor]] = {target: [] for target in wanted}
@@ -203,19 +217,27 @@ class _AllKept(Exception):
 
 
 class _Recorder(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, targets: frozenset[str]) -> None:
+    def __init__(self, module: fx.GraphModule, uses: Mapping[str, int]) -> None:
         super().__init__(module)
         self.extra_traceback = False
-        self.targets = targets
-        self.kept: dict[str, tuple[tuple[Tensor, ...], Tensor]] = {}
+        self.uses, self.missing = uses, sum(uses.values())
+        self.kept: dict[str, list[tuple[tuple[Tensor, ...], Tensor]]] = {}
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = super().call_module(target, args, kwargs)
-        if target in self.targets:
-            self.kept[target] = (args, result)
-            if len(self.kept) == len(self.targets):
+        if target in self.uses:
+            self.kept.setdefault(target, []).append((args, result))
+            self.missing -= 1
+            if not self.missing:
                 raise _AllKept
         return result
+
+
+def _one_behind_another(uses: list[tuple[tuple[Tensor, ...], Tensor]]) -> tuple[tuple[Tensor, ...], Tensor]:
+    if len(uses) == 1:
+        return uses[0]
+    inputs = zip(*(arguments for arguments, _ in uses), strict=True)
+    return tuple(torch.cat(values) for values in inputs), torch.cat([result for _, result in uses])
 
 
 def named_by(graph: fx.Graph, root: nn.Module) -> dict[str, Any]:

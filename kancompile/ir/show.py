@@ -23,13 +23,15 @@ def with_history(name: str, before: Program, after: Program) -> Program:
 
 def node_texts(program: Program) -> dict[str, str]:
     """Describe every operation, without its inputs, by the name of its node."""
-    texts = {}
+    texts, calls = {}, program.calls()
     for node in program.graph_module.graph.nodes:
         if node.op == "call_module":
-            module = program.module(node.target)
+            module, uses = program.module(node.target), calls[node.target]
             texts[node.name] = (
                 module.text() if isinstance(module, AnyContraction | AnyExpansion) else type(module).__name__
             )
+            if len(uses) > 1:
+                texts[node.name] = f"{node.target}, use {uses.index(node) + 1} of {len(uses)}: {texts[node.name]}"
         elif node.op == "call_function":
             texts[node.name] = str(node.target)
     return texts

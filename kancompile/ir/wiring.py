@@ -59,15 +59,15 @@ def readers_behind(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def node_of(program: Program, target: str) -> fx.Node:
-    """Return the node that calls a module.
+    """Return the one node that calls a module.
 
     Raises:
-        KanCompileError: no node does.
+        KanCompileError: no node does, or several do.
     """
-    for node, _ in program.nodes(torch.nn.Module):
-        if node.target == target:
-            return node
-    raise KanCompileError(f"{target!r}: found no node of the program that calls it")
+    found = program.calls().get(target, [])
+    if len(found) != 1:
+        raise KanCompileError(f"{target!r}: found {len(found)} nodes of the program that call it, expected one")
+    return found[0]
 
 
 def source_in_front(node: fx.Node) -> fx.Node:

@@ -74,6 +74,20 @@ def build():
     assert "stays as it is: aten._softmax.default, module '4' (Softmax): depends on several features at once" in text
 
 
+def test_a_layer_used_several_times_is_listed_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    body = """\
+def build():
+    cell = Powers()
+    return nn.Sequential(cell, cell, Powers(4, 2), nn.Softmax(1))
+"""
+    text, _ = inspect(tmp_path, body, capsys)
+    lines = text.splitlines()
+    assert lines[0] == "2 KAN layers"
+    assert lines[1].startswith("layer 0: 4 inputs x 3 functions")
+    assert lines[1].endswith("-> 4, used 2 times")
+    assert lines[2].endswith("-> 2")
+
+
 def test_repeated_lines_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, path = inspect(
         tmp_path,

@@ -223,3 +223,20 @@ def test_a_target_gets_the_same_file_whichever_was_compiled_first(
             assert later.session_bytes == alone.session_bytes
         assert later.program.history == alone.program.history
         assert later.audit == alone.audit
+
+
+def test_every_use_of_a_layer_is_a_layer_of_the_file() -> None:
+    class Twice(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = build((8, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.cell(self.cell(x))  # type: ignore[no-any-return]
+
+    compiled = kancompile.compile(Twice(), inputs())
+    assert [layer["name"] for layer in compiled.manifest["layers"]] == ["cell.layers.0", "cell.layers.0_1"]
+    separated = compiled.captured.history[0]
+    assert separated.name == "separate-uses"
+    assert [node for node, _, _ in separated.changes][1::2] == ["layer0_contract", "layer1_contract"]
+    assert all("of 2: " in str(before) for _, before, _ in separated.changes)

@@ -50,6 +50,7 @@ class Flow:
         batch: symbol of the batch size.
         values: value of every node on the example.
         parameter_of: state-dict key of the nodes that hold parameters, buffers and constants.
+        literals: those of them that are tensors written in the code.
         constant: nodes that do not depend on the input's values.
         sized: constant nodes that depend on the batch size.
         tracks: ids of data-dependent tensors (a tuple where an operator returns several).
@@ -67,6 +68,7 @@ class Flow:
     batch: sympy.Expr
     values: dict[fx.Node, Any] = field(default_factory=dict)
     parameter_of: dict[fx.Node, str] = field(default_factory=dict)
+    literals: set[fx.Node] = field(default_factory=set)
     constant: set[fx.Node] = field(default_factory=set)
     sized: set[fx.Node] = field(default_factory=set)
     tracks: dict[fx.Node, Track | tuple[Track | None, ...]] = field(default_factory=dict)
@@ -114,6 +116,8 @@ def analyse(program: ExportedProgram, rows: Tensor) -> Flow:
             _start_anchor(flow, node, defined=False)
         elif node.op == "placeholder" and node in live:
             flow.parameter_of[node] = keys[node.name]
+            if node.name in signature.inputs_to_lifted_tensor_constants:
+                flow.literals.add(node)
             value = state[keys[node.name]]
             flow.values[node] = value.detach() if isinstance(value, Tensor) else value
             flow.constant.add(node)

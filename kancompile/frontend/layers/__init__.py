@@ -2,6 +2,7 @@
 
 from kancompile.frontend.layers.canonical import CanonicalLayer, layer_name
 from kancompile.frontend.layers.forms import best_layer
+from kancompile.frontend.layers.identity import uses_of_layers
 from kancompile.frontend.layers.probing import TOLERANCE
 from kancompile.frontend.layers.regions import find_regions
 
@@ -11,4 +12,5 @@ __all__ = [
     "best_layer",
     "find_regions",
     "layer_name",
+    "uses_of_layers",
 ]

@@ -95,7 +95,7 @@ def merge_columns(columns: Columns, values: Tensor, seen: Tensor) -> tuple[Colum
     if bool(flat.any()) or twins:
         dense = _dense_samples(expansion, seen)
         flat &= False if dense is None else _constant(dense)
-        twins = {} if dense is None else {k: j for k, j in twins.items() if _equal(dense[..., k], dense[..., j])}
+        twins = {} if dense is None else {k: j for k, j in twins.items() if agree(dense[..., k], dense[..., j])}
     for k in range(expansion.k):
         if bool(flat[k]):
             shift = shift + weight[..., k] * values[0, :, k]
@@ -122,7 +122,7 @@ def _twins(table: Tensor) -> dict[int, int]:
     for k in range(table.shape[-1]):
         near = (table[:, 0, first] - table[:, 0, k : k + 1]).abs().amax(0) <= 1e-5 if first else torch.empty(0)
         candidates = [j for j, close in zip(first, near.tolist(), strict=True) if close]
-        same = next((j for j in candidates if _equal(table[..., k], table[..., j])), None)
+        same = next((j for j in candidates if agree(table[..., k], table[..., j])), None)
         if same is None:
             first.append(k)
         else:
@@ -130,7 +130,7 @@ def _twins(table: Tensor) -> dict[int, int]:
     return twins
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
+def agree(a: Tensor, b: Tensor) -> bool:
     """Equality but for the last bit, in which vectorised kernels differ with the place of an element."""
     return torch.allclose(a, b, rtol=1e-6, atol=1e-9)
 

@@ -151,6 +151,7 @@ def describe_program(program: Program) -> dict[str, Any]:
     layers = [
         {
             "name": layer.name,
+            "uses": layer.uses,
             "n_out": program.contraction(layer).n_out,
             "expansions": [
                 {"n_in": e.n_in, "k": e.k, "branches": dict(e.branch_functions)} for e in program.expansions(layer)
@@ -186,7 +187,8 @@ def _layer_text(layer: dict[str, Any]) -> str:
             text += f" ({', '.join(f'{name}: {k}' for name, k in entry['branches'].items())})"
         parts.append(text)
     bits = f", {layer['weight_bits']}-bit weights, {layer['weight_bytes']:,} bytes" if "weight_bits" in layer else ""
-    return f"{' + '.join(parts)} -> {layer['n_out']}{bits}"
+    uses = f", used {layer['uses']} times" if layer.get("uses", 1) > 1 else ""
+    return f"{' + '.join(parts)} -> {layer['n_out']}{bits}{uses}"
 
 
 def _decoded(value: str) -> Any:
