@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from kancompile.ir import Contraction, Expansion, Layer, Program, node_of, quantizer_in_front
+from kancompile.ir import AnyExpansion, Contraction, Expansion, Layer, Program, node_of, quantizer_in_front
 from kancompile.passes.reduce_functions.join import JoinOptions, join_layer
-from kancompile.passes.reduce_functions.look_up_time import BALANCE, most_columns
+from kancompile.passes.reduce_functions.look_up_time import BALANCE, MOST_COLUMNS, most_columns
 from kancompile.passes.tabulate_expansions import KnownTables
 
 
@@ -66,11 +66,11 @@ class ReduceFunctions:
         """Whether a layer is linear, of one expansion of its own that reads a vector."""
         if not program.is_float(layer) or len(layer.expansions) != 1 or self.options(layer.name) is None:
             return False
-        (target,), expansion = layer.expansions, program.module(layer.expansions[0])
+        (target,), (expansion,) = layer.expansions, program.expansions(layer)
         contraction = program.node(layer.contraction, Contraction)
         return (
             contraction.geometry is None
-            and isinstance(expansion, Expansion)
+            and not expansion.yields_codes
             and not expansion.is_identity
             and len(expansion.in_shape) == 1
             and len(node_of(program, target).users) == 1
@@ -78,10 +78,10 @@ class ReduceFunctions:
             and self._most_columns(layer.name, expansion, contraction) > 0
         )
 
-    def _most_columns(self, name: str, expansion: Expansion, contraction: Contraction) -> int:
+    def _most_columns(self, name: str, expansion: AnyExpansion, contraction: Contraction) -> int:
         options = self.options(name)
         if options is not None and options.always:
-            return expansion.n_in * expansion.k
+            return min(expansion.n_in * expansion.k, MOST_COLUMNS)
         return most_columns(expansion.n_in, expansion.k, contraction.n_out, self.batch)
 
     def _joined(

@@ -12,9 +12,14 @@ from torch import Tensor
 from kancompile.ir import Contraction, Expansion, IndexQuantizer, JointTable
 from kancompile.passes.reduce_functions.fit import LeastSquares
 from kancompile.passes.reduce_functions.words import PLANES, Words, find_words
-from kancompile.passes.tabulate_expansions.choose_index import Range, choose_index
-from kancompile.passes.tabulate_expansions.lookup_cost import LookupCost
-from kancompile.passes.tabulate_expansions.values import STRETCH, measured_samples, values_of_inputs
+from kancompile.passes.tabulate_expansions import (
+    STRETCH,
+    LookupCost,
+    Range,
+    choose_index,
+    measured_samples,
+    values_of_inputs,
+)
 
 LARGEST_CODE = 127
 """Of a column. Then two neighbouring products of 8-bit weights stay within int16 on every processor, and the rounding of codes

@@ -13,6 +13,8 @@ from kancompile.passes.reduce_functions.words import MEMBERS, PLANES
 BALANCE = (1, 16, 256)
 """Batch sizes that a file is made for where nothing else is asked."""
 _WORTH = 0.9
+MOST_COLUMNS = 4098
+"""Columns that are fitted in seconds."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def is_faster(n_in: int, k: int, n_out: int, columns: int, batch: tuple[int, ...
 
 def most_columns(n_in: int, k: int, n_out: int, batch: tuple[int, ...] = BALANCE) -> int:
     """Find the most columns, a multiple of ``PLANES``, that are still faster; 0 where none are."""
-    low, high = 0, n_in * k // 2 // PLANES
+    low, high = 0, min(n_in * k // 2, MOST_COLUMNS) // PLANES
     while low < high:
         middle = (low + high + 1) // 2
         if is_faster(n_in, k, n_out, middle * PLANES, batch):

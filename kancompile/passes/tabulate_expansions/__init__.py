@@ -16,9 +16,12 @@ from functools import partial
 from torch import Tensor
 
 from kancompile.ir import Expansion, JointTable, Layer, Program, quantizer_in_front
+from kancompile.passes.tabulate_expansions.choose_index import Range, choose_index
 from kancompile.passes.tabulate_expansions.known import KnownTables
 from kancompile.passes.tabulate_expansions.layer import tabulate_layer
+from kancompile.passes.tabulate_expansions.lookup_cost import LookupCost
 from kancompile.passes.tabulate_expansions.options import TableOptions
+from kancompile.passes.tabulate_expansions.values import STRETCH, measured_samples, values_of_inputs
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,13 @@ class TabulateExpansions:
 
 
 __all__ = [
+    "STRETCH",
     "KnownTables",
+    "LookupCost",
+    "Range",
     "TableOptions",
     "TabulateExpansions",
+    "choose_index",
+    "measured_samples",
+    "values_of_inputs",
 ]
