@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 import onnx
 import onnx_ir as ir
 import torch
+from onnx_ir.passes import common as passes
 
 from kancompile.errors import KanCompileError, reason
 from kancompile.ir import IntegerContraction, Program
@@ -29,6 +30,8 @@ from kancompile.targets.onnx.wide_codes import store_wide_codes
 
 OPSET = 21
 IR_VERSION = 10
+_TIDY = ir.passes.Sequential(passes.RemoveUnusedNodesPass(), passes.TopologicalSortPass())
+"""Values that nobody reads any more go; nodes that were added at the end stand before what reads them."""
 
 
 def emit_batch(program: Program, metadata: Mapping[str, str], storage: str, batch: int) -> bytes:
@@ -84,12 +87,13 @@ def emit(
     assert onnx_program is not None
     model = onnx_program.model
     model.ir_version = IR_VERSION
-    build_pair_tables(model)
-    deal_planes(model)
-    named = name_nodes(model, program)
+    build_pair_tables(model.graph)
+    deal_planes(model.graph)
+    named = name_nodes(model.graph, program)
     if storage != "fastest":
         store_narrow_weights(model, _narrow(program), native=storage == "native")
-        store_wide_codes(model, program)
+        store_wide_codes(model.graph, program)
+    _TIDY(model)
     name_values(model, program, named)
     model.producer_name = "kancompile"
     model.producer_version = metadata.get("kancompile.version", "")
