@@ -43,20 +43,8 @@ _SHIFT = 128  # uint8 codes become int8
 _INT32_MAX = (1 << 31) - 1
 
 
-def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest") -> bytes:
-    """Write a program as a serialized LiteRT model.
-
-    Args:
-        program: an integer program.
-        metadata: key-value pairs for the file.
-        storage: not used; weights of all widths are int8.
-
-    Returns:
-        the file's bytes; equal programs and metadata give equal bytes.
-
-    Raises:
-        KanCompileError: a layer or an operator has no form here, or ai-edge-litert is not installed.
-    """
+def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest", batch: int | None = None) -> bytes:
+    """Write a program as a serialized LiteRT model."""
     _check(program)
     return _Emitter(program).run().finish_with(metadata)
 
