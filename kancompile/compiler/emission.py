@@ -48,7 +48,7 @@ def check_target(target: Target, recipe: Recipe) -> None:
             f"target {target.name!r}: cpu is {recipe.cpu!r}, expected one of {list(target.cpus)!r}; "
             f"the nearest recipe that works has cpu = {target.cpus[0]!r}"
         )
-    if recipe.batch is not None and target.emit_batch is None:
+    if recipe.batch is not None and not target.takes_batch:
         raise KanCompileError(
             f"target {target.name!r}: batch is {recipe.batch}, but its files take any; leave it unset"
         )
@@ -68,10 +68,7 @@ def write(target: Target, program: Program, facts: Mapping[str, Any], recipe: Re
                 f"target {target.name!r}, layer {layer['name']!r}: weights of {layer['weight_bits']} bits cannot be stored, "
                 f"expected one of {list(target.weight_bits)!r}; use weight_bits = {nearest} for this layer"
             )
-    metadata = metadata_of(facts)
-    if recipe.batch is not None and target.emit_batch is not None:
-        return target.emit_batch(program, metadata, recipe.storage, recipe.batch)
-    return target.emit(program, metadata, recipe.storage)
+    return target.emit(program, metadata_of(facts), recipe.storage, recipe.batch)
 
 
 def for_target(target: Target, lowered: Program, x: Tensor, timings: Timings) -> Program:

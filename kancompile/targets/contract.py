@@ -4,9 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from kancompile.ir import Program
 from kancompile.recipe import CPU_PRESETS
+
+
+class Emit(Protocol):
+    """How a target writes a program as the bytes of a file.
+
+    The program is lowered and holds the law of programs (``ir.check``). Its integer weights have widths among the target's
+    ``weight_bits``, it was rounded for one of the target's ``cpus``, and its outputs have 8 bits where the target asks for
+    ``quantized_outputs``. Nothing else may be taken for granted: layers in float or of 16 bits, tables of any number of
+    rows and ATen operators between layers may be there. A program is never changed.
+
+    Args:
+        program: what the file computes, bit for bit in its runtime unless the target says otherwise.
+        metadata: key-value pairs that the file carries where its format has room for them.
+        storage: the recipe's choice; a format that stores weights in one way takes all alike.
+        batch: the only batch size of the file; ``None``, as always where the target does not say ``takes_batch``, for
+            whatever its files take.
+
+    Returns:
+        the whole file. Equal programs, metadata and choices give equal bytes in every process, as long as the packages
+        that write them are the same; ``ort-mobile`` alone cannot promise it. No file is left anywhere, on errors neither:
+        the compiler names the bytes once it has them all.
+
+    Raises:
+        KanCompileError: a part of the program has no form here: its layer or operator is named, what was found, what was
+            expected, and the nearest recipe or target that works. Or a package is missing: with the command that
+            installs it. Whatever other packages raise about a program is turned into such an error.
+    """
+
+    def __call__(self, program: Program, metadata: Mapping[str, str], storage: str, batch: int | None = None) -> bytes:
+        """Write ``program``."""
 
 
 @dataclass(frozen=True)
@@ -17,9 +48,9 @@ class Target:
         name: how users call it.
         suffix: of the file it writes.
         weight_bits: widths of weights it stores.
-        emit: writes a program with metadata and a choice of storage as the bytes of a file.
+        emit: writes a program as the bytes of a file; :class:`Emit` is its contract.
         cpus: names of the CPU presets that it serves.
-        emit_batch: the same for one batch size, ``None`` where files take any or all the same.
+        takes_batch: whether it writes files for one batch size too; files of others take any or all the same.
         companions: gives further files by suffix, from the bytes of the first.
         loads_in_ort: whether ONNX Runtime loads its files.
         facts: what the manifest says about a file, such as memory on a device; ``stored_bytes`` among them is what counts
@@ -31,9 +62,9 @@ class Target:
     name: str
     suffix: str
     weight_bits: tuple[int, ...]
-    emit: Callable[[Program, Mapping[str, str], str], bytes]
+    emit: Emit
     cpus: tuple[str, ...] = tuple(CPU_PRESETS)
-    emit_batch: Callable[[Program, Mapping[str, str], str, int], bytes] | None = None
+    takes_batch: bool = False
     companions: Callable[[bytes], Mapping[str, bytes]] | None = None
     loads_in_ort: bool = True
     facts: Callable[[bytes], dict[str, int]] = lambda data: {}

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from kancompile.targets.contract import Target
-from kancompile.targets.onnx import emit, emit_batch
+from kancompile.targets.onnx import emit
 
-TARGET = Target("ort-cpu", ".onnx", (2, 3, 4, 5, 6, 7, 8), emit, emit_batch=emit_batch, joint_tables=True)
+TARGET = Target("ort-cpu", ".onnx", (2, 3, 4, 5, 6, 7, 8), emit, takes_batch=True, joint_tables=True)

@@ -25,31 +25,24 @@ import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import onnx_ir as ir
+
 from kancompile.errors import KanCompileError, reason
 from kancompile.ir import Program
 from kancompile.targets.contract import Target
-from kancompile.targets.onnx import emit as emit_onnx
+from kancompile.targets.onnx import build_model, checked_bytes
 
 CONFIG_SUFFIX = ".required_operators_and_types.config"
 
 
-def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest") -> bytes:
-    """Write a program as an ORT-format model of any batch size.
+def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest", batch: int | None = None) -> bytes:
+    """Write a program as an ORT-format model.
 
-    Args:
-        program: integer or float program.
-        metadata: key-value pairs for the model's ``metadata_props``.
-        storage: ``"smallest"`` stores one table for all its readers, ``"fastest"`` tables of pairs of rows.
-
-    Raises:
-        KanCompileError: as ``onnx.emit``, or ONNX Runtime cannot convert the model.
+    ``"smallest"`` stores one table for all its readers, ``"fastest"`` tables of pairs of rows; for one batch size, memory
+    is planned when a session is created.
     """
-    return _converted(emit_onnx(program, metadata, "fastest", pairs=storage == "fastest"))
-
-
-def emit_batch(program: Program, metadata: Mapping[str, str], storage: str, batch: int) -> bytes:
-    """Write a program as :func:`emit` does, for one batch size; memory is then planned when a session is created."""
-    return _converted(emit_onnx(program, metadata, "fastest", batch, pairs=storage == "fastest"))
+    model = build_model(program, metadata, "fastest", batch, pairs=storage == "fastest")
+    return _converted(checked_bytes(ir.to_proto(model)))
 
 
 def companions(model: bytes) -> dict[str, bytes]:
@@ -109,7 +102,7 @@ TARGET = Target(
     (2, 3, 4, 5, 6, 7, 8),
     emit,
     cpus=("portable", "arm64"),
-    emit_batch=emit_batch,
+    takes_batch=True,
     joint_tables=True,
     companions=companions,
 )

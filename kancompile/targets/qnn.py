@@ -14,40 +14,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import onnx
+import onnx_ir as ir
 import torch
-from onnx import helper
 from torch import nn
 
 from kancompile.errors import KanCompileError
 from kancompile.ir import HandOver, IndexQuantizer, IntegerContraction, Program, TableExpansion
 from kancompile.targets.contract import Target
-from kancompile.targets.onnx import emit as emit_onnx
+from kancompile.targets.onnx import build_model, checked_bytes
 
 _WRAPPED = ("Gather", "Reshape", "Transpose", "Concat")
 _ROWS = 256
-_BATCH = 1
+_Encoding = Sequence[ir.Value | None]  # scale and zero point
 
 
-def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest") -> bytes:
-    """Write a program as a serialized ONNX model for batches of one sample.
-
-    Args:
-        program: an integer program whose tables have at most 256 rows and whose outputs are quantized.
-        metadata: key-value pairs for the model's ``metadata_props``.
-        storage: not used; weights of all widths are int8.
-
-    Raises:
-        KanCompileError: a layer or an operator has no 8-bit form; the recipe that works is named.
-    """
+def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest", batch: int | None = None) -> bytes:
+    """Write a program as a serialized ONNX model for batches of one sample."""
     _check(program)
-    model = onnx.load_from_string(emit_onnx(_pad_tables(program), metadata, "fastest", plain=True))
-    _fix_batch(model)
-    _wrap(model)
-    del model.graph.value_info[:]
-    model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
-    onnx.checker.check_model(model, full_check=True)
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
+    model = build_model(_pad_tables(program), metadata, "fastest", plain=True)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        assert value.shape is not None
+        value.shape = ir.Shape([1, *value.shape[1:]])
+    _wrap(model.graph)
+    proto = ir.to_proto(model)
+    del proto.graph.value_info[:]
+    return checked_bytes(onnx.shape_inference.infer_shapes(proto, strict_mode=True))
 
 
 def _check(program: Program) -> None:
@@ -80,13 +71,6 @@ def _check(program: Program) -> None:
             )
 
 
-def _fix_batch(model: onnx.ModelProto) -> None:
-    for value in (*model.graph.input, *model.graph.output):
-        first = value.type.tensor_type.shape.dim[0]
-        first.Clear()
-        first.dim_value = _BATCH
-
-
 def _pad_tables(program: Program) -> Program:
     """Give every table 256 rows, so that QuantizeLinear saturates where the table ends and no Clip is needed."""
     modules: dict[str, nn.Module] = {}
@@ -112,52 +96,47 @@ def _with_all_rows(table: TableExpansion) -> TableExpansion:
     return table.replace(index=index, table=rows, first_row=first_row)
 
 
-def _wrap(model: onnx.ModelProto) -> None:
+def _wrap(graph: ir.Graph) -> None:
     """Put operators that move uint8 codes between DequantizeLinear and QuantizeLinear, in place.
 
     Both have the scale and zero point that the codes have where they come from or, for a table, where they are read: QNN
     gives a tensor one encoding, and would read codes wrongly that change theirs on the way.
     """
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for source in node.input:
-            readers.setdefault(source, []).append(node)
-    tables = {value.name for value in model.graph.initializer if value.data_type == onnx.TensorProto.UINT8}
-    encodings: dict[str, Sequence[str]] = {}
-    nodes = []
-    for node in model.graph.node:
+    encodings: dict[ir.Value | None, _Encoding] = {}
+    for node in list(graph):
+        moved, sources = node.outputs[0], node.inputs if node.op_type == "Concat" else node.inputs[:1]
         if node.op_type == "QuantizeLinear":
-            encodings[node.output[0]] = list(node.input[1:3])
-        sources = list(node.input if node.op_type == "Concat" else node.input[:1])
-        moved = node.output[0]
-        if node.op_type == "Gather" and sources[0] in tables:
-            encoding: Sequence[str] | None = _encoding_behind(moved, readers)
-        else:
-            encoding = encodings.get(sources[0]) if sources else None
-        if node.op_type not in _WRAPPED or encoding is None:
-            nodes.append(node)
+            encodings[moved] = node.inputs[1:3]
+        if node.op_type not in _WRAPPED:
             continue
-        encodings[moved] = encoding
-        for place, source in enumerate(sources):
-            real = f"{moved}.real{place}"
-            nodes.append(helper.make_node("DequantizeLinear", [source, *encoding], [real], f"{real}/DQ"))
-            node.input[place] = real
-        node.output[0] = f"{moved}.real"
-        nodes.append(node)
-        nodes.append(helper.make_node("QuantizeLinear", [node.output[0], *encoding], [moved], f"{moved}/Q"))
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+        source = sources[0]
+        assert source is not None
+        is_table = node.op_type == "Gather" and source.is_initializer() and source.dtype == ir.DataType.UINT8
+        encoding = _encoding_behind(moved) if is_table else encodings.get(source)
+        if encoding is None:
+            continue
+        name, nodes = moved.name, ir.tape.Tape()
+        for place, codes in enumerate(sources):
+            real = f"{name}.real{place}"
+            inputs, output = [codes, *encoding], ir.val(real)
+            node.replace_input_with(place, nodes.op("DequantizeLinear", inputs, name=f"{real}/DQ", output=output))
+        graph.insert_before(node, nodes.nodes)
+        quantized = ir.val(name)
+        moved.replace_all_uses_with(quantized, replace_graph_outputs=True)
+        moved.name = f"{name}.real"
+        inputs = [moved, *encoding]
+        graph.insert_after(node, ir.node("QuantizeLinear", inputs, name=f"{name}/Q", outputs=[quantized]))
+        encodings[quantized] = encoding
 
 
-def _encoding_behind(name: str, readers: Mapping[str, Sequence[onnx.NodeProto]]) -> Sequence[str] | None:
+def _encoding_behind(value: ir.Value) -> _Encoding | None:
     """Find scale and zero point with which codes are dequantized, behind operators that only move them."""
-    for node in readers.get(name, ()):
+    for node in value.consumers():
         if node.op_type == "DequantizeLinear":
-            return list(node.input[1:3])
-        if node.op_type in _WRAPPED:
-            found = _encoding_behind(node.output[0], readers)
-            if found is not None:
-                return found
+            return node.inputs[1:3]
+        found = _encoding_behind(node.outputs[0]) if node.op_type in _WRAPPED else None
+        if found is not None:
+            return found
     return None
 
 

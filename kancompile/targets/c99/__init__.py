@@ -16,19 +16,10 @@ from kancompile.targets.c99.render import render
 from kancompile.targets.contract import Target
 
 
-def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest") -> bytes:
+def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest", batch: int | None = None) -> bytes:
     """Write a program as the text of a ``.c`` file, which compiles alone; :func:`companions` gives the ``.h`` to it.
 
-    Args:
-        program: integer program.
-        metadata: key-value pairs for the comment at the top.
-        storage: both choices give the same file: weights always take as few bits as they have.
-
-    Returns:
-        the file's bytes; equal programs and metadata give equal bytes.
-
-    Raises:
-        KanCompileError: a part of the program stays in float, or needs an operator that the target does not have.
+    Weights always take as few bits as they have.
     """
     return render(make_plan(program), metadata).encode("ascii")
 

@@ -6,17 +6,16 @@ they are applied to the positions of the elements, and end up in the order of a 
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from kancompile.errors import KanCompileError
-from kancompile.ir import IntegerContraction, Program, TableExpansion, regroup, to_channels_last
+from kancompile.ir import IntegerContraction, Program, TableExpansion, attribute, regroup, to_channels_last
 from kancompile.targets.c99 import layers
 from kancompile.targets.c99.steps import (
     Buffer,
@@ -53,26 +52,28 @@ MOVES = frozenset(
 
 
 @dataclass(frozen=True)
-class _RealInput:
-    """The model's input; ``ids`` ``[1, ...]`` says which element stands where."""
+class _Elements:
+    """Elements of an array; ``ids`` ``[1, ...]`` says which one stands where."""
 
     ids: Tensor
 
 
+class _RealInput(_Elements):
+    """The model's input."""
+
+
 @dataclass(frozen=True)
-class _Sums:
-    """Real outputs of a linear layer, ``ids`` into ``[positions, n_out]``."""
+class _Sums(_Elements):
+    """Real outputs of a linear layer, ``[positions, n_out]``."""
 
     layer: int
-    ids: Tensor
 
 
 @dataclass(frozen=True)
-class _Codes:
+class _Codes(_Elements):
     """An array of row numbers; ``values`` float32 is what each of them stands for, where readers want real values."""
 
     buffer: Buffer
-    ids: Tensor
     values: Tensor | None
 
 
@@ -93,64 +94,68 @@ def make_plan(program: Program) -> Plan:
 
 
 class _Planner:
+    """Visits nodes by methods of the names of their ``op``, as ``fx.Interpreter`` does."""
+
     def __init__(self, program: Program) -> None:
         self.program = program
         self.values: dict[fx.Node, Any] = {}
         self.steps: list[Step] = []
         self.contract_at: dict[int, int] = {}
         self.inputs: list[Input] = []
-        self.output: Output | None = None
         self.buffers = 0
 
     def plan(self) -> Plan:
         for node in self.program.graph_module.graph.nodes:
-            self.values[node] = self._visit(node)
-        assert self.output is not None
+            self.values[node] = getattr(self, node.op)(node)
         size = int(np.prod(self.program.input_shape))
-        return Plan(size, tuple(self.inputs), tuple(self.steps), self.output)
+        return Plan(size, tuple(self.inputs), tuple(self.steps), self.values[node])
 
-    def _visit(self, node: fx.Node) -> Any:
-        if node.op == "placeholder":
-            size = int(np.prod(self.program.input_shape))
-            return _RealInput(torch.arange(size).reshape(1, *self.program.input_shape))
-        if node.op == "get_attr":
-            return operator.attrgetter(str(node.target))(self.program.graph_module)
-        if node.op == "output":
-            self._finish(node)
-            return None
-        if node.op == "call_module":
-            module = self.program.module(str(node.target))
-            if isinstance(module, TableExpansion):
-                return self._read(node, module)
-            if isinstance(module, IntegerContraction):
-                return self._contract(node, module)
+    def placeholder(self, node: fx.Node) -> _RealInput:
+        shape = self.program.input_shape
+        return _RealInput(torch.arange(int(np.prod(shape))).reshape(1, *shape))
+
+    def get_attr(self, node: fx.Node) -> Any:
+        return attribute(self.program.graph_module, str(node.target))
+
+    def call_module(self, node: fx.Node) -> Any:
+        module = self.program.module(str(node.target))
+        if type(module) not in _MODULES:
             raise self._refused(
                 node, f"{type(module).__name__} computes in float", 'precision = "int8" and lowering = "table"'
             )
-        return self._function(node)
+        return _MODULES[type(module)](self, node, module)
 
-    def _function(self, node: fx.Node) -> Any:
+    def call_function(self, node: fx.Node) -> Any:
         name = _operator_name(node)
-        if name == "sym_size":
-            return 1  # of the batch, which is the only dimension without a fixed size
         sources = [self.values[source] for source in node.all_input_nodes]
-        moved = [value for value in sources if isinstance(value, _RealInput | _Sums | _Codes)]
-        if name in MOVES and len(moved) == 1:
-            arguments = fx.map_arg(node.args, lambda source: _ids(self.values[source]))
-            keywords = fx.map_arg(node.kwargs, lambda source: _ids(self.values[source]))
-            return replace(moved[0], ids=node.target(*arguments, **keywords))  # type: ignore[operator]
-        first = moved[0] if moved else None
-        if isinstance(first, _Codes) and first.values is not None:
-            if name == "max_pool2d_with_indices":
-                return self._max_pool(node, self._ascending(first))
-            if torch.Tag.pointwise in getattr(node.target, "tags", ()) and self._are_same(sources, first):
-                # a function of a code is a table of its values: nothing is computed at run time
-                found = node.target(*self._at_codes(node.args), **self._at_codes(node.kwargs))  # type: ignore[operator]
-                if found.shape == first.values.shape and found.dtype == torch.float32:
-                    return replace(first, values=found)
-        if node.target is operator.getitem and isinstance(sources[0], _Pooled) and node.args[1] == 0:
-            return sources[0].values
-        raise self._refused(node, f"{name} computes in float", None)
+        handler: Callable[..., Any] = _FUNCTIONS.get(name, _Planner._of_codes)
+        found = handler(self, node, sources)
+        if found is None:
+            raise self._refused(node, f"{name} computes in float", None)
+        return found
+
+    def _moved(self, node: fx.Node, sources: list[Any]) -> _Elements | None:
+        moved = [value for value in sources if isinstance(value, _Elements)]
+        if len(moved) != 1:
+            return None
+        args, kwargs = fx.node.map_arg(
+            (node.args, node.kwargs), lambda source: getattr(self.values[source], "ids", self.values[source])
+        )
+        return replace(moved[0], ids=node.target(*args, **kwargs))  # type: ignore[operator]
+
+    def _of_codes(self, node: fx.Node, sources: list[Any]) -> _Codes | None:
+        """Make a function of a code a table of its values: nothing is computed at run time."""
+        first = next((value for value in sources if isinstance(value, _Elements)), None)
+        pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+        if not pointwise or not isinstance(first, _Codes) or first.values is None or not self._are_same(sources, first):
+            return None
+        args, kwargs = self._at_codes((node.args, node.kwargs))
+        found = node.target(*args, **kwargs)  # type: ignore[operator]
+        fits = found.shape == first.values.shape and found.dtype == torch.float32
+        return replace(first, values=found) if fits else None
+
+    def _item(self, node: fx.Node, sources: list[Any]) -> _Codes | None:
+        return sources[0].values if isinstance(sources[0], _Pooled) and node.args[1] == 0 else None
 
     def _are_same(self, sources: list[Any], value: _Codes) -> bool:
         """Whether all operands are functions of the same element, or one number for all."""
@@ -167,7 +172,7 @@ class _Planner:
             value = self.values[source]
             return value.values if isinstance(value, _Codes) else value.reshape(())
 
-        return fx.map_arg(arguments, values)
+        return fx.node.map_arg(arguments, values)
 
     def _ascending(self, value: _Codes) -> _Codes:
         """Number codes anew where a larger one does not stand for a larger value."""
@@ -177,11 +182,11 @@ class _Planner:
         distinct, codes = torch.unique(value.values, return_inverse=True)
         target = self._buffer(value.buffer.size, False)
         self.steps.append(Recode(value.buffer, target, codes.numpy().astype(np.uint8)))
-        return _Codes(target, value.ids, distinct)
+        return _Codes(value.ids, target, distinct)
 
     def _read(self, node: fx.Node, table: TableExpansion) -> Read:
         value = self.values[node.all_input_nodes[0]]
-        assert isinstance(value, _RealInput | _Sums | _Codes)
+        assert isinstance(value, _Elements)
         ids = value.ids if table.channels_first else regroup(value.ids, table.read_shape)
         if table.picks is not None:
             ids = ids[..., table.picks]
@@ -193,6 +198,7 @@ class _Planner:
         if isinstance(value, _Sums):
             source = self._store(value.layer, layers.store_for(table))
         else:
+            assert isinstance(value, _Codes)
             source = value.buffer
             if table.input != "index":
                 assert value.values is not None
@@ -262,14 +268,18 @@ class _Planner:
         else:
             ids = positions.reshape(1, *module.out_shape)
         if module.output is None:
-            return _Sums(number, ids)
+            return _Sums(ids, number)
         buffer = self._store(number, layers.requantize(module.scales[0], module.output))
         if module.hands_over.kind == "rows":
-            return _Codes(buffer, ids, None)
+            return _Codes(ids, buffer, None)
         codes = torch.arange(module.output.levels).to(torch.uint8)
-        return _Codes(buffer, ids, module.output.real(codes))
+        return _Codes(ids, buffer, module.output.real(codes))
 
-    def _max_pool(self, node: fx.Node, value: _Codes) -> _Pooled:
+    def _max_pool(self, node: fx.Node, sources: list[Any]) -> _Pooled | None:
+        value = sources[0]
+        if not isinstance(value, _Codes) or value.values is None:
+            return None
+        value = self._ascending(value)
         _, channels, *spatial = value.ids.shape
         order = to_channels_last(value.ids).reshape(-1).numpy()
         source = value.buffer
@@ -282,31 +292,31 @@ class _Planner:
         target = self._buffer(int(np.prod(out_size)) * channels, source.wide)
         self.steps.append(MaxPool(source, target, window, channels))
         ids = torch.arange(target.size).reshape(1, *out_size, channels).movedim(-1, 1)
-        return _Pooled(_Codes(target, ids, value.values))
+        return _Pooled(_Codes(ids, target, value.values))
 
-    def _finish(self, node: fx.Node) -> None:
+    def output(self, node: fx.Node) -> Output:
         if not isinstance(node.args[0], fx.Node):
             raise KanCompileError(
                 f"target 'c99': found a model of {len(node.all_input_nodes)} outputs, expected one; "
                 "compile a part of it that has one"
             )
         value = self.values[node.args[0]]
-        shape = tuple(getattr(value, "ids", torch.zeros(1)).shape[1:])
-        if isinstance(value, _Sums):
+        if isinstance(value, _Codes) and value.values is not None:
+            value = self._ascending(value)
+            assert value.values is not None
+            kept: tuple[Any, ...] = (value.buffer, value.values.numpy())
+        elif isinstance(value, _Sums):
             at = self.contract_at[value.layer]
             step = self.steps[at]
             assert isinstance(step, Contract)
             self.steps[at] = replace(step, keeps_sums=True)
-            self.output = Output(shape, value.ids.reshape(-1).numpy())
-        elif isinstance(value, _Codes) and value.values is not None:
-            value = self._ascending(value)
-            assert value.values is not None
-            self.output = Output(shape, value.ids.reshape(-1).numpy(), value.buffer, value.values.numpy())
+            kept = ()
         else:
             raise KanCompileError(
                 "target 'c99': the model's output does not come from a KAN layer as real values; "
                 "compile a part of it that ends in a KAN layer"
             )
+        return Output(tuple(value.ids.shape[1:]), value.ids.reshape(-1).numpy(), *kept)
 
     def _buffer(self, size: int, wide: bool) -> Buffer:
         self.buffers += 1
@@ -340,13 +350,22 @@ class _Planner:
         return node.name
 
 
+_MODULES: dict[type[nn.Module], Callable[..., Any]] = {
+    TableExpansion: _Planner._read,
+    IntegerContraction: _Planner._contract,
+}
+_FUNCTIONS: dict[str, Callable[[_Planner, fx.Node, list[Any]], Any]] = {
+    **dict.fromkeys(MOVES, _Planner._moved),
+    "sym_size": lambda *_: 1,  # of the batch, which is the only dimension without a fixed size
+    "max_pool2d_with_indices": _Planner._max_pool,
+    "getitem": _Planner._item,
+}
+"""All other operators may be functions of a code (``_of_codes``)."""
+
+
 def _operator_name(node: fx.Node) -> str:
     packet = getattr(node.target, "overloadpacket", None)
     return str(getattr(packet, "__name__", getattr(node.target, "__name__", node.target)))
-
-
-def _ids(value: Any) -> Any:
-    return value.ids if isinstance(value, _RealInput | _Sums | _Codes) else value
 
 
 def _read_of(table: TableExpansion, buffer: Buffer, behind: Tensor | None = None) -> Read:

@@ -16,13 +16,13 @@ layers. Weights of all widths are stored as int8.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from kancompile.errors import KanCompileError
 from kancompile.ir import (
@@ -43,22 +43,11 @@ _SHIFT = 128  # uint8 codes become int8
 _INT32_MAX = (1 << 31) - 1
 
 
-def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest") -> bytes:
-    """Write a program as a serialized LiteRT model.
-
-    Args:
-        program: an integer program.
-        metadata: key-value pairs for the file.
-        storage: not used; weights of all widths are int8.
-
-    Returns:
-        the file's bytes; equal programs and metadata give equal bytes.
-
-    Raises:
-        KanCompileError: a layer or an operator has no form here, or ai-edge-litert is not installed.
-    """
+def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest", batch: int | None = None) -> bytes:
+    """Write a program as a serialized LiteRT model."""
     _check(program)
-    return _Emitter(program).run().finish_with(metadata)
+    emitter = _Emitter(program)
+    return emitter.file.finish(emitter.run(), metadata)
 
 
 def _check(program: Program) -> None:
@@ -73,7 +62,10 @@ def _check(program: Program) -> None:
 
 
 class _Emitter:
-    """Walks the graph; what a node became stands in ``values``, images also channels last in ``last``."""
+    """Visits nodes by methods of the names of their ``op``, as ``fx.Interpreter`` does.
+
+    What a node became stands in ``values``, images also channels last in ``last``.
+    """
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -82,23 +74,14 @@ class _Emitter:
         self.last: dict[fx.Node, Value] = {}
         self.shapes = _Shapes(program)
 
-    def run(self) -> _Emitter:
-        """Emit all nodes."""
+    def run(self) -> Value:
+        """Emit all nodes and return the output."""
         for node in self.program.graph_module.graph.nodes:
-            if node.op == "placeholder":
-                self.values[node] = self.file.input(self.program.input_shape)
-            elif node.op == "get_attr":
-                self.values[node] = attribute(self.program.graph_module, str(node.target))
-            elif node.op == "output":
-                self.output = self._output(node)
-            elif node.op == "call_module":
-                self._module(node)
-            else:
-                self._function(node)
-        return self
-
-    def finish_with(self, metadata: Mapping[str, str]) -> bytes:
-        return self.file.finish(self.output, metadata)
+            found = getattr(self, node.op)(node)
+            if node not in self.last:
+                self.values[node] = found
+        output: Value = found
+        return output
 
     def value(self, node: fx.Node) -> Any:
         """Return a node's value, an image channels first."""
@@ -108,51 +91,52 @@ class _Emitter:
             self.values[node] = self.file.transpose(image, [0, rank - 1, *range(1, rank - 1)])
         return self.values[node]
 
-    def _output(self, node: fx.Node) -> Value:
+    def placeholder(self, node: fx.Node) -> Value:
+        return self.file.input(self.program.input_shape)
+
+    def get_attr(self, node: fx.Node) -> Any:
+        return attribute(self.program.graph_module, str(node.target))
+
+    def output(self, node: fx.Node) -> Value:
         sources = node.all_input_nodes
         if len(sources) != 1:
             raise KanCompileError(
                 f"target 'litert': found {len(sources)} outputs, expected one; wrap the model to return one"
             )
-        output: Value = self.value(sources[0])
-        if output.dtype != "float32":
-            return self.file.cast(output, "float32")
-        return output
+        return self.file.cast(self.value(sources[0]), "float32")
 
-    def _function(self, node: fx.Node) -> None:
-        arguments = fx.node.map_arg((node.args, node.kwargs), lambda source: self.value(source))
+    def call_function(self, node: fx.Node) -> Any:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: self.value(source))
         if not any(isinstance(self.values.get(source), Value) for source in node.all_input_nodes):
-            self.values[node] = node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
-            return
+            return node.target(*args, **kwargs)  # type: ignore[operator]
         if node.target is torch.ops.aten.sym_size.int:
-            self.values[node] = -1
-            return
+            return -1
         emit = ATEN.get(node.target)
-        result = None if emit is None else emit(self.file, self.shapes.of(node), *arguments[0], **arguments[1])
+        result = None if emit is None else emit(self.file, self.shapes.of(node), *args, **kwargs)
         if result is None:
             raise KanCompileError(
                 f"target 'litert': operator {node.target!s} ({node.name}) outside the KAN layers has no form here; replace "
                 "it in the model, compile the part without it, or use target ort-cpu"
             )
-        self.values[node] = result
+        return result
 
-    def _module(self, node: fx.Node) -> None:
+    def call_module(self, node: fx.Node) -> Value:
         module = self.program.module(str(node.target))
-        if isinstance(module, TableExpansion):
-            self.values[node] = self._table(node, module)
-        elif isinstance(module, IntegerContraction):
-            features = [self.value(source) for source in node.all_input_nodes]
-            if module.geometry is None:
-                self.values[node] = self._contraction(features, module)
-            else:
-                self.last[node] = self._convolution(features, module, module.geometry)
-        else:
+        if type(module) not in _MODULES:
             kind = type(module).__name__
             known = isinstance(module, AnyContraction | AnyExpansion)
             raise KanCompileError(
                 f"target 'litert': found {kind} {str(node.target)!r}, expected integer tables and layers; use a recipe with "
                 + ('precision = "int8" and lowering = "table"' if known else "target ort-cpu")
             )
+        return _MODULES[type(module)](self, node, module)
+
+    def _layer(self, node: fx.Node, module: IntegerContraction) -> Value:
+        features = [self.value(source) for source in node.all_input_nodes]
+        if module.geometry is None:
+            return self._contraction(features, module)
+        self.last[node] = self._convolution(features, module, module.geometry)
+        return self.last[node]
 
     def _table(self, node: fx.Node, module: TableExpansion) -> Value:
         file, source = self.file, node.all_input_nodes[0]
@@ -278,6 +262,12 @@ class _Emitter:
         shape = [-1, *[size + 2 * pad for size, pad in zip(pixels.shape[1:-1], padding, strict=True)], pixels.shape[-1]]
         zero = self.file.constant(np.array(zero_point - _SHIFT, np.int8))
         return self.file.node("PADV2", [pixels, self.file.constant(around), zero], shape, "int8", "PadV2Options")
+
+
+_MODULES: dict[type[nn.Module], Callable[..., Value]] = {
+    TableExpansion: _Emitter._table,
+    IntegerContraction: _Emitter._layer,
+}
 
 
 class _Shapes(fx.Interpreter):

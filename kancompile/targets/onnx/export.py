@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 import onnx
 import onnx_ir as ir
 import torch
+from onnx_ir.passes import common as passes
 
 from kancompile.errors import KanCompileError, reason
 from kancompile.ir import IntegerContraction, Program
@@ -30,40 +31,38 @@ from kancompile.targets.onnx.wide_codes import store_wide_codes
 
 OPSET = 21
 IR_VERSION = 10
+_TIDY = ir.passes.Sequential(passes.RemoveUnusedNodesPass(), passes.TopologicalSortPass())
+"""Values that nobody reads any more go; nodes that were added at the end stand before what reads them."""
 
 
-def emit_batch(program: Program, metadata: Mapping[str, str], storage: str, batch: int) -> bytes:
-    """Write a program as :func:`emit` does, for one batch size."""
-    return emit(program, metadata, storage, batch)
+def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest", batch: int | None = None) -> bytes:
+    """Write a program as a serialized ONNX model."""
+    return checked_bytes(ir.to_proto(build_model(program, metadata, storage, batch)))
 
 
-def emit(
+def build_model(
     program: Program,
     metadata: Mapping[str, str],
-    storage: str = "smallest",
+    storage: str,
     batch: int | None = None,
     pairs: bool = True,
     plain: bool = False,
-) -> bytes:
-    """Write a program as a serialized ONNX model.
+) -> ir.Model:
+    """Build the ONNX model of a program.
 
     Args:
-        program: integer or float program.
-        metadata: key-value pairs for the model's ``metadata_props``.
+        program, metadata, batch: as :class:`~kancompile.targets.contract.Emit` gets them.
         storage: ``"smallest"`` stores weights in as few bytes as their bits need, ``"native"`` in the narrowest ONNX type
             (opset 25 where that is int2), ``"fastest"`` to load keeps int8.
-        batch: the only batch size, ``None`` for any.
         pairs: whether large layers look up two inputs at a time.
         plain: whether every look-up is one Gather, not in the forms that are fastest on CPUs.
-
-    Returns:
-        the file's bytes; equal programs and metadata give equal bytes.
 
     Raises:
         KanCompileError: the exporter cannot translate an operator that stayed as PyTorch computes it, or the output of a
             convolution has no quantizer.
     """
-    _check_outputs(program)
+    for _, contraction in program.nodes(IntegerContraction):
+        contraction.verify_finished()
     graph_module = (program if plain else arrange_tables(program, pairs)).graph_module.eval()
     example = torch.zeros(batch or 2, *program.input_shape)
     open_batch = ({0: torch.export.Dim("batch")},) if batch is None else None
@@ -85,27 +84,27 @@ def emit(
     assert onnx_program is not None
     model = onnx_program.model
     model.ir_version = IR_VERSION
-    build_pair_tables(model)
-    deal_planes(model)
-    write_joint_tables(model)
-    named = name_nodes(model, program)
+    build_pair_tables(model.graph)
+    deal_planes(model.graph)
+    write_joint_tables(model.graph)
+    named = name_nodes(model.graph, program)
     if storage != "fastest":
         store_narrow_weights(model, _narrow(program), native=storage == "native")
-        store_wide_codes(model, program)
+        store_wide_codes(model.graph, program)
+    _TIDY(model)
     name_values(model, program, named)
     model.producer_name = "kancompile"
     model.producer_version = metadata.get("kancompile.version", "")
     model.metadata_props.clear()
     model.metadata_props.update(metadata)
-    proto = ir.serde.serialize_model(model)
+    return model
+
+
+def checked_bytes(proto: onnx.ModelProto) -> bytes:
+    """Serialize a model that ONNX's checker accepts."""
     onnx.checker.check_model(proto, full_check=True)
     data: bytes = proto.SerializeToString(deterministic=True)
     return data
-
-
-def _check_outputs(program: Program) -> None:
-    for _, contraction in program.nodes(IntegerContraction):
-        contraction.verify_finished()
 
 
 def _narrow(program: Program) -> dict[str, NarrowWeights]:

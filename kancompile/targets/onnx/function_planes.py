@@ -26,6 +26,7 @@ from kancompile.ir import (
     plane_order,
     varying_functions,
 )
+from kancompile.targets.onnx.folded_nodes import FoldedNodes
 
 _THREADED_ROWS = 16
 """GatherElements divides its work by rows, so the row numbers of an image are dealt out over so many."""
@@ -95,55 +96,39 @@ def _arranged(program: Program, layer: Layer) -> dict[str, nn.Module]:
     }
 
 
-def deal_planes(model: ir.Model) -> None:
+def deal_planes(graph: ir.Graph) -> None:
     """Finish the planes of a model, in place.
 
     The table of every plane is repeated for each row of row numbers, by nodes that are evaluated at load. The batch size that
     constant columns need is read off the input: reading it off a tensor that ONNX Runtime transposes would cost more nodes.
     """
-    _share_batch_size(model)
-    made: dict[str, ir.Value] = {}
-    for node in list(model.graph):
+    _share_batch_size(graph)
+    nodes, made = FoldedNodes(graph, "planes"), dict[tuple[ir.Value, int], ir.Value]()
+    for node in list(graph):
         if node.op_type != "GatherElements":
             continue
         table, rows = node.inputs
         assert table is not None
-        assert table.name is not None
         assert table.shape is not None
         assert rows is not None
         assert rows.shape is not None
-        if not isinstance(rows.shape[0], int) or rows.shape[0] == 1:
+        count, size = rows.shape[0], table.shape[-1]
+        if not isinstance(count, int) or not isinstance(size, int) or count == 1:
             continue
-        size = int(table.shape[-1])  # type: ignore[arg-type]
-        name = f"planes.shape_{rows.shape[0]}_{size}"
-        if name not in model.graph.initializers:
-            tensor = ir.tensor(np.array([rows.shape[0], size], np.int64), name=name)
-            model.graph.initializers[name] = ir.Value(
-                name=name, shape=ir.Shape([2]), type=ir.TensorType(ir.DataType.INT64), const_value=tensor
-            )
-        repeated = f"{table.name}.{rows.shape[0]}_rows"
-        if repeated not in made:  # functions that are equal share their table
-            expand = ir.node("Expand", [table, model.graph.initializers[name]])
-            expand.outputs[0].name = repeated
-            expand.outputs[0].shape = ir.Shape([rows.shape[0], size])
-            expand.outputs[0].type = table.type
-            model.graph.insert_before(node, [expand])
-            made[repeated] = expand.outputs[0]
-        node.replace_input_with(0, made[repeated])
+        if (table, count) not in made:  # functions that are equal share their table
+            repeated = ir.val(None, shape=[count, size], type=table.type)
+            made[table, count] = nodes.op("Expand", [table, nodes.shape(count, size)], output=repeated)
+        node.replace_input_with(0, made[table, count])
 
 
-def _share_batch_size(model: ir.Model) -> None:
-    found = [node for node in model.graph if node.op_type == "Shape" and _is_batch(node)]
+def _share_batch_size(graph: ir.Graph) -> None:
+    found = [node.outputs[0] for node in graph if node.op_type == "Shape" and _is_batch(node)]
     if not found:
         return
-    shape = ir.node("Shape", [model.graph.inputs[0]], {"start": 0, "end": 1})
-    shape.outputs[0].name = "planes.batch"
-    shape.outputs[0].shape = ir.Shape([1])
-    shape.outputs[0].type = ir.TensorType(ir.DataType.INT64)
-    model.graph.insert_before(next(iter(model.graph)), [shape])
-    for node in found:
-        ir.convenience.replace_all_uses_with(node.outputs[0], shape.outputs[0])
-        model.graph.remove(node, safe=True)
+    shape = ir.node("Shape", [graph.inputs[0]], {"start": 0, "end": 1}, outputs=[ir.val(None, ir.DataType.INT64, [1])])
+    graph.insert_before(graph[0], shape)
+    for value in found:
+        value.replace_all_uses_with(shape.outputs[0])
 
 
 def _is_batch(node: ir.Node) -> bool:

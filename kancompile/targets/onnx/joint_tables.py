@@ -13,60 +13,50 @@ file: 408 words of 32 rows for either of two inputs take 78 kB in the file and 1
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.tape import Tape
+from numpy.typing import NDArray
 
 from kancompile.ir import DIGITS, ZERO_POINT
+from kancompile.targets.onnx.folded_nodes import FoldedNodes
+from kancompile.targets.onnx.translation import JOINT_LOOKUP
 
 
-def write_joint_tables(model: ir.Model) -> None:
+def write_joint_tables(graph: ir.Graph) -> None:
     """Replace every stand-in of ``translation.expand_joint``, in place."""
-    for node in list(model.graph):
-        if node.op_type != "JointLookup":
-            continue
-        tape = Tape(model.graph)
-        writer = _Writer(tape, model.graph)
+    for number, node in enumerate([node for node in graph if node.op_type == JOINT_LOOKUP]):
         index, members, parts = node.inputs
         assert index is not None
-        assert members is not None
         assert parts is not None
-        columns = writer.write(index, members, parts)
-        for written in tape.nodes:
+        nodes = _JointLookup(graph, f"joint{number}")
+        columns = nodes.columns(index, _numbers(members), parts)
+        for written in nodes.nodes:
             written.metadata_props.update(node.metadata_props)
-        nodes = list(tape.nodes)
-        model.graph.remove(nodes)
-        model.graph.insert_before(node, nodes)
-        for use in list(node.outputs[0].uses()):
-            flat = use.node.outputs[0]  # a product's view of columns as a matrix, which these are
-            ir.convenience.replace_all_uses_with(flat, columns)
-            model.graph.remove(use.node, safe=True)
-        model.graph.remove(node, safe=True)
-    for name, value in list(model.graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():  # members, and shapes of what was replaced
-            del model.graph.initializers[name]
+        for use in list(node.outputs[0].uses()):  # a product's view of columns as a matrix, which these are
+            ir.convenience.replace_all_uses_with(use.node.outputs[0], columns)
+            graph.remove(use.node, safe=True)
+        graph.remove(node, safe=True)
 
 
-def _numbers(value: ir.Value) -> np.ndarray:  # type: ignore[type-arg]
+def _numbers(value: ir.Value | None) -> NDArray[Any]:
+    assert value is not None
     assert value.const_value is not None
     return value.const_value.numpy()
 
 
-class _Writer:
-    def __init__(self, tape: Tape, graph: ir.Graph) -> None:
-        self.op, self.graph = tape.op, graph
-
-    def write(self, index: ir.Value, members: ir.Value, parts: ir.Value) -> ir.Value:
+class _JointLookup(FoldedNodes):
+    def columns(self, index: ir.Value, members: NDArray[np.int64], parts: ir.Value) -> ir.Value:
         """Write one look-up and return its columns, uint8 ``[b, k * w]``."""
-        inputs = _numbers(members)
         _, planes, _, levels = _numbers(parts).shape
         by_input = self.op("Transpose", [index], {"perm": [1, 0]})
-        rows = None
-        for own in inputs:
-            picked = self.op("Gather", [by_input, self._constant(own)], {"axis": 0})
-            numbers = self.op("Cast", [picked], {"to": int(ir.DataType.INT32)})
+        rows: ir.Value | None = None
+        for number, own in enumerate(members):
+            picked = self.op("Gather", [by_input, self.stored(f"member{number}", own)], {"axis": 0})
+            numbers = self.cast(picked, ir.DataType.INT32)
             if rows is not None:
-                shifted = self.op("Mul", [rows, self._constant(np.array(levels, np.int32))])
+                shifted = self.op("Mul", [rows, self.stored("levels", np.array(levels, np.int32))])
                 numbers = self.op("Add", [shifted, numbers])
             rows = numbers
         words = self.op("GatherElements", [self._words(parts), rows], {"axis": 1})
@@ -77,41 +67,25 @@ class _Writer:
     def _words(self, parts: ir.Value) -> ir.Value:
         """Write the packed codes of all combinations of rows, float32 ``[w, levels^m]``."""
         members, planes, words, levels = _numbers(parts).shape
-        numbers = self.op("Cast", [parts], {"to": int(ir.DataType.FLOAT)})
         digits = np.array(DIGITS[:planes], np.float32)
-        scaled = self.op("Mul", [numbers, self._constant(digits.reshape(1, planes, 1, 1))])
-        packed = self.op("ReduceSum", [scaled, self._constant(np.array([1], np.int64))], {"keepdims": 0})
+        scaled = self.op("Mul", [self.cast(parts, ir.DataType.FLOAT), self.stored("digits", digits.reshape(1, planes, 1, 1))])
+        packed = self.op("ReduceSum", [scaled, self.stored("plane_axis", np.array([1], np.int64))], {"keepdims": 0})
         found = self._member(packed, 0)
         for member in range(1, members):
-            left = self.op("Reshape", [found, self._constant(np.array([words, -1, 1], np.int64))])
-            right = self.op(
-                "Reshape", [self._member(packed, member), self._constant(np.array([words, 1, levels], np.int64))]
-            )
+            left = self.op("Reshape", [found, self.shape(words, -1, 1)])
+            right = self.op("Reshape", [self._member(packed, member), self.shape(words, 1, levels)])
             total = self.op("Add", [left, right])
-            found = self.op("Reshape", [total, self._constant(np.array([words, levels ** (member + 1)], np.int64))])
-        return self.op("Sub", [found, self._constant(np.array(ZERO_POINT * digits.sum(), np.float32))])
+            found = self.op("Reshape", [total, self.shape(words, levels ** (member + 1))])
+        return self.op("Sub", [found, self.stored("zero", np.array(ZERO_POINT * digits.sum(), np.float32))])
 
     def _member(self, packed: ir.Value, member: int) -> ir.Value:
-        return self.op("Gather", [packed, self._constant(np.array(member, np.int64))], {"axis": 0})
+        return self.op("Gather", [packed, self.stored(f"number{member}", np.array(member, np.int64))], {"axis": 0})
 
     def _apart(self, word: ir.Value, planes: int) -> list[ir.Value]:
-        codes, zero_point = [], self._constant(np.array(ZERO_POINT, np.uint8))
+        codes, zero_point = [], self.stored("zero_point", np.array(ZERO_POINT, np.uint8))
         for place in range(planes - 1, -1, -1):
-            digit = self._constant(np.array(DIGITS[place], np.float32))
+            digit = self.stored(f"digit{place}", np.array(DIGITS[place], np.float32))
             codes.append(self.op("QuantizeLinear", [word, digit, zero_point]))
             if place:
                 word = self.op("Sub", [word, self.op("DequantizeLinear", [codes[-1], digit, zero_point])])
         return codes[::-1]
-
-    def _constant(self, array: np.ndarray) -> ir.Value:  # type: ignore[type-arg]
-        """Return the initializer of these numbers, one for all that are equal."""
-        key = "_".join(["joint", str(array.dtype), *map(str, array.shape), array.tobytes().hex()[:64]])
-        if array.size > 4:
-            key = f"{key}_{len(self.graph.initializers)}"
-        if key not in self.graph.initializers:
-            tensor = ir.tensor(array, name=key)
-            value = ir.Value(
-                name=key, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-            )
-            self.graph.initializers[key] = value
-        return self.graph.initializers[key]

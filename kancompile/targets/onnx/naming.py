@@ -15,6 +15,7 @@ import ast
 from collections.abc import Mapping
 
 import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass
 
 from kancompile.ir import IntegerContraction, Program
 
@@ -23,30 +24,29 @@ PAIR_INDEX = "pair-index"
 _PRODUCTS = ("Gemm", "MatMul", "Conv")
 
 
-def name_nodes(model: ir.Model, program: Program) -> set[ir.Node]:
+def name_nodes(graph: ir.Graph, program: Program) -> set[ir.Node]:
     """Name inputs, outputs, the batch dimension and nodes; drop what the exporter noted.
 
     Returns:
-        the nodes that have their names now.
+        the nodes that have their names now, not yet told apart by numbers.
     """
     layer_of = {layer.contraction: layer.name for layer in program.layers()}
     owner_of = _readable(program, "/")
-    model.graph.inputs[0].name = "input"
-    for position, output in enumerate(model.graph.outputs):
-        output.name = "output" if len(model.graph.outputs) == 1 else f"output_{position}"
-    model.graph.name = "kancompile"
+    graph.inputs[0].name = "input"
+    for position, output in enumerate(graph.outputs):
+        output.name = "output" if len(graph.outputs) == 1 else f"output_{position}"
+    graph.name = "kancompile"
     symbols: dict[str, str] = {}
-    values = list(model.graph.inputs) + [value for node in model.graph for value in node.outputs]
+    values = list(graph.inputs) + [value for node in graph for value in node.outputs]
     for value in values:
         value.metadata_props.clear()
         if value.shape is not None:
             value.shape = ir.Shape([_rename(dimension, symbols) for dimension in value.shape])
-    for initializer in model.graph.initializers.values():
+    for initializer in graph.initializers.values():
         initializer.metadata_props.clear()
         initializer.doc_string = None
-    model.graph.metadata_props.clear()
-    counts: dict[str, int] = {}
-    for node in model.graph:
+    graph.metadata_props.clear()
+    for node in graph:
         owner, source = _owner(node, owner_of), None
         if node.op_type in _PRODUCTS:
             owner = _layer_of(node, layer_of) or owner
@@ -55,10 +55,8 @@ def name_nodes(model: ir.Model, program: Program) -> set[ir.Node]:
             owner = PAIR_INDEX
         node.metadata_props.clear()
         node.doc_string = source
-        name = f"{owner}/{node.op_type}" if owner else node.op_type
-        counts[name] = counts.get(name, -1) + 1
-        node.name = name if counts[name] == 0 else f"{name}_{counts[name]}"
-    return set(model.graph)
+        node.name = f"{owner}/{node.op_type}" if owner else node.op_type
+    return set(graph)
 
 
 def name_values(model: ir.Model, program: Program, named: set[ir.Node]) -> None:
@@ -99,7 +97,6 @@ def name_values(model: ir.Model, program: Program, named: set[ir.Node]) -> None:
         value.name = unique(f"{readable[target]}.{rest}")
     for number, value in enumerate(others):
         value.name = unique(f"c{number}")
-    counts: dict[str, int] = {}
     results = [value for node in graph for value in node.outputs if value.name not in fixed]
     for number, value in enumerate(results):
         value.name = unique(f"v{number}")
@@ -107,9 +104,8 @@ def name_values(model: ir.Model, program: Program, named: set[ir.Node]) -> None:
         if node not in named:  # what widens a weight or a table when the file is loaded
             owner = next((owners[value] for value in node.inputs if value is not None and value in owners), "")
             owners |= dict.fromkeys(node.outputs, owner)
-            name = f"{owner}/unpack/{node.op_type}"
-            counts[name] = counts.get(name, -1) + 1
-            node.name = name if counts[name] == 0 else f"{name}_{counts[name]}"
+            node.name = f"{owner}/unpack/{node.op_type}"
+    NameFixPass()(model)
 
 
 def _readable(program: Program, join: str) -> dict[str, str]:

@@ -18,8 +18,9 @@ codes, int2 (opset 25, ONNX Runtime from 1.24 on), int4 (ONNX Runtime from 1.22 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -27,16 +28,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from kancompile.ir import GroupMultiplier
+from kancompile.targets.onnx.folded_nodes import FoldedNodes
 
 PLANE_BITS = (4, 2, 1)
 INT2_OPSET, INT2_IR_VERSION = 25, 13
-
-
-def stored_bytes(codes: int, bits: int) -> int:
-    """Return what ``codes`` weight codes take in a file with ``storage="smallest"``."""
-    if bits == 8:
-        return codes
-    return sum(-(-codes * width // 8) for width in plane_widths(bits))
 
 
 def plane_widths(bits: int) -> list[int]:
@@ -83,110 +78,80 @@ def store_narrow_weights(model: ir.Model, narrow: Mapping[str, NarrowWeights], n
         codes, factors = value.const_value.numpy(), weights.multiplier
         if factors is not None:
             codes = codes // factors.of_column().numpy()
-        writer = _Writer(model, name)
-        widened = writer.cast(codes, stored) if native else writer.sum_planes(codes, bits)
+        nodes = FoldedNodes(model.graph, name)
+        widened = _cast(nodes, codes, stored) if native else _sum_planes(nodes, codes, bits)
         if factors is not None:
-            widened = writer.multiply_groups(widened, factors.factors.numpy(), factors.group_sizes)
-        uses = list(value.uses())
-        first = next(node for node in model.graph if any(use.node is node for use in uses))
-        model.graph.insert_before(first, writer.nodes)
-        for use in uses:
-            use.node.replace_input_with(use.idx, widened)
-        del model.graph.initializers[name]
+            widened = _multiply_groups(nodes, widened, factors.factors.numpy(), factors.group_sizes)
+        value.replace_all_uses_with(widened)
         if native and stored == ir.DataType.INT2:
             # every operator of the file means the same in opset 25, which adds types
             model.graph.opset_imports[""] = INT2_OPSET
             model.ir_version = INT2_IR_VERSION
 
 
-class _Writer:
-    """Builds the nodes that widen one initializer."""
+def _cast(nodes: FoldedNodes, codes: NDArray[np.int8], stored: ir.DataType) -> ir.Value:
+    narrow = codes.astype(ml_dtypes.int2 if stored == ir.DataType.INT2 else ml_dtypes.int4)
+    return nodes.cast(nodes.stored(stored.name.lower(), narrow), ir.DataType.INT8)
 
-    def __init__(self, model: ir.Model, name: str) -> None:
-        self.model, self.name = model, name
-        self.nodes: list[ir.Node] = []
 
-    def cast(self, codes: NDArray[np.int8], stored: ir.DataType) -> ir.Value:
-        narrow = codes.astype(ml_dtypes.int2 if stored == ir.DataType.INT2 else ml_dtypes.int4)
-        value = self._initializer(stored.name.lower(), ir.tensor(narrow, dtype=stored))
-        return self._node("Cast", [value], {"to": int(ir.DataType.INT8)})
+def _multiply_groups(
+    nodes: FoldedNodes, codes: ir.Value, factors: NDArray[np.int8], group_sizes: Sequence[int]
+) -> ir.Value:
+    """Multiply int8 codes ``[c, n_out]`` by the factors of their groups of rows, ``[g, n_out]``."""
+    stored = nodes.cast(nodes.stored("factors", factors), ir.DataType.INT32)
+    groups, n_out = factors.shape
+    if len(set(group_sizes)) == 1:  # which factor is a row's then need not be stored
+        column = nodes.op("Unsqueeze", [stored, _vector(nodes, "one", 1)])
+        grouped = nodes.stored("grouped", np.array([groups, group_sizes[0], n_out], np.int64))
+        flat = nodes.stored("rows", np.array([-1, n_out], np.int64))
+        of_code = nodes.op("Reshape", [nodes.op("Expand", [column, grouped]), flat])
+    else:
+        of_row = np.repeat(np.arange(groups, dtype=np.uint16), group_sizes)
+        group = nodes.cast(nodes.stored("group", of_row), ir.DataType.INT32)
+        of_code = nodes.op("Gather", [stored, group], {"axis": 0})
+    wide = nodes.cast(codes, ir.DataType.INT32)
+    return nodes.cast(nodes.op("Mul", [wide, of_code]), ir.DataType.INT8)
 
-    def multiply_groups(self, codes: ir.Value, factors: NDArray[np.int8], group_sizes: Sequence[int]) -> ir.Value:
-        """Multiply int8 codes ``[c, n_out]`` by the factors of their groups of rows, ``[g, n_out]``."""
-        stored = self._node("Cast", [self._initializer("factors", ir.tensor(factors))], {"to": int(ir.DataType.INT32)})
-        groups, n_out = factors.shape
-        if len(set(group_sizes)) == 1:  # which factor is a row's then need not be stored
-            column = self._node("Unsqueeze", [stored, self._vector("one", 1)])
-            grouped = self._initializer("grouped", ir.tensor(np.array([groups, group_sizes[0], n_out], np.int64)))
-            flat = self._initializer("rows", ir.tensor(np.array([-1, n_out], np.int64)))
-            of_code = self._node("Reshape", [self._node("Expand", [column, grouped]), flat])
-        else:
-            of_row = np.repeat(np.arange(groups, dtype=np.uint16), group_sizes)
-            group = self._node("Cast", [self._initializer("group", ir.tensor(of_row))], {"to": int(ir.DataType.INT32)})
-            of_code = self._node("Gather", [stored, group], {"axis": 0})
-        wide = self._node("Cast", [codes], {"to": int(ir.DataType.INT32)})
-        return self._node("Cast", [self._node("Mul", [wide, of_code])], {"to": int(ir.DataType.INT8)})
 
-    def sum_planes(self, codes: NDArray[np.int8], bits: int) -> ir.Value:
-        offset = 1 << (bits - 1)
-        total = self._constant(f"offset{bits}", np.array(-offset, np.int32))
-        for plane in self._planes(codes, bits, offset):
-            total = self._node("Add", [plane, total])
-        shaped = self._node("Reshape", [total, self._initializer("shape", ir.tensor(np.array(codes.shape, np.int64)))])
-        return self._node("Cast", [shaped], {"to": int(ir.DataType.INT8)})
+def _sum_planes(nodes: FoldedNodes, codes: NDArray[np.int8], bits: int) -> ir.Value:
+    offset = 1 << (bits - 1)
+    unsigned = (codes.ravel().astype(np.int32) + offset).astype(np.uint8)
+    total = _shared(nodes, f"offset{bits}", np.array(-offset, np.int32))
+    shift = 0
+    for width in plane_widths(bits):
+        values = (unsigned >> shift) & ((1 << width) - 1)
+        total = nodes.op("Add", [_unpack(nodes, values, width, shift), total])
+        shift += width
+    shaped = nodes.op("Reshape", [total, nodes.stored("shape", np.array(codes.shape, np.int64))])
+    return nodes.cast(shaped, ir.DataType.INT8)
 
-    def _planes(self, codes: NDArray[np.int8], bits: int, offset: int) -> Iterator[ir.Value]:
-        """Yield each plane as int32 values in their place of the code, one dimension of ``codes.size``."""
-        unsigned = (codes.ravel().astype(np.int32) + offset).astype(np.uint8)
-        shift = 0
-        for width in plane_widths(bits):
-            values = ((unsigned >> shift) & ((1 << width) - 1)).astype(np.uint8)
-            yield self._unpack(values, width, shift)
-            shift += width
 
-    def _unpack(self, values: NDArray[np.uint8], width: int, shift: int) -> ir.Value:
-        """Write one plane: a column of bytes, masked and shifted by rows of masks and distances, and flattened."""
-        per_byte = 8 // width
-        rows = -(-len(values) // per_byte)
-        padded = np.zeros(rows * per_byte, np.uint8)
-        padded[: len(values)] = values
-        distances = (np.arange(per_byte) * width).astype(np.uint8)
-        packed = np.bitwise_or.reduce(padded.reshape(rows, per_byte) << distances, axis=1, dtype=np.uint8)
-        stored = self._initializer(f"plane{shift}", ir.tensor(packed[:, None]))
-        # masked first: OpenVINO divides where it should shift, and rounds, so nothing may be left over
-        masks = (((1 << width) - 1) << distances).astype(np.uint8)
-        masked = self._node("BitwiseAnd", [stored, self._constant(f"masks{width}", masks)])
-        moved = self._node("BitShift", [masked, self._constant(f"shifts{width}", distances)], {"direction": "RIGHT"})
-        whole = self._node("Reshape", [moved, self._vector("flat", -1)])
-        if rows * per_byte > len(values):
-            whole = self._node("Slice", [whole, self._vector("zero", 0), self._vector("size", len(values))])
-        wide = self._node("Cast", [whole], {"to": int(ir.DataType.INT32)})
-        if shift == 0:
-            return wide
-        return self._node("Mul", [wide, self._constant(f"weight{shift}", np.array(1 << shift, np.int32))])
+def _unpack(nodes: FoldedNodes, values: NDArray[Any], width: int, shift: int) -> ir.Value:
+    """Write one plane, int32 in its place of the code: a column of bytes, masked and shifted by rows of masks and distances."""
+    per_byte = 8 // width
+    rows = -(-len(values) // per_byte)
+    padded = np.zeros(rows * per_byte, np.uint8)
+    padded[: len(values)] = values
+    distances = (np.arange(per_byte) * width).astype(np.uint8)
+    packed = np.bitwise_or.reduce(padded.reshape(rows, per_byte) << distances, axis=1, dtype=np.uint8)
+    stored = nodes.stored(f"plane{shift}", packed[:, None])
+    # masked first: OpenVINO divides where it should shift, and rounds, so nothing may be left over
+    masks = (((1 << width) - 1) << distances).astype(np.uint8)
+    masked = nodes.op("BitwiseAnd", [stored, _shared(nodes, f"masks{width}", masks)])
+    moved = nodes.op("BitShift", [masked, _shared(nodes, f"shifts{width}", distances)], {"direction": "RIGHT"})
+    whole = nodes.op("Reshape", [moved, _vector(nodes, "flat", -1)])
+    if rows * per_byte > len(values):
+        whole = nodes.op("Slice", [whole, _vector(nodes, "zero", 0), _vector(nodes, "size", len(values))])
+    wide = nodes.cast(whole, ir.DataType.INT32)
+    if shift == 0:
+        return wide
+    return nodes.op("Mul", [wide, _shared(nodes, f"weight{shift}", np.array(1 << shift, np.int32))])
 
-    def _vector(self, name: str, value: int) -> ir.Value:
-        return self._constant(f"{name}_{value}", np.array([value], np.int64))
 
-    def _initializer(self, suffix: str, tensor: ir.TensorProtocol) -> ir.Value:
-        return self._named(f"{self.name}.{suffix}", tensor)
+def _vector(nodes: FoldedNodes, name: str, value: int) -> ir.Value:
+    return _shared(nodes, f"{name}_{value}", np.array([value], np.int64))
 
-    def _named(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-        if name not in self.model.graph.initializers:
-            value = ir.Value(
-                name=name, shape=ir.Shape(tensor.numpy().shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-            )
-            self.model.graph.initializers[name] = value
-        return self.model.graph.initializers[name]
 
-    def _constant(self, name: str, value: NDArray[np.generic]) -> ir.Value:
-        """Return a constant that all layers share."""
-        return self._named(f"narrow.{name}", ir.tensor(value))
-
-    def _node(
-        self, operator: str, inputs: list[ir.Value], attributes: Mapping[str, int | str] | None = None
-    ) -> ir.Value:
-        node = ir.node(operator, inputs, attributes or {})
-        node.outputs[0].name = f"{self.name}.{len(self.nodes)}"
-        self.nodes.append(node)
-        return node.outputs[0]
+def _shared(nodes: FoldedNodes, name: str, value: NDArray[Any]) -> ir.Value:
+    """Return a constant that all layers share."""
+    return FoldedNodes(nodes.graph, "narrow").stored(name, value)

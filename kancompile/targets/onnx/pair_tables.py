@@ -8,56 +8,34 @@ the file and become 650 kB in memory.
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 
+from kancompile.targets.onnx.folded_nodes import FoldedNodes
 
-def build_pair_tables(model: ir.Model) -> None:
+
+def build_pair_tables(graph: ir.Graph) -> None:
     """Give every Gather whose row numbers a MatMulInteger joined the table of pairs, in place."""
-    made: dict[str, ir.Value] = {}
-    for node in list(model.graph):
-        if node.op_type != "Gather":
+    made: dict[ir.Value, ir.Value] = {}
+    for node in list(graph):
+        if node.op_type != "Gather" or all(before.op_type != "MatMulInteger" for before in node.predecessors()):
             continue
-        table, joined = node.inputs
+        table, found = node.inputs[0], node.outputs[0]
         assert table is not None
-        assert joined is not None
-        producer = joined.producer()
-        if producer is None or producer.op_type != "MatMulInteger":
-            continue
-        assert table.name is not None
-        if table.name not in made:
-            made[table.name] = _pairs(model, node, table)
-        node.replace_input_with(0, made[table.name])
-        found = node.outputs[0]
         assert found.shape is not None
+        if table not in made:
+            made[table] = _pairs(FoldedNodes(graph, "pairs"), table)
+        node.replace_input_with(0, made[table])
         # as exported, it gathers rows of one input; the Reshape behind it already expects those of two
-        found.shape = ir.Shape([*list(found.shape)[:-1], 2 * int(table.shape[-1])])  # type: ignore[index,arg-type]
+        found.shape = ir.Shape([*found.shape[:-1], made[table].shape[-1]])  # type: ignore[index]
 
 
-def _pairs(model: ir.Model, reader: ir.Node, table: ir.Value) -> ir.Value:
+def _pairs(nodes: FoldedNodes, table: ir.Value) -> ir.Value:
     assert table.shape is not None
-    rows, k = (int(size) for size in table.shape.numpy())
-    nodes: list[ir.Node] = []
-
-    def add(operator: str, inputs: list[ir.Value], attributes: dict[str, int] | None = None) -> ir.Value:
-        node = ir.node(operator, inputs, attributes or {})
-        node.outputs[0].name = f"{table.name}.pairs{len(nodes)}"
-        nodes.append(node)
-        return node.outputs[0]
-
-    def shape(*sizes: int) -> ir.Value:
-        name = "pairs.shape_" + "_".join(map(str, sizes))
-        if name not in model.graph.initializers:
-            tensor = ir.tensor(np.array(sizes, np.int64), name=name)
-            model.graph.initializers[name] = ir.Value(
-                name=name, shape=ir.Shape([len(sizes)]), type=ir.TensorType(ir.DataType.INT64), const_value=tensor
-            )
-        return model.graph.initializers[name]
-
-    first = add("Expand", [add("Reshape", [table, shape(rows, 1, k)]), shape(rows, rows, k)])
-    second = add("Expand", [add("Reshape", [table, shape(1, rows, k)]), shape(rows, rows, k)])
-    both = add("Reshape", [add("Concat", [first, second], {"axis": 2}), shape(rows * rows, 2 * k)])
-    both.shape = ir.Shape([rows * rows, 2 * k])
-    both.type = ir.TensorType(ir.DataType.UINT8)
-    model.graph.insert_before(reader, nodes)
-    return both
+    rows, k = table.shape.numpy()
+    column = nodes.op("Reshape", [table, nodes.shape(rows, 1, k)])
+    first = nodes.op("Expand", [column, nodes.shape(rows, rows, k)])
+    row = nodes.op("Reshape", [table, nodes.shape(1, rows, k)])
+    second = nodes.op("Expand", [row, nodes.shape(rows, rows, k)])
+    both = nodes.op("Concat", [first, second], {"axis": 2})
+    found = ir.val(None, ir.DataType.UINT8, [rows * rows, 2 * k])
+    return nodes.op("Reshape", [both, nodes.shape(rows * rows, 2 * k)], output=found)

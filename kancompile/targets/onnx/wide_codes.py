@@ -13,7 +13,7 @@ Matrices of zeros and ones are stored as bytes as well. What has few numbers sta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kancompile.ir import BlockCodes, Contraction, PolynomialExpansion, Program
+from kancompile.targets.onnx.folded_nodes import FoldedNodes
 
 _LISTED_FROM = 64
 """Scales from which on bytes that pick are smaller than the scales themselves."""
@@ -29,22 +30,23 @@ _LEAST_CODES = 512
 """Numbers from which on codes and the nodes that widen them are smaller than float32."""
 
 
-def store_wide_codes(model: ir.Model, program: Program) -> None:
+def store_wide_codes(graph: ir.Graph, program: Program) -> None:
     """Exchange float initializers for codes, in place; equal numbers are found whatever the exporter named them."""
     coded = {_key(values.numpy()): codes for values, codes in _coded(program)}
     if not coded:
         return
-    for name, value in list(model.graph.initializers.items()):
+    for name, value in list(graph.initializers.items()):
         if value.const_value is None or value.dtype != ir.DataType.FLOAT:
             continue
         array = value.const_value.numpy()
         if array.size < _LEAST_CODES:
             continue
-        codes = coded.get(_key(array))
+        codes, nodes = coded.get(_key(array)), FoldedNodes(graph, name)
         if codes is not None:
-            _Writer(model, name, value).widen(codes, array.shape)
+            value.replace_all_uses_with(_widened(nodes, codes, array.shape))
         elif np.isin(array, (0.0, 1.0)).all():
-            _Writer(model, name, value).cast(array.astype(np.uint8))
+            small = nodes.stored("bytes", array.astype(np.uint8))
+            value.replace_all_uses_with(nodes.cast(small, ir.DataType.FLOAT))
 
 
 def _coded(program: Program) -> Iterator[tuple[Tensor, BlockCodes]]:
@@ -68,57 +70,21 @@ def _key(array: NDArray[np.float32]) -> tuple[tuple[int, ...], bytes]:
     return array.shape, np.ascontiguousarray(array, np.float32).tobytes()
 
 
-class _Writer:
-    """Builds the nodes that widen one initializer and puts them in its place."""
+def _widened(nodes: FoldedNodes, codes: BlockCodes, shape: tuple[int, ...]) -> ir.Value:
+    """Write ``codes * row_scale * column_scale``, reshaped."""
+    found = nodes.cast(nodes.stored("codes", codes.codes.numpy()), ir.DataType.FLOAT)
+    found = nodes.op("Mul", [found, _scales(nodes, "rows", codes.row_scale[:, None])])
+    found = nodes.op("Mul", [found, _scales(nodes, "columns", codes.column_scale)])
+    if shape != tuple(codes.codes.shape):
+        found = nodes.op("Reshape", [found, nodes.stored("shape", np.array(shape, np.int64))])
+    return found
 
-    def __init__(self, model: ir.Model, name: str, value: ir.Value) -> None:
-        self.model, self.name, self.value = model, name, value
-        self.nodes: list[ir.Node] = []
 
-    def widen(self, codes: BlockCodes, shape: Iterable[int]) -> None:
-        """Write ``codes * row_scale * column_scale``, reshaped."""
-        found = self._cast(self._initializer("codes", codes.codes.numpy()), ir.DataType.FLOAT)
-        found = self._node("Mul", [found, self._scales("rows", codes.row_scale[:, None])])
-        found = self._node("Mul", [found, self._scales("columns", codes.column_scale)])
-        shape = tuple(int(size) for size in shape)
-        if shape != tuple(codes.codes.shape):
-            found = self._node("Reshape", [found, self._initializer("shape", np.array(shape, np.int64))])
-        self._replace(found)
-
-    def cast(self, array: NDArray[np.uint8]) -> None:
-        """Write small whole numbers as bytes."""
-        self._replace(self._cast(self._initializer("bytes", array), ir.DataType.FLOAT))
-
-    def _scales(self, suffix: str, scales: Tensor) -> ir.Value:
-        listed, picked = torch.unique(scales, return_inverse=True)
-        if len(listed) == 1 or scales.numel() < _LISTED_FROM or len(listed) > 256:
-            # one scale for all needs no copies
-            stored = listed.reshape([1] * scales.dim()) if len(listed) == 1 else scales
-            return self._initializer(suffix, stored.numpy())
-        bytes_ = self._initializer(suffix, picked.numpy().astype(np.uint8))
-        numbers = self._cast(bytes_, ir.DataType.INT32)
-        return self._node("Gather", [self._initializer(f"{suffix}_listed", listed.numpy()), numbers])
-
-    def _cast(self, value: ir.Value, to: ir.DataType) -> ir.Value:
-        return self._node("Cast", [value], {"to": int(to)})
-
-    def _initializer(self, suffix: str, array: NDArray[np.generic]) -> ir.Value:
-        name = f"{self.name}.{suffix}"
-        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-        value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self.model.graph.initializers[name] = value
-        return value
-
-    def _node(self, operator: str, inputs: list[ir.Value], attributes: dict[str, int] | None = None) -> ir.Value:
-        node = ir.node(operator, inputs, attributes or {})
-        node.outputs[0].name = f"{self.name}.{len(self.nodes)}"
-        self.nodes.append(node)
-        return node.outputs[0]
-
-    def _replace(self, widened: ir.Value) -> None:
-        uses = list(self.value.uses())
-        first = next(node for node in self.model.graph if any(use.node is node for use in uses))
-        self.model.graph.insert_before(first, self.nodes)
-        for use in uses:
-            use.node.replace_input_with(use.idx, widened)
-        del self.model.graph.initializers[self.name]
+def _scales(nodes: FoldedNodes, name: str, scales: Tensor) -> ir.Value:
+    listed, picked = torch.unique(scales, return_inverse=True)
+    if len(listed) == 1 or scales.numel() < _LISTED_FROM or len(listed) > 256:
+        # one scale for all needs no copies
+        stored = listed.reshape([1] * scales.dim()) if len(listed) == 1 else scales
+        return nodes.stored(name, stored.numpy())
+    numbers = nodes.cast(nodes.stored(name, picked.numpy().astype(np.uint8)), ir.DataType.INT32)
+    return nodes.op("Gather", [nodes.stored(f"{name}_listed", listed.numpy()), numbers])
