@@ -68,7 +68,9 @@ class _JointLookup(FoldedNodes):
         """Write the packed codes of all combinations of rows, float32 ``[w, levels^m]``."""
         members, planes, words, levels = _numbers(parts).shape
         digits = np.array(DIGITS[:planes], np.float32)
-        scaled = self.op("Mul", [self.cast(parts, ir.DataType.FLOAT), self.stored("digits", digits.reshape(1, planes, 1, 1))])
+        scaled = self.op(
+            "Mul", [self.cast(parts, ir.DataType.FLOAT), self.stored("digits", digits.reshape(1, planes, 1, 1))]
+        )
         packed = self.op("ReduceSum", [scaled, self.stored("plane_axis", np.array([1], np.int64))], {"keepdims": 0})
         found = self._member(packed, 0)
         for member in range(1, members):
