@@ -22,7 +22,7 @@ from kancompile.diagnosis.laboratory import Laboratory
 from kancompile.diagnosis.tune_cache import recalled
 from kancompile.ir import Contraction, Expansion, IndexQuantizer, IntegerContraction, Layer, Program, TableExpansion
 from kancompile.passes import cost_of_pairs
-from kancompile.recipe import Recipe
+from kancompile.recipe import SettledRecipe
 
 PARTS = ("outside", "levels", "codes", "weights")
 _SAMPLES = 256
@@ -73,6 +73,11 @@ class Anatomy:
         """Sum of the parts."""
         return self.outside + self.levels + self.codes + self.weights
 
+    @property
+    def most_rows(self) -> int:
+        """Rows up to which finer tables are worth a try."""
+        return 256 if self.is_convolution else 4096
+
     def share(self, part: str) -> float:
         """Share of one part in the sum, 0 where there is no error."""
         return float(getattr(self, part)) / self.total if self.total > 0 else 0.0
@@ -87,7 +92,7 @@ class Anatomy:
         return asdict(self)
 
 
-def dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
+def dissect(laboratory: Laboratory, recipe: SettledRecipe, name: str) -> Anatomy:
     """Lower one layer alone and divide its error.
 
     Args:
@@ -95,7 +100,7 @@ def dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
         recipe: with the layer as an integer layer.
         name: of the layer.
     """
-    key = {"fact": "anatomy", "recipe": recipe.canonical_json(), "layer": name}
+    key = {"fact": "anatomy", "recipe": recipe.whole.canonical_json(), "layer": name}
     known = None if laboratory.memory is None else laboratory.memory.get(key)
     if known is not None:
         return recalled(known, Anatomy)
@@ -105,7 +110,7 @@ def dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
     return found
 
 
-def _dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
+def _dissect(laboratory: Laboratory, recipe: SettledRecipe, name: str) -> Anatomy:
     alone = laboratory.alone(recipe, name)
     lowered, exact = laboratory.lowered(alone), laboratory.functions(alone)
     layer, low_layer = exact.layer(name), lowered.layer(name)
@@ -220,7 +225,7 @@ def within(index: IndexQuantizer, x: Tensor, margin: float) -> Tensor:
     return (x >= index.low - slack) & (x <= index.high + slack)
 
 
-def _reads(laboratory: Laboratory, recipe: Recipe, name: str) -> str:
+def _reads(laboratory: Laboratory, recipe: SettledRecipe, name: str) -> str:
     """Say what the layer's first table reads in the program with all layers lowered."""
     program = laboratory.lowered(recipe)
     tables = program.tables(program.layer(name))
