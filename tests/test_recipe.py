@@ -151,7 +151,7 @@ def test_wrong_recipes_are_refused(given: dict[str, Any], text: str) -> None:
 def test_overrides_that_do_not_fit_together_are_found_with_the_layers() -> None:
     recipe = read_recipe(layers={"a": {"granularity": "group"}})
     with pytest.raises(KanCompileError, match="for layer 'a'"):
-        recipe.check_layers(["a"])
+        recipe.settled(["a"])
 
 
 def test_a_pattern_without_a_layer_is_an_error_that_lists_the_layers() -> None:
@@ -220,3 +220,16 @@ def test_a_recipe_made_from_a_recipe_keeps_a_pattern_that_stands_twice() -> None
     again = read_recipe(recipe)
     assert again == recipe
     assert again.for_layer("a").weight_bits == 2
+
+
+@given(base=values, layers=st.dictionaries(st.text("ab.*", min_size=1, max_size=4), values, max_size=3), keys=values)
+def test_a_settled_recipe_goes_on_as_its_recipe_does(
+    base: dict[str, Any], layers: dict[str, dict[str, Any]], keys: dict[str, Any]
+) -> None:
+    recipe, names = read_recipe(base, layers=layers), ["a", "b", "a.b"]
+    settled = recipe.settled(names)
+    assert settled["a"] == recipe.for_layer("a")
+    changed = settled.with_overrides({"a": keys}).with_overrides({"a": {"levels": 64}, "b": keys})
+    assert changed.whole == recipe.with_overrides({"a": keys}).with_overrides({"a": {"levels": 64}, "b": keys})
+    assert changed == changed.whole.settled(names)
+    assert settled == recipe.settled(names)

@@ -4,6 +4,7 @@ from kancompile.compiler.atomic_write import check_destinations, write_atomicall
 from kancompile.compiler.compile import compile
 from kancompile.compiler.compiled_model import MANIFEST_SUFFIX, CompiledModel, manifest_path
 from kancompile.compiler.emission import check_target, target_named, targets_named, write
+from kancompile.compiler.ladder import FREE, KIND_OF_KEY, Rung, rungs
 from kancompile.compiler.left_in_float import left_in_float
 from kancompile.compiler.manifest import (
     MANIFEST_FORM,
@@ -16,11 +17,14 @@ from kancompile.compiler.manifest import (
 from kancompile.compiler.preparation import Preparation, prepare_model
 
 __all__ = [
+    "FREE",
+    "KIND_OF_KEY",
     "MANIFEST_FORM",
     "MANIFEST_SUFFIX",
     "METADATA_FORM",
     "CompiledModel",
     "Preparation",
+    "Rung",
     "check_destinations",
     "check_target",
     "compile",
@@ -31,6 +35,7 @@ __all__ = [
     "left_in_float",
     "manifest_path",
     "prepare_model",
+    "rungs",
     "target_named",
     "targets_named",
     "write",

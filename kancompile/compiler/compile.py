@@ -22,7 +22,7 @@ from kancompile.data import load_calibration, parameter_bytes
 from kancompile.errors import KanCompileError
 from kancompile.ir import Program
 from kancompile.progress import Timings, say
-from kancompile.recipe import Recipe, read_recipe
+from kancompile.recipe import Recipe, SettledRecipe, read_recipe
 from kancompile.runtimes import RuntimeModel
 from kancompile.targets import TARGETS
 from kancompile.validation import audit_kernels, outside_grid
@@ -63,30 +63,30 @@ def compile(
         )
     timings = Timings()
     chosen_target = target_named(target)
-    chosen = read_recipe(recipe)
-    if chosen.max_latency_us is not None and not chosen_target.loads_in_ort:
+    whole = read_recipe(recipe)
+    if whole.max_latency_us is not None and not chosen_target.loads_in_ort:
         raise KanCompileError(
             f"recipe: found max_latency_us with target {target!r}, expected an ONNX target, whose time this machine can "
             "measure; leave it out, and measure on the device"
         )
-    check_target(chosen_target, chosen)
-    samples = load_calibration(calibration, max_samples=chosen.calibration_samples, seed=seed)
-    prepared = prepare_model(model, samples, chosen, seed, device, trust=trust, timings=timings)
+    check_target(chosen_target, whole)
+    samples = load_calibration(calibration, max_samples=whole.calibration_samples, seed=seed)
+    prepared = prepare_model(model, samples, whole, seed, device, trust=trust, timings=timings)
     captured, x, budget, front = prepared.program, prepared.x, prepared.budget, prepared.front
     chosen = prepared.recipe
     outside = outside_grid(captured, x)
     about_inputs = None if outside is None else outside.note()
 
-    def lowering_with(part: Tensor) -> Callable[[Recipe], Program]:
+    def lowering_with(part: Tensor) -> Callable[[SettledRecipe], Program]:
         known = prepared.lowering(part)
         return lambda refined: known(refined, timings)
 
     lowering = lowering_with(x)
     float_bytes = parameter_bytes(model)
 
-    def file_bytes(recipe: Recipe, lowered: Program) -> int:
+    def file_bytes(recipe: SettledRecipe, lowered: Program) -> int:
         program = for_target(chosen_target, lowered, x, timings)
-        content = write(chosen_target, program, describe(program, samples, recipe, target, seed), recipe)
+        content = write(chosen_target, program, describe(program, samples, recipe.whole, target, seed), recipe.whole)
         return int(chosen_target.facts(content).get("stored_bytes", len(content)))
 
     def build() -> tuple[Recipe, Program, Program, dict[str, Any], bytes]:
@@ -97,10 +97,10 @@ def compile(
         notes += [] if fresh is None else [fresh.note()]
         lowered = replace(lowered, notes=(*lowered.notes, *gate.notes(), *notes))
         program = for_target(chosen_target, lowered, x, timings)
-        choices = (front, gate.to_dict(held), None if fresh is None else fresh.to_dict())
+        choices = (front, gate.to_dict(held.whole), None if fresh is None else fresh.to_dict())
         about = dict(zip(ABOUT_THE_CHOICES, choices, strict=True))
-        facts, data = timings.measure("emit", lambda: emitted(held, program, about))
-        return held, lowered, program, facts, data
+        facts, data = timings.measure("emit", lambda: emitted(held.whole, program, about))
+        return held.whole, lowered, program, facts, data
 
     def emitted(held: Recipe, program: Program, about: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         facts = describe(program, samples, held, target, seed) | about
@@ -120,8 +120,9 @@ def compile(
         about = {key: facts[key] for key in ABOUT_THE_CHOICES}
         return stored_bytes(emitted(replace(effective, max_bytes=max_bytes), program, about)[1])
 
-    while budget is not None and chosen.max_bytes is not None and stored_bytes() > chosen.max_bytes:
-        chosen, front = budget.again(stored_bytes(), stored_with)
+    while budget is not None and whole.max_bytes is not None and stored_bytes() > whole.max_bytes:
+        allocated, front = budget.again(stored_bytes(), stored_with)
+        chosen = allocated.settled(chosen.layers)
         effective, lowered, program, facts, data = build()
     session = data if chosen_target.loads_in_ort else write(TARGETS["ort-cpu"], program, facts, effective)
     audit = timings.measure("kernel audit", lambda: audit_kernels(session))

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kancompile.compiler.ladder import FREE, PRECISION, ROWS, Rung, rungs
+from kancompile.compiler.ladder import BITS, FREE, PRECISION, ROWS, Rung, gate_rungs
 from kancompile.compiler.layer_trials import LayerTrials, Trial
 from kancompile.compiler.manifest import constant_bytes
 from kancompile.compiler.refinement import NextStep, Refinement
@@ -29,7 +29,7 @@ from kancompile.errors import KanCompileError, ThresholdMissedError
 from kancompile.ir import Program
 from kancompile.passes import ObserveRegion
 from kancompile.progress import quiet, say
-from kancompile.recipe import LayerRecipe, Recipe
+from kancompile.recipe import LayerRecipe, Recipe, SettledRecipe
 from kancompile.validation import CLASSES, RUINED_DB, ErrorMeasure, OutputError, PairedDecisions, TaskMetric, decibel
 
 FEW_BITS_DB = 20.0
@@ -37,7 +37,6 @@ FEW_BITS_DB = 20.0
 _UNLIKE = 100.0
 _MOST_ROUNDS = 6
 _FREE_GAIN_DB, _COSTLY_GAIN_DB = 0.5, 3.0
-_WIDER = {"int8": "int16", "int16": "float"}
 
 
 class ErrorGate:
@@ -54,9 +53,9 @@ class ErrorGate:
         self,
         captured: Program,
         samples: Calibration,
-        lower: Callable[[Recipe], Program],
+        lower: Callable[[SettledRecipe], Program],
         float_bytes: int | None = None,
-        file_bytes: Callable[[Recipe, Program], int] | None = None,
+        file_bytes: Callable[[SettledRecipe, Program], int] | None = None,
     ) -> None:
         """Take what is compared.
 
@@ -78,16 +77,16 @@ class ErrorGate:
         self.outputs_differ_in_scale = False
         self._chosen: dict[str, frozenset[str]] = {}
 
-    def hold(self, recipe: Recipe) -> tuple[Recipe, Program]:
+    def hold(self, recipe: SettledRecipe) -> tuple[SettledRecipe, Program]:
         """Return the recipe, refined where needed, and the program that it makes.
 
         Raises:
             ThresholdMissedError: ``min_sqnr`` cannot be reached.
         """
         program = self.lower(recipe)
-        if recipe.goal_sqnr is None and recipe.min_sqnr is None:
+        if recipe.whole.goal_sqnr is None and recipe.whole.min_sqnr is None:
             return recipe, program
-        self._chosen = {name: _not_default(recipe.for_layer(name)) for name in self.trials.names}
+        self._chosen = {name: _not_default(recipe[name]) for name in self.trials.names}
         measured = self._measure(program)
         for _ in range(_MOST_ROUNDS):
             if not self._misses(recipe, program, measured):
@@ -105,7 +104,7 @@ class ErrorGate:
                 break
             measured = self._measure(program)
         self.worst = measured.worst
-        if recipe.min_sqnr is not None and not measured.worst_db >= recipe.min_sqnr:
+        if recipe.whole.min_sqnr is not None and not measured.worst_db >= recipe.whole.min_sqnr:
             raise ThresholdMissedError(self._failure(recipe, measured))
         if self._misses(recipe, program, measured):
             self.next_step = self._next_step(recipe, program)
@@ -132,10 +131,10 @@ class ErrorGate:
             )
         return found
 
-    def _misses(self, recipe: Recipe, program: Program, measured: ErrorMeasure) -> bool:
+    def _misses(self, recipe: SettledRecipe, program: Program, measured: ErrorMeasure) -> bool:
         """Whether an output misses what is wanted of it; sets what that is."""
-        goals = [] if recipe.goal_sqnr is None else [self._goal(recipe)]
-        limits = [] if recipe.min_sqnr is None else [recipe.min_sqnr]
+        goals = [] if recipe.whole.goal_sqnr is None else [self._goal(recipe)]
+        limits = [] if recipe.whole.min_sqnr is None else [recipe.whole.min_sqnr]
         self.wanted = max([*goals, *limits])
         if measured.noise == 0 or measured.worst_db >= self.wanted:
             return False
@@ -143,14 +142,10 @@ class ErrorGate:
             return True
         return not self._decides_alike(program)
 
-    def _goal(self, recipe: Recipe) -> float:
-        assert recipe.goal_sqnr is not None
-        bits = [
-            recipe.for_layer(name).weight_bits
-            for name in self.trials.names
-            if recipe.for_layer(name).arithmetic == "int8"
-        ]
-        return min(recipe.goal_sqnr, FEW_BITS_DB) if bits and min(bits) < 8 else recipe.goal_sqnr
+    def _goal(self, recipe: SettledRecipe) -> float:
+        assert recipe.whole.goal_sqnr is not None
+        bits = [recipe[name].weight_bits for name in self.trials.names if recipe[name].arithmetic == "int8"]
+        return min(recipe.whole.goal_sqnr, FEW_BITS_DB) if bits and min(bits) < 8 else recipe.whole.goal_sqnr
 
     def _decides_alike(self, program: Program) -> bool:
         """Whether labels are classes and no more decisions change than chance explains: then the error does not matter."""
@@ -176,9 +171,9 @@ class ErrorGate:
         self.outputs_differ_in_scale = len(spreads) > 1 and float(spreads.max()) > _UNLIKE * float(spreads.min())
         return measure
 
-    def _refined(self, recipe: Recipe, program: Program, measured: ErrorMeasure) -> Recipe:
+    def _refined(self, recipe: SettledRecipe, program: Program, measured: ErrorMeasure) -> SettledRecipe:
         """Take the layers that bring most of the noise a step up the ladder; the same recipe where no step helps."""
-        suspects = [name for name in self.trials.names if recipe.for_layer(name).arithmetic in _WIDER]
+        suspects = [name for name in self.trials.names if recipe[name].wider]
         if not suspects:
             return recipe
         allowed = (measured.allowed * 10 ** (-self.wanted / 10) / len(suspects)).clamp(min=1e-300)
@@ -207,14 +202,20 @@ class ErrorGate:
                 return recipe
         if self._must_widen(recipe, measured):  # and no trial is left to tell where that is worth it
             for name in chosen:
-                change = {"precision": _WIDER[recipe.for_layer(name).arithmetic]}
-                if change["precision"] == "float" and not _misses_limit(recipe, measured):
+                rung = Rung("precision", recipe[name].wider[0])
+                if rung.value == "float" and not _misses_limit(recipe, measured):
                     continue
-                recipe = self._taken(recipe, name, Rung(PRECISION, change), measured, noise[name], allowed, None)
+                recipe = self._taken(recipe, name, rung, measured, noise[name], allowed, None)
         return recipe
 
     def _best(
-        self, recipe: Recipe, program: Program, name: str, measured: ErrorMeasure, allowed: Tensor, may_widen: bool
+        self,
+        recipe: SettledRecipe,
+        program: Program,
+        name: str,
+        measured: ErrorMeasure,
+        allowed: Tensor,
+        may_widen: bool,
     ) -> tuple[Rung, Trial, float] | None:
         """Try steps until one suffices; give the best with its share of the noise that is allowed."""
         best: tuple[Rung, Trial, float] | None = None
@@ -239,14 +240,14 @@ class ErrorGate:
 
     def _taken(
         self,
-        recipe: Recipe,
+        recipe: SettledRecipe,
         name: str,
         rung: Rung,
         measured: ErrorMeasure,
         noise: Tensor,
         allowed: Tensor,
         trial: Trial | None,
-    ) -> Recipe:
+    ) -> SettledRecipe:
         """Change the recipe and note why."""
         output = int((noise / allowed).argmax())
         signal = float(measured.allowed[output])
@@ -263,45 +264,42 @@ class ErrorGate:
         self.refinements.append(step)
         return recipe.with_overrides({name: rung.change})
 
-    def _affordable(self, recipe: Recipe, program: Program, name: str, measured: ErrorMeasure) -> list[Rung]:
+    def _affordable(self, recipe: SettledRecipe, program: Program, name: str, measured: ErrorMeasure) -> list[Rung]:
         """List the steps that may be taken unasked: what recipe and budget leave open, 16 bits but float only for a limit."""
-        steps = rungs(recipe.for_layer(name), self.captured, program, name)
+        steps = [step for step in gate_rungs(recipe[name], self.captured, program, name) if step.kind != BITS]
         if _misses_limit(recipe, measured):
             return steps
         if not _is_ruined(measured):
-            steps = [step for step in steps if not self._chosen[name] & set(step.change)]
-        if recipe.max_bytes is not None:
+            steps = [step for step in steps if step.key not in self._chosen[name]]
+        if recipe.whole.max_bytes is not None:
             return [step for step in steps if step.kind == FREE]
-        return [step for step in steps if step.change.get("precision") != "float"]
+        return [step for step in steps if step != Rung("precision", "float")]
 
-    def _must_widen(self, recipe: Recipe, measured: ErrorMeasure) -> bool:
+    def _must_widen(self, recipe: SettledRecipe, measured: ErrorMeasure) -> bool:
         """Whether 16 bits are worth what they cost: for a limit, or for a ruined output that no budget of bytes forbids."""
-        return _misses_limit(recipe, measured) or (_is_ruined(measured) and recipe.max_bytes is None)
+        return _misses_limit(recipe, measured) or (_is_ruined(measured) and recipe.whole.max_bytes is None)
 
-    def _stays_small(self, recipe: Recipe, program: Program, name: str, trial: Trial) -> bool:
+    def _stays_small(self, recipe: SettledRecipe, program: Program, name: str, trial: Trial) -> bool:
         """Whether all constants take no more than the float model's parameters with one layer in 16 bits.
 
         Its functions take no longer then: those that PyTorch's operators compute faster stay as they are
         (``lower_to_polynomials``). Where a user chose fewer bits, those are kept.
         """
         now = self.trials.trial(recipe, name, {})
-        if self.float_bytes is None or now is None or recipe.for_layer(name).weight_bits < 8:
+        if self.float_bytes is None or now is None or recipe[name].weight_bits < 8:
             return False
         return constant_bytes(program) - now.extra_bytes + trial.extra_bytes <= self.float_bytes
 
-    def _next_step(self, recipe: Recipe, program: Program) -> NextStep | None:
+    def _next_step(self, recipe: SettledRecipe, program: Program) -> NextStep | None:
         """Measure what the recipe's own choices cost, then what 16 bits would bring, in the fewest layers that suffice."""
-        integer = [name for name in self.trials.names if recipe.for_layer(name).arithmetic == "int8"]
+        integer = [name for name in self.trials.names if recipe[name].arithmetic == "int8"]
         if not integer:
             return None
         noise = self.trials.noise_now(program, integer)
         order = sorted(integer, key=lambda name: -float(noise[name].sum()) if name in noise else 0.0)
         now = self.file_bytes(recipe, program)
         best: NextStep | None = None
-        withheld = self._withheld(recipe, program, order[0]) if self.trials.left > 0 else []
-        if recipe.for_layer(order[0]).weight_bits < 8:
-            withheld.append({"weight_bits": 8})
-        for change in (*withheld, {"precision": "int16"}):
+        for change in self._proposed(recipe, program, order[0]):
             for count in dict.fromkeys((1, len(order)) if self.trials.left > 0 else (len(order),)):
                 try:
                     with quiet():
@@ -316,17 +314,19 @@ class ErrorGate:
                 best = step if best is None or step.worst_db > best.worst_db else best
         return best
 
-    def _withheld(self, recipe: Recipe, program: Program, name: str) -> list[Mapping[str, Any]]:
-        """List changes that cost no time of a layer whose recipe decided otherwise."""
-        steps = rungs(recipe.for_layer(name), self.captured, program, name)
-        return [step.change for step in steps if step.kind in (FREE, ROWS) and self._chosen[name] & set(step.change)]
+    def _proposed(self, recipe: SettledRecipe, program: Program, name: str) -> list[Mapping[str, Any]]:
+        """List changes of a layer: those that cost no time where its recipe decided otherwise, all bits, the next precision."""
+        steps = gate_rungs(recipe[name], self.captured, program, name)
+        withheld = [step for step in steps if step.kind in (FREE, ROWS) and step.key in self._chosen[name]]
+        bits, wider = ([step for step in steps if step.kind == kind][:1] for kind in (BITS, PRECISION))
+        return [step.change for step in (*(withheld if self.trials.left > 0 else ()), *bits, *wider)]
 
-    def _failure(self, recipe: Recipe, measured: ErrorMeasure) -> str:
-        kept = [name for name in self.trials.names if recipe.for_layer(name).lowering == "keep"]
+    def _failure(self, recipe: SettledRecipe, measured: ErrorMeasure) -> str:
+        kept = [name for name in self.trials.names if recipe[name].lowering == "keep"]
         worst = measured.worst
         assert worst is not None
         text = f"output {worst.output}: SQNR is {worst.sqnr_db:.2f} dB about its mean on the calibration data, expected at least "
-        text += f"{recipe.min_sqnr:g} (min_sqnr), with every layer in float already"
+        text += f"{recipe.whole.min_sqnr:g} (min_sqnr), with every layer in float already"
         text += f" ({kept!r} kept by the recipe)" if kept else ""
         floor = self._float32_rounding()
         if floor is not None:
@@ -345,8 +345,8 @@ class ErrorGate:
         return measure.worst_db
 
 
-def _misses_limit(recipe: Recipe, measured: ErrorMeasure) -> bool:
-    return recipe.min_sqnr is not None and not measured.worst_db >= recipe.min_sqnr
+def _misses_limit(recipe: SettledRecipe, measured: ErrorMeasure) -> bool:
+    return recipe.whole.min_sqnr is not None and not measured.worst_db >= recipe.whole.min_sqnr
 
 
 def _is_ruined(measured: ErrorMeasure) -> bool:

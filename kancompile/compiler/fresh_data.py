@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from kancompile.ir import Program
+from kancompile.passes import method_named
 from kancompile.progress import quiet, say
-from kancompile.recipe import Recipe
+from kancompile.recipe import SettledRecipe
 from kancompile.validation import ErrorMeasure, plain_number
 
 FEW_SAMPLES = 64
@@ -23,8 +24,7 @@ FEW_SAMPLES = 64
 _FOLDS = 4
 _LEAST = 8
 _NOTICEABLE_DB = 3.0
-# methods that learn take minutes for every fold; what fresh data change lies in the ranges
-_LEARNED, _QUICK = ("adaround", "awq+adaround", "brecq"), "awq+gptq"
+_QUICK = "awq+gptq"
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,11 @@ class FreshDataError:
 
 
 def fresh_data_error(
-    captured: Program, x: Tensor, recipe: Recipe, lowering: Callable[[Tensor], Callable[[Recipe], Program]], seed: int
+    captured: Program,
+    x: Tensor,
+    recipe: SettledRecipe,
+    lowering: Callable[[Tensor], Callable[[SettledRecipe], Program]],
+    seed: int,
 ) -> FreshDataError | None:
     """Estimate it; ``None`` where there are enough samples.
 
@@ -76,7 +80,8 @@ def fresh_data_error(
     if len(x) >= FEW_SAMPLES:
         return None
     names = [layer.name for layer in captured.layers()]
-    slow = [name for name in names if recipe.for_layer(name).method in _LEARNED]
+    # methods that learn take minutes for every fold; what fresh data change lies in the ranges
+    slow = [name for name in names if method_named(recipe[name].rounding_method).quick_columns == 0]
     recipe = recipe.with_overrides({name: {"method": _QUICK} for name in slow})
     say(f"fresh data: only {len(x)} calibration samples, leaving some out in turn ...")
     expected = captured(x)

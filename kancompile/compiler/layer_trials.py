@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from kancompile.compiler.manifest import constant_bytes
 from kancompile.errors import KanCompileError
 from kancompile.ir import Program
 from kancompile.progress import quiet
-from kancompile.recipe import LayerRecipe, Recipe
+from kancompile.recipe import SettledRecipe
 from kancompile.validation import ErrorMeasure, FloatReplay, LayerPair, samples_that_fit
 
 _ELEMENTS = 1 << 18
@@ -50,7 +50,7 @@ class LayerTrials:
         left: trials that may still be made.
     """
 
-    def __init__(self, captured: Program, x: Tensor, lower: Callable[[Recipe], Program]) -> None:
+    def __init__(self, captured: Program, x: Tensor, lower: Callable[[SettledRecipe], Program]) -> None:
         """Take what is compared.
 
         Args:
@@ -93,9 +93,9 @@ class LayerTrials:
                 found[name] = _finite(measure.noise_of * (len(self._x) / len(x)))
         return found
 
-    def trial(self, recipe: Recipe, name: str, change: Mapping[str, Any]) -> Trial | None:
+    def trial(self, recipe: SettledRecipe, name: str, change: Mapping[str, Any]) -> Trial | None:
         """Lower one layer with some recipe keys changed; ``None`` where no trial is left."""
-        key = (name, tuple(sorted({**_settings(recipe, name), **change}.items(), key=str)))
+        key = (name, tuple(sorted({**asdict(recipe[name]), **change}.items(), key=str)))
         if key not in self._known:
             if self.left <= 0:
                 return None
@@ -126,8 +126,3 @@ def trials_for(captured: Program, x: Tensor) -> int:
 
 def _finite(noise: Tensor) -> Tensor:
     return torch.where(torch.isfinite(noise), noise, math.inf)
-
-
-def _settings(recipe: Recipe, name: str) -> dict[str, Any]:
-    chosen = recipe.for_layer(name)
-    return {key.name: getattr(chosen, key.name) for key in fields(LayerRecipe)}

@@ -13,9 +13,9 @@ from kancompile.data import Calibration, check_fits
 from kancompile.errors import KanCompileError
 from kancompile.frontend import capture
 from kancompile.ir import Program, separate_uses
-from kancompile.passes import Lowering, check_patterns, prepare
+from kancompile.passes import Lowering, prepare, settle
 from kancompile.progress import Timings
-from kancompile.recipe import Recipe
+from kancompile.recipe import Recipe, SettledRecipe
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Preparation:
     Attributes:
         program: the float program, ordinary layers absorbed.
         samples: what it is calibrated with.
-        recipe: the choices, with bits for every layer where a budget or an average asks for them.
+        recipe: the choices, settled for every layer, with its bits where a budget or an average asks for them.
         budget: where those bits come from, ``None`` where the recipe says them.
         front: what to note of them in the manifest.
         seed: of every random choice.
@@ -34,7 +34,7 @@ class Preparation:
 
     program: Program
     samples: Calibration
-    recipe: Recipe
+    recipe: SettledRecipe
     budget: BitBudget | None
     front: dict[str, Any]
     seed: int = 0
@@ -83,14 +83,14 @@ def prepare_model(
             check_fits(model, samples)
         captured = timings.measure("capture", lambda: capture(model, samples.samples[:2], trust=trust))
     found, x = separate_uses(captured), samples.samples
-    check_patterns(found, x, recipe)
-    program = timings.measure("prepare", lambda: prepare(found, x, recipe))
+    chosen = settle(found, x, recipe)
+    program = timings.measure("prepare", lambda: prepare(found, x, chosen))
     _check_activations(program, x)
     if recipe.max_bytes is None and recipe.allocated_bits is None:
-        return Preparation(program, samples, recipe, None, {}, seed, device)
+        return Preparation(program, samples, chosen, None, {}, seed, device)
     budget = timings.measure("sensitivities", lambda: BitBudget(program, x, recipe, seed))
     allocated, front = budget.allocated()
-    return Preparation(program, samples, allocated, budget, front, seed, device)
+    return Preparation(program, samples, allocated.settled(chosen.layers), budget, front, seed, device)
 
 
 def _check_activations(program: Program, x: Tensor) -> None:

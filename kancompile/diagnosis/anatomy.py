@@ -31,7 +31,7 @@ from kancompile.ir import (
     TableExpansion,
 )
 from kancompile.passes import cost_of_pairs
-from kancompile.recipe import Recipe
+from kancompile.recipe import SettledRecipe
 
 PARTS = ("outside", "levels", "codes", "weights")
 _SAMPLES = 256
@@ -84,6 +84,11 @@ class Anatomy:
         """Sum of the parts."""
         return self.outside + self.levels + self.codes + self.weights
 
+    @property
+    def most_rows(self) -> int:
+        """Rows up to which finer tables are worth a try."""
+        return 256 if self.is_convolution else 4096
+
     def share(self, part: str) -> float:
         """Share of one part in the sum, 0 where there is no error."""
         return float(getattr(self, part)) / self.total if self.total > 0 else 0.0
@@ -98,7 +103,7 @@ class Anatomy:
         return asdict(self)
 
 
-def dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
+def dissect(laboratory: Laboratory, recipe: SettledRecipe, name: str) -> Anatomy:
     """Lower one layer alone and divide its error.
 
     Args:
@@ -106,7 +111,7 @@ def dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
         recipe: with the layer as an integer layer.
         name: of the layer.
     """
-    key = {"fact": "anatomy", "recipe": recipe.canonical_json(), "layer": name}
+    key = {"fact": "anatomy", "recipe": recipe.whole.canonical_json(), "layer": name}
     known = None if laboratory.memory is None else laboratory.memory.get(key)
     if known is not None:
         return recalled(known, Anatomy)
@@ -116,7 +121,7 @@ def dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
     return found
 
 
-def _dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
+def _dissect(laboratory: Laboratory, recipe: SettledRecipe, name: str) -> Anatomy:
     alone = laboratory.alone(recipe, name)
     lowered, exact = laboratory.lowered(alone), laboratory.functions(alone)
     layer, low_layer = exact.layer(name), lowered.layer(name)
@@ -187,7 +192,7 @@ def _dissect(laboratory: Laboratory, recipe: Recipe, name: str) -> Anatomy:
 
 
 def _of_pairs(
-    laboratory: Laboratory, recipe: Recipe, exact: Program, lowered: Program, name: str, x: Tensor
+    laboratory: Laboratory, recipe: SettledRecipe, exact: Program, lowered: Program, name: str, x: Tensor
 ) -> Anatomy:
     """Measure a layer whose columns belong to pairs of inputs, so that no column of the float layer has its like."""
     found = [program.trace(x, [program.layer(name).contraction]) for program in (exact, lowered)]
@@ -265,7 +270,7 @@ def within(index: IndexQuantizer, x: Tensor, margin: float) -> Tensor:
     return (x >= index.low - slack) & (x <= index.high + slack)
 
 
-def _reads(laboratory: Laboratory, recipe: Recipe, name: str) -> str:
+def _reads(laboratory: Laboratory, recipe: SettledRecipe, name: str) -> str:
     """Say what the layer's first table reads in the program with all layers lowered."""
     program = laboratory.lowered(recipe)
     tables = program.tables(program.layer(name))

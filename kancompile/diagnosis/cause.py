@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from kancompile.compiler import FREE, KIND_OF_KEY
 from kancompile.diagnosis.laboratory import Outcome
-from kancompile.recipe import Recipe
+from kancompile.recipe import SettledRecipe
 from kancompile.validation import plain_number, points
 
 PREPROCESSING = "preprocessing"
@@ -50,7 +51,6 @@ WORTH_TRYING_DB = 0.5
 """What a change must be predicted to bring to be measured."""
 GOOD_DB = 30.0
 """Ratio of the worst output from which on 16 bits, which always bring more, are no remedy of anything."""
-_FREE = frozenset({"method", "range", "percentile", "column_scaling"})
 STANDS_OUT_POINTS = 2.0
 """The same in points of accuracy or R2, for causes that spoil the task and not only the ratio."""
 
@@ -73,11 +73,11 @@ class Change:
     def is_free(self) -> bool:
         """Whether it costs neither bytes nor time: other rounding, ranges or column scales."""
         keys = {key for changed in self.layers.values() for key in changed} | set(self.keys)
-        return bool(keys) and keys <= _FREE
+        return bool(keys) and all(KIND_OF_KEY.get(key) == FREE for key in keys)
 
-    def applied(self, recipe: Recipe) -> Recipe:
+    def applied(self, recipe: SettledRecipe) -> SettledRecipe:
         """Return the recipe with this change."""
-        changed = replace(recipe, **self.keys) if self.keys else recipe
+        changed = replace(recipe.whole, **self.keys).settled(recipe.layers) if self.keys else recipe
         return changed.with_overrides(self.layers) if self.layers else changed
 
     def text(self) -> str:

@@ -26,7 +26,7 @@ from kancompile.diagnosis.input_faults import (
 )
 from kancompile.diagnosis.laboratory import Laboratory, Outcome, transformed
 from kancompile.ir import Expansion
-from kancompile.recipe import Recipe
+from kancompile.recipe import SettledRecipe
 from kancompile.validation import Score, outside_grid, points, read_from_input
 
 _UNLIKE = 0.25  # standard deviations between distributions
@@ -51,7 +51,7 @@ class DataSuspicions:
     """
 
     laboratory: Laboratory
-    recipe: Recipe
+    recipe: SettledRecipe
     has_data: bool
 
     def causes(self, base: Outcome, anatomies: list[Anatomy]) -> Iterator[Cause]:
@@ -193,10 +193,9 @@ class DataSuspicions:
         lab = self.laboratory
         alone = min(lab.outcome(lab.alone(self.recipe, anatomy.layer)).noise, base.noise)
         tried: list[tuple[Change, Effect]] = []
-        chosen = self.recipe.for_layer(anatomy.layer)
-        most = 256 if anatomy.is_convolution else 4096
-        if chosen.levels is not None and chosen.levels < most:
-            rows = min(most, math.ceil(chosen.levels * found.stretch))
+        chosen = self.recipe[anatomy.layer]
+        if chosen.levels is not None and chosen.levels < anatomy.most_rows:
+            rows = min(anatomy.most_rows, math.ceil(chosen.levels * found.stretch))
             change = Change({anatomy.layer: {"levels": rows}})
             kept = anatomy.scaled({"levels": (anatomy.rows / rows) ** 2})
             rest = max(base.noise - alone * (1 - kept), 1e-12 * base.noise)

@@ -34,7 +34,7 @@ from kancompile.diagnosis.suspects import Suspect, jointly, suspects
 from kancompile.errors import KanCompileError
 from kancompile.ir import Program
 from kancompile.progress import quiet, track
-from kancompile.recipe import Recipe, read_recipe
+from kancompile.recipe import Recipe, SettledRecipe, read_recipe
 
 _MOST_TRIED = 12
 _MOST_JUDGING = 2048
@@ -163,24 +163,24 @@ def examine(laboratory: Laboratory, judged_on: str, has_data: bool, exact: bool 
         tuple(ranked([*causes, *recipe_causes])),
         len(recipe_causes),
         tuple(notes),
-        laboratory.recipe,
+        laboratory.recipe.whole,
     )
 
 
 def layer_suspects(
-    laboratory: Laboratory, recipe: Recipe, base: Outcome, anatomies: Sequence[Anatomy]
+    laboratory: Laboratory, recipe: SettledRecipe, base: Outcome, anatomies: Sequence[Anatomy]
 ) -> list[Suspect]:
     """List the recipe changes worth trying in all layers, by predicted noise."""
     found = []
     for anatomy in anatomies:
         alone = laboratory.outcome(laboratory.alone(recipe, anatomy.layer))
-        found += suspects(recipe, anatomy, base.noise, alone.noise, base.signal)
+        found += suspects(recipe[anatomy.layer], anatomy, base.noise, alone.noise, base.signal)
     return sorted(found, key=lambda suspect: suspect.predicted_noise)
 
 
 def _recipe_causes(
     laboratory: Laboratory,
-    recipe: Recipe,
+    recipe: SettledRecipe,
     base: Outcome,
     anatomies: Sequence[Anatomy],
     explained: set[str],
@@ -212,7 +212,7 @@ def _recipe_causes(
 
 
 def _measured(
-    laboratory: Laboratory, recipe: Recipe, base: Outcome, anatomies: Sequence[Anatomy], suspect: Suspect
+    laboratory: Laboratory, recipe: SettledRecipe, base: Outcome, anatomies: Sequence[Anatomy], suspect: Suspect
 ) -> Cause:
     after = laboratory.outcome(suspect.change.applied(recipe))
     layers = tuple(suspect.change.layers) or ((suspect.layer,) if suspect.layer else ())
@@ -241,8 +241,8 @@ def _best_of_each(causes: Sequence[Cause]) -> list[Cause]:
     return kept
 
 
-def _evidence(kind: str, anatomy: Anatomy, recipe: Recipe) -> tuple[str, dict[str, Any]]:
-    chosen = recipe.for_layer(anatomy.layer)
+def _evidence(kind: str, anatomy: Anatomy, recipe: SettledRecipe) -> tuple[str, dict[str, Any]]:
+    chosen = recipe[anatomy.layer]
     who = f"layer {anatomy.layer!r}"
     facts: dict[str, Any]
     if kind in (RANGE, HAND_OVER):

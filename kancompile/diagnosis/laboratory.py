@@ -22,7 +22,7 @@ from kancompile.ir import (
 )
 from kancompile.passes import Lowering, RecentlyUsed, method_named
 from kancompile.progress import quiet
-from kancompile.recipe import Recipe
+from kancompile.recipe import SettledRecipe
 from kancompile.validation import CLASSES, ErrorMeasure, Score, TaskMetric, decibel, plain_number
 
 _CHUNK = 256
@@ -98,9 +98,9 @@ class Laboratory:
         memory: Remembers | None = None,
     ) -> None:
         recipe, budget = prepared.recipe, prepared.budget
-        if budget is not None and recipe.max_bytes is not None and recipe.max_bytes < budget.smallest:
+        if budget is not None and recipe.whole.max_bytes is not None and recipe.whole.max_bytes < budget.smallest:
             raise KanCompileError(
-                f"max_bytes {recipe.max_bytes}: weights in the fewest bits take {budget.smallest} bytes, not counting "
+                f"max_bytes {recipe.whole.max_bytes}: weights in the fewest bits take {budget.smallest} bytes, not counting "
                 "tables and the graph; raise the budget"
             )
         self._prepared = prepared
@@ -113,27 +113,27 @@ class Laboratory:
         self._outcomes: dict[str, Outcome] = {}
         self._float_outputs: WeakKeyDictionary[Calibration, list[Tensor]] = WeakKeyDictionary()
 
-    def lowered(self, recipe: Recipe) -> Program:
+    def lowered(self, recipe: SettledRecipe) -> Program:
         """Lower by a recipe; the last few programs in use are kept."""
-        return self._programs.get(recipe.canonical_json(), lambda: self._run(self._lowering, recipe))
+        return self._programs.get(recipe.whole.canonical_json(), lambda: self._run(self._lowering, recipe))
 
-    def functions(self, recipe: Recipe) -> Program:
+    def functions(self, recipe: SettledRecipe) -> Program:
         """Give the float program in the form that a recipe tabulates."""
         with quiet():
             return self._lowering.functions(recipe)
 
-    def lower_on(self, recipe: Recipe, x: Tensor) -> Program:
+    def lower_on(self, recipe: SettledRecipe, x: Tensor) -> Program:
         """Lower by a recipe on other samples ``[n, *input_shape]``."""
         return self._run(self._prepared.lowering(x), recipe)
 
-    def _run(self, lowering: Lowering, recipe: Recipe) -> Program:
+    def _run(self, lowering: Lowering, recipe: SettledRecipe) -> Program:
         self.lowerings += 1
         with quiet():
             return lowering(recipe)
 
-    def outcome(self, recipe: Recipe) -> Outcome:
+    def outcome(self, recipe: SettledRecipe) -> Outcome:
         """Measure a recipe."""
-        key = recipe.canonical_json()
+        key = recipe.whole.canonical_json()
         if key not in self._outcomes:
             fact = {"fact": "outcome", "recipe": key}
             known = None if self.memory is None else self.memory.get(fact)
@@ -183,19 +183,19 @@ class Laboratory:
             self._float_outputs[samples] = [self.program(x) for x in samples]
         return self._float_outputs[samples]
 
-    def alone(self, recipe: Recipe, name: str) -> Recipe:
+    def alone(self, recipe: SettledRecipe, name: str) -> SettledRecipe:
         """Give the recipe that lowers one layer and keeps all others in float."""
         return recipe.with_overrides({other: {"lowering": "keep"} for other in self.names if other != name})
 
-    def integer_layers(self, recipe: Recipe) -> list[str]:
+    def integer_layers(self, recipe: SettledRecipe) -> list[str]:
         """List the layers that a recipe turns into integer tables."""
-        return [name for name in self.names if recipe.for_layer(name).arithmetic == "int8"]
+        return [name for name in self.names if recipe[name].arithmetic == "int8"]
 
-    def fast(self, recipe: Recipe) -> tuple[Recipe, list[str]]:
+    def fast(self, recipe: SettledRecipe) -> tuple[SettledRecipe, list[str]]:
         """Replace slow rounding methods of wide layers by ``uniform``; say in which layers that was done."""
         slow = []
         for layer in self.program.layers():
-            chosen = recipe.for_layer(layer.name)
+            chosen = recipe[layer.name]
             if (
                 method_named(chosen.rounding_method).compensates
                 and self.program.contraction(layer).products > SLOW_COLUMNS

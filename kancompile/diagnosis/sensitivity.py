@@ -16,7 +16,7 @@ from torch import Tensor
 from kancompile.diagnosis.laboratory import Laboratory, Outcome
 from kancompile.ir import Contraction, IntegerContraction, JointTable, Layer, Program, TableExpansion, layer_tables
 from kancompile.passes import SplitBranches
-from kancompile.recipe import Recipe
+from kancompile.recipe import SettledRecipe
 from kancompile.validation import plain_number
 
 _CENTRED = 256
@@ -50,7 +50,7 @@ class Sensitivity:
         }
 
 
-def sensitivities_of(laboratory: Laboratory, recipe: Recipe, name: str) -> list[Sensitivity]:
+def sensitivities_of(laboratory: Laboratory, recipe: SettledRecipe, name: str) -> list[Sensitivity]:
     """Measure an integer layer, and every branch where it has several and is no convolution."""
     alone = laboratory.alone(recipe, name)
     only = laboratory.outcome(alone)

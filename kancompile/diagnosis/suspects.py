@@ -14,15 +14,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from kancompile.compiler import Rung, rungs
 from kancompile.diagnosis.anatomy import Anatomy
 from kancompile.diagnosis.cause import BITS, FUNCTIONS, HAND_OVER, LEVELS, METHOD, PRECISION, RANGE, SATURATION, Change
 from kancompile.passes import method_named
-from kancompile.recipe import LayerRecipe, Recipe
+from kancompile.recipe import LayerRecipe
 from kancompile.validation import decibel
 
-MOST_ROWS = 4096
-MOST_ROWS_CONVOLUTION = 256
-_MOST_COLUMNS = {"awq+gptq": 2048, "gptq": 8192}
+_KINDS = {
+    "method": METHOD,
+    "range": RANGE,
+    "levels": LEVELS,
+    "function_error": FUNCTIONS,
+    "lookup": FUNCTIONS,
+    "weight_bits": BITS,
+    "precision": PRECISION,
+}
 _COMPENSATED = 0.2
 """Share of the error of nearest rounding that methods with compensation leave: 1/4 to 1/10 on the models measured."""
 
@@ -48,70 +55,75 @@ class Suspect:
         return decibel(noise, self.predicted_noise)
 
 
-def suspects(recipe: Recipe, anatomy: Anatomy, noise: float, alone: float, signal: float) -> list[Suspect]:
+def suspects(chosen: LayerRecipe, anatomy: Anatomy, noise: float, alone: float, signal: float) -> list[Suspect]:
     """List the changes that concern one layer.
 
     Args:
-        recipe: the recipe now.
+        chosen: the layer's recipe now.
         anatomy: of the layer.
         noise: noise at the output with all layers lowered.
         alone: noise at the output with this layer lowered alone.
         signal: power of the output about its mean.
     """
-    chosen = recipe.for_layer(anatomy.layer)
     alone = min(alone, noise)
+    ladder = rungs(chosen, anatomy.columns, anatomy.rows, anatomy.most_rows, anatomy.is_convolution, anatomy.is_joint)
+    methods = [rung for rung in ladder if rung.key == "method"]
     found: list[Suspect] = []
-
-    def add(kind: str, keys: dict[str, object], **factors: float) -> None:
-        left = max(noise - alone * (1 - anatomy.scaled(factors)), 1e-12 * noise)
-        found.append(Suspect(kind, anatomy.layer, Change({anatomy.layer: keys}), left))
-
-    wider = _widening(anatomy)
-    range_kind = RANGE if anatomy.reads == "real" else HAND_OVER
-    if anatomy.outside > 0 and chosen.range != "mse":
-        add(range_kind, {"range": "mse"}, outside=0.0, levels=_looked_up(anatomy) if chosen.levels is None else wider)
-    elif anatomy.outside > 0:
-        add(range_kind, {"range": "minmax"}, outside=0.0, levels=wider)
-    most = MOST_ROWS_CONVOLUTION if anatomy.is_convolution else MOST_ROWS
-    rows = min(4 * anatomy.rows, most)
-    if rows > anatomy.rows and not anatomy.is_joint:
-        for candidate in dict.fromkeys((rows, min(16 * anatomy.rows, most))):
-            # a range chosen by error cuts off only where rows are few
-            kept = (anatomy.rows / candidate) ** 2
-            add(LEVELS, {"levels": candidate}, levels=kept, outside=kept if chosen.range == "mse" else 1.0)
-    if anatomy.is_convolution and chosen.shared_error > 0:
-        left = max(noise - min(alone, chosen.shared_error * signal), 1e-12 * noise)
-        found.append(Suspect(FUNCTIONS, anatomy.layer, Change({anatomy.layer: {"function_error": 0.0}}), left))
-    if anatomy.is_joint:
-        each = Change({anatomy.layer: {"lookup": "each"}})
-        found.append(Suspect(FUNCTIONS, anatomy.layer, each, max(noise - alone, 1e-12 * noise)))
-    found += _weights(chosen, anatomy, noise, alone)
-    wide = Change({anatomy.layer: {"precision": "int16"}})
-    return [*found, Suspect(PRECISION, anatomy.layer, wide, max(noise - alone, 1e-12 * noise))]
-
-
-def _weights(chosen: LayerRecipe, anatomy: Anatomy, noise: float, alone: float) -> list[Suspect]:
-    name, bits = anatomy.layer, chosen.weight_bits
-    found = []
-
-    def left(factor: float) -> float:
-        factors = {"weights": factor} | ({"levels": _looked_up(anatomy)} if chosen.levels is None else {})
-        return max(noise - alone * (1 - anatomy.scaled(factors)), 1e-12 * noise)
-
-    if not method_named(chosen.rounding_method).compensates and not (chosen.method == "auto" and bits == 8):
-        for method, most in _MOST_COLUMNS.items():
-            if anatomy.columns <= most:
-                found.append(Suspect(METHOD, name, Change({name: {"method": method}}), left(_COMPENSATED)))
-    if bits < 8:
-        others = left(0.0)
-        # the fewest bits with which this layer's rounding no longer is most of the noise
-        enough = next((more for more in range(bits + 1, 8) if left(4.0 ** (bits - more)) <= 1.5 * others), 8)
-        for more in dict.fromkeys((enough, 8)):
-            change = Change({name: {"weight_bits": more}})
-            found.append(Suspect(BITS, name, change, left(4.0 ** (bits - more))))
-    if anatomy.pair_cost > 1:
-        found.append(Suspect(SATURATION, name, Change(keys={"cpu": "x86-vnni"}), left(1 / anatomy.pair_cost)))
+    # of methods, which are all predicted the same, the most thorough one wins ties
+    for rung in (*reversed(methods), *(rung for rung in ladder if rung.key != "method")):
+        gone = _removed(rung, chosen, anatomy, alone, signal)
+        if gone is not None:
+            kind = HAND_OVER if rung.key == "range" and anatomy.reads != "real" else _KINDS[rung.key]
+            change = Change({anatomy.layer: rung.change})
+            found.append(Suspect(kind, anatomy.layer, change, _left(noise, gone)))
+    bits = [suspect for suspect in found if suspect.kind == BITS]
+    if bits:
+        others = _left(noise, alone * (1 - anatomy.scaled(_rounded(chosen, anatomy, 0.0))))
+        # the fewest bits with which this layer's rounding no longer is most of the noise, and the most
+        enough = next((suspect for suspect in bits if suspect.predicted_noise <= 1.5 * others), bits[-1])
+        found = [suspect for suspect in found if suspect.kind != BITS or suspect in (enough, bits[-1])]
+    if anatomy.pair_cost > 1:  # no rung of a layer: a key of the whole recipe
+        gone = alone * (1 - anatomy.scaled(_rounded(chosen, anatomy, 1 / anatomy.pair_cost)))
+        found.append(Suspect(SATURATION, anatomy.layer, Change(keys={"cpu": "x86-vnni"}), _left(noise, gone)))
     return found
+
+
+def _removed(rung: Rung, chosen: LayerRecipe, anatomy: Anatomy, alone: float, signal: float) -> float | None:
+    """Predict how much noise a change removes from the output, ``None`` where the anatomy does not tell."""
+    match rung.key, rung.value:
+        case "method", _ if not method_named(chosen.rounding_method).compensates:
+            factors = _rounded(chosen, anatomy, _COMPENSATED)
+        case "range", "mse" if anatomy.outside > 0:
+            levels = _looked_up(anatomy) if chosen.levels is None else _widening(anatomy)
+            factors = {"outside": 0.0, "levels": levels}
+        case "range", "minmax" if anatomy.outside > 0 and chosen.range == "mse":
+            factors = {"outside": 0.0, "levels": _widening(anatomy)}
+        case "levels", rows:
+            kept = (anatomy.rows / rows) ** 2
+            # a range chosen by error cuts off only where rows are few
+            factors = {"levels": kept, "outside": kept if chosen.range == "mse" else 1.0}
+        case "lookup", "each":
+            return alone
+        case "function_error", share if anatomy.is_joint:
+            return alone * (1 - float(share) / chosen.joint_error)
+        case "function_error", _:
+            return min(alone, chosen.shared_error * signal)
+        case "weight_bits", bits:
+            factors = _rounded(chosen, anatomy, 4.0 ** (chosen.weight_bits - bits))
+        case "precision", "int16":
+            return alone
+        case _:
+            return None
+    return alone * (1 - anatomy.scaled(factors))
+
+
+def _rounded(chosen: LayerRecipe, anatomy: Anatomy, weights: float) -> dict[str, float]:
+    """Give the shares of parts that are left where rounding leaves so much; rows not given are then chosen anew."""
+    return {"weights": weights} | ({"levels": _looked_up(anatomy)} if chosen.levels is None else {})
+
+
+def _left(noise: float, removed: float) -> float:
+    return max(noise - removed, 1e-12 * noise)
 
 
 def _looked_up(anatomy: Anatomy) -> float:
@@ -137,7 +149,7 @@ def jointly(found: list[Suspect], noise: float) -> list[Suspect]:
         if len(best) > 1:
             removed = sum(noise - suspect.predicted_noise for suspect in best.values())
             layers = {name: keys for suspect in best.values() for name, keys in suspect.change.layers.items()}
-            joined.append(Suspect(kind, "", Change(layers), max(noise - removed, 1e-12 * noise)))
+            joined.append(Suspect(kind, "", Change(layers), _left(noise, removed)))
     return joined
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from kancompile.compiler import describe, write
+from kancompile.compiler import Rung, describe, write
 from kancompile.diagnosis.anatomy import Anatomy, dissect
 from kancompile.diagnosis.cause import PRECISION, Change
 from kancompile.diagnosis.diagnosing import layer_suspects, open_laboratory, samples_for
@@ -29,7 +29,7 @@ from kancompile.diagnosis.tune_cache import TuneCache, recalled
 from kancompile.errors import KanCompileError
 from kancompile.ir import Program
 from kancompile.progress import quiet, say
-from kancompile.recipe import Recipe, read_recipe
+from kancompile.recipe import Recipe, SettledRecipe, read_recipe
 from kancompile.targets import TARGETS
 from kancompile.validation import plain_number
 
@@ -233,23 +233,23 @@ def tune(
     return _search(laboratory, targets, judged_on or judges)
 
 
-def _file_bytes(laboratory: Laboratory, recipe: Recipe) -> int:
+def _file_bytes(laboratory: Laboratory, recipe: SettledRecipe) -> int:
     """Measure the file that a recipe makes."""
-    key = {"fact": "file", "recipe": recipe.canonical_json()}
+    key = {"fact": "file", "recipe": recipe.whole.canonical_json()}
     known = None if laboratory.memory is None else laboratory.memory.get(key)
     if known is not None:
         return recalled(known, _FileSize).bytes
     program = laboratory.lowered(recipe)
-    facts = describe(program, laboratory.fitting, recipe, "ort-cpu", laboratory.seed)
+    facts = describe(program, laboratory.fitting, recipe.whole, "ort-cpu", laboratory.seed)
     with quiet():
-        found = _FileSize(len(write(TARGETS["ort-cpu"], program, facts, recipe)))
+        found = _FileSize(len(write(TARGETS["ort-cpu"], program, facts, recipe.whole)))
     if laboratory.memory is not None:
         laboratory.memory.put(key, asdict(found))
     return found.bytes
 
 
 def _search(laboratory: Laboratory, targets: Targets, judged_on: str) -> Tuning:
-    def size_of(recipe: Recipe) -> int | None:
+    def size_of(recipe: SettledRecipe) -> int | None:
         return None if targets.max_bytes is None else _file_bytes(laboratory, recipe)
 
     recipe = laboratory.recipe
@@ -269,7 +269,7 @@ def _search(laboratory: Laboratory, targets: Targets, judged_on: str) -> Tuning:
         size = size_of(recipe)
     remembered = laboratory.memory.hits if isinstance(laboratory.memory, TuneCache) else 0
     return Tuning(
-        recipe,
+        recipe.whole,
         start,
         outcome,
         tuple(steps),
@@ -280,7 +280,7 @@ def _search(laboratory: Laboratory, targets: Targets, judged_on: str) -> Tuning:
     )
 
 
-def _better(laboratory: Laboratory, recipe: Recipe, outcome: Outcome, targets: Targets) -> Step | None:
+def _better(laboratory: Laboratory, recipe: SettledRecipe, outcome: Outcome, targets: Targets) -> Step | None:
     """Find the cheapest change that removes noise, ``None`` where none is left."""
     anatomies = [dissect(laboratory, recipe, name) for name in laboratory.integer_layers(recipe)]
     sizes = {anatomy.layer: anatomy for anatomy in anatomies}
@@ -303,18 +303,22 @@ def _better(laboratory: Laboratory, recipe: Recipe, outcome: Outcome, targets: T
         if step is not None:
             return step
     # wider arithmetic for the layers that cost most
-    noise = {name: laboratory.outcome(laboratory.alone(recipe, name)).noise for name in _not_float(laboratory, recipe)}
+    noise = {
+        name: laboratory.outcome(laboratory.alone(recipe, name)).noise
+        for name in laboratory.names
+        if recipe[name].wider
+    }
     for name in sorted(noise, key=lambda name: -noise[name]):
-        precision = "int16" if recipe.for_layer(name).arithmetic == "int8" else "float"
+        wider = Change({name: Rung("precision", recipe[name].wider[0]).change})
         left = max(outcome.noise - noise[name], 1e-9 * outcome.noise)
-        step = _tried(laboratory, recipe, outcome, targets, Change({name: {"precision": precision}}), left)
+        step = _tried(laboratory, recipe, outcome, targets, wider, left)
         if step is not None:
             return step
     return None
 
 
 def _tried(
-    laboratory: Laboratory, recipe: Recipe, outcome: Outcome, targets: Targets, change: Change, predicted: float
+    laboratory: Laboratory, recipe: SettledRecipe, outcome: Outcome, targets: Targets, change: Change, predicted: float
 ) -> Step | None:
     changed = change.applied(recipe)
     after = laboratory.outcome(changed)
@@ -326,7 +330,7 @@ def _tried(
     return Step(change, gain, outcome, after)
 
 
-def _smaller(laboratory: Laboratory, recipe: Recipe, outcome: Outcome, max_bytes: int) -> Step | None:
+def _smaller(laboratory: Laboratory, recipe: SettledRecipe, outcome: Outcome, max_bytes: int) -> Step | None:
     """Take weight bits from the layer that loses least by it, ``None`` where no file would be smaller.
 
     Widths with an ONNX type (4 and 2) are tried beside the next one: others need nodes that widen them, which in small files
@@ -335,7 +339,7 @@ def _smaller(laboratory: Laboratory, recipe: Recipe, outcome: Outcome, max_bytes
     size = _file_bytes(laboratory, recipe)
     candidates = []
     for name in laboratory.integer_layers(recipe):
-        bits = recipe.for_layer(name).weight_bits
+        bits = recipe[name].weight_bits
         for fewer in {bits - 1, 4, 2}:
             if 2 <= fewer < bits:
                 change = Change({name: {"weight_bits": fewer}})
@@ -348,10 +352,6 @@ def _smaller(laboratory: Laboratory, recipe: Recipe, outcome: Outcome, max_bytes
         return None
     *_, change, after = min(candidates, key=lambda entry: entry[:4])
     return Step(change, None, outcome, after)
-
-
-def _not_float(laboratory: Laboratory, recipe: Recipe) -> list[str]:
-    return [name for name in laboratory.names if recipe.for_layer(name).arithmetic in ("int8", "int16")]
 
 
 def _extra_bytes(change: Change, anatomies: Mapping[str, Anatomy], program: Program) -> int:

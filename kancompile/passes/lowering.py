@@ -19,11 +19,11 @@ from kancompile.passes.recently_used import RecentlyUsed
 from kancompile.passes.reduce_functions import BALANCE, JoinOptions, ReduceFunctions
 from kancompile.passes.round_to_16_bits import RoundTo16Bits
 from kancompile.passes.round_weights import RoundingOptions, RoundWeights, prove_layer
-from kancompile.passes.rounding_methods import method_named
+from kancompile.passes.rounding_methods import method_named, quick_methods
 from kancompile.passes.split_branches import SplitBranches
 from kancompile.passes.tabulate_expansions import KnownTables, TableOptions, TabulateExpansions
 from kancompile.progress import Timings, say
-from kancompile.recipe import CPU_PRESETS, LayerRecipe, Recipe
+from kancompile.recipe import CPU_PRESETS, LayerRecipe, Recipe, SettledRecipe
 
 WIDE_TOLERANCE = 2.0**-17
 """Relative error of the functions of a 16-bit layer: half a step of its codes."""
@@ -54,7 +54,11 @@ class Lowering:
         self.program, self.x, self.seed, self.device = program, x, seed, device
         self._forms: RecentlyUsed[FormKey, tuple[Program, KnownTables]] = RecentlyUsed(_KEPT_FORMS)
 
-    def __call__(self, recipe: Recipe, timings: Timings | None = None) -> Program:
+    def settled(self, recipe: Recipe) -> SettledRecipe:
+        """Settle a recipe for the layers of the program."""
+        return recipe.settled(layer.name for layer in self.program.layers())
+
+    def __call__(self, recipe: SettledRecipe, timings: Timings | None = None) -> Program:
         """Run the passes of a recipe.
 
         Args:
@@ -67,16 +71,16 @@ class Lowering:
         timings = timings or Timings()
         program, known = self._form(recipe, timings)
         program = _run(self._rounding_stages(recipe, known), program, recipe, timings)
-        if CPU_PRESETS[recipe.cpu].int16_pairs:
+        if CPU_PRESETS[recipe.whole.cpu].int16_pairs:
             check_pairs(program)
         return program
 
-    def functions(self, recipe: Recipe) -> Program:
+    def functions(self, recipe: SettledRecipe) -> Program:
         """Give the program in the form that a recipe tabulates: in float, functions factorised and mixed, branches split."""
         return self._form(recipe, Timings())[0]
 
-    def _form(self, recipe: Recipe, timings: Timings) -> tuple[Program, KnownTables]:
-        layers = [recipe.for_layer(layer.name) for layer in self.program.layers()]
+    def _form(self, recipe: SettledRecipe, timings: Timings) -> tuple[Program, KnownTables]:
+        layers = [recipe[layer.name] for layer in self.program.layers()]
         key = tuple((layer.arithmetic, layer.shared_error, layer.granularity == "branch") for layer in layers)
 
         def make() -> tuple[Program, KnownTables]:
@@ -87,17 +91,17 @@ class Lowering:
 
         return self._forms.get(key, make)
 
-    def _function_stages(self, recipe: Recipe) -> list[Stage]:
+    def _function_stages(self, recipe: SettledRecipe) -> list[Stage]:
         """List the passes that give the functions of layers another form, which does not depend on levels and bits."""
         x = self.x
 
         def function_error(name: str) -> float:
-            layer = recipe.for_layer(name)
+            layer = recipe[name]
             return layer.shared_error if layer.arithmetic == "int8" and layer.granularity != "branch" else 0.0
 
         exact, wide, tables = (_with_precision(recipe, precision) for precision in ("float", "int16", "int8"))
         polynomials = LowerToPolynomials(WIDE_TOLERANCE, applies=wide)
-        in_branches = SplitBranches(lambda name: recipe.for_layer(name).granularity == "branch")
+        in_branches = SplitBranches(lambda name: recipe[name].granularity == "branch")
         return [
             (LowerToPolynomials.name, ("float",), lambda stage: lower_exactly(stage, x, exact)),
             (LowerToPolynomials.name, ("int16",), lambda stage: polynomials(stage, x)),
@@ -108,12 +112,12 @@ class Lowering:
             (SplitBranches.name, ("int8",), in_branches),
         ]
 
-    def _rounding_stages(self, recipe: Recipe, known: KnownTables) -> list[Stage]:
+    def _rounding_stages(self, recipe: SettledRecipe, known: KnownTables) -> list[Stage]:
         """List the passes that make integers of them."""
-        x, preset = self.x, CPU_PRESETS[recipe.cpu]
+        x, preset = self.x, CPU_PRESETS[recipe.whole.cpu]
 
         def table_options(name: str) -> TableOptions | None:
-            layer = recipe.for_layer(name)
+            layer = recipe[name]
             if layer.arithmetic != "int8":
                 return None
             # methods that compensate their errors leave about as much as nearest rounding with two bits more
@@ -122,7 +126,7 @@ class Lowering:
             return TableOptions(layer.levels, layer.range, layer.percentile, bits, layer.column_scaling)  # type: ignore[arg-type]
 
         def join_options(name: str) -> JoinOptions | None:
-            layer = recipe.for_layer(name)
+            layer = recipe[name]
             if layer.arithmetic != "int8" or not layer.joint_error:
                 return None
             return JoinOptions(
@@ -135,7 +139,7 @@ class Lowering:
             )
 
         def rounding_options(name: str) -> RoundingOptions:
-            layer = recipe.for_layer(name)
+            layer = recipe[name]
             method = method_named(layer.rounding_method, self.device)
             return RoundingOptions(
                 method,
@@ -147,7 +151,7 @@ class Lowering:
                 {name: method_named(name, self.device) for name in alternatives(layer)},
             )
 
-        batch = BALANCE if recipe.for_batch is None else (recipe.for_batch,)
+        batch = BALANCE if recipe.whole.for_batch is None else (recipe.whole.for_batch,)
         reduce = ReduceFunctions(join_options, batch=batch, known=known)
         tabulate = TabulateExpansions(table_options, known=known)
         return [
@@ -158,8 +162,8 @@ class Lowering:
         ]
 
 
-def check_patterns(program: Program, x: Tensor, recipe: Recipe) -> None:
-    """Make sure that every pattern of a recipe names a layer, ordinary layers that can be absorbed included.
+def settle(program: Program, x: Tensor, recipe: Recipe) -> SettledRecipe:
+    """Settle a recipe for the layers of a program, ordinary layers that can be absorbed included; every pattern must fit one.
 
     Args:
         program: a captured program.
@@ -167,12 +171,14 @@ def check_patterns(program: Program, x: Tensor, recipe: Recipe) -> None:
         recipe: the choices.
 
     Raises:
-        KanCompileError: a pattern fits no layer.
+        KanCompileError: a pattern fits no layer, or the overrides of a layer do not fit together.
     """
-    recipe.check_layers(layer.name for layer in AbsorbPlainLayers()(program, x).layers())
+    names = [layer.name for layer in AbsorbPlainLayers()(program, x).layers()]
+    recipe.check_layers(names)
+    return recipe.settled(names)
 
 
-def prepare(program: Program, x: Tensor, recipe: Recipe) -> Program:
+def prepare(program: Program, x: Tensor, recipe: SettledRecipe) -> Program:
     """Bring a captured program into the form that integer lowering starts from; its values stay the same up to rounding.
 
     Args:
@@ -181,14 +187,15 @@ def prepare(program: Program, x: Tensor, recipe: Recipe) -> Program:
         recipe: the choices; ordinary layers of another precision stay as they are.
     """
     with torch.no_grad():
-        absorbed = AbsorbPlainLayers(lambda name: recipe.for_layer(name).arithmetic == "int8")(program, x)
+        absorbed = AbsorbPlainLayers(lambda name: recipe[name].arithmetic == "int8")(program, x)
     check(absorbed)
     return with_history(AbsorbPlainLayers.name, program, absorbed)
 
 
 def lower(program: Program, x: Tensor, recipe: Recipe, seed: int = 0, device: str = "cpu") -> Program:
     """Run the passes of one recipe over a captured program (see :class:`Lowering`)."""
-    return Lowering(program, x, seed, device)(recipe)
+    lowering = Lowering(program, x, seed, device)
+    return lowering(lowering.settled(recipe))
 
 
 def check_pairs(program: Program) -> None:
@@ -207,19 +214,19 @@ def check_pairs(program: Program) -> None:
             )
 
 
-def alternatives(layer: LayerRecipe) -> tuple[str, ...]:
+def alternatives(layer: LayerRecipe) -> list[str]:
     """Name the methods that may take the place of nearest rounding where a recipe leaves the choice open."""
     if layer.method != "auto" or method_named(layer.rounding_method).compensates or layer.granularity == "group":
-        return ()
-    return "gptq", "awq+gptq"
+        return []
+    return quick_methods()
 
 
-def _with_precision(recipe: Recipe, precision: str) -> Callable[[str], bool]:
-    return lambda name: recipe.for_layer(name).arithmetic == precision
+def _with_precision(recipe: SettledRecipe, precision: str) -> Callable[[str], bool]:
+    return lambda name: recipe[name].arithmetic == precision
 
 
-def _run(stages: list[Stage], program: Program, recipe: Recipe, timings: Timings) -> Program:
-    precisions = {recipe.for_layer(layer.name).arithmetic for layer in program.layers()}
+def _run(stages: list[Stage], program: Program, recipe: SettledRecipe, timings: Timings) -> Program:
+    precisions = {recipe[layer.name].arithmetic for layer in program.layers()}
     for name, needed, run in stages:
         if precisions.isdisjoint(needed):
             continue

@@ -12,7 +12,7 @@ from kancompile.diagnosis.sensitivity import branch_programs, sensitivities_of
 from kancompile.diagnosis.suspects import suspects
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir import Expansion, IntegerContraction
-from kancompile.recipe import Recipe, read_recipe
+from kancompile.recipe import Recipe, SettledRecipe, read_recipe
 from kancompile.validation.error_measures import ErrorMeasure
 from kancompile.validation.input_region import grid_of
 from tests.diagnosis.planted_faults import captured, samples, trained
@@ -20,11 +20,12 @@ from tests.diagnosis.planted_faults import captured, samples, trained
 HIDDEN, FIRST = "layers.1", "layers.0"
 
 
-def laboratory(**recipe: object) -> tuple[Laboratory, Recipe]:
+def laboratory(**recipe: object) -> tuple[Laboratory, SettledRecipe]:
     chosen = read_recipe(recipe)
     fitting, judging, _ = samples_for(samples("calibration").pair, samples("test").pair, chosen, 0.2, 0)
     model = trained("efficient_kan")
-    return open_laboratory(model, fitting, judging, chosen, 0, "cpu", captured("efficient_kan")), chosen
+    found = open_laboratory(model, fitting, judging, chosen, 0, "cpu", captured("efficient_kan"))
+    return found, found.recipe
 
 
 def dissected(name: str, **keys: object) -> Anatomy:
@@ -79,7 +80,7 @@ def test_parts_of_an_anatomy_are_near_the_whole_error() -> None:
 def test_predictions_follow_the_parts() -> None:
     anatomy = dissected(HIDDEN, weight_bits=2, method="uniform")
     _, recipe = laboratory(layers={HIDDEN: {"weight_bits": 2, "method": "uniform"}})
-    found = suspects(recipe, anatomy, noise=1.0, alone=1.0, signal=100.0)
+    found = suspects(recipe[HIDDEN], anatomy, noise=1.0, alone=1.0, signal=100.0)
     more = {s.change.layers[HIDDEN].get("weight_bits"): s.predicted_noise for s in found if s.kind == "weight bits"}
     others = 1 - anatomy.share("weights")
     # six more bits leave 4^-6 of the rounding error; other parts stay or shrink

@@ -11,7 +11,7 @@ from kancompile.diagnosis.laboratory import Laboratory
 from kancompile.diagnosis.result import Diagnosis
 from kancompile.ir import IntegerContraction, TableExpansion
 from kancompile.progress import quiet
-from kancompile.recipe import Recipe, read_recipe
+from kancompile.recipe import Recipe, SettledRecipe, read_recipe
 
 N_IN, N_OUT, K = 16, 12, 2
 
@@ -40,7 +40,7 @@ def diagnosed(recipe: Recipe) -> tuple[Laboratory, Diagnosis]:
         return laboratory, examine(laboratory, which, False)
 
 
-def largest_pair(laboratory: Laboratory, recipe: Recipe) -> int:
+def largest_pair(laboratory: Laboratory, recipe: SettledRecipe) -> int:
     """Find the largest sum of the two products of one input over all rows of its table."""
     program = laboratory.lowered(recipe)
     (layer,) = program.layers()
@@ -53,8 +53,8 @@ def largest_pair(laboratory: Laboratory, recipe: Recipe) -> int:
 
 
 def test_saturation_is_a_cause_with_its_cure() -> None:
-    recipe = read_recipe({"method": "gptq"})
-    laboratory, found = diagnosed(recipe)
+    laboratory, found = diagnosed(read_recipe({"method": "gptq"}))
+    recipe = laboratory.recipe
     (cause,) = [cause for cause in found.causes if cause.kind == "saturation"]
     assert cause.change.keys == {"cpu": "x86-vnni"}
     assert cause.change.text() == "--cpu x86-vnni"
@@ -62,7 +62,8 @@ def test_saturation_is_a_cause_with_its_cure() -> None:
     anatomy = found.anatomies[0]
     assert anatomy.pair_cost > 2
     # the fault is real, and is what the change takes away
-    free = read_recipe({"method": "gptq", "cpu": "x86-vnni"})
+    free = cause.change.applied(recipe)
+    assert free.whole == read_recipe({"method": "gptq", "cpu": "x86-vnni"})
     assert largest_pair(laboratory, recipe) <= 32767 < largest_pair(laboratory, free)
     assert cause.effect.after == laboratory.outcome(free)
     assert cause.effect.gain_db is not None

@@ -19,7 +19,7 @@ from kancompile.diagnosis.tuning import Tuning, tune
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.ir import Program
 from kancompile.passes.lowering import Lowering
-from kancompile.recipe import Recipe, read_recipe
+from kancompile.recipe import Recipe, SettledRecipe, read_recipe
 from tests.diagnosis.planted_faults import DIGITS, captured, samples, trained
 
 FIRST, HIDDEN = "layers.0", "layers.1"
@@ -115,7 +115,7 @@ class Interrupted:
         self.left = after
         self.original = Lowering.__call__
 
-    def __call__(self, lowering: Lowering, recipe: Recipe) -> Program:
+    def __call__(self, lowering: Lowering, recipe: SettledRecipe) -> Program:
         if self.left == 0:
             raise KeyboardInterrupt
         self.left -= 1

@@ -80,7 +80,7 @@ def test_what_was_lowered_before_does_not_matter(name: str) -> None:
     lowering = Lowering(program, x)
     for values in RECIPES:
         recipe = read_recipe(values)
-        again, alone = lowering(recipe), lower(program, x, recipe)
+        again, alone = lowering(lowering.settled(recipe)), lower(program, x, recipe)
         assert _same(again, alone, x), values
         assert again.notes == alone.notes
         assert [change.name for change in again.history] == [change.name for change in alone.history]
@@ -90,21 +90,21 @@ def test_what_was_lowered_before_does_not_matter(name: str) -> None:
 def test_other_bits_measure_no_quantizer_again(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     program, x = _prepared(name)
     lowering = Lowering(program, x)
-    lowering(read_recipe({"levels": 64}))
+    lowering(lowering.settled(read_recipe({"levels": 64})))
 
     def refuse(*arguments: object) -> None:
         raise AssertionError("measured again")
 
     monkeypatch.setattr(lookup_cost.LookupCost, "_measure", refuse)
     monkeypatch.setattr(MixFunctions, "__call__", refuse)
-    lowering(read_recipe({"levels": 64, "weight_bits": 4}))
+    lowering(lowering.settled(read_recipe({"levels": 64, "weight_bits": 4})))
     with pytest.raises(AssertionError, match="measured again"):
-        lowering(read_recipe({"levels": 65}))
+        lowering(lowering.settled(read_recipe({"levels": 65})))
 
 
 def test_few_forms_of_the_functions_are_kept() -> None:
     program, x = _prepared("linear")
     lowering = Lowering(program, x)
     for error in (1e-3, 1e-4, 1e-5, 1e-6):
-        lowering(read_recipe({"function_error": error}))
+        lowering(lowering.settled(read_recipe({"function_error": error})))
     assert len(list(lowering._forms)) == 2

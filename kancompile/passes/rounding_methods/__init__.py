@@ -56,6 +56,11 @@ def method_named(name: str, device: str = "cpu") -> Method:
     return _on_device(METHODS[name], device)
 
 
+def quick_methods(columns: int = 1) -> list[str]:
+    """Name the methods that leave less error than nearest rounding and take seconds for a layer of so many columns."""
+    return [name for name, method in METHODS.items() if method.compensates and columns <= method.quick_columns]
+
+
 def _on_device(method: Any, device: str) -> Method:
     """Set ``device`` in a method's options and in those of the methods it builds on."""
     changed: dict[str, Any] = {}
@@ -92,6 +97,7 @@ __all__ = [
     "output_errors",
     "output_spreads",
     "polish_rounded",
+    "quick_methods",
     "rescaled",
     "round_to_nearest",
     "scale_of_column",

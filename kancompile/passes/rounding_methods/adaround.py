@@ -55,6 +55,7 @@ class AdaRound:
     """
 
     compensates: ClassVar[bool] = True
+    quick_columns: ClassVar[float] = 0
 
     scales: Gptq = field(default_factory=Gptq)
     iterations: int = 1000

@@ -91,6 +91,7 @@ class Brecq:
     """
 
     compensates: ClassVar[bool] = True
+    quick_columns: ClassVar[float] = 0
 
     start: Method = field(default_factory=Gptq)
     iterations: int = 1500

@@ -96,6 +96,7 @@ class Gptq:
     """
 
     compensates: ClassVar[bool] = True
+    quick_columns: ClassVar[float] = 8192
 
     scale_search: ScaleSearch = "hessian"
     scale_factors: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.45)

@@ -22,6 +22,11 @@ class Guarded:
         """Whether the method does."""
         return self.method.compensates
 
+    @property
+    def quick_columns(self) -> float:
+        """Those of the method."""
+        return self.method.quick_columns
+
     def __call__(self, problem: RoundingProblem, generator: torch.Generator) -> Rounded:
         """Round ``problem.weight``; a note says what was kept, with both errors."""
         rounded = self.method(problem, generator)

@@ -266,6 +266,11 @@ class Method(Protocol):
         """Whether later weights make up for the rounding of earlier ones, which leaves less error and takes longer."""
         ...
 
+    @property
+    def quick_columns(self) -> float:
+        """Columns of a layer up to which it takes seconds; 0 where it learns, which takes minutes whatever the layer."""
+        ...
+
     def __call__(self, problem: RoundingProblem, generator: torch.Generator) -> Rounded:
         """Round ``problem.weight``; every random choice comes from ``generator``."""
         ...

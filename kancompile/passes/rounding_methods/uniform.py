@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +23,7 @@ class Uniform:
     """
 
     compensates: ClassVar[bool] = False
+    quick_columns: ClassVar[float] = math.inf
 
     scale_search: ScaleSearch = "hessian"
     correct_bias: bool = True

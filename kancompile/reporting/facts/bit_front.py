@@ -19,7 +19,7 @@ from kancompile.data import Calibration
 from kancompile.ir import Program
 from kancompile.passes import Lowering
 from kancompile.progress import quiet, track
-from kancompile.recipe import Recipe
+from kancompile.recipe import SettledRecipe
 from kancompile.reporting.facts.source import ReportSource
 from kancompile.validation import ErrorMeasure, TaskMetric, plain_number
 
@@ -83,8 +83,9 @@ def measure_front(source: ReportSource) -> dict[str, Any]:
     judge = _Judge(source)
     points = [judge.measure(source.program, bits, True, _predicted(entries, bits))]
     lowering = _with_few_samples(source)
+    shipped = lowering.settled(source.recipe)
     for assignment, sensitivity in track([c for c in candidates if dict(c[0]) != bits], "trying other bits"):
-        recipe = _with_bits(source.recipe, assignment)
+        recipe = _with_bits(shipped, assignment)
         with quiet():
             program = lowering(recipe)
         points.append(judge.measure(program, assignment, False, sensitivity))
@@ -127,7 +128,7 @@ def describe_layer_bits(program: Program, name: str) -> int | None:
     return None if bits is None else int(bits)
 
 
-def _with_bits(recipe: Recipe, bits: Mapping[str, int]) -> Recipe:
+def _with_bits(recipe: SettledRecipe, bits: Mapping[str, int]) -> SettledRecipe:
     # nearest rounding takes a second where gptq takes six (784-64-10), and says where accuracy begins to fall
     return recipe.with_overrides({name: {"weight_bits": width, "method": "uniform"} for name, width in bits.items()})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kancompile.diagnosis import examine, open_laboratory
-from kancompile.reporting.facts.source import ReportSource, settled
+from kancompile.reporting.facts.source import ReportSource, without_budgets
 
 
 def diagnosis_of(source: ReportSource) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def diagnosis_of(source: ReportSource) -> dict[str, Any]:
         source.reference,
         source.calibration,
         source.judging,
-        settled(source.recipe),
+        without_budgets(source.recipe),
         source.seed,
         "cpu",
         source.captured,

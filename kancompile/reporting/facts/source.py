@@ -136,7 +136,7 @@ def of_file(
             "--calibration-key, --held-out and --seed as in the compilation"
         )
     recipe, seed = read_recipe(facts["recipe"]), int(facts["seed"])
-    prepared = prepare_model(model, calibration, settled(recipe), seed)
+    prepared = prepare_model(model, calibration, without_budgets(recipe), seed)
     captured, lowering = prepared.program, prepared.lowering()
     program = lowering(prepared.recipe)
     if target_named(facts["target"]).quantized_outputs:
@@ -196,7 +196,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[bytes, dict[str, Any]]:
     return content, facts
 
 
-def settled(recipe: Recipe) -> Recipe:
+def without_budgets(recipe: Recipe) -> Recipe:
     """Take budgets out: the recipe in a file already says what they led to."""
     method = "auto" if recipe.method == "hawq-v2" else recipe.method
     return replace(recipe, method=method, bits_average=None, max_bytes=None, max_latency_us=None, min_sqnr=None)

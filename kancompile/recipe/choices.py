@@ -1,20 +1,17 @@
-"""Recipes: every choice of a compilation, checked when it is made, overridable per layer, from Python, TOML or JSON."""
+"""What a recipe holds, and what it means for each layer."""
 
 from __future__ import annotations
 
 import difflib
 import hashlib
 import json
-import os
-import re
-import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
-from kancompile.errors import KanCompileError, check_depth, foreign, parse_json, read_text, shown
+from kancompile.errors import KanCompileError, shown
+from kancompile.recipe.keys import allowed, checked_value, declared
 
 
 @dataclass(frozen=True)
@@ -55,15 +52,6 @@ _SHARED_ERROR, _JOINT_ERROR = 1e-5, 3e-4
 
 Rows = tuple[tuple[str, Any], ...]
 
-_MOST_BYTES = 1 << 20
-# a TOML reader takes time for the square of the parts of a key, a recipe has three at most
-_LONG_KEY = re.compile(r"""(?:(?:(?<![\w-])[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){16}""")
-
-
-def _option(default: Any, meaning: str, **rule: Any) -> Any:
-    """Declare a key: its default, what it means, and its rule (``choices``, or ``low``/``high`` with ``kind``)."""
-    return field(default=default, metadata={"meaning": meaning, **rule})
-
 
 @dataclass(frozen=True)
 class LayerRecipe:
@@ -73,34 +61,36 @@ class LayerRecipe:
         KanCompileError: a value has the wrong type or lies outside its range.
     """
 
-    method: str = _option(
+    method: str = declared(
         "auto",
         "how weights are rounded, auto: uniform with 8 bits, awq+gptq with fewer; hawq-v2: auto, with weight_bits allocated "
         "to layers on average",
         choices=("auto", *METHODS),
     )
-    weight_bits: int = _option(8, "bits of a stored weight", kind=int, low=2, high=8)
-    levels: int | None = _option(
+    weight_bits: int = declared(8, "bits of a stored weight", kind=int, low=2, high=8)
+    levels: int | None = declared(
         None, "rows of a table, unset: chosen by measured error", kind=int, low=4, high=65536, optional=True
     )
-    range: str = _option("mse", "how the input range of a table is chosen", choices=RANGES)
-    percentile: float = _option(99.99, "share of inputs inside the range, for range = percentile", low=50.0, high=100.0)
-    granularity: str = _option(
+    range: str = declared("mse", "how the input range of a table is chosen", choices=RANGES)
+    percentile: float = declared(
+        99.99, "share of inputs inside the range, for range = percentile", low=50.0, high=100.0
+    )
+    granularity: str = declared(
         "channel",
         "which weights share a scale; groups cost no time with 2 and 3 bits, a product each with more",
         choices=GRANULARITIES,
     )
-    group_size: int | None = _option(
+    group_size: int | None = declared(
         None, "inputs that share a scale, for granularity = group", kind=int, low=1, high=1 << 20, optional=True
     )
-    column_scaling: float | None = _option(
+    column_scaling: float | None = declared(
         None,
         "exponent of the column maximum that moves from table to weights, unset: chosen by measured error",
         low=0.0,
         high=1.0,
         optional=True,
     )
-    function_error: float | None = _option(
+    function_error: float | None = declared(
         None,
         "share of a layer's output variance that looking up fewer functions may cost, unset: 1e-5 for convolutions, 3e-4 where "
         "inputs are looked up in pairs; 0: keep all functions",
@@ -108,17 +98,17 @@ class LayerRecipe:
         high=1e-2,
         optional=True,
     )
-    lookup: str = _option(
+    lookup: str = declared(
         "auto",
         "whether each input is looked up by itself, or joint: pairs of inputs and few functions of them; auto: the faster",
         choices=LOOKUPS,
     )
-    precision: str = _option(
+    precision: str = declared(
         "int8",
         "integer kernels, 16-bit tables and weights in float arithmetic, or an exact float lowering",
         choices=PRECISIONS,
     )
-    lowering: str = _option("table", "whether a layer becomes an integer table or is kept in float", choices=LOWERINGS)
+    lowering: str = declared("table", "whether a layer becomes an integer table or is kept in float", choices=LOWERINGS)
 
     @property
     def arithmetic(self) -> str:
@@ -142,6 +132,11 @@ class LayerRecipe:
         return _JOINT_ERROR if self.function_error is None else self.function_error
 
     @property
+    def wider(self) -> tuple[str, ...]:
+        """Precisions above that of the layer, the next one first; none for a layer that is kept in float."""
+        return PRECISIONS[PRECISIONS.index(self.precision) + 1 :] if self.lowering == "table" else ()
+
+    @property
     def rounding_method(self) -> str:
         """Name of the method that rounds, with ``"auto"`` and ``"hawq-v2"`` (which says how bits are chosen) resolved."""
         if self.method not in ("auto", "hawq-v2"):
@@ -151,7 +146,7 @@ class LayerRecipe:
     def __post_init__(self) -> None:
         for option in fields(self):
             if option.metadata:
-                checked = _checked(option.name, getattr(self, option.name), option.metadata)
+                checked = checked_value(option.name, getattr(self, option.name), option.metadata)
                 object.__setattr__(self, option.name, checked)
         if (self.granularity == "group") != (self.group_size is not None):
             raise KanCompileError(
@@ -178,37 +173,37 @@ class Recipe(LayerRecipe):
             mapping, kept as tuples so that a recipe is immutable and hashable.
     """
 
-    storage: str = _option(
+    storage: str = declared(
         "smallest",
         "weights in the file, smallest: int4 or bit planes; native: tensors of int2, int4 or int8; fastest to load: int8",
         choices=STORAGES,
     )
-    cpu: str = _option(
+    cpu: str = declared(
         "portable",
         "processors that must compute the same as the simulation; portable: all",
         choices=tuple(CPU_PRESETS),
     )
-    bits_average: float | None = _option(
+    bits_average: float | None = declared(
         None,
         "weight bits that all layers may take on average; their bits are then allocated",
         low=2,
         high=8,
         optional=True,
     )
-    max_bytes: int | None = _option(
+    max_bytes: int | None = declared(
         None, "bytes that the file may take; bits are then allocated", kind=int, low=1, high=1 << 40, optional=True
     )
-    max_latency_us: float | None = _option(
+    max_latency_us: float | None = declared(
         None,
         "microseconds that one sample may take on this machine, in one thread",
         low=0.001,
         high=1e9,
         optional=True,
     )
-    batch: int | None = _option(
+    batch: int | None = declared(
         None, "the only batch size that the file takes, unset: any", kind=int, low=1, high=1 << 20, optional=True
     )
-    goal_sqnr: float | None = _option(
+    goal_sqnr: float | None = declared(
         30.0,
         "dB that every output should reach about its mean (20 with fewer than 8 bits): other rounding and finer tables are "
         "tried until it does, 16 bits only below 12 dB; unset: nothing is tried",
@@ -216,14 +211,14 @@ class Recipe(LayerRecipe):
         high=1000.0,
         optional=True,
     )
-    min_sqnr: float | None = _option(
+    min_sqnr: float | None = declared(
         None,
         "dB that every output must reach about its mean, or nothing is written; layers go on to 16 bits and float for it",
         low=-1000.0,
         high=1000.0,
         optional=True,
     )
-    for_batch: int | None = _option(
+    for_batch: int | None = declared(
         None,
         "the batch size that the file is made for, which takes any; unset: a balance of 1, 16 and 256",
         kind=int,
@@ -231,12 +226,12 @@ class Recipe(LayerRecipe):
         high=1 << 20,
         optional=True,
     )
-    calibration_samples: int = _option(4096, "calibration samples used at most", kind=int, low=2, high=1 << 24)
+    calibration_samples: int = declared(4096, "calibration samples used at most", kind=int, low=2, high=1 << 24)
     layers: Any = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "layers", _checked_layers(self.layers))
+        object.__setattr__(self, "layers", checked_layers(self.layers))
 
     @property
     def allocated_bits(self) -> float | None:
@@ -261,6 +256,14 @@ class Recipe(LayerRecipe):
         except KanCompileError as error:
             raise KanCompileError(f"{error} (for layer {name!r})") from error
 
+    def settled(self, names: Iterable[str]) -> SettledRecipe:
+        """Settle the patterns for the layers of a program; where that begins, :meth:`check_layers` comes before.
+
+        Raises:
+            KanCompileError: the overrides of a layer do not fit together.
+        """
+        return SettledRecipe(self, {name: self.for_layer(name) for name in names})
+
     def with_bits(self, bits_of: Mapping[str, int]) -> Recipe:
         """Return the recipe with the bits of some layers set, whatever its patterns say."""
         return self.with_overrides({name: {"weight_bits": bits} for name, bits in bits_of.items()})
@@ -282,7 +285,7 @@ class Recipe(LayerRecipe):
         """Verify that every pattern matches a layer, so that no typing error goes unnoticed.
 
         Raises:
-            KanCompileError: a pattern matches none of ``names``, or the overrides of a layer do not fit together.
+            KanCompileError: a pattern matches none of ``names``.
         """
         names = list(names)
         for pattern, _ in self.layers:
@@ -290,8 +293,6 @@ class Recipe(LayerRecipe):
                 raise KanCompileError(
                     f"recipe: pattern {pattern!r} matches no layer, expected one of {names!r} or a pattern such as '*'"
                 )
-        for name in names:
-            self.for_layer(name)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that :func:`read_recipe` turns back into an equal recipe."""
@@ -314,7 +315,7 @@ class Recipe(LayerRecipe):
             if option.name == "layers":
                 continue
             if with_meanings:
-                lines.append(f"# {option.metadata['meaning']}: {_allowed(option.metadata)}")
+                lines.append(f"# {option.metadata['meaning']}: {allowed(option.metadata)}")
             value = getattr(self, option.name)
             lines.append(f"# {option.name} = ..." if value is None else f"{option.name} = {json.dumps(value)}")
         for pattern, overrides in self.layers:
@@ -323,30 +324,25 @@ class Recipe(LayerRecipe):
         return "\n".join(lines) + "\n"
 
 
-def read_recipe(source: Recipe | Mapping[str, Any] | str | os.PathLike[str] | None = None, **overrides: Any) -> Recipe:
-    """Make a recipe from a mapping or a ``.toml`` or ``.json`` file; keyword arguments have the last word.
+@dataclass(frozen=True)
+class SettledRecipe:
+    """A recipe with what it chooses for every layer of a program; ``recipe[name]`` is that of one layer.
 
-    Args:
-        source: keys and values, a file of them, a finished recipe, or ``None`` for the defaults.
-        overrides: keys set here win over ``source``, except inside its ``layers``; ``layers`` given here are appended.
-
-    Raises:
-        KanCompileError: unreadable file, unknown key (the nearest valid one is named), or value out of range.
+    Attributes:
+        whole: the recipe, as files hold it.
+        layers: choices by the names of layers.
     """
-    if source is None:
-        given: dict[str, Any] = {}
-    elif isinstance(source, Recipe):
-        given = source.to_dict() | {"layers": source.layers}  # a pattern may stand there twice
-    elif isinstance(source, str | os.PathLike):
-        given = _read_file(Path(source))
-    elif isinstance(source, Mapping):
-        given = dict(source)
-    else:
-        raise KanCompileError(f"recipe: found {type(source).__name__}, expected a mapping or a .toml or .json path")
-    layers = (*_checked_layers(given.pop("layers", ())), *_checked_layers(overrides.pop("layers", ())))
-    given |= overrides
-    _check_keys(given, Recipe, "recipe")
-    return Recipe(**given, layers=layers)
+
+    whole: Recipe
+    layers: Mapping[str, LayerRecipe]
+
+    def __getitem__(self, name: str) -> LayerRecipe:
+        return self.layers[name]
+
+    def with_overrides(self, overrides: Mapping[str, Mapping[str, Any]]) -> SettledRecipe:
+        """Return the recipe with some keys of some layers set; only these are settled again."""
+        whole = self.whole.with_overrides(overrides)
+        return SettledRecipe(whole, {**self.layers, **{name: whole.for_layer(name) for name in overrides}})
 
 
 def _escaped(name: str) -> str:
@@ -354,39 +350,12 @@ def _escaped(name: str) -> str:
     return "".join(f"[{character}]" if character in "*?[" else character for character in name)
 
 
-def describe_keys() -> list[tuple[str, str, str, str]]:
-    """List every key as ``(name, default, allowed values, meaning)``, for help texts."""
-    return [
-        (option.name, json.dumps(option.default), _allowed(option.metadata), option.metadata["meaning"])
-        for option in fields(Recipe)
-        if option.metadata
-    ]
+def checked_layers(layers: Any) -> tuple[tuple[str, Rows], ...]:
+    """Return patterns and their overrides in order, checked.
 
-
-def _allowed(rule: Mapping[str, Any]) -> str:
-    if "choices" in rule:
-        return ", ".join(rule["choices"])
-    return f"{rule['low']} to {rule['high']}" + (" or unset" if rule.get("optional") else "")
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    where, way_out = f"recipe {str(path)!r}", "give a .toml or .json file"
-    text = read_text(path, where, way_out, _MOST_BYTES)
-    if path.suffix not in (".toml", ".json"):
-        raise KanCompileError(f"{where}: found suffix {path.suffix!r}, expected '.toml' or '.json'")
-    with foreign(where, f"expected valid {path.suffix[1:].upper()}"):
-        if path.suffix == ".toml" and _LONG_KEY.search(text):
-            raise KanCompileError(
-                f"{where}: found a key of many parts, expected at most layers.NAME.KEY; quote names with dots"
-            )
-        content = tomllib.loads(text) if path.suffix == ".toml" else parse_json(text)
-        check_depth(content)
-    if not isinstance(content, dict):
-        raise KanCompileError(f"{where}: found a {type(content).__name__}, expected a JSON object")
-    return content
-
-
-def _checked_layers(layers: Any) -> tuple[tuple[str, Rows], ...]:
+    Raises:
+        KanCompileError: no such form, an unknown key, or a value out of range.
+    """
     entries = list(layers.items()) if isinstance(layers, Mapping) else layers
     if not isinstance(entries, list | tuple):
         raise KanCompileError(f"recipe: found layers of type {type(layers).__name__}, expected pattern: overrides")
@@ -401,7 +370,7 @@ def _checked_layers(layers: Any) -> tuple[tuple[str, Rows], ...]:
                 f"recipe: found layers {found}, expected a pattern and a table of overrides; "
                 'in TOML quote patterns with dots, [layers."layers.0"]'
             )
-        _check_keys(overrides, LayerRecipe, f"recipe layers {pattern!r}")
+        check_keys(overrides, LayerRecipe, f"recipe layers {pattern!r}")
         if overrides.get("method") == "hawq-v2":
             raise KanCompileError(
                 f"recipe layers {pattern!r}: method 'hawq-v2' divides bits between layers, so it holds for the whole model; "
@@ -409,7 +378,7 @@ def _checked_layers(layers: Any) -> tuple[tuple[str, Rows], ...]:
             )
         rules = {option.name: option.metadata for option in fields(LayerRecipe)}
         try:
-            values = {key: _checked(key, value, rules[key]) for key, value in overrides.items()}
+            values = {key: checked_value(key, value, rules[key]) for key, value in overrides.items()}
         except KanCompileError as error:
             raise KanCompileError(f"{error} (in layers {pattern!r})") from error
         checked.append((pattern, tuple(sorted(values.items()))))
@@ -424,7 +393,8 @@ def _is_row(entry: Any) -> bool:
     return _is_pair(entry) and isinstance(entry[0], str)
 
 
-def _check_keys(given: Mapping[str, Any], kind: type[LayerRecipe], where: str) -> None:
+def check_keys(given: Mapping[str, Any], kind: type[LayerRecipe], where: str) -> None:
+    """Refuse a key that a recipe, or the overrides of a layer, cannot have; the nearest valid one is named."""
     valid = [option.name for option in fields(kind)]
     for key in given:
         if key not in valid:
@@ -435,20 +405,3 @@ def _check_keys(given: Mapping[str, Any], kind: type[LayerRecipe], where: str) -
                 f"{where}: unknown key {shown(key)}; "
                 + ("it holds for the whole model, so set it outside layers" if only_global else hint)
             )
-
-
-def _checked(key: str, value: Any, rule: Mapping[str, Any]) -> Any:
-    if value is None and rule.get("optional"):
-        return None
-    if "choices" in rule:
-        if value not in rule["choices"]:
-            near = difflib.get_close_matches(value, rule["choices"], 1) if isinstance(value, str) else []
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise KanCompileError(f"recipe: {key} is {shown(value)}, expected one of {list(rule['choices'])!r}{hint}")
-        return value
-    whole = rule.get("kind") is int
-    numeric = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not numeric or not rule["low"] <= value <= rule["high"]:
-        kind = "an integer" if whole else "a number"
-        raise KanCompileError(f"recipe: {key} is {shown(value)}, expected {kind} {_allowed(rule)}")
-    return value if whole else float(value)

@@ -1,0 +1,44 @@
+"""What declares a key of a recipe and what checks its value."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Any
+
+from kancompile.errors import KanCompileError, shown
+
+
+def declared(default: Any, meaning: str, **rule: Any) -> Any:
+    """Declare a key: its default, what it means, and its rule (``choices``, or ``low``/``high`` with ``kind``)."""
+    return field(default=default, metadata={"meaning": meaning, **rule})
+
+
+def allowed(rule: Mapping[str, Any]) -> str:
+    """Say in words which values a rule allows."""
+    if "choices" in rule:
+        return ", ".join(rule["choices"])
+    return f"{rule['low']} to {rule['high']}" + (" or unset" if rule.get("optional") else "")
+
+
+def checked_value(key: str, value: Any, rule: Mapping[str, Any]) -> Any:
+    """Return a value that follows the rule of its key, whole numbers of a real key as floats.
+
+    Raises:
+        KanCompileError: it does not.
+    """
+    if value is None and rule.get("optional"):
+        return None
+    if "choices" in rule:
+        if value not in rule["choices"]:
+            near = difflib.get_close_matches(value, rule["choices"], 1) if isinstance(value, str) else []
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise KanCompileError(f"recipe: {key} is {shown(value)}, expected one of {list(rule['choices'])!r}{hint}")
+        return value
+    whole = rule.get("kind") is int
+    numeric = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not numeric or not rule["low"] <= value <= rule["high"]:
+        kind = "an integer" if whole else "a number"
+        raise KanCompileError(f"recipe: {key} is {shown(value)}, expected {kind} {allowed(rule)}")
+    return value if whole else float(value)
