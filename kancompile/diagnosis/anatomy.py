@@ -77,7 +77,7 @@ class Anatomy:
     columns: int
     dead_columns: int
     is_convolution: bool
-    is_joint: bool
+    is_joint: bool = False
 
     @property
     def total(self) -> float:
@@ -184,7 +184,6 @@ def _dissect(laboratory: Laboratory, recipe: SettledRecipe, name: str) -> Anatom
             columns=sum(phi.shape[-2] * phi.shape[-1] for phi in phis),
             dead_columns=dead,
             is_convolution=contraction.geometry is not None,
-            is_joint=False,
         ),
         exact,
         lowered,

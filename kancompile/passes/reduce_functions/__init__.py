@@ -8,12 +8,12 @@ needed, stay.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from kancompile.ir import AnyExpansion, Contraction, Expansion, Layer, Program, node_of, quantizer_in_front
+from kancompile.ir import Contraction, Expansion, Layer, Program, node_of, quantizer_in_front
 from kancompile.passes.reduce_functions.join import JoinOptions, join_layer
 from kancompile.passes.reduce_functions.look_up_time import BALANCE, MOST_COLUMNS, most_columns
 from kancompile.passes.tabulate_expansions import KnownTables
@@ -48,7 +48,7 @@ class ReduceFunctions:
         if not found:
             return program
         known = KnownTables() if self.known is None else self.known
-        read = program.inputs(x, [layer.expansions[0] for layer in found])
+        read = program.inputs(x, [target for layer in found for target in layer.expansions])
         modules: dict[str, nn.Module] = {}
         notes: list[str] = []
         for layer in found:
@@ -56,53 +56,59 @@ class ReduceFunctions:
             assert options is not None
             made, said = known.layer(
                 (layer.name, options, self.batch),
-                lambda: self._joined(program, layer, read[layer.expansions[0]], options),  # noqa: B023 (called at once)
+                lambda: self._joined(program, layer, read, options),  # noqa: B023 (called at once)
             )
             modules |= made
             notes += said
         return program.replace_modules(modules, notes) if modules or notes else program
 
     def _applies(self, program: Program, layer: Layer) -> bool:
-        """Whether a layer is linear, of one expansion of its own that reads a vector."""
-        if not program.is_float(layer) or len(layer.expansions) != 1 or self.options(layer.name) is None:
+        """Whether a layer is linear, of expansions of its own that read vectors."""
+        if not program.is_float(layer) or self.options(layer.name) is None:
             return False
-        (target,), (expansion,) = layer.expansions, program.expansions(layer)
-        contraction = program.node(layer.contraction, Contraction)
         return (
-            contraction.geometry is None
-            and not expansion.yields_codes
-            and not expansion.is_identity
-            and len(expansion.in_shape) == 1
-            and len(node_of(program, target).users) == 1
-            and quantizer_in_front(program, target) is None
-            and self._most_columns(layer.name, expansion, contraction) > 0
+            all(
+                len(expansion.in_shape) == 1
+                and not expansion.yields_codes
+                and not expansion.is_identity
+                and len(node_of(program, target).users) == 1
+                and quantizer_in_front(program, target) is None
+                for target, expansion in zip(layer.expansions, program.expansions(layer), strict=True)
+            )
+            and self._most_columns(program, layer) > 0
         )
 
-    def _most_columns(self, name: str, expansion: AnyExpansion, contraction: Contraction) -> int:
-        options = self.options(name)
+    def _most_columns(self, program: Program, layer: Layer) -> int:
+        sizes = [(expansion.n_in, expansion.k) for expansion in program.expansions(layer)]
+        options = self.options(layer.name)
         if options is not None and options.always:
-            return min(expansion.n_in * expansion.k, MOST_COLUMNS)
-        return most_columns(expansion.n_in, expansion.k, contraction.n_out, self.batch)
+            return min(sum(n_in * k for n_in, k in sizes), MOST_COLUMNS)
+        return most_columns(sizes, program.contraction(layer).n_out, self.batch)
 
     def _joined(
-        self, program: Program, layer: Layer, x: Tensor, options: JoinOptions
+        self, program: Program, layer: Layer, read: Mapping[str, Tensor], options: JoinOptions
     ) -> tuple[dict[str, nn.Module], list[str]]:
-        expansion = program.node(layer.expansions[0], Expansion)
+        expansions = [program.node(target, Expansion) for target in layer.expansions]
         contraction = program.node(layer.contraction, Contraction)
-        most = self._most_columns(layer.name, expansion, contraction)
-        joined = join_layer(expansion, contraction, x, self.samples, options, most)
+        inputs, most = [read[target] for target in layer.expansions], self._most_columns(program, layer)
+        joined = join_layer(expansions, contraction, inputs, self.samples, options, most)
         if joined is None:
             needed = (
                 f"pairs of inputs would need more than {most} functions for {options.share:g} of the output's variance"
             )
             return {}, [f"layer {layer.name!r}: {needed}, so each input is looked up by itself"]
-        table = joined.table
-        note = (
-            f"layer {layer.name!r}: {expansion.n_in * expansion.k} functions replaced by {table.n_in} of pairs of inputs, "
-            f"{table.index.levels} rows for each input over {table.index.low:.4g} ... {table.index.high:.4g}, squared error "
-            f"{joined.lost:.2g} of the output's variance"
+        before = sum(expansion.n_in * expansion.k for expansion in expansions)
+        rows = ", ".join(
+            f"{table.index.levels} rows for each input over {table.index.low:.4g} ... {table.index.high:.4g}"
+            for table in joined.tables
         )
-        return {layer.expansions[0]: table, layer.contraction: joined.contraction}, [note]
+        note = (
+            f"layer {layer.name!r}: {before} functions replaced by {sum(table.n_in for table in joined.tables)} of pairs of "
+            f"inputs, {rows}, squared error {joined.lost:.2g} of the output's variance"
+        )
+        return {**dict(zip(layer.expansions, joined.tables, strict=True)), layer.contraction: joined.contraction}, [
+            note
+        ]
 
 
 __all__ = ["BALANCE", "JoinOptions", "ReduceFunctions"]

@@ -48,8 +48,9 @@ class LeastSquares:
         self.right = (centered.T @ (output - self.output_mean.float())).double() / len(codes)
         self.weight, self.share = weight.double(), PRIOR / len(codes)
 
-    def solve(self, columns: Tensor) -> Fitted:
-        """Fit some columns, int64 ``[c']``."""
+    def solve(self, columns: Tensor | None = None) -> Fitted:
+        """Fit some columns, int64 ``[c']``, or all of them."""
+        columns = torch.arange(len(self.gram)) if columns is None else columns
         gram, right, given = self.gram[columns][:, columns], self.right[columns], self.weight[:, columns]
         variance = self.share * gram.diagonal().clamp(min=1e-9)
         factor = torch.linalg.cholesky(gram + torch.diag(variance))

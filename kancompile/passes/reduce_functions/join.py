@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,8 @@ _INDEX_SHARE = 0.3  # of the error allowed that the rows of the index may take
 _JUDGES = 4  # one sample in so many judges, and does not fit
 _GROWTH = 1.05
 _LEAST_SAMPLES = 128
+_CHUNK = 512
+_REPLACED = 0.05
 _WEIGHT_LEVELS = 127  # that code steps reckon with
 NAME = "joint"
 """What reports call the functions, which belong to no branch."""
@@ -59,75 +62,139 @@ class Joined:
     """A layer of joint look-ups, its weights not yet rounded.
 
     Attributes:
-        table, contraction: what takes the place of its expansion and contraction.
+        tables, contraction: what takes the place of its expansions and contraction.
         lost: share of the output's variance lost, on samples that did not fit.
     """
 
-    table: JointTable
+    tables: list[JointTable]
     contraction: Contraction
     lost: float
 
 
+@dataclass(frozen=True)
+class _Read:
+    """What one expansion of a layer reads, and its words."""
+
+    expansion: Expansion
+    index: IndexQuantizer
+    rows: Tensor
+    words: Words
+
+
 def join_layer(
-    expansion: Expansion, contraction: Contraction, x: Tensor, samples: int, options: JoinOptions, most_columns: int
+    expansions: Sequence[Expansion],
+    contraction: Contraction,
+    inputs: Sequence[Tensor],
+    samples: int,
+    options: JoinOptions,
+    most_columns: int,
 ) -> Joined | None:
     """Find as few joint functions as the share allows; ``None`` where there would be more than ``most_columns``.
 
     Args:
-        expansion: the layer's only one, of inputs ``(n_in,)``.
+        expansions: of the layer, each of inputs ``(n_in,)``.
         contraction: without a window.
-        x: calibration inputs ``[n, ...]`` as the expansion reads them.
+        inputs: calibration inputs ``[n, ...]`` of every expansion.
         samples: calibration samples used to measure the error of indices.
         options: of the layer.
         most_columns: beyond which nothing is gained.
     """
-    if len(x) < _LEAST_SAMPLES:
+    if len(inputs[0]) < _LEAST_SAMPLES:
         return None
-    given = contraction.weight
-    output = torch.cat([contraction(expansion(part)) for part in x.split(512)])
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.cat([x, _perturbed(x, generator)]) for x in inputs]
+    count = len(inputs[0])
+    parts = [torch.split(x, _CHUNK) for x in inputs]
+    output = torch.cat(
+        [contraction(*(one(x) for one, x in zip(expansions, part, strict=True))) for part in zip(*parts, strict=True)]
+    )
     power = float(output.double().var(0, correction=0).mean())
-    each = torch.arange(expansion.n_in)
-    cost = LookupCost(expansion, contraction, given, measured_samples(x, samples), each)
-    allowed = 10 * _INDEX_SHARE * options.share * power  # choose_index stops at a tenth
-    choice = choose_index(cost, allowed, options.levels, options.range, _MOST_LEVELS, percentile=options.percentile)
-    if power <= 0 or choice.error > options.share * power:
-        return None
-    index = choice.index
-    values = values_of_inputs(expansion, index, x, each)
-    rows = index(x.reshape(len(x), -1)).long()
-    shaped = given.reshape(contraction.n_out, expansion.n_in, expansion.k)
-    words = find_words(values, shaped, rows, max(1, most_columns // PLANES))
-    drafted = _rounded(words, rows, index, options)
-    judging = torch.arange(len(x)) % _JUDGES == 0
-    codes, weight = drafted(rows), drafted.weight
-    equations = LeastSquares(codes[~judging], output[~judging], weight)
+    weights = torch.split(contraction.weight, [one.n_in * one.k for one in expansions], dim=1)
+    allowed = options.share * power / len(expansions)
+    reads = []
+    for expansion, weight, x in zip(expansions, weights, inputs, strict=True):
+        read = _read(expansion, contraction, weight, x, samples, options, allowed, most_columns)
+        if read is None:
+            return None
+        reads.append(read)
+    energy = torch.cat([read.words.energy for read in reads])
+    owner = torch.cat([torch.full((len(read.words),), number) for number, read in enumerate(reads)])
+    owner = owner[energy.argsort(descending=True, stable=True)]
+    drafted = [_rounded(read.words, read.rows, read.index, options) for read in reads]
+    codes = [one(read.rows) for one, read in zip(drafted, reads, strict=True)]
+    starts = [0, *itertools.accumulate(part.shape[1] for part in codes)]
+    judging = torch.arange(count) % _JUDGES == 0
+    all_codes = torch.cat(codes, dim=1)
+    equations = LeastSquares(all_codes[~judging], output[~judging], torch.cat([one.weight for one in drafted], dim=1))
 
-    def lost(count: int) -> float:
-        columns = _columns_of(torch.arange(count), len(words))
-        error = equations.solve(columns)(codes[judging][:, columns]) - output[judging]
+    def lost(words: int) -> float:
+        columns = torch.cat(
+            [
+                start + _columns_of(int((owner[:words] == number).sum()), len(read.words))
+                for number, (start, read) in enumerate(zip(starts, reads, strict=False))
+            ]
+        )
+        error = equations.solve(columns)(all_codes[judging][:, columns]) - output[judging]
         return float(error.double().square().mean()) / power
 
-    count = _fewest(lost, len(words), options.share)
-    if count is None:
+    wanted = _fewest(lost, min(len(owner), most_columns // PLANES), options.share)
+    if wanted is None:
         return None
-    kept = words.first(count).in_order()
-    drafted = _rounded(kept, rows, index, options)
-    final = LeastSquares(drafted(rows), output, drafted.weight).solve(torch.arange(count * PLANES))
-    table = JointTable(
-        tuple(expansion.in_shape),
-        index,
-        kept.members,
-        drafted.parts,
-        drafted.scale[:, None],
-        drafted.offset[:, None],
-        NAME,
-    )
-    return Joined(table, contraction.replace(weight=final.weight, bias=final.bias, codes=None), lost(count))
+    kept = [
+        read.words.first(max(1, int((owner[:wanted] == number).sum()))).in_order() for number, read in enumerate(reads)
+    ]
+    drafted = [_rounded(words, read.rows, read.index, options) for words, read in zip(kept, reads, strict=True)]
+    final_codes = torch.cat([one(read.rows) for one, read in zip(drafted, reads, strict=True)], dim=1)
+    final = LeastSquares(final_codes, output, torch.cat([one.weight for one in drafted], dim=1)).solve()
+    tables = [one.table(tuple(read.expansion.in_shape)) for one, read in zip(drafted, reads, strict=True)]
+    return Joined(tables, contraction.replace(weight=final.weight, bias=final.bias, codes=None), lost(wanted))
 
 
-def _columns_of(words: Tensor, count: int) -> Tensor:
-    """Number the columns of some words of ``count``, planes major."""
-    return (torch.arange(PLANES)[:, None] * count + words).flatten()
+def _perturbed(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Put values spread evenly over the range in the place of one input in so many.
+
+    What calibration never saw would else count for nothing: pixels at the border, say. On an MNIST network 1,212 columns chosen and
+    fitted without such samples lost 2.2 points under noise (28.2 dB), with them 0.1 (29.9 dB); without noise they are 1.1 dB worse.
+    """
+    low, high = float(x.min()), float(x.max())
+    replaced = torch.rand(x.shape, generator=generator) < _REPLACED
+    return torch.where(replaced, low + (high - low) * torch.rand(x.shape, generator=generator), x)
+
+
+def _read(
+    expansion: Expansion,
+    contraction: Contraction,
+    weight: Tensor,
+    x: Tensor,
+    samples: int,
+    options: JoinOptions,
+    allowed: float,
+    most_columns: int,
+) -> _Read | None:
+    """Choose the index of an expansion's inputs and find its words; ``None`` where no index is fine enough.
+
+    Args:
+        expansion, contraction: of the layer.
+        weight: columns of the expansion.
+        x: what it reads.
+        samples, options, most_columns: see :func:`join_layer`.
+        allowed: mean squared error at the output.
+    """
+    each = torch.arange(expansion.n_in)
+    cost = LookupCost(expansion, contraction, weight, measured_samples(x, samples), each)
+    of_rows = 10 * _INDEX_SHARE * allowed  # choose_index stops at a tenth
+    choice = choose_index(cost, of_rows, options.levels, options.range, _MOST_LEVELS, percentile=options.percentile)
+    if choice.error >= allowed:
+        return None
+    values = values_of_inputs(expansion, choice.index, x, each)
+    rows = choice.index(x.reshape(len(x), -1)).long()
+    shaped = weight.reshape(contraction.n_out, expansion.n_in, expansion.k)
+    return _Read(expansion, choice.index, rows, find_words(values, shaped, rows, max(1, most_columns // PLANES)))
+
+
+def _columns_of(words: int, count: int) -> Tensor:
+    """Number the columns of the first words of ``count``, planes major."""
+    return (torch.arange(PLANES)[:, None] * count + torch.arange(words)).flatten()
 
 
 def _fewest(lost: Callable[[int], float], most: int, share: float) -> int | None:
@@ -165,6 +232,11 @@ class _Rounded:
     scale: Tensor
     offset: Tensor
     weight: Tensor
+
+    def table(self, read_shape: tuple[int, ...]) -> JointTable:
+        """Return the table that reads inputs of that shape."""
+        scale, offset = self.scale[:, None], self.offset[:, None]
+        return JointTable(read_shape, self.index, self.members, self.parts, scale, offset, NAME)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Look row numbers ``[n, n_in]`` up, uint8 ``[n, k * w]``."""

@@ -6,6 +6,7 @@ Not a clock decides, but costs of operators that were measured once, so that equ
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kancompile.passes.reduce_functions.words import MEMBERS, PLANES
@@ -46,32 +47,42 @@ COSTS = OperatorCosts()
 _NODES_EACH, _NODES_JOINT = 6, 20
 
 
-def time_of_each(n_in: int, k: int, n_out: int, batch: int, costs: OperatorCosts = COSTS) -> float:
-    """Estimate nanoseconds of a layer that looks each of its inputs up."""
-    weights = n_in * k * n_out
-    of_sample = n_in * (costs.quantize + costs.gather) + weights * costs.product
-    return _NODES_EACH * costs.node + weights * costs.load + batch * of_sample
+def time_of_each(sizes: Sequence[tuple[int, int]], n_out: int, batch: int, costs: OperatorCosts = COSTS) -> float:
+    """Estimate nanoseconds of a layer that looks each of its inputs up.
+
+    Args:
+        sizes: inputs and functions of an input, of every expansion.
+        n_out: outputs.
+        batch: samples.
+        costs: of the operators.
+    """
+    inputs, weights = sum(n_in for n_in, _ in sizes), n_out * sum(n_in * k for n_in, k in sizes)
+    of_sample = inputs * (costs.quantize + costs.gather) + weights * costs.product
+    return _NODES_EACH * len(sizes) * costs.node + weights * costs.load + batch * of_sample
 
 
-def time_of_joint(n_in: int, columns: int, n_out: int, batch: int, costs: OperatorCosts = COSTS) -> float:
+def time_of_joint(
+    sizes: Sequence[tuple[int, int]], columns: int, n_out: int, batch: int, costs: OperatorCosts = COSTS
+) -> float:
     """Estimate nanoseconds of a layer of that many columns, ``PLANES`` to a word."""
-    words, weights = columns / PLANES, columns * n_out
-    of_sample = n_in * costs.quantize + words * costs.word + columns * costs.column + weights * costs.product
-    return _NODES_JOINT * costs.node + words * MEMBERS * costs.pick + weights * costs.load + batch * of_sample
+    inputs, words, weights = sum(n_in for n_in, _ in sizes), columns / PLANES, columns * n_out
+    of_sample = inputs * costs.quantize + words * costs.word + columns * costs.column + weights * costs.product
+    once = words * MEMBERS * costs.pick + weights * costs.load
+    return _NODES_JOINT * len(sizes) * costs.node + once + batch * of_sample
 
 
-def is_faster(n_in: int, k: int, n_out: int, columns: int, batch: tuple[int, ...] = BALANCE) -> bool:
+def is_faster(sizes: Sequence[tuple[int, int]], n_out: int, columns: int, batches: Sequence[int] = BALANCE) -> bool:
     """Whether joint look-ups are faster on average over batch sizes, ratios averaged as logarithms."""
-    ratios = [time_of_joint(n_in, columns, n_out, b) / time_of_each(n_in, k, n_out, b) for b in batch]
+    ratios = [time_of_joint(sizes, columns, n_out, b) / time_of_each(sizes, n_out, b) for b in batches]
     return math.exp(sum(map(math.log, ratios)) / len(ratios)) < _WORTH
 
 
-def most_columns(n_in: int, k: int, n_out: int, batch: tuple[int, ...] = BALANCE) -> int:
+def most_columns(sizes: Sequence[tuple[int, int]], n_out: int, batches: Sequence[int] = BALANCE) -> int:
     """Find the most columns, a multiple of ``PLANES``, that are still faster; 0 where none are."""
-    low, high = 0, min(n_in * k // 2, MOST_COLUMNS) // PLANES
+    low, high = 0, min(sum(n_in * k for n_in, k in sizes) // 2, MOST_COLUMNS) // PLANES
     while low < high:
         middle = (low + high + 1) // 2
-        if is_faster(n_in, k, n_out, middle * PLANES, batch):
+        if is_faster(sizes, n_out, middle * PLANES, batches):
             low = middle
         else:
             high = middle - 1

@@ -31,23 +31,27 @@ class Words:
         members: int64 ``[MEMBERS, w]``, inputs.
         values: float32 ``[MEMBERS, PLANES, w, L]``, functions of the members at the rows of the index.
         weight: float32 ``[n_out, PLANES, w]``, in which direction of the output each function goes.
+        energy: float64 ``[w]``, of the output's variance that each word carries, descending.
     """
 
     members: Tensor
     values: Tensor
     weight: Tensor
+    energy: Tensor
 
     def __len__(self) -> int:
         return self.members.shape[1]
 
     def first(self, count: int) -> Words:
         """Keep the ``count`` words that carry the most."""
-        return Words(self.members[:, :count], self.values[:, :, :count], self.weight[:, :, :count])
+        return self._picked(slice(count))
 
     def in_order(self) -> Words:
         """Sort the words by their inputs, so that neighbours read neighbours."""
-        order = torch.argsort(self.members[0], stable=True)
-        return Words(self.members[:, order], self.values[:, :, order], self.weight[:, :, order])
+        return self._picked(torch.argsort(self.members[0], stable=True))
+
+    def _picked(self, which: slice | Tensor) -> Words:
+        return Words(self.members[:, which], self.values[:, :, which], self.weight[:, :, which], self.energy[which])
 
 
 def find_words(values: Tensor, weight: Tensor, rows: Tensor, most: int) -> Words:
@@ -87,7 +91,7 @@ def find_words(values: Tensor, weight: Tensor, rows: Tensor, most: int) -> Words
     for one, part in zip(basis, members, strict=True):
         towards = torch.einsum("wop,owk->wpk", chosen, weight[:, part[pair]])
         at_rows.append(torch.einsum("lwk,wpk->pwl", one[:, pair], towards))
-    return Words(members[:, pair], torch.stack(at_rows), chosen.permute(1, 2, 0).contiguous())
+    return Words(members[:, pair], torch.stack(at_rows), chosen.permute(1, 2, 0).contiguous(), chunks.flatten()[order])
 
 
 def _covariance(basis: Sequence[Tensor], rows: Tensor, members: Tensor) -> Tensor:
