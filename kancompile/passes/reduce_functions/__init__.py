@@ -91,11 +91,8 @@ class ReduceFunctions:
         contraction = program.node(layer.contraction, Contraction)
         most = self._most_columns(layer.name, expansion, contraction)
         joined = join_layer(expansion, contraction, x, self.samples, options, most)
-        if joined is None:
-            needed = (
-                f"pairs of inputs would need more than {most} functions for {options.share:g} of the output's variance"
-            )
-            return {}, [f"layer {layer.name!r}: {needed}, so each input is looked up by itself"]
+        if isinstance(joined, str):
+            return {}, [f"layer {layer.name!r}: {joined}, so each input is looked up by itself"]
         table = joined.table
         note = (
             f"layer {layer.name!r}: {expansion.n_in * expansion.k} functions replaced by {table.n_in} of pairs of inputs, "

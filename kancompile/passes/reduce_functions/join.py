@@ -25,8 +25,10 @@ LARGEST_CODE = 127
 """Of a column. Then two neighbouring products of 8-bit weights stay within int16 on every processor, and the rounding of codes
 remains far below what is left out."""
 _MOST_LEVELS = 64
+_MOST_LEVELS_GIVEN = 256  # a table of all pairs of rows has their square
 _INDEX_SHARE = 0.3  # of the error allowed that the rows of the index may take
 _JUDGES = 4  # one sample in so many judges, and does not fit
+_CONSTANT = 1e-12  # variance by the mean square, which roundings of float32 reach
 _GROWTH = 1.05
 _LEAST_SAMPLES = 128
 _WEIGHT_LEVELS = 127  # that code steps reckon with
@@ -70,8 +72,8 @@ class Joined:
 
 def join_layer(
     expansion: Expansion, contraction: Contraction, x: Tensor, samples: int, options: JoinOptions, most_columns: int
-) -> Joined | None:
-    """Find as few joint functions as the share allows; ``None`` where there would be more than ``most_columns``.
+) -> Joined | str:
+    """Find as few joint functions as the share allows, or say why each input is better looked up by itself.
 
     Args:
         expansion: the layer's only one, of inputs ``(n_in,)``.
@@ -82,17 +84,21 @@ def join_layer(
         most_columns: beyond which nothing is gained.
     """
     if len(x) < _LEAST_SAMPLES:
-        return None
+        return f"functions of pairs of inputs take {_LEAST_SAMPLES} calibration samples, found {len(x)}"
+    if options.levels is not None and options.levels > _MOST_LEVELS_GIVEN:
+        return f"pairs of inputs have at most {_MOST_LEVELS_GIVEN} rows for either, found levels = {options.levels}"
     given = contraction.weight
     output = torch.cat([contraction(expansion(part)) for part in x.split(512)])
     power = float(output.double().var(0, correction=0).mean())
+    if power <= _CONSTANT * float(output.double().square().mean()):
+        return "its output is constant over the calibration samples"
     each = torch.arange(expansion.n_in)
     cost = LookupCost(expansion, contraction, given, measured_samples(x, samples), each)
     allowed = 10 * _INDEX_SHARE * options.share * power  # choose_index stops at a tenth
     choice = choose_index(cost, allowed, options.levels, options.range, _MOST_LEVELS, percentile=options.percentile)
-    if power <= 0 or choice.error > options.share * power:
-        return None
     index = choice.index
+    if choice.error > options.share * power:
+        return f"{index.levels} rows for either input of a pair lose more than {options.share:g} of the output's variance"
     values = values_of_inputs(expansion, index, x, each)
     rows = index(x.reshape(len(x), -1)).long()
     shaped = given.reshape(contraction.n_out, expansion.n_in, expansion.k)
@@ -109,7 +115,8 @@ def join_layer(
 
     count = _fewest(lost, len(words), options.share)
     if count is None:
-        return None
+        needed = f"pairs of inputs would need more than {len(words) * PLANES} functions"
+        return f"{needed} for {options.share:g} of the output's variance"
     kept = words.first(count).in_order()
     drafted = _rounded(kept, rows, index, options)
     final = LeastSquares(drafted(rows), output, drafted.weight).solve(torch.arange(count * PLANES))

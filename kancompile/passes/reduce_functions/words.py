@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 PLANES = 3
 """Functions of a word: as many codes as one number holds."""
@@ -65,19 +65,20 @@ def find_words(values: Tensor, weight: Tensor, rows: Tensor, most: int) -> Words
     centered = values.double() - (share * values.double()).sum(0)
     variance = torch.einsum("oik,lik,lij,oij->i", weight.double(), share * centered, centered, weight.double())
     kept = torch.nonzero(variance > _NO_VARIANCE * variance.sum())[:, 0]
-    if (
-        len(kept) % MEMBERS
-    ):  # an input that says nothing makes the last pair whole; there is none beside an odd number of others
+    is_odd = len(kept) % MEMBERS > 0
+    if is_odd:  # any input makes the last pair whole, as one that says nothing there
         spare = next((i for i in range(n_in) if i not in set(kept.tolist())), int(kept[0]))
         kept = torch.cat([kept, torch.tensor([spare])])
     members = kept.reshape(-1, MEMBERS).T  # [MEMBERS, p]
     basis = [centered[:, part].float() for part in members]  # [L, p, k] each
-    if bool((members[:, -1] == members[0, -1]).all()):
-        basis[1][:, -1] = 0.0
+    if is_odd:
+        basis[-1][:, -1] = 0.0
     covariance = _covariance(basis, rows, members)
     both = torch.cat([weight[:, part] for part in members], dim=-1).permute(1, 0, 2).double()  # [p, n_out, m k]
     energies, directions = _directions(both, covariance)
-    chunks = energies[:, : energies.shape[1] // PLANES * PLANES].reshape(len(energies), -1, PLANES).sum(-1)
+    missing = -energies.shape[1] % PLANES
+    energies, directions = (nn.functional.pad(value, (0, missing)) for value in (energies, directions))
+    chunks = energies.reshape(len(energies), -1, PLANES).sum(-1)
     order = chunks.flatten().argsort(descending=True, stable=True)[:most]
     order = order[chunks.flatten()[order] > 0]
     pair, chunk = order // chunks.shape[1], order % chunks.shape[1]
