@@ -57,6 +57,11 @@ class JointTable(TableExpansion):
         return self.read_shape
 
     @property
+    def is_of_each(self) -> bool:
+        """Its columns belong to words."""
+        return False
+
+    @property
     def rows(self) -> int:
         """Rows of the table of a column: all combinations of rows of its members."""
         return int(self.index.levels ** len(self.parts))
@@ -114,18 +119,9 @@ class JointTable(TableExpansion):
         rows = f"{words} words of {members} inputs with {index.levels} rows each"
         return f"{rows}, {index.low:.6g} ... {index.high:.6g}, reads {self.input}"
 
-    def evaluate_inputs(self, points: Tensor) -> Tensor:
-        """Evaluate the columns at points of every input, ``[n, inputs]``, as codes ``[n, c, 1]``."""
-        return self._evaluate(points.to(torch.float32))
-
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[b, n]`` to table codes, uint8 ``[b, c, 1]``."""
         codes: Tensor = torch.ops.kancompile.expand_joint(self.to_index(x), self.members, self.parts)
-        return codes
-
-    def _evaluate(self, x: Tensor) -> Tensor:
-        rows = self.reading_real()._quantize(x.reshape(-1, *self.read_shape))
-        codes: Tensor = torch.ops.kancompile.expand_joint(rows, self.members, self.parts)
         return codes
 
 
