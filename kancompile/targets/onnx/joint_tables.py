@@ -18,12 +18,13 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from kancompile.ir import DIGITS, ZERO_POINT
+from kancompile.targets.onnx.translation import JOINT_LOOKUP, STAND_INS
 
 
 def write_joint_tables(model: ir.Model) -> None:
     """Replace every stand-in of ``translation.expand_joint``, in place."""
     for node in list(model.graph):
-        if node.op_type != "JointLookup":
+        if node.op_type != JOINT_LOOKUP:
             continue
         tape = Tape(model.graph)
         writer = _Writer(tape, model.graph)
@@ -42,6 +43,7 @@ def write_joint_tables(model: ir.Model) -> None:
             ir.convenience.replace_all_uses_with(flat, columns)
             model.graph.remove(use.node, safe=True)
         model.graph.remove(node, safe=True)
+    model.opset_imports.pop(STAND_INS, None)
     for name, value in list(model.graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():  # members, and shapes of what was replaced
             del model.graph.initializers[name]

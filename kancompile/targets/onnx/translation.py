@@ -26,6 +26,8 @@ import kancompile.ir  # noqa: F401  (registers the operators named below)
 
 _PAIR_BLOCK = 64
 JOINT_LOOKUP = "JointLookup"
+STAND_INS = "kancompile"
+"""The domain of operators that are written later."""
 Value = Any  # an onnx_ir.Value while the exporter traces
 
 
@@ -187,9 +189,9 @@ def _stand_in() -> Op:
     form = onnx.defs.OpSchema.FormalParameter
     inputs = [form("index", "tensor(uint8)"), form("members", "tensor(int64)"), form("parts", "tensor(uint8)")]
     schema = onnx.defs.OpSchema(
-        JOINT_LOOKUP, "kancompile", 1, inputs=inputs, outputs=[form("columns", "tensor(uint8)")]
+        JOINT_LOOKUP, STAND_INS, 1, inputs=inputs, outputs=[form("columns", "tensor(uint8)")]
     )
-    return Op(Opset("kancompile", 1), JOINT_LOOKUP, schema)
+    return Op(Opset(STAND_INS, 1), JOINT_LOOKUP, schema)
 
 
 _JOINT_LOOKUP = _stand_in()
