@@ -57,7 +57,9 @@ class DifferentiableTable(nn.Module):
         """Map real values (or float row numbers) to float codes ``[b, *, n_in, k]``."""
         table = self.table
         row = table.to_index(x.detach().round() if table.input == "index" else x.detach()).long()
-        x = table.inputs_last(x) if table.picks is None else x.reshape(len(x), -1)[:, table.picks]
+        x = table.inputs_last(x)
+        if table.picks is not None:
+            x = x[:, table.picks]
         if table.input == "index":
             position = x
         else:

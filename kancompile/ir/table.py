@@ -151,6 +151,10 @@ class TableExpansion(AnyExpansion):
         rows = f"{self.n_tables} table(s) of {index.levels} rows"
         return f"{rows}, {index.low:.6g} ... {index.high:.6g}, reads {self.input}"
 
+    def inputs_last(self, x: Tensor) -> Tensor:
+        """View what it reads, ``[b, ...]``, as ``[b, *, inputs]``."""
+        return super().inputs_last(x) if self.is_of_each else regroup(x, self.read_shape)
+
     def to_index(self, x: Tensor) -> Tensor:
         """Map the input to row numbers ``[b, *, n_in]``, whatever the input is."""
         if not self.channels_first:
