@@ -1,5 +1,6 @@
 """What a file computes: programs, the nodes and operators they consist of, their law, and their text."""
 
+from kancompile.ir.basis_parts import LARGEST_PART, MOST_SHIFT, BasisParts
 from kancompile.ir.block_codes import BlockCodes, round_to_blocks
 from kancompile.ir.check import check
 from kancompile.ir.column_order import MOST_PLANES, constant_block, is_in_planes, plane_order, varying_functions
@@ -32,12 +33,15 @@ from kancompile.ir.wiring import (
 
 __all__ = [
     "DIGITS",
+    "LARGEST_PART",
     "MOST",
     "MOST_PLANES",
+    "MOST_SHIFT",
     "REAL",
     "ZERO_POINT",
     "AnyContraction",
     "AnyExpansion",
+    "BasisParts",
     "BlockCodes",
     "Branch",
     "BreakpointCells",

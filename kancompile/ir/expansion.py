@@ -110,6 +110,11 @@ class AnyExpansion(nn.Module):
         raise NotImplementedError
 
     @property
+    def is_of_each(self) -> bool:
+        """Whether it has functions of each input that it reads, in their order."""
+        return True
+
+    @property
     def is_identity(self) -> bool:
         """Whether it is known to pass its inputs on unchanged (a plain linear layer)."""
         return False

@@ -57,7 +57,9 @@ class DifferentiableTable(nn.Module):
         """Map real values (or float row numbers) to float codes ``[b, *, n_in, k]``."""
         table = self.table
         row = table.to_index(x.detach().round() if table.input == "index" else x.detach()).long()
-        x = table.inputs_last(x) if table.picks is None else x.reshape(len(x), -1)[:, table.picks]
+        x = table.inputs_last(x)
+        if table.picks is not None:
+            x = x[:, table.picks]
         if table.input == "index":
             position = x
         else:
@@ -93,7 +95,9 @@ class DifferentiableJoint(nn.Module):
         """Return the table of the codes as they are now; training must have kept their sums below 256."""
         planes, words, levels = self.table.parts.shape[1:]
         parts = [part.quantized().table.reshape(words, levels, planes).permute(2, 0, 1) for part in self.members]  # type: ignore[operator]
-        return self.table.replace(parts=torch.stack(parts).contiguous())
+        codes = torch.stack(parts).contiguous()
+        made_of = self.table.made_of if torch.equal(codes, self.table.parts) else None
+        return self.table.replace(parts=codes, made_of=made_of)
 
 
 class DifferentiableContraction(nn.Module):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kancompile.ir.basis_parts import BasisParts
 from kancompile.ir.index import IndexQuantizer
 from kancompile.ir.table import TableExpansion
 
@@ -27,6 +28,7 @@ class JointTable(TableExpansion):
         read_shape: of what it reads, ``(n,)``.
         members: int64 ``[m, w]``, the inputs that share the index of a word.
         parts: uint8 ``[m, k, w, levels]``, codes of the functions of each member; sums of them stay below 256.
+        made_of: integers that the parts follow from, where those are stored in their place.
     """
 
     members: Tensor
@@ -42,12 +44,13 @@ class JointTable(TableExpansion):
         offset: Tensor,
         name: str,
         input: str = "real",
+        made_of: BasisParts | None = None,
     ) -> None:
         """Take ``scale`` and ``offset`` of every column, float32 ``[k * w, 1]``."""
         columns, combinations = parts[0, :, :, 0].numel(), index.levels ** len(parts)
         first = (torch.arange(columns) * combinations).to(torch.int32)
         super().__init__((columns,), index, _combined(parts), first, scale, offset, (1,), (name,), input)
-        self.read_shape, self.name = tuple(read_shape), name
+        self.read_shape, self.name, self.made_of = tuple(read_shape), name, made_of
         self.register_buffer("members", members)
         self.register_buffer("parts", parts)
 
@@ -57,13 +60,18 @@ class JointTable(TableExpansion):
         return self.read_shape
 
     @property
+    def is_of_each(self) -> bool:
+        """Its columns belong to words."""
+        return False
+
+    @property
     def rows(self) -> int:
         """Rows of the table of a column: all combinations of rows of its members."""
         return int(self.index.levels ** len(self.parts))
 
     def fields(self) -> dict[str, Any]:
         """Return the arguments of the constructor."""
-        names = ("read_shape", "index", "members", "parts", "scale", "offset", "name", "input")
+        names = ("read_shape", "index", "members", "parts", "scale", "offset", "name", "input", "made_of")
         return {name: getattr(self, name) for name in names}
 
     def replace(self, **fields: Any) -> JointTable:
@@ -96,11 +104,11 @@ class JointTable(TableExpansion):
         """Return the table whose columns use a fraction ``[c, 1]`` of their codes; nothing is padded, no code stands for 0."""
         of_plane = fraction.reshape(1, *self.parts.shape[1:3], 1)
         parts = torch.round(self.parts.float() * of_plane).to(torch.uint8)
-        return self.replace(parts=parts, scale=self.scale / fraction)
+        return self.replace(parts=parts, scale=self.scale / fraction, made_of=None)
 
     def stored_bytes(self) -> int:
-        """Count the bytes of the parts."""
-        return self.parts.numel()
+        """Count the bytes of the parts, or of what they are made of."""
+        return self.parts.numel() if self.made_of is None else self.made_of.stored_bytes()
 
     def describe(self) -> dict[str, Any]:
         """Describe it in plain data for manifests and reports."""
@@ -114,18 +122,9 @@ class JointTable(TableExpansion):
         rows = f"{words} words of {members} inputs with {index.levels} rows each"
         return f"{rows}, {index.low:.6g} ... {index.high:.6g}, reads {self.input}"
 
-    def evaluate_inputs(self, points: Tensor) -> Tensor:
-        """Evaluate the columns at points of every input, ``[n, inputs]``, as codes ``[n, c, 1]``."""
-        return self._evaluate(points.to(torch.float32))
-
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[b, n]`` to table codes, uint8 ``[b, c, 1]``."""
         codes: Tensor = torch.ops.kancompile.expand_joint(self.to_index(x), self.members, self.parts)
-        return codes
-
-    def _evaluate(self, x: Tensor) -> Tensor:
-        rows = self.reading_real()._quantize(x.reshape(-1, *self.read_shape))
-        codes: Tensor = torch.ops.kancompile.expand_joint(rows, self.members, self.parts)
         return codes
 
 

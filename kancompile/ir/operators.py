@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kancompile.ir.basis_parts import BasisParts
 from kancompile.ir.packed_codes import unpack
 
 
@@ -174,6 +175,25 @@ def expand_joint(index: Tensor, members: Tensor, parts: Tensor) -> Tensor:
 @expand_joint.register_fake
 def _(index: Tensor, members: Tensor, parts: Tensor) -> Tensor:
     return parts.new_empty((index.shape[0], parts.shape[1] * parts.shape[2], 1))
+
+
+@torch.library.custom_op("kancompile::expand_joint_of_basis", mutates_args=())
+def expand_joint_of_basis(
+    index: Tensor, members: Tensor, basis: Tensor, mix: Tensor, bias: Tensor, shift: Tensor
+) -> Tensor:
+    """Look columns up as :func:`expand_joint` does, in parts that follow from integers (``kancompile.ir.basis_parts``).
+
+    Args:
+        index, members: as there.
+        basis, mix, bias, shift: see ``BasisParts``.
+    """
+    codes: Tensor = expand_joint(index, members, BasisParts(basis, mix, bias, shift).parts())
+    return codes
+
+
+@expand_joint_of_basis.register_fake
+def _(index: Tensor, members: Tensor, basis: Tensor, mix: Tensor, bias: Tensor, shift: Tensor) -> Tensor:
+    return basis.new_empty((index.shape[0], mix.shape[1] * mix.shape[2], 1))
 
 
 def _columns(features: Sequence[Tensor]) -> Tensor:

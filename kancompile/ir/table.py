@@ -75,6 +75,11 @@ class TableExpansion(AnyExpansion):
         return int(self.table.shape[-1])
 
     @property
+    def is_of_each(self) -> bool:
+        """Whether it has functions of each input that it reads, in their order."""
+        return self.read_shape == self.in_shape and self.picks is None
+
+    @property
     def rows(self) -> int:
         """Rows of one table."""
         return self.index.levels
@@ -146,6 +151,10 @@ class TableExpansion(AnyExpansion):
         rows = f"{self.n_tables} table(s) of {index.levels} rows"
         return f"{rows}, {index.low:.6g} ... {index.high:.6g}, reads {self.input}"
 
+    def inputs_last(self, x: Tensor) -> Tensor:
+        """View what it reads, ``[b, ...]``, as ``[b, *, inputs]``."""
+        return super().inputs_last(x) if self.is_of_each else regroup(x, self.read_shape)
+
     def to_index(self, x: Tensor) -> Tensor:
         """Map the input to row numbers ``[b, *, n_in]``, whatever the input is."""
         if not self.channels_first:
@@ -161,6 +170,13 @@ class TableExpansion(AnyExpansion):
         multiplier, offset = (1.0, 0.0) if self.input == "scaled" else self.index.to_rows()
         index: Tensor = torch.ops.kancompile.floor_index(x, multiplier, offset, self.index.levels)
         return index
+
+    def evaluate_inputs(self, points: Tensor) -> Tensor:
+        """Evaluate the functions at points of every input that it reads, as codes ``[n, n_in, k]``."""
+        if self.is_of_each:
+            return super().evaluate_inputs(points)
+        codes: Tensor = self.reading_real()(points.to(torch.float32))
+        return codes
 
     def _evaluate(self, x: Tensor) -> Tensor:
         rows = self.reading_real()._quantize(x.reshape(-1, self.n_in))

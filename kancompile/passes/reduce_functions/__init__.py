@@ -92,23 +92,23 @@ class ReduceFunctions:
         contraction = program.node(layer.contraction, Contraction)
         inputs, most = [read[target] for target in layer.expansions], self._most_columns(program, layer)
         joined = join_layer(expansions, contraction, inputs, self.samples, options, most)
-        if joined is None:
-            needed = (
-                f"pairs of inputs would need more than {most} functions for {options.share:g} of the output's variance"
-            )
-            return {}, [f"layer {layer.name!r}: {needed}, so each input is looked up by itself"]
+        if isinstance(joined, str):
+            said = f"layer {layer.name!r}: {joined}, so each input is looked up by itself"
+            return {}, [said] if options.always else []
         before = sum(expansion.n_in * expansion.k for expansion in expansions)
         rows = ", ".join(
             f"{table.index.levels} rows for each input over {table.index.low:.4g} ... {table.index.high:.4g}"
             for table in joined.tables
         )
-        note = (
-            f"layer {layer.name!r}: {before} functions replaced by {sum(table.n_in for table in joined.tables)} of pairs of "
-            f"inputs, {rows}, squared error {joined.lost:.2g} of the output's variance"
+        together = " and ".join(
+            {1: "single inputs", 2: "pairs of inputs"}[len(table.members)] for table in joined.tables
         )
-        return {**dict(zip(layer.expansions, joined.tables, strict=True)), layer.contraction: joined.contraction}, [
-            note
-        ]
+        note = (
+            f"layer {layer.name!r}: {before} functions replaced by {sum(table.n_in for table in joined.tables)} of "
+            f"{together}, {rows}, squared error {joined.lost:.2g} of the output's variance"
+        )
+        tables = dict(zip(layer.expansions, joined.tables, strict=True))
+        return {**tables, layer.contraction: joined.contraction}, [note]
 
 
 __all__ = ["BALANCE", "JoinOptions", "ReduceFunctions"]

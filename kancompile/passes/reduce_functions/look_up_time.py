@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kancompile.passes.reduce_functions.words import MEMBERS, PLANES
+from kancompile.passes.reduce_functions.words import PLANES
 
 BALANCE = (1, 16, 256)
 """Batch sizes that a file is made for where nothing else is asked."""
@@ -44,7 +44,7 @@ class OperatorCosts:
 
 
 COSTS = OperatorCosts()
-_NODES_EACH, _NODES_JOINT = 6, 20
+_NODES_EACH, _NODES_JOINT, _MEMBERS = 6, 20, 2
 
 
 def time_of_each(sizes: Sequence[tuple[int, int]], n_out: int, batch: int, costs: OperatorCosts = COSTS) -> float:
@@ -67,7 +67,7 @@ def time_of_joint(
     """Estimate nanoseconds of a layer of that many columns, ``PLANES`` to a word."""
     inputs, words, weights = sum(n_in for n_in, _ in sizes), columns / PLANES, columns * n_out
     of_sample = inputs * costs.quantize + words * costs.word + columns * costs.column + weights * costs.product
-    once = words * MEMBERS * costs.pick + weights * costs.load
+    once = words * _MEMBERS * costs.pick + weights * costs.load
     return _NODES_JOINT * len(sizes) * costs.node + once + batch * of_sample
 
 

@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 PLANES = 3
 """Functions of a word: as many codes as one number holds."""
-MEMBERS = 2
 FLOOR = 0.02
 """Weight of all rows alike in the covariance, so that functions stay right where calibration saw little."""
 _NO_VARIANCE = 1e-12
@@ -25,17 +24,19 @@ _NO_VARIANCE = 1e-12
 
 @dataclass(frozen=True)
 class Words:
-    """Functions of pairs of inputs, ``PLANES`` to a word, those that carry the most first.
+    """Functions of ``m`` inputs, ``PLANES`` to a word, those that carry the most first.
 
     Attributes:
-        members: int64 ``[MEMBERS, w]``, inputs.
-        values: float32 ``[MEMBERS, PLANES, w, L]``, functions of the members at the rows of the index.
+        members: int64 ``[m, w]``, inputs.
+        values: float32 ``[m, PLANES, w, L]``, functions of the members at the rows of the index, their means taken off.
+        mix: float32 ``[m, PLANES, w, k]``, of which combination of the functions of a member ``values`` are.
         weight: float32 ``[n_out, PLANES, w]``, in which direction of the output each function goes.
         energy: float64 ``[w]``, of the output's variance that each word carries, descending.
     """
 
     members: Tensor
     values: Tensor
+    mix: Tensor
     weight: Tensor
     energy: Tensor
 
@@ -51,10 +52,16 @@ class Words:
         return self._picked(torch.argsort(self.members[0], stable=True))
 
     def _picked(self, which: slice | Tensor) -> Words:
-        return Words(self.members[:, which], self.values[:, :, which], self.weight[:, :, which], self.energy[which])
+        return Words(
+            self.members[:, which],
+            self.values[:, :, which],
+            self.mix[:, :, which],
+            self.weight[:, :, which],
+            self.energy[which],
+        )
 
 
-def find_words(values: Tensor, weight: Tensor, rows: Tensor, most: int) -> Words:
+def find_words(values: Tensor, weight: Tensor, rows: Tensor, most: int, together: int = 2) -> Words:
     """Find words of the most variance.
 
     Args:
@@ -62,6 +69,7 @@ def find_words(values: Tensor, weight: Tensor, rows: Tensor, most: int) -> Words
         weight: of the layer, ``[n_out, n_in, k]``.
         rows: row numbers of calibration inputs, ``[n, n_in]``.
         most: words to return at most.
+        together: inputs of a word.
     """
     levels, n_in, _ = values.shape
     count = torch.stack([(rows == row).sum(0) for row in range(levels)]).double()  # [L, n_in]
@@ -69,35 +77,39 @@ def find_words(values: Tensor, weight: Tensor, rows: Tensor, most: int) -> Words
     centered = values.double() - (share * values.double()).sum(0)
     variance = torch.einsum("oik,lik,lij,oij->i", weight.double(), share * centered, centered, weight.double())
     kept = torch.nonzero(variance > _NO_VARIANCE * variance.sum())[:, 0]
-    if (
-        len(kept) % MEMBERS
-    ):  # an input that says nothing makes the last pair whole; there is none beside an odd number of others
+    is_odd = len(kept) % together > 0
+    if is_odd:  # any input makes the last pair whole, as one that says nothing there
         spare = next((i for i in range(n_in) if i not in set(kept.tolist())), int(kept[0]))
         kept = torch.cat([kept, torch.tensor([spare])])
-    members = kept.reshape(-1, MEMBERS).T  # [MEMBERS, p]
+    members = kept.reshape(-1, together).T  # [m, p]
     basis = [centered[:, part].float() for part in members]  # [L, p, k] each
-    if bool((members[:, -1] == members[0, -1]).all()):
-        basis[1][:, -1] = 0.0
+    if is_odd:
+        basis[-1][:, -1] = 0.0
     covariance = _covariance(basis, rows, members)
     both = torch.cat([weight[:, part] for part in members], dim=-1).permute(1, 0, 2).double()  # [p, n_out, m k]
     energies, directions = _directions(both, covariance)
-    chunks = energies[:, : energies.shape[1] // PLANES * PLANES].reshape(len(energies), -1, PLANES).sum(-1)
+    missing = -energies.shape[1] % PLANES
+    energies, directions = (nn.functional.pad(value, (0, missing)) for value in (energies, directions))
+    chunks = energies.reshape(len(energies), -1, PLANES).sum(-1)
     order = chunks.flatten().argsort(descending=True, stable=True)[:most]
     order = order[chunks.flatten()[order] > 0]
     pair, chunk = order // chunks.shape[1], order % chunks.shape[1]
     place = chunk[:, None] * PLANES + torch.arange(PLANES)
     chosen = torch.gather(directions[pair], 2, place[:, None].expand(-1, directions.shape[1], -1)).float()
-    at_rows = []
+    at_rows, mixes = [], []
     for one, part in zip(basis, members, strict=True):
-        towards = torch.einsum("wop,owk->wpk", chosen, weight[:, part[pair]])
-        at_rows.append(torch.einsum("lwk,wpk->pwl", one[:, pair], towards))
-    return Words(members[:, pair], torch.stack(at_rows), chosen.permute(1, 2, 0).contiguous(), chunks.flatten()[order])
+        mixes.append(torch.einsum("wop,owk->pwk", chosen, weight[:, part[pair]]))
+        at_rows.append(torch.einsum("lwk,pwk->pwl", one[:, pair], mixes[-1]))
+    if is_odd:
+        mixes[-1][:, pair == members.shape[1] - 1] = 0.0
+    towards = chosen.permute(1, 2, 0).contiguous()
+    return Words(members[:, pair], torch.stack(at_rows), torch.stack(mixes), towards, chunks.flatten()[order])
 
 
 def _covariance(basis: Sequence[Tensor], rows: Tensor, members: Tensor) -> Tensor:
     """Measure the covariance of the functions of every pair, float64 ``[p, m k, m k]``, all rows alike with their floor."""
     pairs, k = basis[0].shape[1:]
-    total = torch.zeros(pairs, MEMBERS * k, MEMBERS * k, dtype=torch.float64)
+    total = torch.zeros(pairs, len(basis) * k, len(basis) * k, dtype=torch.float64)
     place = torch.arange(pairs)
     for part in rows.split(512):
         seen = torch.cat([one[part[:, who], place] for one, who in zip(basis, members, strict=True)], dim=-1)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kancompile.ir import (
     Contraction,
+    JointTable,
     Layer,
     PatchSampler,
     Program,
@@ -133,6 +134,9 @@ def layer_problems(
 def layer_problem(program: Program, layer: Layer, x: Tensor, options: RoundingOptions) -> RoundingProblem:
     """State the rounding problem of one layer of a program whose earlier layers are rounded."""
     tables = layer_tables(program, layer)
+    ties = tied_columns(tables)
+    if any(isinstance(table, JointTable) and table.made_of is not None for table in tables):
+        ties = torch.zeros_like(ties)  # what tables are made of cannot be rescaled column by column
     return RoundingProblem(
         layer.name,
         program.node(layer.contraction, Contraction).weight,
@@ -140,7 +144,7 @@ def layer_problem(program: Program, layer: Layer, x: Tensor, options: RoundingOp
         options.bits,
         group_sizes(tables, options),
         branch_of_column(tables),
-        tied_columns(tables),
+        ties,
     )
 
 

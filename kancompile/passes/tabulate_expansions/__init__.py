@@ -21,7 +21,7 @@ from kancompile.passes.tabulate_expansions.known import KnownTables
 from kancompile.passes.tabulate_expansions.layer import tabulate_layer
 from kancompile.passes.tabulate_expansions.lookup_cost import LookupCost
 from kancompile.passes.tabulate_expansions.options import TableOptions
-from kancompile.passes.tabulate_expansions.values import STRETCH, measured_samples, values_of_inputs
+from kancompile.passes.tabulate_expansions.values import STRETCH, measured_samples, values_at_rows, values_of_inputs
 
 
 @dataclass(frozen=True)
@@ -80,5 +80,6 @@ __all__ = [
     "TabulateExpansions",
     "choose_index",
     "measured_samples",
+    "values_at_rows",
     "values_of_inputs",
 ]

@@ -11,7 +11,7 @@ from kancompile.reporting.facts.inspection import (
     manifest_table,
     program_table,
 )
-from kancompile.reporting.facts.layer_facts import kernels_of
+from kancompile.reporting.facts.layer_facts import functions_text, kernels_of
 from kancompile.reporting.facts.source import calibration_hash, of_compiled, of_file, recipe_and_seed
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "describe_manifest",
     "describe_program",
     "file_table",
+    "functions_text",
     "goal_missed",
     "kernels_of",
     "manifest_table",

@@ -48,7 +48,13 @@ def _cause_of_bytes(manifest: Mapping[str, Any], beside: BesideFloat) -> str:
     if sum(tables.values()) > sum(weights.values()):
         name = max(tables, key=lambda layer: tables[layer])
         rows = max(
-            (entry.get("levels", 0) for layer in layers if layer["name"] == name for entry in layer["expansions"]),
+            (
+                entry.get("levels", 0)
+                for layer in layers
+                if layer["name"] == name
+                for entry in layer["expansions"]
+                if "inputs_read" not in entry
+            ),
             default=0,
         )
         fewer = f"; --layer '{name}' levels={rows // 2} halves them and costs accuracy" if rows >= 8 else ""

@@ -179,15 +179,24 @@ class _Curves:
     def __init__(self, pair: LayerPair, target: str, points: Tensor) -> None:
         module = pair.float_program.node(target, Expansion)
         self.pair, self.target = pair, target
-        self.exact = module.evaluate_inputs(points).double()
+        self.points, self.exact = points, module.evaluate_inputs(points).double()
         lowered = [name for name in pair.layer.expansions if pair.origin(name) == target]
+        self.apart = all(pair.program.node(name, AnyExpansion).is_of_each for name in lowered)
         self.lowered = {name: pair.evaluate(name, points).double() for name in lowered}
 
     def float_curve(self, name: EdgeName) -> Tensor:
         return sum_of(self.pair.float_branches, {self.target: self.exact}, name)
 
     def compiled_curve(self, name: EdgeName) -> Tensor:
-        return sum_of(self.pair.branches, self.lowered, name)
+        if self.apart:
+            return sum_of(self.pair.branches, self.lowered, name)
+        # columns belong to several inputs: let this one alone vary
+        points = torch.zeros_like(self.points)
+        points[:, name.input] = self.points[:, name.input]
+        codes = {target: self.pair.evaluate(target, points).double() for target in self.lowered}
+        own = [branch for branch in self.pair.branches if branch.expansion in codes]
+        parts = [codes[b.expansion][..., b.columns].flatten(1) @ b.weight[0, name.output].flatten() for b in own]
+        return torch.stack(parts).sum(0)
 
     def table_curve(self, name: EdgeName) -> Tensor | None:
         """Float weights on table values; ``None`` where branches have not the same functions any more."""

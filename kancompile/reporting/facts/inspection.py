@@ -181,6 +181,8 @@ def _layer_text(layer: dict[str, Any]) -> str:
     parts = []
     for entry in layer["expansions"]:
         text = f"{entry['n_in']} inputs x {entry['k']} functions"
+        if "inputs_read" in entry:
+            text = f"{entry['inputs_read']} inputs in pairs, {entry['n_in']} functions of pairs"
         if "levels" in entry:
             text += f" ({entry['tables']} x {entry['levels']} levels, {entry['low']:.4g} ... {entry['high']:.4g})"
         elif entry.get("branches"):

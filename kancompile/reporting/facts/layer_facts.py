@@ -116,12 +116,13 @@ def int32_sums(pair: LayerPair) -> dict[str, Any] | None:
 
 def _expansion_facts(pair: LayerPair, target: str, entry: Mapping[str, Any], seen: Observation) -> dict[str, Any]:
     module = pair.program.node(target, AnyExpansion)
-    form = {"TableExpansion": "table", "PolynomialExpansion": "polynomial"}.get(entry["form"], "float")
+    form = {"PolynomialExpansion": "polynomial"}.get(entry["form"], "table" if module.yields_codes else "float")
     return {
         "name": target,
         "form": form,
         "n_in": module.n_in,
         "k": module.k,
+        "inputs_read": entry.get("inputs_read"),
         "tables": entry.get("tables", 0),
         "table_bytes": entry.get("table_bytes", 0),
         "levels": entry.get("levels", entry.get("rows")),
@@ -130,6 +131,12 @@ def _expansion_facts(pair: LayerPair, target: str, entry: Mapping[str, Any], see
         "reads": entry.get("reads"),
         "outside": outside_facts(seen.outside.get(target)),
     }
+
+
+def functions_text(entry: Mapping[str, Any]) -> str:
+    """Say how many functions of how many inputs an expansion has."""
+    read = entry.get("inputs_read")
+    return f"{entry['n_in']} x {entry['k']}" if read is None else f"{read} in pairs: {entry['n_in']}"
 
 
 def outside_facts(outside: Outside | None) -> dict[str, Any] | None:

@@ -123,7 +123,7 @@ def _note(
     if isinstance(module, TableExpansion):
         half = module.index.scale / 2
         if target not in seen.outside:
-            of_input = torch.zeros(module.n_in, dtype=torch.int64)
+            of_input = torch.zeros(x.shape[-1], dtype=torch.int64)
             seen.outside[target] = Outside(module.index.low - half, module.index.high + half, of_input)
         seen.outside[target].add(x)
     if x.numel():

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from kancompile.reporting.facts import functions_text
 from kancompile.reporting.render.html_parts import MISSING, data_size, decibels, number, percent, table
 from kancompile.reporting.render.plots import error_map
 
@@ -99,7 +100,7 @@ def _ranges(report: Mapping[str, Any]) -> str:
     for layer in report["layers"]:
         ranges = [(_range(e["low"], e["high"]), _seen(e), _outside(e)) for e in layer["expansions"]]
         joined = ["<br>".join(part) for part in zip(*ranges, strict=True)]
-        functions = " + ".join(f"{e['n_in']} x {e['k']}" for e in layer["expansions"])
+        functions = " + ".join(map(functions_text, layer["expansions"]))
         dead = sum(branch["dead"]["either"] for branch in layer["branches"])
         columns = sum(branch["columns"] for branch in layer["branches"])
         row = [

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kancompile.compiler import CompiledModel
-from kancompile.reporting.facts import goal_missed, kernels_of, needs_int16, worse_than_float
+from kancompile.reporting.facts import functions_text, goal_missed, kernels_of, needs_int16, worse_than_float
 from kancompile.reporting.render.html_parts import number
 from kancompile.validation import BesideFloat, OutputError, Validation, aligned, number_of, title
 
@@ -116,7 +116,7 @@ def _layers(compiled: CompiledModel, result: Validation) -> list[list[str]]:
         rows.append(
             [
                 layer["name"],
-                " + ".join(f"{entry['n_in']} x {entry['k']}" for entry in layer["expansions"]),
+                " + ".join(map(functions_text, layer["expansions"])),
                 str(layer["n_out"]),
                 str(layer["weight_bits"]),
                 " + ".join(dict.fromkeys(_levels(entry) for entry in layer["expansions"])),

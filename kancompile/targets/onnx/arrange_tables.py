@@ -10,11 +10,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kancompile.ir import IndexQuantizer, Program, TableExpansion, node_of, rows_of
+from kancompile.ir import IndexQuantizer, JointTable, Program, TableExpansion, node_of, rows_of
 from kancompile.targets.onnx.function_planes import arrange_planes, can_be_planes
 
 _ROW_PADDING_BYTES = 1 << 14
@@ -24,7 +25,7 @@ _PAIRED_FROM = 512
 
 def arrange_tables(program: Program, pairs: bool = True) -> Program:
     """Apply all rewrites, look-ups of two inputs only with ``pairs``."""
-    program = pass_rows_on(program)
+    program = make_parts(pass_rows_on(program))
     return arrange_planes(pad_rows(pair_inputs(program) if pairs else program))
 
 
@@ -43,6 +44,32 @@ def pass_rows_on(program: Program) -> Program:
         for target, table in program.tables(layer).items():
             if torch.equal(table.table.flatten(), torch.arange(256).byte()):
                 modules[target] = RowTable(**table.fields())
+    return program.replace_modules(modules) if modules else program
+
+
+class BasisJointTable(JointTable):
+    """A joint table whose parts a file makes of integer mixtures."""
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        assert self.made_of is not None
+        for name in ("basis", "mix", "bias", "shift"):
+            self.register_buffer(name, getattr(self.made_of, name))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[b, n]`` to table codes, uint8 ``[b, c, 1]``."""
+        codes: Tensor = torch.ops.kancompile.expand_joint_of_basis(
+            self.to_index(x), self.members, self.basis, self.mix, self.bias, self.shift
+        )
+        return codes
+
+
+def make_parts(program: Program) -> Program:
+    """Store what the parts of joint tables are made of in their place."""
+    found = program.nodes(JointTable)
+    modules = {
+        str(node.target): BasisJointTable(**table.fields()) for node, table in found if table.made_of is not None
+    }
     return program.replace_modules(modules) if modules else program
 
 

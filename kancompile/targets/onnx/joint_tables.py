@@ -13,23 +13,22 @@ file: 408 words of 32 rows for either of two inputs take 78 kB in the file and 1
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from kancompile.ir import DIGITS, ZERO_POINT
+from kancompile.ir import DIGITS, LARGEST_PART, MOST_SHIFT, ZERO_POINT
 from kancompile.targets.onnx.folded_nodes import FoldedNodes
-from kancompile.targets.onnx.translation import JOINT_LOOKUP
+from kancompile.targets.onnx.translation import STAND_INS
 
 
 def write_joint_tables(graph: ir.Graph) -> None:
     """Replace every stand-in of ``translation.expand_joint``, in place."""
-    for number, node in enumerate([node for node in graph if node.op_type == JOINT_LOOKUP]):
-        index, members, parts = node.inputs
-        assert index is not None
-        assert parts is not None
+    for number, node in enumerate([node for node in graph if node.domain == STAND_INS]):
+        index, members, *parts = (value for value in node.inputs if value is not None)
         nodes = _JointLookup(graph, f"joint{number}")
         columns = nodes.columns(index, _numbers(members), parts)
         for written in nodes.nodes:
@@ -38,46 +37,73 @@ def write_joint_tables(graph: ir.Graph) -> None:
             ir.convenience.replace_all_uses_with(use.node.outputs[0], columns)
             graph.remove(use.node, safe=True)
         graph.remove(node, safe=True)
+    graph.opset_imports.pop(STAND_INS, None)
 
 
-def _numbers(value: ir.Value | None) -> NDArray[Any]:
-    assert value is not None
+def _numbers(value: ir.Value) -> NDArray[Any]:
     assert value.const_value is not None
     return value.const_value.numpy()
 
 
 class _JointLookup(FoldedNodes):
-    def columns(self, index: ir.Value, members: NDArray[np.int64], parts: ir.Value) -> ir.Value:
-        """Write one look-up and return its columns, uint8 ``[b, k * w]``."""
-        _, planes, _, levels = _numbers(parts).shape
+    def columns(self, index: ir.Value, members: NDArray[np.int64], stored: Sequence[ir.Value]) -> ir.Value:
+        """Write one look-up and return its columns, uint8 ``[b, k * w]``.
+
+        Args:
+            index: row numbers.
+            members: int64 ``[m, w]``.
+            stored: the parts, or basis, mix, bias and shift that they are made of.
+        """
+        if len(stored) > 1:
+            shape = (*_numbers(stored[1]).shape[:3], len(_numbers(stored[0])))
+            parts = self._made(*stored)
+        else:
+            shape, parts = _numbers(stored[0]).shape, self.cast(stored[0], ir.DataType.FLOAT)
+        rows = self._rows(index, members, shape[3])
+        words = self.op("GatherElements", [self._words(parts, shape), rows], {"axis": 1})
+        codes = self._apart(words, shape[1])
+        stacked = codes[0] if len(codes) == 1 else self.op("Concat", codes, {"axis": 0})
+        return self.op("Transpose", [stacked], {"perm": [1, 0]})
+
+    def _rows(self, index: ir.Value, members: NDArray[np.int64], levels: int) -> ir.Value:
+        """Write the row numbers of words, int32 ``[w, b]``."""
         by_input = self.op("Transpose", [index], {"perm": [1, 0]})
         rows: ir.Value | None = None
-        for number, own in enumerate(members):
-            picked = self.op("Gather", [by_input, self.stored(f"member{number}", own)], {"axis": 0})
-            numbers = self.cast(picked, ir.DataType.INT32)
+        for number, own in enumerate(members.astype(np.int32)):
+            numbers = self.op("Gather", [by_input, self.stored(f"member{number}", own)], {"axis": 0})
+            if index.dtype != ir.DataType.INT32:
+                numbers = self.cast(numbers, ir.DataType.INT32)
             if rows is not None:
                 shifted = self.op("Mul", [rows, self.stored("levels", np.array(levels, np.int32))])
                 numbers = self.op("Add", [shifted, numbers])
             rows = numbers
-        words = self.op("GatherElements", [self._words(parts), rows], {"axis": 1})
-        codes = self._apart(words, planes)
-        stacked = codes[0] if planes == 1 else self.op("Concat", codes, {"axis": 0})
-        return self.op("Transpose", [stacked], {"perm": [1, 0]})
+        assert rows is not None
+        return rows
 
-    def _words(self, parts: ir.Value) -> ir.Value:
-        """Write the packed codes of all combinations of rows, float32 ``[w, levels^m]``."""
-        members, planes, words, levels = _numbers(parts).shape
+    def _made(self, basis: ir.Value, mix: ir.Value, bias: ir.Value, shift: ir.Value) -> ir.Value:
+        """Write the parts that follow from integers, float32 ``[m, k, w, levels]`` (see ``ir.basis_parts``)."""
+        *columns, functions = _numbers(mix).shape
+        by_function = self.op("Transpose", [self.op("Reshape", [mix, self.shape(-1, functions)])], {"perm": [1, 0]})
+        offset = self.cast(self.op("Reshape", [bias, self.shape(-1)]), ir.DataType.INT32)
+        total = self.op("Add", [self.op("MatMulInteger", [basis, by_function]), offset])
+        powers = self.stored("powers", np.ldexp(np.float32(1), -np.arange(MOST_SHIFT + 1)).astype(np.float32))
+        number = self.cast(self.op("Reshape", [shift, self.shape(-1)]), ir.DataType.INT32)
+        real = self.op("Mul", [self.cast(total, ir.DataType.FLOAT), self.op("Gather", [powers, number])])
+        ends = [self.stored(name, np.array(end, np.float32)) for name, end in (("least", 0), ("most", LARGEST_PART))]
+        codes = self.op("Clip", [self.op("Floor", [real]), *ends])
+        return self.op("Reshape", [self.op("Transpose", [codes], {"perm": [1, 0]}), self.shape(*columns, -1)])
+
+    def _words(self, parts: ir.Value, shape: Sequence[int]) -> ir.Value:
+        """Write the packed codes of all combinations of rows, float32 ``[w, levels^m]``, of parts in float32."""
+        members, planes, words, levels = shape
         digits = np.array(DIGITS[:planes], np.float32)
-        scaled = self.op(
-            "Mul", [self.cast(parts, ir.DataType.FLOAT), self.stored("digits", digits.reshape(1, planes, 1, 1))]
-        )
+        scaled = self.op("Mul", [parts, self.stored("digits", digits.reshape(1, planes, 1, 1))])
         packed = self.op("ReduceSum", [scaled, self.stored("plane_axis", np.array([1], np.int64))], {"keepdims": 0})
         found = self._member(packed, 0)
         for member in range(1, members):
             left = self.op("Reshape", [found, self.shape(words, -1, 1)])
             right = self.op("Reshape", [self._member(packed, member), self.shape(words, 1, levels)])
-            total = self.op("Add", [left, right])
-            found = self.op("Reshape", [total, self.shape(words, levels ** (member + 1))])
+            found = self.op("Reshape", [self.op("Add", [left, right]), self.shape(words, levels ** (member + 1))])
         return self.op("Sub", [found, self.stored("zero", np.array(ZERO_POINT * digits.sum(), np.float32))])
 
     def _member(self, packed: ir.Value, member: int) -> ir.Value:

@@ -26,6 +26,8 @@ import kancompile.ir  # noqa: F401  (registers the operators named below)
 
 _PAIR_BLOCK = 64
 JOINT_LOOKUP = "JointLookup"
+STAND_INS = "kancompile"
+"""The domain of operators that are written later."""
 Value = Any  # an onnx_ir.Value while the exporter traces
 
 
@@ -183,21 +185,29 @@ def view_of(x: Value) -> Value:
     return op.Identity(x)
 
 
-def _stand_in() -> Op:
+def _stand_in(*parts: tuple[str, str]) -> Op:
     form = onnx.defs.OpSchema.FormalParameter
-    inputs = [form("index", "tensor(uint8)"), form("members", "tensor(int64)"), form("parts", "tensor(uint8)")]
-    schema = onnx.defs.OpSchema(
-        JOINT_LOOKUP, "kancompile", 1, inputs=inputs, outputs=[form("columns", "tensor(uint8)")]
-    )
-    return Op(Opset("kancompile", 1), JOINT_LOOKUP, schema)
+    inputs = [form("index", "rows"), form("members", "tensor(int64)"), *itertools.starmap(form, parts)]
+    rows = [("rows", ["tensor(uint8)", "tensor(int32)"], "row numbers")]
+    columns, name = [form("columns", "tensor(uint8)")], f"{JOINT_LOOKUP}{len(parts)}"
+    schema = onnx.defs.OpSchema(name, STAND_INS, 1, inputs=inputs, outputs=columns, type_constraints=rows)
+    return Op(Opset(STAND_INS, 1), name, schema)
 
 
-_JOINT_LOOKUP = _stand_in()
+_OF_PARTS = _stand_in(("parts", "tensor(uint8)"))
+_OF_BASIS = _stand_in(
+    ("basis", "tensor(uint8)"), ("mix", "tensor(int8)"), ("bias", "tensor(int16)"), ("shift", "tensor(uint8)")
+)
 
 
 def expand_joint(index: Value, members: Value, parts: Value) -> Value:
     """Stand in for look-ups of pairs of inputs; ``joint_tables`` writes them, out of the exporter's reach."""
-    return _JOINT_LOOKUP(index, members, parts)
+    return _OF_PARTS(index, members, parts)
+
+
+def expand_joint_of_basis(index: Value, members: Value, basis: Value, mix: Value, bias: Value, shift: Value) -> Value:
+    """Stand in as well, for parts that are made when the file is loaded."""
+    return _OF_BASIS(index, members, basis, mix, bias, shift)
 
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -207,6 +217,7 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.kancompile.expand.default: expand,
     torch.ops.kancompile.expand_pairs.default: expand_pairs,
     torch.ops.kancompile.expand_joint.default: expand_joint,
+    torch.ops.kancompile.expand_joint_of_basis.default: expand_joint_of_basis,
     torch.ops.kancompile.contract.default: contract,
     torch.ops.kancompile.contract_to_index.default: contract_to_index,
 }
