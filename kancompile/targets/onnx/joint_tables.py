@@ -77,24 +77,26 @@ class _Writer:
         return self.op("Transpose", [stacked], {"perm": [1, 0]})
 
     def _words(self, parts: ir.Value) -> ir.Value:
-        """Write the packed codes of all combinations of rows, float32 ``[w, levels^m]``."""
+        """Write the packed codes of all combinations of rows, float32 ``[w, levels^m]``; codes are added before they are packed,
+        since numbers below 2**24 hold three codes about their zero point only.
+        """
         members, planes, words, levels = _numbers(parts).shape
         numbers = self.op("Cast", [parts], {"to": int(ir.DataType.FLOAT)})
-        digits = np.array(DIGITS[:planes], np.float32)
-        scaled = self.op("Mul", [numbers, self._constant(digits.reshape(1, planes, 1, 1))])
-        packed = self.op("ReduceSum", [scaled, self._constant(np.array([1], np.int64))], {"keepdims": 0})
-        found = self._member(packed, 0)
+        found = self._member(numbers, 0)
         for member in range(1, members):
-            left = self.op("Reshape", [found, self._constant(np.array([words, -1, 1], np.int64))])
-            right = self.op(
-                "Reshape", [self._member(packed, member), self._constant(np.array([words, 1, levels], np.int64))]
-            )
-            total = self.op("Add", [left, right])
-            found = self.op("Reshape", [total, self._constant(np.array([words, levels ** (member + 1)], np.int64))])
-        return self.op("Sub", [found, self._constant(np.array(ZERO_POINT * digits.sum(), np.float32))])
+            left = self._reshape(found, (planes, words, -1, 1))
+            right = self._reshape(self._member(numbers, member), (planes, words, 1, levels))
+            found = self._reshape(self.op("Add", [left, right]), (planes, words, levels ** (member + 1)))
+        centered = self.op("Sub", [found, self._constant(np.array(ZERO_POINT, np.float32))])
+        digits = np.array(DIGITS[:planes], np.float32).reshape(planes, 1, 1)
+        scaled = self.op("Mul", [centered, self._constant(digits)])
+        return self.op("ReduceSum", [scaled, self._constant(np.array([0], np.int64))], {"keepdims": 0})
 
-    def _member(self, packed: ir.Value, member: int) -> ir.Value:
-        return self.op("Gather", [packed, self._constant(np.array(member, np.int64))], {"axis": 0})
+    def _member(self, numbers: ir.Value, member: int) -> ir.Value:
+        return self.op("Gather", [numbers, self._constant(np.array(member, np.int64))], {"axis": 0})
+
+    def _reshape(self, value: ir.Value, shape: tuple[int, ...]) -> ir.Value:
+        return self.op("Reshape", [value, self._constant(np.array(shape, np.int64))])
 
     def _apart(self, word: ir.Value, planes: int) -> list[ir.Value]:
         codes, zero_point = [], self._constant(np.array(ZERO_POINT, np.uint8))
