@@ -69,8 +69,7 @@ class ReduceFunctions:
         (target,), (expansion,) = layer.expansions, program.expansions(layer)
         contraction = program.node(layer.contraction, Contraction)
         return (
-            contraction.geometry is None
-            and not expansion.yields_codes
+            not expansion.yields_codes
             and not expansion.is_identity
             and len(expansion.in_shape) == 1
             and len(node_of(program, target).users) == 1

@@ -98,7 +98,9 @@ def join_layer(
     choice = choose_index(cost, allowed, options.levels, options.range, _MOST_LEVELS, percentile=options.percentile)
     index = choice.index
     if choice.error > options.share * power:
-        return f"{index.levels} rows for either input of a pair lose more than {options.share:g} of the output's variance"
+        return (
+            f"{index.levels} rows for either input of a pair lose more than {options.share:g} of the output's variance"
+        )
     values = values_of_inputs(expansion, index, x, each)
     rows = index(x.reshape(len(x), -1)).long()
     shaped = given.reshape(contraction.n_out, expansion.n_in, expansion.k)
@@ -115,8 +117,8 @@ def join_layer(
 
     count = _fewest(lost, len(words), options.share)
     if count is None:
-        needed = f"pairs of inputs would need more than {len(words) * PLANES} functions"
-        return f"{needed} for {options.share:g} of the output's variance"
+        found = f"{len(words) * PLANES} functions of pairs of inputs"
+        return f"{found} still lose more than {options.share:g} of the output's variance"
     kept = words.first(count).in_order()
     drafted = _rounded(kept, rows, index, options)
     final = LeastSquares(drafted(rows), output, drafted.weight).solve(torch.arange(count * PLANES))

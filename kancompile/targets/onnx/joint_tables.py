@@ -77,9 +77,8 @@ class _Writer:
         return self.op("Transpose", [stacked], {"perm": [1, 0]})
 
     def _words(self, parts: ir.Value) -> ir.Value:
-        """Write the packed codes of all combinations of rows, float32 ``[w, levels^m]``; codes are added before they are packed,
-        since numbers below 2**24 hold three codes about their zero point only.
-        """
+        """Write the packed codes of all combinations of rows, float32 ``[w, levels^m]``."""
+        # codes are added first: a float32 holds three of them about their zero point only
         members, planes, words, levels = _numbers(parts).shape
         numbers = self.op("Cast", [parts], {"to": int(ir.DataType.FLOAT)})
         found = self._member(numbers, 0)

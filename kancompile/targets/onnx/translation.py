@@ -188,9 +188,7 @@ def view_of(x: Value) -> Value:
 def _stand_in() -> Op:
     form = onnx.defs.OpSchema.FormalParameter
     inputs = [form("index", "tensor(uint8)"), form("members", "tensor(int64)"), form("parts", "tensor(uint8)")]
-    schema = onnx.defs.OpSchema(
-        JOINT_LOOKUP, STAND_INS, 1, inputs=inputs, outputs=[form("columns", "tensor(uint8)")]
-    )
+    schema = onnx.defs.OpSchema(JOINT_LOOKUP, STAND_INS, 1, inputs=inputs, outputs=[form("columns", "tensor(uint8)")])
     return Op(Opset(STAND_INS, 1), JOINT_LOOKUP, schema)
 
 

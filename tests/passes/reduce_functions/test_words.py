@@ -1,4 +1,4 @@
-"""Functions of pairs against singular values that numpy finds, their weights against its least squares, times against each other."""
+"""Functions of pairs against singular values that numpy finds, their weights against its least squares."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from kancompile.passes.reduce_functions.words import FLOOR, PLANES, Words, find_
 LEVELS = 6
 
 
-def drawn(n_in: int, k: int, n_out: int, n: int = 300, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def drawn(
+    n_in: int, k: int, n_out: int, n: int = 300, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Draw values of functions at the rows, weights, and row numbers of samples that depend on each other."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(LEVELS, n_in, k, generator=generator)
@@ -166,7 +168,9 @@ def test_the_fewest_that_suffice_are_found(most: int, needed: int) -> None:
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.integers(1, 3000), st.integers(1, 20), st.integers(1, 512), st.sampled_from([(1,), (16,), (256,), (1, 16, 256)]))
+@given(
+    st.integers(1, 3000), st.integers(1, 20), st.integers(1, 512), st.sampled_from([(1,), (16,), (256,), (1, 16, 256)])
+)
 def test_the_most_columns_are_still_faster(n_in: int, k: int, n_out: int, batch: tuple[int, ...]) -> None:
     most = most_columns(n_in, k, n_out, batch)
     limit = min(n_in * k // 2, MOST_COLUMNS) // PLANES * PLANES
