@@ -14,6 +14,7 @@ from kancompile.ir import (
     Expansion,
     IndexQuantizer,
     IntegerContraction,
+    JointTable,
     Program,
     TableExpansion,
     rows_of,
@@ -120,3 +121,52 @@ def calibration_inputs(program: Program, n: int = 400, seed: int = 1) -> torch.T
     """Draw standard normal inputs."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(n, *program.input_shape, generator=generator)
+
+
+def joint_table(
+    n_in: int = 6, members: int = 2, planes: int = 3, words: int = 4, levels: int = 8, seed: int = 0
+) -> JointTable:
+    """Draw a table of pairs (or more) of inputs, with codes that may add up to 255."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = torch.randint(0, 255 // members + 1, (members, planes, words, levels), generator=generator)
+    return JointTable(
+        (n_in,),
+        IndexQuantizer(4.0 / levels, levels // 2, levels),
+        torch.randint(0, n_in, (members, words), generator=generator),
+        parts.to(torch.uint8),
+        torch.rand(planes * words, 1, generator=generator) / 100 + 0.01,
+        torch.randn(planes * words, 1, generator=generator),
+        "joint",
+    )
+
+
+def joint_program(hidden: bool = False, table: JointTable | None = None, weight_bits: int = 8) -> Program:
+    """Build a layer of pairs of inputs, ``hidden`` behind a layer of single ones that hands row numbers over."""
+    table = joint_table() if table is None else table
+    generator = torch.Generator().manual_seed(1)
+    limit = (1 << (weight_bits - 1)) - 1
+    root: dict[str, nn.Module] = {}
+    graph = fx.Graph()
+    value = graph.placeholder("x")
+    first, n_in = [], table.read_shape[0]
+    if hidden:
+        index = IndexQuantizer(4.0 / 31, 16, 32)
+        codes = torch.randint(0, 256, (32, 3), dtype=torch.uint8, generator=generator)
+        ones, none = torch.full((1, 3), 1 / 255), torch.zeros(1, 3)
+        first = [TableExpansion((6,), index, codes, None, ones, none, (3,), ("basis",))]
+        table = table.replace(input="index")
+    for number, expansion in enumerate([*first, table]):
+        is_last, columns = expansion is table, expansion.n_in * expansion.k
+        n_out = 4 if is_last else n_in
+        weight = torch.randint(-limit, limit + 1, (n_out, columns), dtype=torch.int8, generator=generator)
+        bias = torch.randint(-2000, 2000, (n_out,), dtype=torch.int32, generator=generator)
+        scale = (torch.rand(1, n_out, generator=generator) + 0.5) * 2.0 / (255 * limit * columns**0.5)
+        hands_over = REAL if is_last else rows_of(table.index)
+        root[f"layer{number}_expand"] = expansion
+        root[f"layer{number}_contract"] = IntegerContraction(
+            f"layers.{number}", weight, bias, scale, (n_out,), weight_bits=weight_bits, hands_over=hands_over
+        )
+        value = graph.call_module(f"layer{number}_expand", (value,))
+        value = graph.call_module(f"layer{number}_contract", (value,))
+    graph.output(value)
+    return Program(fx.GraphModule(root, graph), (6 if hidden else n_in,))

@@ -157,7 +157,7 @@ def _joined(
     most = min(len(owner), most_columns // PLANES)
     count = _fewest(lost, most, options.share)
     if count is None:
-        raise _Stays(f"more than {most * PLANES} joint functions would be needed for {options.share:g} of the variance")
+        raise _Stays(f"{most * PLANES} joint functions still lose more than {options.share:g} of the output's variance")
     left = lost(count)
     kept = [read.words.first(max(1, int((owner[:count] == number).sum()))) for number, read in enumerate(reads)]
     coded = [read.coded(words.in_order(), options) for words, read in zip(kept, reads, strict=True)]

@@ -90,7 +90,7 @@ def find_words(values: Tensor, weight: Tensor, rows: Tensor, most: int, together
     energies, directions = _directions(both, covariance)
     missing = -energies.shape[1] % PLANES
     energies, directions = (nn.functional.pad(value, (0, missing)) for value in (energies, directions))
-    chunks = energies.reshape(len(energies), -1, PLANES).sum(-1)
+    chunks = energies.reshape(len(energies), energies.shape[1] // PLANES, PLANES).sum(-1)
     order = chunks.flatten().argsort(descending=True, stable=True)[:most]
     order = order[chunks.flatten()[order] > 0]
     pair, chunk = order // chunks.shape[1], order % chunks.shape[1]

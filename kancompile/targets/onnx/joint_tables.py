@@ -96,18 +96,20 @@ class _JointLookup(FoldedNodes):
     def _words(self, parts: ir.Value, shape: Sequence[int]) -> ir.Value:
         """Write the packed codes of all combinations of rows, float32 ``[w, levels^m]``, of parts in float32."""
         members, planes, words, levels = shape
-        digits = np.array(DIGITS[:planes], np.float32)
-        scaled = self.op("Mul", [parts, self.stored("digits", digits.reshape(1, planes, 1, 1))])
-        packed = self.op("ReduceSum", [scaled, self.stored("plane_axis", np.array([1], np.int64))], {"keepdims": 0})
-        found = self._member(packed, 0)
+        found = self._member(parts, 0)
+        # codes are added first: a float32 holds three of them about their zero point only
         for member in range(1, members):
-            left = self.op("Reshape", [found, self.shape(words, -1, 1)])
-            right = self.op("Reshape", [self._member(packed, member), self.shape(words, 1, levels)])
-            found = self.op("Reshape", [self.op("Add", [left, right]), self.shape(words, levels ** (member + 1))])
-        return self.op("Sub", [found, self.stored("zero", np.array(ZERO_POINT * digits.sum(), np.float32))])
+            left = self.op("Reshape", [found, self.shape(planes, words, -1, 1)])
+            right = self.op("Reshape", [self._member(parts, member), self.shape(planes, words, 1, levels)])
+            both = self.op("Add", [left, right])
+            found = self.op("Reshape", [both, self.shape(planes, words, levels ** (member + 1))])
+        centered = self.op("Sub", [found, self.stored("zero", np.array(ZERO_POINT, np.float32))])
+        digits = np.array(DIGITS[:planes], np.float32).reshape(planes, 1, 1)
+        scaled = self.op("Mul", [centered, self.stored("digits", digits)])
+        return self.op("ReduceSum", [scaled, self.stored("planes", np.array([0], np.int64))], {"keepdims": 0})
 
-    def _member(self, packed: ir.Value, member: int) -> ir.Value:
-        return self.op("Gather", [packed, self.stored(f"number{member}", np.array(member, np.int64))], {"axis": 0})
+    def _member(self, parts: ir.Value, member: int) -> ir.Value:
+        return self.op("Gather", [parts, self.stored(f"number{member}", np.array(member, np.int64))], {"axis": 0})
 
     def _apart(self, word: ir.Value, planes: int) -> list[ir.Value]:
         codes, zero_point = [], self.stored("zero_point", np.array(ZERO_POINT, np.uint8))
