@@ -268,7 +268,7 @@ def _evidence(kind: str, anatomy: Anatomy, recipe: SettledRecipe) -> tuple[str, 
         return f"{who}: {anatomy.rows} table rows, {step:.3g} apart, {100 * share:.0f} % of its error", facts
     if kind == FUNCTIONS and anatomy.is_joint:
         lost = {"function_error": chosen.joint_error}
-        return f"{who}: few functions of pairs of inputs in place of all, {chosen.joint_error:g} of the variance", lost
+        return f"{who}: few joint functions of inputs in place of all, {chosen.joint_error:g} of the variance", lost
     if kind == FUNCTIONS:
         return (
             f"{who}: functions that depend on each other nearly were joined, {chosen.shared_error:g} of the variance",

@@ -93,14 +93,14 @@ class LayerRecipe:
     function_error: float | None = declared(
         None,
         "share of a layer's output variance that looking up fewer functions may cost, unset: 1e-5 for convolutions, 5e-4 where "
-        "inputs are looked up in pairs; 0: keep all functions",
+        "inputs are looked up jointly; 0: keep all functions",
         low=0.0,
         high=1e-2,
         optional=True,
     )
     lookup: str = declared(
         "auto",
-        "whether each input is looked up by itself, or joint: pairs of inputs and few functions of them; auto: the faster",
+        "whether each input is looked up by itself, or joint: few functions of inputs that share an index; auto: the faster",
         choices=LOOKUPS,
     )
     precision: str = declared(

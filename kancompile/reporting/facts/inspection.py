@@ -182,7 +182,7 @@ def _layer_text(layer: dict[str, Any]) -> str:
     for entry in layer["expansions"]:
         text = f"{entry['n_in']} inputs x {entry['k']} functions"
         if "inputs_read" in entry:
-            text = f"{entry['inputs_read']} inputs in pairs, {entry['n_in']} functions of pairs"
+            text = f"{entry['inputs_read']} inputs looked up jointly, {entry['n_in']} functions"
         if "levels" in entry:
             text += f" ({entry['tables']} x {entry['levels']} levels, {entry['low']:.4g} ... {entry['high']:.4g})"
         elif entry.get("branches"):

@@ -136,7 +136,7 @@ def _expansion_facts(pair: LayerPair, target: str, entry: Mapping[str, Any], see
 def functions_text(entry: Mapping[str, Any]) -> str:
     """Say how many functions of how many inputs an expansion has."""
     read = entry.get("inputs_read")
-    return f"{entry['n_in']} x {entry['k']}" if read is None else f"{read} in pairs: {entry['n_in']}"
+    return f"{entry['n_in']} x {entry['k']}" if read is None else f"{read} jointly: {entry['n_in']}"
 
 
 def outside_facts(outside: Outside | None) -> dict[str, Any] | None:

@@ -119,11 +119,12 @@ class _Planner:
 
     def call_module(self, node: fx.Node) -> Any:
         module = self.program.module(str(node.target))
-        if type(module) not in _MODULES:
+        visit = next((visit for kind, visit in _MODULES.items() if isinstance(module, kind)), None)
+        if visit is None:
             raise self._refused(
                 node, f"{type(module).__name__} computes in float", 'precision = "int8" and lowering = "table"'
             )
-        return _MODULES[type(module)](self, node, module)
+        return visit(self, node, module)
 
     def call_function(self, node: fx.Node) -> Any:
         name = _operator_name(node)

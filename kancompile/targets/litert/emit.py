@@ -122,14 +122,15 @@ class _Emitter:
 
     def call_module(self, node: fx.Node) -> Value:
         module = self.program.module(str(node.target))
-        if type(module) not in _MODULES:
+        visit = next((visit for kind, visit in _MODULES.items() if isinstance(module, kind)), None)
+        if visit is None:
             kind = type(module).__name__
             known = isinstance(module, AnyContraction | AnyExpansion)
             raise KanCompileError(
                 f"target 'litert': found {kind} {str(node.target)!r}, expected integer tables and layers; use a recipe with "
                 + ('precision = "int8" and lowering = "table"' if known else "target ort-cpu")
             )
-        return _MODULES[type(module)](self, node, module)
+        return visit(self, node, module)
 
     def _layer(self, node: fx.Node, module: IntegerContraction) -> Value:
         features = [self.value(source) for source in node.all_input_nodes]

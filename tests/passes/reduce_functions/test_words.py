@@ -172,15 +172,15 @@ def test_the_fewest_that_suffice_are_found(most: int, needed: int) -> None:
     st.integers(1, 3000), st.integers(1, 20), st.integers(1, 512), st.sampled_from([(1,), (16,), (256,), (1, 16, 256)])
 )
 def test_the_most_columns_are_still_faster(n_in: int, k: int, n_out: int, batch: tuple[int, ...]) -> None:
-    most = most_columns(n_in, k, n_out, batch)
+    most = most_columns([(n_in, k)], n_out, batch)
     limit = min(n_in * k // 2, MOST_COLUMNS) // PLANES * PLANES
     assert 0 <= most <= limit
     assert most % PLANES == 0
-    assert not most or is_faster(n_in, k, n_out, most, batch)
-    assert most == limit or not is_faster(n_in, k, n_out, most + PLANES, batch)
+    assert not most or is_faster([(n_in, k)], n_out, most, batch)
+    assert most == limit or not is_faster([(n_in, k)], n_out, most + PLANES, batch)
 
 
 def test_wide_layers_are_faster_in_pairs_and_small_ones_are_not() -> None:
-    assert most_columns(784, 9, 64) > 1000
-    assert most_columns(16, 9, 10) == 0
-    assert most_columns(784, 9, 64, (256,)) > most_columns(784, 9, 64, (1,))
+    assert most_columns([(784, 9)], 64) > 1000
+    assert most_columns([(16, 9)], 10) == 0
+    assert most_columns([(784, 9)], 64, (256,)) > most_columns([(784, 9)], 64, (1,))
