@@ -10,7 +10,8 @@ Also shows what each candidate costs in accuracy and bytes, and what the compila
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,11 @@ from kancompile.validation.error_measures import ErrorMeasure, plain_number
 from kancompile.validation.float_export import export_float
 from kancompile.validation.task_metrics import TaskMetric
 
+EACH = "compiled, each input looked up"
 POLYNOMIAL = "compiled to float polynomials"
 STATIC = "quantize_static of the export"
 DYNAMIC = "quantize_dynamic of the export"
+PERCEPTRON = "int8 perceptron of these widths"
 
 
 def build_files(measured: MeasuredModel, unavailable: dict[str, str]) -> dict[str, bytes]:
@@ -58,6 +61,7 @@ def build_files(measured: MeasuredModel, unavailable: dict[str, str]) -> dict[st
     files[FLOAT_EXPORT] = export_float(measured.model, tuple(samples.shape[1:]))
     name = RuntimeModel(files[FLOAT_EXPORT]).input_name
     makers: dict[str, Callable[[], bytes]] = {
+        EACH: lambda: _looking_each_up(measured),
         POLYNOMIAL: lambda: _float_lowering(measured),
         STATIC: lambda: static_int8(files[FLOAT_EXPORT], samples, name),
         DYNAMIC: lambda: dynamic_int8(files[FLOAT_EXPORT]),
@@ -71,6 +75,22 @@ def build_files(measured: MeasuredModel, unavailable: dict[str, str]) -> dict[st
         except Exception as error:  # foreign tools fail in their own ways
             unavailable[candidate] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     return files
+
+
+def _looking_each_up(measured: MeasuredModel) -> bytes:
+    with quiet():
+        return kancompile.compile(measured.model, measured.calibration, recipe={"lookup": "each"}).model_bytes
+
+
+def perceptron(widths: Sequence[int], samples: np.ndarray[Any, Any]) -> bytes:
+    """Make the file of an int8 network of ordinary layers, of no use but for its time: weights are drawn."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for n_in, n_out in itertools.pairwise(widths):
+        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+    model = nn.Sequential(*layers[:-1]).eval()
+    content = export_float(model, tuple(samples.shape[1:]))
+    return static_int8(content, samples, RuntimeModel(content).input_name)
 
 
 def _float_lowering(measured: MeasuredModel) -> bytes:
@@ -170,8 +190,9 @@ def main() -> None:
         files = build_files(measured, unavailable)
         quality = measure_quality(measured, files)
         cost = measure_compilation(measured, widths)
+        made = {PERCEPTRON: perceptron(widths, measured.calibration.numpy())}
         timed = time_candidates(
-            measured, files, arguments.batch_sizes, arguments.threads, arguments.repeats, unavailable
+            measured, files | made, arguments.batch_sizes, arguments.threads, arguments.repeats, unavailable
         )
         results[measured.name] = timed.to_dict() | {"quality": quality, "compilation": cost}
         write_results(arguments.out, results)
