@@ -144,7 +144,7 @@ def test_litert_equals_simulation(case: str, tmp_path: Path) -> None:
 def equals_simulation(target: str, suffix: str, case: str, folder: Path) -> None:
     program = joint_program(**CASES[case])
     x, file = inputs(program), folder / f"model{suffix}"
-    x = x[4:] if target == "litert" else x  # which reads NaN as another row, also of single inputs
+    x = x[4:] if target == "litert" else x  # which refuses NaN, also for single inputs
     file.write_bytes(TARGETS[target].emit(LookUpMembers(target)(program), {}, "smallest"))
     np.testing.assert_array_equal(RUNTIMES[target].run(file, x.numpy()), program(x).numpy())
 
