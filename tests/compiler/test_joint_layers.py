@@ -151,7 +151,11 @@ def captured_layer(program: Program, x: torch.Tensor) -> torch.Tensor:
     ("keys", "n", "reason"),
     [
         ({"function_error": 1e-9}, 400, "1024 rows for an input lose more than 1e-09 of the output's variance"),
-        ({"function_error": 1e-4, "levels": 256}, 400, "63 joint functions still lose more than 0.0001 of the output's"),
+        (
+            {"function_error": 1e-4, "levels": 256},
+            400,
+            "63 joint functions still lose more than 0.0001 of the output's",
+        ),
         ({}, 100, "joint functions take 128 calibration samples, found 100"),
         ({"levels": 1024}, 400, "at most 256 rows each, found levels = 1024"),
     ],
@@ -173,7 +177,10 @@ def test_a_constant_output_is_not_joined() -> None:
 
 @pytest.mark.parametrize(
     ("method", "bits"),
-    [*itertools.product(["uniform", "gptq", "awq", "adaround"], [2, 4, 8]), ("brecq", 2)],
+    [
+        *itertools.product(["uniform", "gptq", "awq", "adaround"], [2, 4, 8]),
+        pytest.param("brecq", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_every_method_rounds_weights_of_pairs(method: str, bits: int) -> None:
     assert method in METHODS

@@ -29,6 +29,7 @@ CASES = {
     "one plane": {"table": joint_table(planes=1, words=5)},
     "two planes, one word": {"table": joint_table(planes=2, words=1, levels=64)},
     "three members": {"table": joint_table(members=3, n_in=7, words=9, levels=5)},
+    "one member": {"table": joint_table(members=1, levels=300, words=4)},
     "one input": {"table": joint_table(n_in=1, words=2)},
     "many rows": {"table": joint_table(levels=256, words=2)},
 }
