@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -26,6 +27,7 @@ from kancompile.reporting.facts import ReportOptions, collect, describe_file, fi
 from kancompile.reporting.render import compile_summary
 from kancompile.reporting.render.html import render
 from kancompile.reporting.schema import report_schema
+from kancompile.runtimes import RUNTIMES
 from kancompile.runtimes.session import RuntimeModel
 from tests.diagnosis.planted_faults import FAMILIES, captured, samples
 
@@ -80,6 +82,16 @@ def test_outputs_equal_the_simulation_in_batches_of_any_size() -> None:
     for batch in (1, 3, 17):
         found = np.concatenate([session.run(part.numpy())[0] for part in x.split(batch)])
         np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.needs("ort-x86-haswell")
+def test_processors_that_saturate_give_the_same(tmp_path: Path) -> None:
+    compiled, x = both(), drawn(102, 7, 2.0)
+    assert all(layer["int16_pairs"]["exact"] for layer in compiled.manifest["layers"])
+    file = tmp_path / "model.onnx"
+    file.write_bytes(compiled.model_bytes)
+    np.testing.assert_array_equal(RUNTIMES["ort-x86-haswell"].run(file, x.numpy()), compiled.program(x).numpy())
 
 
 def test_without_fused_kernels_rows_differ_by_one_at_most() -> None:
@@ -139,7 +151,11 @@ def captured_layer(program: Program, x: torch.Tensor) -> torch.Tensor:
     ("keys", "n", "reason"),
     [
         ({"function_error": 1e-9}, 400, "1024 rows for an input lose more than 1e-09 of the output's variance"),
-        ({"function_error": 1e-4, "levels": 256}, 400, "63 joint functions still lose more than 0.0001 of the output's"),
+        (
+            {"function_error": 1e-4, "levels": 256},
+            400,
+            "63 joint functions still lose more than 0.0001 of the output's",
+        ),
         ({}, 100, "joint functions take 128 calibration samples, found 100"),
         ({"levels": 1024}, 400, "at most 256 rows each, found levels = 1024"),
     ],
@@ -161,7 +177,10 @@ def test_a_constant_output_is_not_joined() -> None:
 
 @pytest.mark.parametrize(
     ("method", "bits"),
-    [*itertools.product(["uniform", "gptq", "awq", "adaround"], [2, 4, 8]), ("brecq", 2)],
+    [
+        *itertools.product(["uniform", "gptq", "awq", "adaround"], [2, 4, 8]),
+        pytest.param("brecq", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_every_method_rounds_weights_of_pairs(method: str, bits: int) -> None:
     assert method in METHODS
