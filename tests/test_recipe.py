@@ -132,6 +132,7 @@ def test_equal_values_of_another_type_hash_equally() -> None:
         ({"method": ["gptq"]}, r"method is \['gptq'\]"),
         ({"percentile": float("nan")}, "percentile is nan"),
         ({"column_scaling": 1.5}, "column_scaling is 1.5"),
+        ({"lookup": "joint", "granularity": "branch"}, "lookup 'joint' with granularity 'branch'"),
         ({"function_error": 0.5}, "function_error is 0.5"),
         ({"granularity": "group"}, "granularity 'group' with group_size None"),
         ({"group_size": 4}, "granularity 'channel' with group_size 4"),

@@ -153,6 +153,11 @@ class LayerRecipe:
                 f"recipe: found granularity {self.granularity!r} with group_size {self.group_size!r}, expected "
                 "granularity 'group' and a group_size together, or neither"
             )
+        if self.lookup == "joint" and self.granularity != "channel":
+            raise KanCompileError(
+                f"recipe: found lookup 'joint' with granularity {self.granularity!r}, expected granularity 'channel': joint "
+                "functions belong to no branch and no group of inputs"
+            )
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class ReduceFunctions:
                 lambda: self._joined(program, layer, read, options),  # noqa: B023 (called at once)
             )
             modules |= made
-            notes += said
+            notes += [note for note in said if note not in program.notes]
         return program.replace_modules(modules, notes) if modules or notes else program
 
     def _applies(self, program: Program, layer: Layer) -> bool:
