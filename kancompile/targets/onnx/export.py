@@ -24,6 +24,7 @@ from kancompile.targets.onnx.function_planes import deal_planes
 from kancompile.targets.onnx.joint_tables import write_joint_tables
 from kancompile.targets.onnx.naming import name_nodes, name_values
 from kancompile.targets.onnx.narrow_weights import NarrowWeights, store_narrow_weights
+from kancompile.targets.onnx.padded_tables import store_padded_tables
 from kancompile.targets.onnx.pair_tables import build_pair_tables
 from kancompile.targets.onnx.translate_convolutions import CONVOLUTION_TRANSLATIONS
 from kancompile.targets.onnx.translation import TRANSLATIONS
@@ -91,6 +92,7 @@ def build_model(
     if storage != "fastest":
         store_narrow_weights(model, _narrow(program), native=storage == "native")
         store_wide_codes(model.graph, program)
+        store_padded_tables(model.graph)
     _TIDY(model)
     name_values(model, program, named)
     model.producer_name = "kancompile"
