@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -83,10 +83,13 @@ def prepare_model(
             check_fits(model, samples)
         captured = timings.measure("capture", lambda: capture(model, samples.samples[:2], trust=trust))
     found, x = separate_uses(captured), samples.samples
+    allocates = recipe.max_bytes is not None or recipe.allocated_bits is not None
+    if allocates and recipe.lookup == "auto":
+        recipe = replace(recipe, lookup="each")  # bits are weighed by the columns of the captured layers
     chosen = settle(found, x, recipe)
     program = timings.measure("prepare", lambda: prepare(found, x, chosen))
     _check_activations(program, x)
-    if recipe.max_bytes is None and recipe.allocated_bits is None:
+    if not allocates:
         return Preparation(program, samples, chosen, None, {}, seed, device)
     budget = timings.measure("sensitivities", lambda: BitBudget(program, x, recipe, seed))
     allocated, front = budget.allocated()

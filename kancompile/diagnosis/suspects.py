@@ -119,7 +119,8 @@ def _removed(rung: Rung, chosen: LayerRecipe, anatomy: Anatomy, alone: float, si
 
 def _rounded(chosen: LayerRecipe, anatomy: Anatomy, weights: float) -> dict[str, float]:
     """Give the shares of parts that are left where rounding leaves so much; rows not given are then chosen anew."""
-    return {"weights": weights} | ({"levels": _looked_up(anatomy)} if chosen.levels is None else {})
+    chosen_anew = chosen.levels is None and not anatomy.is_joint
+    return {"weights": weights} | ({"levels": _looked_up(anatomy)} if chosen_anew else {})
 
 
 def _left(noise: float, removed: float) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, fx
 
@@ -63,7 +65,7 @@ def _check_uses(program: Program) -> None:
         )
     if not shared:
         return
-    found, captured = _weights_and_functions(program), _weights_and_functions(separate_uses(program))
+    found, captured = (_weights_and_functions(one, shared) for one in (program, separate_uses(program)))
     for name in program.uses:
         if not all(map(_agree, found[name], captured[name])):
             raise KanCompileError(
@@ -72,13 +74,16 @@ def _check_uses(program: Program) -> None:
             )
 
 
-def _weights_and_functions(program: Program) -> dict[str, list[Tensor]]:
-    """Return what the modules of layers stand for, by the nodes that call them; functions at some points."""
-    weights = {node.name: [c.real_weight(), c.real_bias()] for node, c in program.nodes(AnyContraction)}
+def _weights_and_functions(program: Program, names: Collection[str]) -> dict[str, list[Tensor]]:
+    """Return what some nodes that call modules of layers stand for, by their names; functions at some points."""
+    weights = {
+        node.name: [c.real_weight(), c.real_bias()] for node, c in program.nodes(AnyContraction) if node.name in names
+    }
     points = torch.linspace(-4, 4, 33)[:, None]
     functions = {
         node.name: [expansion.evaluate_inputs(points.expand(-1, expansion.n_in)).nan_to_num()]
         for node, expansion in program.nodes(AnyExpansion)
+        if node.name in names
     }
     return weights | functions
 

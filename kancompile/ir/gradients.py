@@ -92,10 +92,10 @@ class DifferentiableJoint(nn.Module):
         return torch.stack(codes).sum(0)
 
     def quantized(self) -> JointTable:
-        """Return the table of the codes as they are now; training must have kept their sums below 256."""
+        """Return the table of the codes as they are now; clipped so that sums stay below 256."""
         planes, words, levels = self.table.parts.shape[1:]
         parts = [part.quantized().table.reshape(words, levels, planes).permute(2, 0, 1) for part in self.members]  # type: ignore[operator]
-        codes = torch.stack(parts).contiguous()
+        codes = torch.stack(parts).contiguous().clamp(max=255 // len(parts))
         made_of = self.table.made_of if torch.equal(codes, self.table.parts) else None
         return self.table.replace(parts=codes, made_of=made_of)
 

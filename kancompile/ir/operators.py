@@ -155,7 +155,7 @@ def expand_joint(index: Tensor, members: Tensor, parts: Tensor) -> Tensor:
     """Look up columns whose row number several inputs share (``kancompile.ir.joint_table``).
 
     Args:
-        index: row numbers below ``L``, uint8 ``[b, n]``.
+        index: row numbers below ``L``, uint8 or int32 ``[b, n]``.
         members: int64 ``[m, w]``, the inputs of every word.
         parts: uint8 ``[m, k, w, L]``, codes whose sums over the members stay below 256.
 

@@ -1,4 +1,4 @@
-"""Write look-ups of pairs of inputs as look-ups of single ones, for targets that have no others.
+"""Write joint look-ups of inputs as look-ups of single ones, for targets that have no others.
 
     sum_c C[o, c] (parts[0, c, row_a] + parts[1, c, row_b]) = sum_c C[o, c] parts[0, c, row_a] + sum_c C[o, c] parts[1, c, row_b]
 
@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor, fx
 
-from kancompile.ir import IntegerContraction, JointTable, Program, with_history
+from kancompile.ir import IntegerContraction, JointTable, Layer, Program, node_of, with_history
 
 
 @dataclass(frozen=True)
@@ -28,31 +29,48 @@ class LookUpMembers:
         Args:
             program: an integer program.
         """
-        found = [node for node, _ in program.nodes(JointTable)]
-        if not found:
+        if not any(True for _ in program.nodes(JointTable)):
             return program
         copy = program.replace_modules({})
         root, graph = copy.graph_module, copy.graph_module.graph
-        notes = []
-        for node in [node for node, _ in copy.nodes(JointTable)]:
-            table = copy.node(str(node.target), JointTable)
-            (reader,) = node.users
-            contraction = copy.node(str(reader.target), IntegerContraction)
-            planes, words = table.parts.shape[1:3]
-            by_word = torch.arange(planes * words).reshape(planes, words).T.flatten()
-            parts = []
+        notes: list[str] = []
+        for layer in copy.layers():
+            if any(isinstance(copy.module(target), JointTable) for target in layer.expansions):
+                notes += self._divide(copy, layer)
+        divided = copy.with_graph(graph, root)
+        return with_history(self.name, program, replace(divided, notes=(*divided.notes, *notes)))
+
+    def _divide(self, program: Program, layer: Layer) -> list[str]:
+        """Divide the joint tables of one layer, in place, and say what that costs."""
+        root, graph = program.graph_module, program.graph_module.graph
+        reader = node_of(program, layer.contraction)
+        contraction = program.node(layer.contraction, IntegerContraction)
+        sources: list[fx.Node] = []
+        columns: list[Tensor] = []
+        start = 0
+        for node, table in zip(reader.all_input_nodes, program.expansions(layer), strict=True):
+            own = start + torch.arange(table.n_in * table.k)
+            start += len(own)
+            if not isinstance(table, JointTable):
+                sources.append(node)
+                columns.append(own)
+                continue
+            by_word = own.reshape(table.parts.shape[1:3]).T.flatten()
             for number, member in enumerate(table.by_member()):
                 target = f"{node.target}_{number}"
                 root.add_module(target, member)
                 with graph.inserting_before(node):
-                    parts.append(graph.call_module(target, node.args))
-            codes = torch.cat([contraction.matrix[:, by_word]] * len(parts), dim=1)
-            root.add_module(str(reader.target), contraction.replace(codes=codes, group_sizes=None))
-            reader.args = tuple(parts)
-            graph.erase_node(node)
-            notes.append(
-                f"layer {contraction.layer!r}: target {self.target!r} looks up single inputs only: {codes.shape[1]} products for "
-                f"an output, where a look-up of pairs takes {contraction.matrix.shape[1]}"
-            )
-        divided = copy.with_graph(graph, root)
-        return with_history(self.name, program, replace(divided, notes=(*divided.notes, *notes)))
+                    sources.append(graph.call_module(target, node.args))
+                columns.append(by_word)
+        codes = contraction.matrix[:, torch.cat(columns)]
+        root.add_module(layer.contraction, contraction.replace(codes=codes, group_sizes=None))
+        read = reader.all_input_nodes
+        reader.args = tuple(sources)
+        for node in read:
+            if not node.users:
+                graph.erase_node(node)
+        before = contraction.matrix.shape[1]
+        if codes.shape[1] == before:
+            return []
+        products = f"{codes.shape[1]} products for an output, where joint look-ups take {before}"
+        return [f"layer {layer.name!r}: target {self.target!r} looks up single inputs only: {products}"]

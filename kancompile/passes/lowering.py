@@ -151,7 +151,8 @@ class Lowering:
                 {name: method_named(name, self.device) for name in alternatives(layer)},
             )
 
-        batch = BALANCE if recipe.whole.for_batch is None else (recipe.whole.for_batch,)
+        made_for = recipe.whole.for_batch or recipe.whole.batch
+        batch = BALANCE if made_for is None else (made_for,)
         reduce = ReduceFunctions(join_options, batch=batch, known=known)
         tabulate = TabulateExpansions(table_options, known=known)
         return [

@@ -48,7 +48,7 @@ GRANULARITIES = ("channel", "branch", "group")
 STORAGES = ("smallest", "native", "fastest")
 LOWERINGS = ("table", "keep")
 LOOKUPS = ("auto", "each", "joint")
-_SHARED_ERROR, _JOINT_ERROR = 1e-5, 5e-4
+_SHARED_ERROR, _JOINT_ERROR = 1e-5, 7e-4
 
 Rows = tuple[tuple[str, Any], ...]
 
@@ -92,7 +92,7 @@ class LayerRecipe:
     )
     function_error: float | None = declared(
         None,
-        "share of a layer's output variance that looking up fewer functions may cost, unset: 1e-5 for convolutions, 5e-4 where "
+        "share of a layer's output variance that looking up fewer functions may cost, unset: 1e-5 for convolutions, 7e-4 where "
         "inputs are looked up jointly; 0: keep all functions",
         low=0.0,
         high=1e-2,
@@ -100,7 +100,8 @@ class LayerRecipe:
     )
     lookup: str = declared(
         "auto",
-        "whether each input is looked up by itself, or joint: few functions of inputs that share an index; auto: the faster",
+        "whether each input is looked up by itself, or joint: few functions of inputs that share an index; auto: the "
+        "faster, and each where bits are allocated",
         choices=LOOKUPS,
     )
     precision: str = declared(
@@ -152,6 +153,11 @@ class LayerRecipe:
             raise KanCompileError(
                 f"recipe: found granularity {self.granularity!r} with group_size {self.group_size!r}, expected "
                 "granularity 'group' and a group_size together, or neither"
+            )
+        if self.lookup == "joint" and self.function_error == 0:
+            raise KanCompileError(
+                "recipe: found lookup 'joint' with function_error 0, expected more than 0, since functions are joined where some "
+                "of the output's variance may be lost; leave function_error out, or set lookup = 'each'"
             )
         if self.lookup == "joint" and self.granularity != "channel":
             raise KanCompileError(

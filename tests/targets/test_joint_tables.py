@@ -122,11 +122,12 @@ def test_members_looked_up_one_by_one_add_up_to_the_same(case: str) -> None:
     assert list(program.nodes(JointTable))  # the input is untouched
     x = inputs(program)
     assert torch.equal(members(x), program(x))
-    assert "'c99' looks up single inputs only" in members.notes[-1]
     ((_, table),) = program.nodes(JointTable)
     assert (
         sum(t.stored_bytes() for _, t in members.nodes(TableExpansion) if t.picks is not None) == table.stored_bytes()
     )
+    said = [note for note in members.notes if "'c99' looks up single inputs only" in note]
+    assert len(said) == (1 if len(table.members) > 1 else 0)
     assert "words" not in show(members)
 
 

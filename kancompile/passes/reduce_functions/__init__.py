@@ -1,4 +1,4 @@
-"""Look few functions of pairs of inputs up, where a layer needs far fewer than it has.
+"""Look few functions of inputs that share an index up, where a layer needs far fewer than it has.
 
 The functions of a trained layer depend on each other nearly: a layer of 784 inputs with nine functions each kept 35 dB with a
 sixth of its 7,056 columns. ``words`` finds which functions of which pairs of inputs carry the output, ``fit`` gives them
@@ -14,14 +14,20 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from kancompile.ir import Contraction, Expansion, Layer, Program, node_of, quantizer_in_front
-from kancompile.passes.reduce_functions.join import JoinOptions, join_layer
+from kancompile.passes.reduce_functions.join import Joined, JoinOptions, join_layer
 from kancompile.passes.reduce_functions.look_up_time import BALANCE, MOST_COLUMNS, most_columns
+from kancompile.passes.reduce_functions.words import PLANES
 from kancompile.passes.tabulate_expansions import KnownTables
+
+_UNFIT = (
+    "joint look-ups take linear layers of functions that no other layer reads, so each input is looked up by itself"
+)
+_TOGETHER = {1: "single inputs", 2: "pairs of inputs"}
 
 
 @dataclass(frozen=True)
 class ReduceFunctions:
-    """Look inputs of linear layers up in pairs; layers that already are tables stay.
+    """Look inputs of linear layers up jointly; layers that already are tables stay.
 
     Attributes:
         options: gives the options of a layer by its name, ``None`` to look each input up by itself.
@@ -44,13 +50,15 @@ class ReduceFunctions:
             program: a captured program.
             x: calibration inputs ``[n, *input_shape]``.
         """
-        found = [layer for layer in program.layers() if self._applies(program, layer)]
-        if not found:
+        asked = [layer for layer in program.layers() if self._is_asked(program, layer)]
+        found = [layer for layer in asked if self._applies(program, layer)]
+        notes = [f"layer {layer.name!r}: {_UNFIT}" for layer in asked if layer not in found and self._is_forced(layer)]
+        notes = [note for note in notes if note not in program.notes]
+        if not found and not notes:
             return program
         known = KnownTables() if self.known is None else self.known
         read = program.inputs(x, [target for layer in found for target in layer.expansions])
         modules: dict[str, nn.Module] = {}
-        notes: list[str] = []
         for layer in found:
             options = self.options(layer.name)
             assert options is not None
@@ -62,10 +70,15 @@ class ReduceFunctions:
             notes += [note for note in said if note not in program.notes]
         return program.replace_modules(modules, notes) if modules or notes else program
 
+    def _is_asked(self, program: Program, layer: Layer) -> bool:
+        return program.is_float(layer) and self.options(layer.name) is not None
+
+    def _is_forced(self, layer: Layer) -> bool:
+        options = self.options(layer.name)
+        return options is not None and options.always
+
     def _applies(self, program: Program, layer: Layer) -> bool:
         """Whether a layer is linear, of expansions of its own that read vectors."""
-        if not program.is_float(layer) or self.options(layer.name) is None:
-            return False
         return (
             all(
                 len(expansion.in_shape) == 1
@@ -82,7 +95,7 @@ class ReduceFunctions:
         sizes = [(expansion.n_in, expansion.k) for expansion in program.expansions(layer)]
         options = self.options(layer.name)
         if options is not None and options.always:
-            return min(sum(n_in * k for n_in, k in sizes), MOST_COLUMNS)
+            return min(max(sum(n_in * k for n_in, k in sizes), PLANES), MOST_COLUMNS)
         return most_columns(sizes, program.contraction(layer).n_out, self.batch)
 
     def _joined(
@@ -96,19 +109,25 @@ class ReduceFunctions:
             said = f"layer {layer.name!r}: {joined}, so each input is looked up by itself"
             return {}, [said] if options.always else []
         before = sum(expansion.n_in * expansion.k for expansion in expansions)
-        rows = ", ".join(
-            f"{table.index.levels} rows for each input over {table.index.low:.4g} ... {table.index.high:.4g}"
+        if not options.always and not _is_smaller(joined, before * contraction.n_out):
+            return {}, []
+        found = " and ".join(
+            f"{table.n_in} of {_TOGETHER[len(table.members)]} ({table.index.levels} rows for each input over "
+            f"{table.index.low:.4g} ... {table.index.high:.4g})"
             for table in joined.tables
         )
-        together = " and ".join(
-            {1: "single inputs", 2: "pairs of inputs"}[len(table.members)] for table in joined.tables
-        )
         note = (
-            f"layer {layer.name!r}: {before} functions replaced by {sum(table.n_in for table in joined.tables)} of "
-            f"{together}, {rows}, squared error {joined.lost:.2g} of the output's variance"
+            f"layer {layer.name!r}: {before} functions replaced by {found}, squared error {joined.lost:.2g} of the output's "
+            "variance"
         )
         tables = dict(zip(layer.expansions, joined.tables, strict=True))
         return {**tables, layer.contraction: joined.contraction}, [note]
+
+
+def _is_smaller(joined: Joined, weights: int) -> bool:
+    """Whether weights and tables take fewer bytes than that many weights alone, with 4 bits as well."""
+    tables = sum(table.stored_bytes() for table in joined.tables)
+    return joined.contraction.weight.numel() // 2 + tables < weights // 2
 
 
 __all__ = ["BALANCE", "JoinOptions", "ReduceFunctions"]

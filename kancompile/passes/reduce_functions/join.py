@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -120,46 +120,51 @@ def _joined(
     most_columns: int,
 ) -> Joined:
     if len(inputs[0]) < _LEAST_SAMPLES:
-        raise _Stays(f"joint functions take {_LEAST_SAMPLES} calibration samples, found {len(inputs[0])}")
+        raise _Stays(f"joint functions take {_LEAST_SAMPLES} calibration samples or more, found {len(inputs[0])}")
     if options.levels is not None and options.levels > _MOST_LEVELS_GIVEN:
         raise _Stays(f"joint inputs have at most {_MOST_LEVELS_GIVEN} rows each, found levels = {options.levels}")
-    generator = torch.Generator().manual_seed(0)
-    inputs = [torch.cat([x, _perturbed(x, generator)]) for x in inputs]
+    generator, count = torch.Generator().manual_seed(0), len(inputs[0])
+    inputs = [torch.cat([x, _moved(x, generator)]) for x in inputs]
     chunks = zip(*(x.split(_CHUNK) for x in inputs), strict=True)
     output = torch.cat([contraction(*(one(x) for one, x in zip(expansions, part, strict=True))) for part in chunks])
-    power = float(output.double().var(0, correction=0).mean())
-    if power <= _CONSTANT * float(output.double().square().mean()):
+    # as calibrated, and moved
+    powers = [float(part.double().var(0, correction=0).mean()) for part in (output[:count], output[count:])]
+    if not powers[0] > _CONSTANT * float(output.double().square().mean()):
         raise _Stays("its output is constant over the calibration samples")
     weights = torch.split(contraction.weight, [one.n_in * one.k for one in expansions], dim=1)
     reads = [
-        _read(expansion, contraction, weight, x, samples, options, power, len(expansions), most_columns)
+        _read(expansion, contraction, weight, x, samples, options, min(powers), len(expansions), most_columns)
         for expansion, weight, x in zip(expansions, weights, inputs, strict=True)
     ]
     owner = torch.cat([torch.full((len(read.words),), number) for number, read in enumerate(reads)])
     owner = owner[torch.cat([read.words.energy for read in reads]).argsort(descending=True, stable=True)]
+    owner = owner[: most_columns // PLANES]
+    reads = [replace(read, words=read.words.first(int((owner == number).sum()))) for number, read in enumerate(reads)]
+    if not all(len(read.words) for read in reads):
+        raise _Stays("functions of some of its expansions carry nothing")
     coded = [read.coded(read.words, options) for read in reads]
     codes = torch.cat([one(read.rows) for one, read in zip(coded, reads, strict=True)], dim=1)
     weight = torch.cat([one.weight for one in coded], dim=1)
     starts = [0, *itertools.accumulate(one.weight.shape[1] for one in coded)]
-    judging = torch.arange(len(output)) % _JUDGES == 0
+    judging = (torch.arange(count) % _JUDGES == 0).repeat(2)  # a sample and its moved copy together
     equations = LeastSquares(codes[~judging], output[~judging], weight)
 
-    def lost(count: int) -> float:
+    def lost(words: int) -> float:
         columns = torch.cat(
             [
-                start + _columns_of(int((owner[:count] == number).sum()), len(read.words))
+                start + _columns_of(int((owner[:words] == number).sum()), len(read.words))
                 for number, (start, read) in enumerate(zip(starts, reads, strict=False))
             ]
         )
-        error = equations.solve(columns)(codes[judging][:, columns]) - output[judging]
-        return float(error.double().square().mean()) / power
+        error = (equations.solve(columns)(codes[judging][:, columns]) - output[judging]).double().square().mean(1)
+        return max(float(part.mean()) / power for part, power in zip(error.chunk(2), powers, strict=True))
 
-    most = min(len(owner), most_columns // PLANES)
-    count = _fewest(lost, most, options.share)
-    if count is None:
-        raise _Stays(f"{most * PLANES} joint functions still lose more than {options.share:g} of the output's variance")
-    left = lost(count)
-    kept = [read.words.first(max(1, int((owner[:count] == number).sum()))) for number, read in enumerate(reads)]
+    wanted = _fewest(lost, len(owner), options.share)
+    if wanted is None:
+        found = f"{len(owner) * PLANES} joint functions"
+        raise _Stays(f"{found} still lose more than {options.share:g} of the output's variance")
+    left = lost(wanted)
+    kept = [read.words.first(max(1, int((owner[:wanted] == number).sum()))) for number, read in enumerate(reads)]
     coded = [read.coded(words.in_order(), options) for words, read in zip(kept, reads, strict=True)]
     codes = torch.cat([one(read.rows) for one, read in zip(coded, reads, strict=True)], dim=1)
     fitted = LeastSquares(codes, output, torch.cat([one.weight for one in coded], dim=1)).solve()
@@ -167,7 +172,7 @@ def _joined(
     return Joined(tables, contraction.replace(weight=fitted.weight, bias=fitted.bias, codes=None), left)
 
 
-def _perturbed(x: Tensor, generator: torch.Generator) -> Tensor:
+def _moved(x: Tensor, generator: torch.Generator) -> Tensor:
     """Move three inputs in ten towards a value that some input took.
 
     What calibration never saw would else count for nothing: pixels at the border, say. An MNIST network whose 1,155 columns were
@@ -211,10 +216,10 @@ def _read(
         measured_samples(x, samples),
         group if is_shared else torch.arange(expansion.n_in),
     )
-    for together, most_levels in (  # noqa: B007 (the last one tried is used below)
-        (2, _MOST_LEVELS_OF_PAIRS),
-        (1, _MOST_LEVELS),
-    ):
+    tried = [(2, _MOST_LEVELS_OF_PAIRS), (1, _MOST_LEVELS)]
+    if options.levels is not None and options.levels > _MOST_LEVELS_OF_PAIRS:
+        tried = tried[1:]
+    for together, most_levels in tried:  # noqa: B007 (the last one tried is used below)
         # choose_index stops at a tenth
         wanted = 10 * _INDEX_SHARE * allowed
         choice = choose_index(cost, wanted, options.levels, options.range, most_levels, percentile=options.percentile)

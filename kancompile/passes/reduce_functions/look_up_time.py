@@ -44,6 +44,7 @@ class OperatorCosts:
 
 
 COSTS = OperatorCosts()
+_PAIRED_FROM, _PAIRED = 512, 0.55
 _NODES_EACH, _NODES_JOINT, _MEMBERS = 6, 20, 2
 
 
@@ -57,7 +58,9 @@ def time_of_each(sizes: Sequence[tuple[int, int]], n_out: int, batch: int, costs
         costs: of the operators.
     """
     inputs, weights = sum(n_in for n_in, _ in sizes), n_out * sum(n_in * k for n_in, k in sizes)
-    of_sample = inputs * (costs.quantize + costs.gather) + weights * costs.product
+    # wide layers of few rows look two of their inputs up at a time (see targets.onnx.arrange_tables)
+    gathers = sum(n_in * (_PAIRED if n_in >= _PAIRED_FROM else 1) for n_in, _ in sizes)
+    of_sample = inputs * costs.quantize + gathers * costs.gather + weights * costs.product
     return _NODES_EACH * len(sizes) * costs.node + weights * costs.load + batch * of_sample
 
 

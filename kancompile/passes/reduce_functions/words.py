@@ -75,7 +75,8 @@ def find_words(values: Tensor, weight: Tensor, rows: Tensor, most: int, together
     count = torch.stack([(rows == row).sum(0) for row in range(levels)]).double()  # [L, n_in]
     share = ((1 - FLOOR) * count / len(rows) + FLOOR / levels)[..., None]
     centered = values.double() - (share * values.double()).sum(0)
-    variance = torch.einsum("oik,lik,lij,oij->i", weight.double(), share * centered, centered, weight.double())
+    own = torch.einsum("lik,lij->ikj", share * centered, centered)
+    variance = (torch.einsum("oik,ikj->oij", weight.double(), own) * weight).sum((0, 2))
     kept = torch.nonzero(variance > _NO_VARIANCE * variance.sum())[:, 0]
     is_odd = len(kept) % together > 0
     if is_odd:  # any input makes the last pair whole, as one that says nothing there

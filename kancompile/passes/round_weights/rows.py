@@ -134,9 +134,12 @@ def layer_problems(
 def layer_problem(program: Program, layer: Layer, x: Tensor, options: RoundingOptions) -> RoundingProblem:
     """State the rounding problem of one layer of a program whose earlier layers are rounded."""
     tables = layer_tables(program, layer)
-    ties = tied_columns(tables)
-    if any(isinstance(table, JointTable) and table.made_of is not None for table in tables):
-        ties = torch.zeros_like(ties)  # what tables are made of cannot be rescaled column by column
+    ties, start = tied_columns(tables), 0
+    for table in tables:
+        columns = slice(start, start + table.n_in * table.k)
+        start = columns.stop
+        if isinstance(table, JointTable) and table.made_of is not None:
+            ties[columns] = ties[columns].min()  # what it is made of cannot be rescaled column by column
     return RoundingProblem(
         layer.name,
         program.node(layer.contraction, Contraction).weight,
