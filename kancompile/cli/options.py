@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from typing import Any
 
 from kancompile.errors import KanCompileError, parse_literal
 from kancompile.recipe import (
-    CPU_PRESETS,
-    GRANULARITIES,
-    LOWERINGS,
-    METHODS,
-    PRECISIONS,
-    RANGES,
-    STORAGES,
+    Recipe,
     describe_keys,
 )
 
@@ -123,15 +118,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Choose a recipe file, and every key of a recipe by an option."""
     group = parser.add_argument_group("recipe", "choices of the compilation; options win over the file")
     group.add_argument("--recipe", metavar="FILE", help=".toml or .json file of the keys below")
-    choices = {
-        "precision": PRECISIONS,
-        "method": ("auto", *METHODS),
-        "range": RANGES,
-        "granularity": GRANULARITIES,
-        "storage": STORAGES,
-        "lowering": LOWERINGS,
-        "cpu": tuple(CPU_PRESETS),
-    }
+    choices = {key.name: key.metadata["choices"] for key in fields(Recipe) if "choices" in key.metadata}
     for key, default, allowed, meaning in describe_keys():
         option = f"--{key.replace('_', '-')}"
         shown = "" if default == "null" else f" (default {default.strip(chr(34))})"

@@ -48,7 +48,7 @@ GRANULARITIES = ("channel", "branch", "group")
 STORAGES = ("smallest", "native", "fastest")
 LOWERINGS = ("table", "keep")
 LOOKUPS = ("auto", "each", "joint")
-_SHARED_ERROR, _JOINT_ERROR = 1e-5, 7e-4
+_SHARED_ERROR, _JOINT_ERROR = 1e-5, 1.2e-3
 
 Rows = tuple[tuple[str, Any], ...]
 
@@ -92,7 +92,7 @@ class LayerRecipe:
     )
     function_error: float | None = declared(
         None,
-        "share of a layer's output variance that looking up fewer functions may cost, unset: 1e-5 for convolutions, 7e-4 where "
+        "share of a layer's output variance that looking up fewer functions may cost, unset: 1e-5 for convolutions, 1.2e-3 where "
         "inputs are looked up jointly; 0: keep all functions",
         low=0.0,
         high=1e-2,

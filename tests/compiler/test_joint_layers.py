@@ -14,13 +14,14 @@ import pytest
 import torch
 from torch import nn
 
+from examples.zoo import efficient_kan, fast_kan
 from examples.zoo.efficient_kan import KAN
 from kancompile import compile, diagnose
 from kancompile.compiler import CompiledModel
 from kancompile.compiler.ladder import gate_rungs
 from kancompile.data import load_calibration
 from kancompile.ir import IntegerContraction, JointTable, Program, check, differentiable, quantized, show
-from kancompile.passes import Lowering
+from kancompile.passes import LookUpMembers, Lowering
 from kancompile.passes.round_weights import prove_layer
 from kancompile.recipe import METHODS, read_recipe
 from kancompile.reporting.facts import ReportOptions, collect, describe_file, file_table, of_compiled
@@ -301,3 +302,32 @@ def test_a_diagnosis_names_pairs_and_what_single_look_ups_would_bring() -> None:
         assert cause.change is not None
         more = {"function_error": JOINT["function_error"] / 4}
         assert all(keys in ({"lookup": "each"}, more) for keys in cause.change.layers.values())
+
+
+def test_layers_of_two_expansions_are_joined_and_divided() -> None:
+    torch.manual_seed(0)
+    network = fast_kan.build((40, 8, 3)).eval()
+    x = torch.randn(400, 40, generator=torch.Generator().manual_seed(1))
+    recipe = {"goal_sqnr": None, "layers": {"layers.0": {"lookup": "joint", "function_error": 1e-2}}}
+    compiled = compile(network, x, recipe=recipe)
+    assert len(joint_tables(compiled.program)) == 2
+    session = RuntimeModel(compiled.model_bytes)
+    np.testing.assert_array_equal(session.run(x.numpy())[0], compiled.program(x).numpy())
+    divided = LookUpMembers("c99")(compiled.program)
+    check(divided)
+    assert torch.equal(divided(x), compiled.program(x))
+
+
+def test_few_samples_off_the_mean_are_judged_by_their_own_variance() -> None:
+    """Inputs that hardly vary together: moved samples vary far more, and must not hide what is lost of the others."""
+    generator = torch.Generator().manual_seed(3)
+    mixing = torch.randn(2, 40, generator=generator)
+    x = torch.randn(401, 2, generator=generator) @ mixing * 0.3 + 0.02 * torch.randn(401, 40, generator=generator)
+    torch.manual_seed(0)
+    network = efficient_kan.build((40, 6)).eval()
+    keys = {"lookup": "joint", "function_error": 1e-2}
+    compiled = compile(network, x, recipe={"goal_sqnr": None, "layers": {"layers.0": keys}})
+    fresh = torch.randn(800, 2, generator=generator) @ mixing * 0.3 + 0.02 * torch.randn(800, 40, generator=generator)
+    exact = compiled.captured(fresh)
+    lost = float((compiled.program(fresh) - exact).square().mean() / exact.var(0, correction=0).mean())
+    assert lost < 2e-2, lost

@@ -117,8 +117,8 @@ class ReduceFunctions:
             for table in joined.tables
         )
         note = (
-            f"layer {layer.name!r}: {before} functions replaced by {found}, squared error {joined.lost:.2g} of the output's "
-            "variance"
+            f"layer {layer.name!r}: {before} functions replaced by {found}; squared error {joined.lost:.2g} of the output's "
+            "variance on samples that did not fit them; lookup = 'each' keeps all functions"
         )
         tables = dict(zip(layer.expansions, joined.tables, strict=True))
         return {**tables, layer.contraction: joined.contraction}, [note]

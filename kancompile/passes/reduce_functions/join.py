@@ -32,7 +32,6 @@ _CONSTANT = 1e-12  # variance by the mean square, which roundings of float32 rea
 _GROWTH = 1.05
 _LEAST_SAMPLES = 128
 _CHUNK = 512
-_MOVED = 0.3
 
 
 @dataclass(frozen=True)
@@ -173,14 +172,15 @@ def _joined(
 
 
 def _moved(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Move three inputs in ten towards a value that some input took.
+    """Move inputs towards a value that some input took: of every sample another share, from none to all of them.
 
     What calibration never saw would else count for nothing: pixels at the border, say. An MNIST network whose 1,155 columns were
-    chosen and fitted without such samples lost 2.6 points under noise (27.4 dB), one with 1,338 columns 0.2 (32.0 dB).
+    chosen and fitted without such samples lost 2.6 points under noise (27.4 dB), one with 1,338 columns none (31 dB).
     """
-    moved = torch.rand(x.shape, generator=generator) < _MOVED
+    share = torch.rand((len(x),) + (1,) * (x.dim() - 1), generator=generator)
     others = x.flatten()[torch.randint(x.numel(), x.shape, generator=generator)]
-    return torch.where(moved, x + torch.rand(x.shape, generator=generator) * (others - x), x)
+    towards = x + torch.rand(x.shape, generator=generator) * (others - x)
+    return torch.where(torch.rand(x.shape, generator=generator) < share, towards, x)
 
 
 def _read(

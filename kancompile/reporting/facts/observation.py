@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kancompile.ir import Expansion, Program, TableExpansion
+from kancompile.ir import Expansion, JointTable, Program, TableExpansion
 from kancompile.progress import track
 from kancompile.validation import LayerPair
 
@@ -121,7 +121,8 @@ def _note(
 ) -> None:
     module = pair.program.module(target)
     if isinstance(module, TableExpansion):
-        half = module.index.scale / 2
+        # rows of joint tables are few and hold the mean of what they receive
+        half = module.index.scale / (1 if isinstance(module, JointTable) else 2)
         if target not in seen.outside:
             of_input = torch.zeros(x.shape[-1], dtype=torch.int64)
             seen.outside[target] = Outside(module.index.low - half, module.index.high + half, of_input)
