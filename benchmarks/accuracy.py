@@ -121,8 +121,8 @@ class Measured:
         group_size: int | None = None,
     ) -> Row:
         """Compile with one method and evaluate the file on all test images."""
-        # what a method does to the accuracy is measured, not what the error gate makes of it
-        recipe: dict[str, Any] = {"method": method, "levels": levels, "goal_sqnr": None}
+        # what a method does to the accuracy is measured, not what the error gate and joint look-ups make of it
+        recipe: dict[str, Any] = {"method": method, "levels": levels, "goal_sqnr": None, "lookup": "each"}
         recipe |= {"bits_average": bits} if method == "hawq-v2" else {"weight_bits": int(bits)}
         if group_size is not None:
             recipe |= {"granularity": "group", "group_size": group_size}

@@ -97,7 +97,7 @@ def measure(measured: MeasuredModel, bits: int, arguments: argparse.Namespace) -
     """Compile for one width, store in every way, and measure."""
     with quiet():
         compiled = kancompile.compile(
-            measured.model, measured.calibration, recipe={"weight_bits": bits, "method": "uniform"}
+            measured.model, measured.calibration, recipe={"weight_bits": bits, "method": "uniform", "lookup": "each"}
         )
     contents = {name: TARGETS["ort-cpu"].emit(compiled.program, {}, name) for name in STORAGES}
     with tempfile.TemporaryDirectory() as folder:
