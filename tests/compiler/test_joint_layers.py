@@ -14,6 +14,8 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.digit_models import build_seeded
+from benchmarks.zoo_models import ZOO
 from examples.zoo import efficient_kan, fast_kan
 from examples.zoo.efficient_kan import KAN
 from kancompile import compile, diagnose
@@ -331,3 +333,15 @@ def test_few_samples_off_the_mean_are_judged_by_their_own_variance() -> None:
     exact = compiled.captured(fresh)
     lost = float((compiled.program(fresh) - exact).square().mean() / exact.var(0, correction=0).mean())
     assert lost < 2e-2, lost
+
+
+def test_outputs_in_groups_are_left_alone() -> None:
+    (family,) = [family for family in ZOO if family.family == "rational of each group"]
+    network, x = build_seeded(family.build), torch.rand(200, 64, generator=torch.Generator().manual_seed(1))
+    compiled = compile(network, x, recipe={"goal_sqnr": None, "lookup": "joint"})
+    for layer in compiled.program.layers():
+        joined = any(isinstance(table, JointTable) for table in compiled.program.tables(layer).values())
+        said = [note for note in compiled.manifest["notes"] if note.startswith(f"layer {layer.name!r}: ")]
+        assert joined or any("looked up by itself" in note for note in said)
+    session = RuntimeModel(compiled.model_bytes)
+    np.testing.assert_array_equal(session.run(x.numpy())[0], compiled.program(x).numpy())

@@ -8,6 +8,7 @@ needed, stay.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -79,8 +80,10 @@ class ReduceFunctions:
 
     def _applies(self, program: Program, layer: Layer) -> bool:
         """Whether a layer is linear, of expansions of its own that read vectors."""
+        contraction = program.contraction(layer)
         return (
-            all(
+            math.prod(contraction.out_shape) == contraction.n_out
+            and all(
                 len(expansion.in_shape) == 1
                 and not expansion.yields_codes
                 and not expansion.is_identity

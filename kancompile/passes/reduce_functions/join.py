@@ -126,6 +126,7 @@ def _joined(
     inputs = [torch.cat([x, _moved(x, generator)]) for x in inputs]
     chunks = zip(*(x.split(_CHUNK) for x in inputs), strict=True)
     output = torch.cat([contraction(*(one(x) for one, x in zip(expansions, part, strict=True))) for part in chunks])
+    output = output.flatten(1)
     # as calibrated, and moved
     powers = [float(part.double().var(0, correction=0).mean()) for part in (output[:count], output[count:])]
     if not powers[0] > _CONSTANT * float(output.double().square().mean()):

@@ -13,7 +13,7 @@ from kancompile.passes.reduce_functions.words import PLANES
 
 BALANCE = (1, 16, 256)
 """Batch sizes that a file is made for where nothing else is asked."""
-_WORTH = 0.9
+_WORTH, _MOST_SLOWER = 0.9, 1.6
 MOST_COLUMNS = 4098
 """Columns that are fitted in seconds."""
 
@@ -75,9 +75,9 @@ def time_of_joint(
 
 
 def is_faster(sizes: Sequence[tuple[int, int]], n_out: int, columns: int, batches: Sequence[int] = BALANCE) -> bool:
-    """Whether joint look-ups are faster on average over batch sizes, ratios averaged as logarithms."""
+    """Whether joint look-ups are faster on average over batch sizes, as logarithms, and much slower for none of them."""
     ratios = [time_of_joint(sizes, columns, n_out, b) / time_of_each(sizes, n_out, b) for b in batches]
-    return math.exp(sum(map(math.log, ratios)) / len(ratios)) < _WORTH
+    return math.exp(sum(map(math.log, ratios)) / len(ratios)) < _WORTH and max(ratios) <= _MOST_SLOWER
 
 
 def most_columns(sizes: Sequence[tuple[int, int]], n_out: int, batches: Sequence[int] = BALANCE) -> int:
