@@ -82,6 +82,12 @@ def _npz(folder: Path, **arrays: Any) -> str:
     return str(folder / "d.npz")
 
 
+def _raw_pixels() -> Tensor:
+    pixels = torch.randint(0, 256, (100, N_IN), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels[0, :2] = torch.tensor([0, 255], dtype=torch.uint8)
+    return pixels
+
+
 def _broken(value: float) -> Tensor:
     x = make_inputs()
     x[3, 2] = value
@@ -135,8 +141,8 @@ MISTAKES: dict[str, Callable[[Path], Any]] = {
     "a choice that depends on data": lambda _: compiled(model=Choosing()),
     "a state dict in place of a model": lambda _: compiled(model=make_model().state_dict()),  # type: ignore[arg-type]
     # the data
-    "raw bytes (uint8)": lambda _: compiled(torch.randint(0, 256, (100, N_IN), dtype=torch.uint8)),
-    "raw pixels as floats": lambda _: compiled(torch.randint(0, 256, (100, N_IN)).float()),
+    "raw bytes (uint8)": lambda _: compiled(_raw_pixels()),
+    "raw pixels as floats": lambda _: compiled(_raw_pixels().float()),
     "data that were not normalized": lambda _: compiled(40 + 25 * make_inputs()),
     "test data scaled otherwise": lambda _: validated(100 * make_inputs(), min_sqnr=-100),
     "NaN": lambda _: compiled(_broken(float("nan"))),
