@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from kancompile.ir import Contraction, Expansion, Layer, Program, node_of, quantizer_in_front
-from kancompile.passes.reduce_functions.join import Joined, JoinOptions, join_layer
+from kancompile.passes.reduce_functions.join import Joined, JoinOptions, Stays, join_layer
 from kancompile.passes.reduce_functions.look_up_time import BALANCE, MOST_COLUMNS, most_columns
 from kancompile.passes.reduce_functions.words import PLANES
 from kancompile.passes.tabulate_expansions import KnownTables
@@ -51,65 +51,48 @@ class ReduceFunctions:
             program: a captured program.
             x: calibration inputs ``[n, *input_shape]``.
         """
-        asked = [layer for layer in program.layers() if self._is_asked(program, layer)]
-        found = [layer for layer in asked if self._applies(program, layer)]
-        notes = [f"layer {layer.name!r}: {_UNFIT}" for layer in asked if layer not in found and self._is_forced(layer)]
-        notes = [note for note in notes if note not in program.notes]
-        if not found and not notes:
-            return program
+        asked = {
+            layer: options
+            for layer in program.layers()
+            if program.is_float(layer) and (options := self.options(layer.name)) is not None
+        }
+        most = {
+            layer: self._most_columns(program, layer, options)
+            for layer, options in asked.items()
+            if _is_fit(program, layer)
+        }
+        found = [layer for layer, columns in most.items() if columns > 0]
+        unfit = [layer for layer, options in asked.items() if options.always and layer not in found]
+        notes = [f"layer {layer.name!r}: {_UNFIT}" for layer in unfit]
         known = KnownTables() if self.known is None else self.known
-        read = program.inputs(x, [target for layer in found for target in layer.expansions])
+        read = program.inputs(x, [target for layer in found for target in layer.expansions]) if found else {}
         modules: dict[str, nn.Module] = {}
         for layer in found:
-            options = self.options(layer.name)
-            assert options is not None
             made, said = known.layer(
-                (layer.name, options, self.batch),
-                lambda: self._joined(program, layer, read, options),  # noqa: B023 (called at once)
+                (layer.name, asked[layer], self.batch),
+                lambda: self._joined(program, layer, read, asked[layer], most[layer]),  # noqa: B023 (called at once)
             )
             modules |= made
-            notes += [note for note in said if note not in program.notes]
+            notes += said
+        notes = [note for note in notes if note not in program.notes]
         return program.replace_modules(modules, notes) if modules or notes else program
 
-    def _is_asked(self, program: Program, layer: Layer) -> bool:
-        return program.is_float(layer) and self.options(layer.name) is not None
-
-    def _is_forced(self, layer: Layer) -> bool:
-        options = self.options(layer.name)
-        return options is not None and options.always
-
-    def _applies(self, program: Program, layer: Layer) -> bool:
-        """Whether a layer is linear, of expansions of its own that read vectors."""
-        contraction = program.contraction(layer)
-        return (
-            math.prod(contraction.out_shape) == contraction.n_out
-            and all(
-                len(expansion.in_shape) == 1
-                and not expansion.yields_codes
-                and not expansion.is_identity
-                and len(node_of(program, target).users) == 1
-                and quantizer_in_front(program, target) is None
-                for target, expansion in zip(layer.expansions, program.expansions(layer), strict=True)
-            )
-            and self._most_columns(program, layer) > 0
-        )
-
-    def _most_columns(self, program: Program, layer: Layer) -> int:
+    def _most_columns(self, program: Program, layer: Layer, options: JoinOptions) -> int:
         sizes = [(expansion.n_in, expansion.k) for expansion in program.expansions(layer)]
-        options = self.options(layer.name)
-        if options is not None and options.always:
+        if options.always:
             return min(max(sum(n_in * k for n_in, k in sizes), PLANES), MOST_COLUMNS)
         return most_columns(sizes, program.contraction(layer).n_out, self.batch)
 
     def _joined(
-        self, program: Program, layer: Layer, read: Mapping[str, Tensor], options: JoinOptions
+        self, program: Program, layer: Layer, read: Mapping[str, Tensor], options: JoinOptions, most: int
     ) -> tuple[dict[str, nn.Module], list[str]]:
         expansions = [program.node(target, Expansion) for target in layer.expansions]
         contraction = program.node(layer.contraction, Contraction)
-        inputs, most = [read[target] for target in layer.expansions], self._most_columns(program, layer)
-        joined = join_layer(expansions, contraction, inputs, self.samples, options, most)
-        if isinstance(joined, str):
-            said = f"layer {layer.name!r}: {joined}, so each input is looked up by itself"
+        inputs = [read[target] for target in layer.expansions]
+        try:
+            joined = join_layer(expansions, contraction, inputs, self.samples, options, most)
+        except Stays as reason:
+            said = f"layer {layer.name!r}: {reason}, so each input is looked up by itself"
             return {}, [said] if options.always else []
         before = sum(expansion.n_in * expansion.k for expansion in expansions)
         if not options.always and not _is_smaller(joined, before * contraction.n_out):
@@ -125,6 +108,19 @@ class ReduceFunctions:
         )
         tables = dict(zip(layer.expansions, joined.tables, strict=True))
         return {**tables, layer.contraction: joined.contraction}, [note]
+
+
+def _is_fit(program: Program, layer: Layer) -> bool:
+    """Whether a layer is linear, of expansions of its own that read vectors."""
+    contraction = program.contraction(layer)
+    return math.prod(contraction.out_shape) == contraction.n_out and all(
+        len(expansion.in_shape) == 1
+        and not expansion.yields_codes
+        and not expansion.is_identity
+        and len(node_of(program, target).users) == 1
+        and quantizer_in_front(program, target) is None
+        for target, expansion in zip(layer.expansions, program.expansions(layer), strict=True)
+    )
 
 
 def _is_smaller(joined: Joined, weights: int) -> bool:

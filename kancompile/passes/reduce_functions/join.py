@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -78,11 +79,8 @@ class _Read:
     words: Words
     basis: SharedBasis | None
 
-    def coded(self, words: Words, options: JoinOptions) -> CodedWords:
-        return code_words(words, self.rows, self.index, self.basis, options.column_scaling)
 
-
-class _Stays(Exception):
+class Stays(Exception):
     """Each input is better looked up by itself."""
 
 
@@ -93,8 +91,8 @@ def join_layer(
     samples: int,
     options: JoinOptions,
     most_columns: int,
-) -> Joined | str:
-    """Find as few joint functions as the share allows, or say why each input is better looked up by itself.
+) -> Joined:
+    """Find as few joint functions as the share allows.
 
     Args:
         expansions: of the layer, each of inputs ``(n_in,)``.
@@ -103,25 +101,14 @@ def join_layer(
         samples: calibration samples used to measure the error of indices.
         options: of the layer.
         most_columns: beyond which nothing is gained.
+
+    Raises:
+        Stays: each input is better looked up by itself; the text says why.
     """
-    try:
-        return _joined(expansions, contraction, inputs, samples, options, most_columns)
-    except _Stays as reason:
-        return str(reason)
-
-
-def _joined(
-    expansions: Sequence[Expansion],
-    contraction: Contraction,
-    inputs: Sequence[Tensor],
-    samples: int,
-    options: JoinOptions,
-    most_columns: int,
-) -> Joined:
     if len(inputs[0]) < _LEAST_SAMPLES:
-        raise _Stays(f"joint functions take {_LEAST_SAMPLES} calibration samples or more, found {len(inputs[0])}")
+        raise Stays(f"joint functions take {_LEAST_SAMPLES} calibration samples or more, found {len(inputs[0])}")
     if options.levels is not None and options.levels > _MOST_LEVELS_GIVEN:
-        raise _Stays(f"joint inputs have at most {_MOST_LEVELS_GIVEN} rows each, found levels = {options.levels}")
+        raise Stays(f"joint inputs have at most {_MOST_LEVELS_GIVEN} rows each, found levels = {options.levels}")
     generator, count = torch.Generator().manual_seed(0), len(inputs[0])
     inputs = [torch.cat([x, _moved(x, generator)]) for x in inputs]
     chunks = zip(*(x.split(_CHUNK) for x in inputs), strict=True)
@@ -130,10 +117,11 @@ def _joined(
     # as calibrated, and moved
     powers = [float(part.double().var(0, correction=0).mean()) for part in (output[:count], output[count:])]
     if not powers[0] > _CONSTANT * float(output.double().square().mean()):
-        raise _Stays("its output is constant over the calibration samples")
+        raise Stays("its output is constant over the calibration samples")
     weights = torch.split(contraction.weight, [one.n_in * one.k for one in expansions], dim=1)
+    allowed = options.share * min(powers) / len(expansions)
     reads = [
-        _read(expansion, contraction, weight, x, samples, options, min(powers), len(expansions), most_columns)
+        _read(expansion, contraction, weight, x, samples, options, allowed, most_columns)
         for expansion, weight, x in zip(expansions, weights, inputs, strict=True)
     ]
     owner = torch.cat([torch.full((len(read.words),), number) for number, read in enumerate(reads)])
@@ -141,14 +129,13 @@ def _joined(
     owner = owner[: most_columns // PLANES]
     reads = [replace(read, words=read.words.first(int((owner == number).sum()))) for number, read in enumerate(reads)]
     if not all(len(read.words) for read in reads):
-        raise _Stays("functions of some of its expansions carry nothing")
-    coded = [read.coded(read.words, options) for read in reads]
-    codes = torch.cat([one(read.rows) for one, read in zip(coded, reads, strict=True)], dim=1)
-    weight = torch.cat([one.weight for one in coded], dim=1)
+        raise Stays("functions of some of its expansions carry nothing")
+    coded, codes, weight = _coded(reads, options)
     starts = [0, *itertools.accumulate(one.weight.shape[1] for one in coded)]
     judging = (torch.arange(count) % _JUDGES == 0).repeat(2)  # a sample and its moved copy together
     equations = LeastSquares(codes[~judging], output[~judging], weight)
 
+    @cache
     def lost(words: int) -> float:
         columns = torch.cat(
             [
@@ -162,14 +149,22 @@ def _joined(
     wanted = _fewest(lost, len(owner), options.share)
     if wanted is None:
         found = f"{len(owner) * PLANES} joint functions"
-        raise _Stays(f"{found} still lose more than {options.share:g} of the output's variance")
-    left = lost(wanted)
-    kept = [read.words.first(max(1, int((owner[:wanted] == number).sum()))) for number, read in enumerate(reads)]
-    coded = [read.coded(words.in_order(), options) for words, read in zip(kept, reads, strict=True)]
+        raise Stays(f"{found} still lose more than {options.share:g} of the output's variance")
+    kept = [
+        replace(read, words=read.words.first(max(1, int((owner[:wanted] == number).sum()))).in_order())
+        for number, read in enumerate(reads)
+    ]
+    coded, kept_codes, weight = _coded(kept, options)
+    fitted = LeastSquares(kept_codes, output, weight).solve()
+    tables = [one.table(tuple(read.expansion.in_shape)) for one, read in zip(coded, kept, strict=True)]
+    return Joined(tables, contraction.replace(weight=fitted.weight, bias=fitted.bias, codes=None), lost(wanted))
+
+
+def _coded(reads: Sequence[_Read], options: JoinOptions) -> tuple[list[CodedWords], Tensor, Tensor]:
+    """Round the words of all expansions; give their codes ``[n, c]`` and weights ``[n_out, c]`` side by side."""
+    coded = [code_words(read.words, read.rows, read.index, read.basis, options.column_scaling) for read in reads]
     codes = torch.cat([one(read.rows) for one, read in zip(coded, reads, strict=True)], dim=1)
-    fitted = LeastSquares(codes, output, torch.cat([one.weight for one in coded], dim=1)).solve()
-    tables = [one.table(tuple(read.expansion.in_shape)) for one, read in zip(coded, reads, strict=True)]
-    return Joined(tables, contraction.replace(weight=fitted.weight, bias=fitted.bias, codes=None), left)
+    return coded, codes, torch.cat([one.weight for one in coded], dim=1)
 
 
 def _moved(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -191,8 +186,7 @@ def _read(
     x: Tensor,
     samples: int,
     options: JoinOptions,
-    power: float,
-    parts: int,
+    allowed: float,
     most_columns: int,
 ) -> _Read:
     """Choose the index of an expansion's inputs and find its words.
@@ -204,10 +198,8 @@ def _read(
         weight: columns of the expansion.
         x: what it reads.
         samples, options, most_columns: see :func:`join_layer`.
-        power: variance of the layer's output.
-        parts: expansions that share the error allowed.
+        allowed: mean squared error at the output.
     """
-    allowed = options.share * power / parts
     group = distinct_inputs(expansion, float(x.min()), float(x.max()))[1]
     is_shared = not bool(group.any())
     cost = LookupCost(
@@ -227,7 +219,7 @@ def _read(
         if choice.error <= allowed or not is_shared:
             break
     if choice.error > allowed:
-        raise _Stays(
+        raise Stays(
             f"{choice.index.levels} rows for an input lose more than {options.share:g} of the output's variance"
         )
     index = choice.index
