@@ -27,6 +27,7 @@ import kancompile
 from benchmarks.results_file import read_results, write_results
 from examples import train_cifar10, train_images
 from examples.zoo import efficient_kan, fast_kan, kagn_conv
+from kancompile.named_tensors import joined
 from kancompile.progress import quiet, say
 from kancompile.recipe import METHODS
 from kancompile.runtimes.session import RuntimeModel
@@ -132,7 +133,7 @@ class Measured:
             compiled = kancompile.compile(self.model, self.train[chosen], recipe=recipe, seed=seed)
         seconds = time.perf_counter() - start
         runtime = RuntimeModel(compiled.model_bytes)
-        outputs = [runtime(part) for part in self.test.split(_BATCH)]
+        outputs = [joined(runtime(part)) for part in self.test.split(_BATCH)]
         error = ErrorMeasure()
         for expected, output in zip(self.float_outputs, outputs, strict=True):
             error.add(expected, output, self.name)

@@ -30,6 +30,7 @@ from benchmarks.measured_models import (
     measured_models,
 )
 from benchmarks.results_file import write_results
+from kancompile.named_tensors import joined
 from kancompile.progress import quiet, say
 from kancompile.runtimes.machine import describe_machine
 from kancompile.runtimes.session import RuntimeModel
@@ -59,7 +60,7 @@ def build_files(measured: MeasuredModel, unavailable: dict[str, str]) -> dict[st
         files = {COMPILED: kancompile.compile(measured.model, measured.calibration).model_bytes}
     samples = measured.calibration.numpy()
     files[FLOAT_EXPORT] = export_float(measured.model, tuple(samples.shape[1:]))
-    name = RuntimeModel(files[FLOAT_EXPORT]).input_name
+    name = next(iter(RuntimeModel(files[FLOAT_EXPORT]).input_shapes))
     makers: dict[str, Callable[[], bytes]] = {
         EACH: lambda: _looking_each_up(measured),
         POLYNOMIAL: lambda: _float_lowering(measured),
@@ -90,7 +91,7 @@ def perceptron(widths: Sequence[int], samples: np.ndarray[Any, Any]) -> bytes:
         layers += [nn.Linear(n_in, n_out), nn.ReLU()]
     model = nn.Sequential(*layers[:-1]).eval()
     content = export_float(model, tuple(samples.shape[1:]))
-    return static_int8(content, samples, RuntimeModel(content).input_name)
+    return static_int8(content, samples, next(iter(RuntimeModel(content).input_shapes)))
 
 
 def _float_lowering(measured: MeasuredModel) -> bytes:
@@ -110,7 +111,7 @@ def measure_quality(measured: MeasuredModel, files: dict[str, bytes], batch: int
     found = {EAGER: _quality(measured, reference, reference) | {"bytes": None}}
     for candidate, content in files.items():
         runtime = RuntimeModel(content)
-        outputs = [runtime(part) for part in parts]
+        outputs = [joined(runtime(part)) for part in parts]
         found[candidate] = _quality(measured, reference, outputs) | {"bytes": len(content)}
     return found
 

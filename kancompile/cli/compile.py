@@ -121,7 +121,7 @@ def run(options: argparse.Namespace) -> int:
         untrained = weights_note(options)
         if options.held_out and not divided.is_held_out:
             say(f"calibration: only {len(samples)} samples, none held out; the result is measured on the same samples")
-        export = FloatExport(model, samples.input_shape)  # meanwhile, in a process of its own
+        export = FloatExport(model, samples.samples[:2])  # meanwhile, in a process of its own
         try:
             compiled = compile_model(
                 model, divided.fitting, target=targets[0].name, recipe=recipe, seed=options.seed, device=options.device

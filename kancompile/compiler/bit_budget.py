@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from kancompile.errors import KanCompileError
 from kancompile.ir import Program
+from kancompile.named_tensors import Values
 from kancompile.passes import Allocation, allocate_bits, front_table, measure_sensitivities
 from kancompile.progress import say
 from kancompile.recipe import Recipe
@@ -23,7 +23,7 @@ class BitBudget:
         chosen: the last allocation.
     """
 
-    def __init__(self, program: Program, x: Tensor, recipe: Recipe, seed: int) -> None:
+    def __init__(self, program: Program, x: Values, recipe: Recipe, seed: int) -> None:
         self.recipe = recipe
         generator = torch.Generator().manual_seed(seed)
         self.sensitivities, self.traces = measure_sensitivities(program, x, generator)

@@ -7,9 +7,10 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from kancompile.compiler.bit_budget import check_latency
 from kancompile.compiler.compiled_model import ABOUT_THE_CHOICES, CompiledModel
@@ -18,9 +19,10 @@ from kancompile.compiler.error_gate import ErrorGate
 from kancompile.compiler.fresh_data import fresh_data_error
 from kancompile.compiler.manifest import describe, describe_file_bytes
 from kancompile.compiler.preparation import prepare_model
-from kancompile.data import load_calibration, parameter_bytes
+from kancompile.data import load_calibration, load_exported, model_inputs, parameter_bytes
 from kancompile.errors import KanCompileError
 from kancompile.ir import Program
+from kancompile.named_tensors import Values, arrays_of
 from kancompile.progress import Timings, say
 from kancompile.recipe import Recipe, SettledRecipe, read_recipe
 from kancompile.runtimes import RuntimeModel
@@ -70,14 +72,23 @@ def compile(
             "measure; leave it out, and measure on the device"
         )
     check_target(chosen_target, whole)
-    samples = load_calibration(calibration, max_samples=whole.calibration_samples, seed=seed)
+    if isinstance(model, str | os.PathLike):
+        model = load_exported(Path(model), trust)
+    samples = load_calibration(
+        calibration,
+        max_samples=whole.calibration_samples,
+        seed=seed,
+        model=model_inputs(model),
+        keep_integers=True,
+    )
     prepared = prepare_model(model, samples, whole, seed, device, trust=trust, timings=timings)
     captured, x, budget, front = prepared.program, prepared.x, prepared.budget, prepared.front
+    samples = prepared.samples
     chosen = prepared.recipe
     outside = outside_grid(captured, x)
     about_inputs = None if outside is None else outside.note()
 
-    def lowering_with(part: Tensor) -> Callable[[SettledRecipe], Program]:
+    def lowering_with(part: Values) -> Callable[[SettledRecipe], Program]:
         known = prepared.lowering(part)
         return lambda refined: known(refined, timings)
 
@@ -143,10 +154,10 @@ def compile(
     )
 
 
-def one_sample_seconds(model: bytes, x: Tensor, runs: int = 200) -> float:
+def one_sample_seconds(model: bytes, x: Values, runs: int = 200) -> float:
     """Measure the median time of one sample in one thread of ONNX Runtime, in seconds."""
     session = RuntimeModel(model, threads=1)
-    array = x.numpy()
+    array = arrays_of(x)
     seconds = []
     for _ in range(runs):
         start = time.perf_counter()

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from kancompile.compiler.manifest import metadata_of
 from kancompile.errors import KanCompileError
 from kancompile.ir import Program, with_history
+from kancompile.named_tensors import Values
 from kancompile.passes import LookUpMembers, QuantizeOutputs
 from kancompile.progress import Timings
 from kancompile.recipe import Recipe
@@ -71,7 +70,7 @@ def write(target: Target, program: Program, facts: Mapping[str, Any], recipe: Re
     return target.emit(program, metadata_of(facts), recipe.storage, recipe.batch)
 
 
-def for_target(target: Target, lowered: Program, x: Tensor, timings: Timings) -> Program:
+def for_target(target: Target, lowered: Program, x: Values, timings: Timings) -> Program:
     """Rewrite a lowered program as its target asks for."""
     if not target.joint_tables:
         lowered = LookUpMembers(target.name)(lowered)

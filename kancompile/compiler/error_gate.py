@@ -27,6 +27,7 @@ from kancompile.compiler.refinement import NextStep, Refinement
 from kancompile.data import Calibration
 from kancompile.errors import KanCompileError, ThresholdMissedError
 from kancompile.ir import Program
+from kancompile.named_tensors import tensors_of
 from kancompile.passes import ObserveRegion
 from kancompile.progress import quiet, say
 from kancompile.recipe import LayerRecipe, Recipe, SettledRecipe
@@ -186,7 +187,7 @@ class ErrorGate:
         missed = measured.worst
         assert missed is not None
         say(
-            f"error gate: output {missed.output} at {missed.sqnr_db:.1f} dB, wanted {self.wanted:g}; measuring other ways ..."
+            f"error gate: output {missed.called} at {missed.sqnr_db:.1f} dB, wanted {self.wanted:g}; measuring other ways ..."
         )
         # where every layer stays below its share but all together do not, the worst one is refined
         chosen = [name for name in suspects if excess[name] > 1] or [max(suspects, key=lambda n: excess[n])]
@@ -325,7 +326,7 @@ class ErrorGate:
         kept = [name for name in self.trials.names if recipe[name].lowering == "keep"]
         worst = measured.worst
         assert worst is not None
-        text = f"output {worst.output}: SQNR is {worst.sqnr_db:.2f} dB about its mean on the calibration data, expected at least "
+        text = f"output {worst.called}: SQNR is {worst.sqnr_db:.2f} dB about its mean on the calibration data, expected at least "
         text += f"{recipe.whole.min_sqnr:g} (min_sqnr), with every layer in float already"
         text += f" ({kept!r} kept by the recipe)" if kept else ""
         floor = self._float32_rounding()
@@ -337,7 +338,7 @@ class ErrorGate:
         """Measure the model's outputs in float32 against the same graph in float64, ``None`` where that does not run."""
         try:
             with ObserveRegion(double=True), torch.no_grad():
-                exact = self.captured.graph_module(self.trials.x)
+                exact = self.captured.by_name(self.captured.graph_module(*tensors_of(self.trials.x)))
         except (RuntimeError, TypeError):  # an operator without a float64 kernel, or of mixed types
             return None
         measure = ErrorMeasure()

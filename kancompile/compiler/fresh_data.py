@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from kancompile.ir import Program
+from kancompile.named_tensors import Values, joined
 from kancompile.passes import method_named
 from kancompile.progress import quiet, say
 from kancompile.recipe import SettledRecipe
@@ -63,9 +63,9 @@ class FreshDataError:
 
 def fresh_data_error(
     captured: Program,
-    x: Tensor,
+    x: Values,
     recipe: SettledRecipe,
-    lowering: Callable[[Tensor], Callable[[SettledRecipe], Program]],
+    lowering: Callable[[Values], Callable[[SettledRecipe], Program]],
     seed: int,
 ) -> FreshDataError | None:
     """Estimate it; ``None`` where there are enough samples.
@@ -90,14 +90,15 @@ def fresh_data_error(
         if len(x) < _LEAST:
             return FreshDataError(len(x), seen, None)
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+        expected = joined(expected)
         found = torch.empty_like(expected)
         for fold in range(_FOLDS):
             out, kept = order[fold::_FOLDS], order[torch.arange(len(x)) % _FOLDS != fold]
-            found[out] = lowering(x[kept.sort().values])(recipe)(x[out])
+            found[out] = joined(lowering(x[kept.sort().values])(recipe)(x[out]))
         return FreshDataError(len(x), seen, _worst(expected, found))
 
 
-def _worst(expected: Tensor, found: Tensor) -> float:
+def _worst(expected: Values, found: Values) -> float:
     measure = ErrorMeasure()
     measure.add(expected, found, "model output")
     return measure.worst_db

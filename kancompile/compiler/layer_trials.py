@@ -17,6 +17,7 @@ from torch import Tensor
 from kancompile.compiler.manifest import constant_bytes
 from kancompile.errors import KanCompileError
 from kancompile.ir import Program
+from kancompile.named_tensors import Values
 from kancompile.progress import quiet
 from kancompile.recipe import SettledRecipe
 from kancompile.validation import ErrorMeasure, FloatReplay, LayerPair, samples_that_fit
@@ -50,7 +51,7 @@ class LayerTrials:
         left: trials that may still be made.
     """
 
-    def __init__(self, captured: Program, x: Tensor, lower: Callable[[SettledRecipe], Program]) -> None:
+    def __init__(self, captured: Program, x: Values, lower: Callable[[SettledRecipe], Program]) -> None:
         """Take what is compared.
 
         Args:
@@ -69,7 +70,7 @@ class LayerTrials:
         self._no_noise = self.measure(captured).noise_of
 
     @property
-    def x(self) -> Tensor:
+    def x(self) -> Values:
         """Samples that are measured on."""
         return self._x
 
@@ -112,7 +113,7 @@ class LayerTrials:
         return self._known[key]
 
 
-def trials_for(captured: Program, x: Tensor) -> int:
+def trials_for(captured: Program, x: Values) -> int:
     """Give how many layers may be lowered on trial: fewer, the more products calibration takes."""
     contractions = [layer.contraction for layer in captured.layers()]
     traced = captured.trace(x[:1], contractions)

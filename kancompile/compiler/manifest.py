@@ -14,7 +14,7 @@ from typing import Any
 
 from kancompile.compiler.left_in_float import left_in_float
 from kancompile.data import Calibration
-from kancompile.ir import Layer, Program
+from kancompile.ir import Interface, Layer, Program
 from kancompile.passes import prove_layer
 from kancompile.recipe import Recipe
 from kancompile.runtimes import CALIBRATED_RANGE
@@ -68,7 +68,8 @@ def describe(program: Program, samples: Calibration, recipe: Recipe, target: str
         "recipe_sha256": recipe.sha256(),
         "calibration": {"samples": len(samples), "sha256": samples.sha256(), "notes": list(samples.notes)},
         "input_shape": list(program.input_shape),
-        "calibrated_range": [float(samples.inputs.min()), float(samples.inputs.max())],
+        **_interface(program.declared),
+        "calibrated_range": _range_of(samples),
         "versions": {name: _version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")}
         | {"python": platform.python_version()},
         "layers": [describe_layer(program, layer) for layer in program.layers()],
@@ -79,6 +80,27 @@ def describe(program: Program, samples: Calibration, recipe: Recipe, target: str
         "left_in_float": list(left_in_float(program)),
         "notes": list(program.notes),
     }
+
+
+def _interface(declared: Interface | None) -> dict[str, Any]:
+    """Name inputs and outputs where there are several, or others than float32."""
+    if declared is None:
+        return {}
+    inputs = [
+        {"name": entry.name, "shape": list(entry.shape), "dtype": str(entry.dtype).removeprefix("torch.")}
+        for entry in declared.inputs
+    ]
+    return {"inputs": inputs, "outputs": list(declared.outputs)}
+
+
+def _range_of(samples: Calibration) -> Any:
+    """Give the smallest and the largest value: of an only input of real numbers, or of every such one by name."""
+    ranges = {
+        name: [float(array.min()), float(array.max())]
+        for name, array in samples.arrays.items()
+        if array.dtype.kind == "f"
+    }
+    return ranges.get("", ranges)
 
 
 def describe_layer(program: Program, layer: Layer) -> dict[str, Any]:

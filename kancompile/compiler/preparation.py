@@ -6,16 +6,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.export import ExportedProgram
 
 from kancompile.compiler.bit_budget import BitBudget
-from kancompile.data import Calibration, check_fits
+from kancompile.data import Calibration, check_fits, typed_as
 from kancompile.errors import KanCompileError
 from kancompile.frontend import capture
 from kancompile.ir import Program, separate_uses
+from kancompile.named_tensors import Values
 from kancompile.passes import Lowering, prepare, settle
 from kancompile.progress import Timings
 from kancompile.recipe import Recipe, SettledRecipe
+
+_PROBED = 64
+"""Samples that the capture of a network may try it with."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,11 @@ class Preparation:
     device: str = "cpu"
 
     @property
-    def x(self) -> Tensor:
-        """Calibration inputs ``[n, *input_shape]``."""
+    def x(self) -> Any:
+        """Calibration inputs ``[n, *input_shape]``, several by name."""
         return self.samples.samples
 
-    def lowering(self, x: Tensor | None = None) -> Lowering:
+    def lowering(self, x: Values | None = None) -> Lowering:
         """Return what lowers the program by any recipe, on the samples or on other inputs ``[n, *input_shape]``."""
         return Lowering(self.program, self.x if x is None else x, self.seed, self.device)
 
@@ -80,8 +85,11 @@ def prepare_model(
     timings = Timings() if timings is None else timings
     if captured is None:
         if isinstance(model, nn.Module):
-            check_fits(model, samples)
-        captured = timings.measure("capture", lambda: capture(model, samples.samples[:2], trust=trust))
+            samples = check_fits(model, samples)
+        elif isinstance(model, ExportedProgram):
+            samples = typed_as(model, samples)
+        example = samples.samples[:_PROBED]
+        captured = timings.measure("capture", lambda: capture(model, example, trust=trust))
     found, x = separate_uses(captured), samples.samples
     allocates = recipe.max_bytes is not None or recipe.allocated_bits is not None
     if allocates and recipe.lookup == "auto":
@@ -96,7 +104,7 @@ def prepare_model(
     return Preparation(program, samples, allocated.settled(chosen.layers), budget, front, seed, device)
 
 
-def _check_activations(program: Program, x: Tensor) -> None:
+def _check_activations(program: Program, x: Values) -> None:
     """Refuse calibration data that drives an activation to NaN or infinity, naming the layer."""
     layers = program.layers()
     for part in x.split(512):

@@ -5,26 +5,45 @@ from kancompile.data.data_sources import open_data
 from kancompile.data.exported_file import load_exported
 from kancompile.data.held_out import DividedSamples, read_divided
 from kancompile.data.model import Reference, evaluating, load_model, parameter_bytes, parse_factory_args
+from kancompile.data.model_inputs import (
+    ModelInputs,
+    arguments,
+    check_arguments,
+    dynamic_dimensions,
+    in_order,
+    model_inputs,
+    register_dataclasses,
+)
+from kancompile.data.model_outputs import named_leaves, outputs_of
 from kancompile.data.sample_arrays import shape_hint
 from kancompile.data.state_dict import load_state_dict
-from kancompile.data.trial_run import check_fits, check_one_input
+from kancompile.data.trial_run import check_fits, typed_as
 
 __all__ = [
     "LEAST_TO_SPLIT",
     "Calibration",
     "DividedSamples",
+    "ModelInputs",
     "Reference",
+    "arguments",
+    "check_arguments",
     "check_fits",
-    "check_one_input",
+    "dynamic_dimensions",
     "evaluating",
+    "in_order",
     "load_calibration",
     "load_exported",
     "load_model",
     "load_state_dict",
+    "model_inputs",
+    "named_leaves",
     "open_data",
+    "outputs_of",
     "parameter_bytes",
     "parse_factory_args",
     "read_divided",
+    "register_dataclasses",
     "shape_hint",
     "stream_batches",
+    "typed_as",
 ]

@@ -1,32 +1,32 @@
-"""Calibration data: float32 batches that can be read as often as a pass needs, whatever form they came in."""
+"""Calibration data: batches that can be read as often as a pass needs, whatever form they came in."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
 
+from kancompile.data.entries import ONE
+from kancompile.data.model_inputs import ModelInputs
+from kancompile.data.reading import Arrays, Reader
 from kancompile.data.sample_arrays import (
-    batch_parts,
     check_finite,
     check_labels,
     check_samples,
-    read_arrays,
     to_array,
     to_float32,
+    to_integers,
     to_label_type,
 )
 from kancompile.errors import KanCompileError
+from kancompile.named_tensors import NamedTensors, Values
 
 DEFAULT_BATCH_SIZE = 256
 DEFAULT_MAX_SAMPLES = 4096
@@ -36,43 +36,51 @@ LEAST_TO_SPLIT = 16
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Samples of a model's input, immutable and re-iterable.
+    """Samples of a model's inputs, immutable and re-iterable.
 
-    Iterating yields fresh float32 tensors ``[b, *input_shape]``, the last one possibly smaller: a model that writes
+    Iterating yields fresh tensors ``[b, *input_shape]``, or several by name, the last ones possibly smaller: a model that writes
     to its input cannot spoil them.
 
     Attributes:
-        inputs: read-only float32 array ``[n, *input_shape]``.
+        inputs: read-only array ``[n, *input_shape]``, float32 unless the model reads integers; several by name.
         targets: read-only array ``[n, ...]`` of labels, or ``None``.
         batch_size: samples in one batch.
         remarks: how they were read, where a reader of the report should know, such as converted types.
         name: what the data are called there.
     """
 
-    inputs: NDArray[np.float32]
+    inputs: Any
     targets: NDArray[Any] | None = None
     batch_size: int = DEFAULT_BATCH_SIZE
     remarks: tuple[str, ...] = ()
     name: str = "calibration"
 
+    @property
+    def arrays(self) -> Arrays:
+        """The arrays by name, an only one under ``""``."""
+        return dict(self.inputs) if isinstance(self.inputs, Mapping) else {ONE: self.inputs}
+
     def __len__(self) -> int:
         """Count the samples (not the batches)."""
-        return int(self.inputs.shape[0])
+        return len(next(iter(self.arrays.values())))
 
-    def __iter__(self) -> Iterator[Tensor]:
-        """Yield batches ``[b, *input_shape]``."""
+    def __iter__(self) -> Iterator[Values]:
+        """Yield batches."""
         for start in range(0, len(self), self.batch_size):
-            yield torch.from_numpy(self.inputs[start : start + self.batch_size].copy())
+            yield self._tensors(slice(start, start + self.batch_size))
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
-        return tuple(self.inputs.shape[1:])
+        """Shape of one sample; of several inputs all their values in a row, which is a measure of size."""
+        arrays = self.arrays
+        if ONE in arrays:
+            return tuple(arrays[ONE].shape[1:])
+        return (sum(int(np.prod(array.shape[1:])) for array in arrays.values()),)
 
     @property
-    def samples(self) -> Tensor:
-        """All samples as one fresh tensor ``[n, *input_shape]``."""
-        return torch.from_numpy(self.inputs.copy())
+    def samples(self) -> Any:
+        """All samples as one fresh tensor ``[n, *input_shape]``, or several by name."""
+        return self._tensors(slice(None))
 
     @property
     def labels(self) -> Tensor | None:
@@ -82,10 +90,14 @@ class Calibration:
     @functools.cached_property
     def notes(self) -> tuple[str, ...]:
         """What a reader of the report should know: the remarks, and what stands out in these very samples."""
-        found = [*_note_constants(self.inputs, self.name), *_note_raw_pixels(self.inputs, self.name)]
+        found = []
+        for name, array in self.arrays.items():
+            if array.dtype == np.float32:
+                what = f"{self.name} {name!r}" if name else self.name
+                found += [*_note_constants(array, what), *_note_raw_pixels(array, what)]
         return tuple(dict.fromkeys([*self.remarks, *found]))
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def batches(self) -> Iterator[tuple[Values, Tensor | None]]:
         """Yield batches with their labels."""
         labels = self.labels
         for index, batch in enumerate(self):
@@ -108,15 +120,33 @@ class Calibration:
         order = torch.randperm(len(self), generator=generator)
         return self._take(order[n:].sort().values.numpy()), self._take(order[:n].sort().values.numpy())
 
+    def as_floats(self, names: Sequence[str]) -> Calibration:
+        """Convert inputs of integers to float32, with a remark.
+
+        Raises:
+            KanCompileError: a number that float32 cannot hold.
+        """
+        remarks, arrays = list(self.remarks), self.arrays
+        for name in names:
+            arrays[name] = _locked(to_float32(arrays[name], _called(self.name, name), remarks))
+        return replace(self, inputs=_one_or_all(arrays), remarks=tuple(remarks))
+
     def sha256(self) -> str:
         """Hash the samples, for a manifest; the same values give the same hash on every machine."""
-        digest = hashlib.sha256(repr(self.inputs.shape).encode())
-        digest.update(self.inputs.astype("<f4", copy=False).tobytes())
+        digest = hashlib.sha256()
+        for name, array in self.arrays.items():
+            digest.update(f"{name}{array.shape!r}".encode())
+            digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes())
         return digest.hexdigest()
+
+    def _tensors(self, rows: slice) -> Values:
+        tensors = {name: torch.from_numpy(array[rows].copy()) for name, array in self.arrays.items()}
+        return tensors[ONE] if ONE in tensors else NamedTensors(tensors)
 
     def _take(self, rows: NDArray[np.int64]) -> Calibration:
         targets = None if self.targets is None else _locked(self.targets[rows])
-        return replace(self, inputs=_locked(self.inputs[rows]), targets=targets)
+        arrays = {name: _locked(array[rows]) for name, array in self.arrays.items()}
+        return replace(self, inputs=_one_or_all(arrays), targets=targets)
 
 
 def load_calibration(
@@ -131,147 +161,72 @@ def load_calibration(
     batch_size: int = DEFAULT_BATCH_SIZE,
     seed: int = 0,
     name: str = "calibration",
+    model: ModelInputs | None = None,
+    keep_integers: bool = False,
 ) -> Calibration:
     """Read calibration data from anything that holds or yields samples, and check it.
 
     Arrays and files with more than ``max_samples`` are thinned by a seeded random choice (files are often sorted by
     class); from an iterable the first ``max_samples`` are kept and the rest is never read, so memory stays bounded.
 
-    Floats become float32. Integers and booleans do too, with a note. uint8 is refused: such data nearly always is raw
-    images, and a table calibrated on 0 ... 255 for a model trained on 0 ... 1 would be useless without a word.
+    Floats become float32. Integers and booleans do too, with a note, unless they are to be kept. uint8 is refused: such data
+    nearly always is raw images, and a table calibrated on 0 ... 255 for a model trained on 0 ... 1 would be useless without
+    a word.
 
     Args:
         source: array or tensor ``[n, *input_shape]``; pair ``(samples, labels)`` of those; path of an ``.npz`` (arrays
             ``x`` and, optionally, ``y``) or ``.npy`` file; :class:`Calibration`; or any iterable of batches: tensors,
-            arrays, ``(batch, labels)`` pairs, mappings with ``key`` and ``label_key``.
-        input_shape: the model's input without the batch; ``None`` takes what the data has.
+            arrays, ``(batch, labels)`` pairs, mappings with ``key`` and ``label_key``. For a model of several inputs: mapping,
+            ``.npz`` or batches that hold an array for every input by its name, or tuples in the order of the model's forward,
+            labels last.
+        input_shape: the model's only input without the batch; ``None`` takes what the data has.
         labels: labels ``[n, ...]``, for sources that carry none.
-        key: array in an ``.npz`` file or a mapping that holds the samples; ``x`` if ``None``, or the only array.
+        key: array in an ``.npz`` file or a mapping that holds the samples of an only input; ``x`` if ``None``, or the only array.
         label_key: the same for labels.
         max_samples: how many samples to keep at most.
         max_bytes: how many bytes of samples to keep at most.
         batch_size: samples in one batch of the result.
         seed: of the random choice.
         name: what errors call the data.
+        model: names of the model's inputs; ``None`` for one input of any name.
+        keep_integers: whether integers and booleans stay what they are, until a model says what it reads.
 
     Raises:
-        KanCompileError: unreadable file, wrong type, shape or feature count, fewer than two samples, NaN or infinity.
+        KanCompileError: unreadable file, wrong type, shape or feature count, fewer than two samples, NaN or infinity, or names
+            that are not those of the model's inputs.
     """
-    shape = None if input_shape is None else tuple(int(size) for size in input_shape)
     if batch_size < 1 or max_samples < 2:
         raise KanCompileError(
             f"{name}: found batch_size {batch_size!r} and max_samples {max_samples!r}, "
             "expected at least 1 and at least 2"
         )
     remarks = list(source.remarks) if isinstance(source, Calibration) else []
-    if isinstance(source, Calibration | str | os.PathLike | np.ndarray | Tensor) or _is_pair(source):
-        found, found_labels = _whole(source, key, label_key, labels is None, name)
-    else:
-        batches = _iterated(source, name)
-        found, found_labels = _collect(batches, shape, key, label_key, max_samples, max_bytes, name, remarks)
+    shape = None if input_shape is None else tuple(int(size) for size in input_shape)
+    reader = Reader(name, model, key, label_key)
+    whole = _held(source, reader, labels is None)
+    found, found_labels = (
+        whole if whole is not None else _collect(reader, source, shape, max_samples, max_bytes, remarks)
+    )
     if labels is not None:
         found_labels = to_array(labels, f"{name} labels")
-    check_samples(found, shape, name)
+    _check(found, shape, name)
+    count = len(next(iter(found.values())))
     if found_labels is not None:
-        check_labels(found_labels, len(found), name)
+        check_labels(found_labels, count, name)
     # thin before anything is converted: a memory-mapped file may be larger than memory
-    limit = min(max_samples, max(2, max_bytes // max(1, 4 * found[0].size)))
-    rows = np.arange(len(found))
-    if len(found) > limit:
-        remarks.append(f"{name}: {limit} of {len(found)} samples used, chosen with seed {seed}")
-        rows = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[:limit].sort().values.numpy()
-        found, found_labels = found[rows], None if found_labels is None else found_labels[rows]
-    inputs = to_float32(found, name, remarks)
-    check_finite(inputs, rows, name)
+    limit = min(max_samples, max(2, max_bytes // max(1, sum(4 * array[0].size for array in found.values()))))
+    rows = np.arange(count)
+    if count > limit:
+        remarks.append(f"{name}: {limit} of {count} samples used, chosen with seed {seed}")
+        rows = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:limit].sort().values.numpy()
+        found = {key: array[rows] for key, array in found.items()}
+        found_labels = None if found_labels is None else found_labels[rows]
+    inputs = {
+        key: _locked(_converted(array, _called(name, key), remarks, rows, keep_integers))
+        for key, array in found.items()
+    }
     targets = None if found_labels is None else _locked(to_label_type(found_labels))
-    return Calibration(_locked(inputs), targets, batch_size, tuple(remarks), name)
-
-
-def _whole(
-    source: Any, key: str | None, label_key: str, is_unlabelled: bool, name: str
-) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Read a source that holds all samples at once."""
-    if isinstance(source, Calibration):
-        return source.inputs, source.targets
-    if isinstance(source, str | os.PathLike):
-        return read_arrays(Path(source), key, label_key, name)
-    if isinstance(source, tuple):
-        inputs, targets = to_array(source[0], name), to_array(source[1], f"{name} labels")
-        if is_unlabelled and inputs.ndim > 1 and inputs.shape == targets.shape:
-            raise KanCompileError(
-                f"{name}: found a tuple of two arrays of the same shape {inputs.shape!r}, which may be two batches or "
-                "samples with labels; pass a list of batches, or labels= by name"
-            )
-        return inputs, targets
-    return to_array(source, name), None
-
-
-def _iterated(source: Any, name: str) -> Iterator[Any]:
-    kind = type(source).__name__
-    if hasattr(source, "to_numpy") and hasattr(
-        source, "columns"
-    ):  # of pandas or polars, either of which may be missing here
-        raise KanCompileError(
-            f"{name}: found a {kind}, expected numbers alone; pass frame[columns].to_numpy(dtype='float32'), scaled as in "
-            "training, and labels apart: (samples, labels)"
-        )
-    if isinstance(source, Dataset) and not isinstance(source, IterableDataset):
-        raise KanCompileError(
-            f"{name}: found a {kind}, which gives single samples, expected batches; pass "
-            "torch.utils.data.DataLoader(dataset, batch_size=256)"
-        )
-    if isinstance(source, Iterable) or hasattr(source, "__getitem__"):
-        items: Iterator[Any] = iter(source)
-        return items
-    raise KanCompileError(
-        f"{name}: found {type(source).__name__}, expected an array, a tensor, a path or an iterable of batches"
-    )
-
-
-def _is_pair(source: Any) -> bool:
-    return (
-        isinstance(source, tuple) and len(source) == 2 and all(isinstance(part, np.ndarray | Tensor) for part in source)
-    )
-
-
-def _collect(
-    source: Any,
-    shape: tuple[int, ...] | None,
-    key: str | None,
-    label_key: str,
-    max_samples: int,
-    max_bytes: int,
-    name: str,
-    notes: list[str],
-) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Materialise batches until the limits are met; nothing beyond is read."""
-    kept: list[NDArray[Any]] = []
-    kept_labels: list[NDArray[Any]] = []
-    count = 0
-    for number, item in enumerate(source):
-        batch, batch_labels = batch_parts(item, key, label_key, f"{name} batch {number}")
-        expected = shape if shape is not None else (kept[0].shape[1:] if kept else None)
-        check_samples(batch, expected, f"{name} batch {number}", least=0)
-        room = min(max_samples, max(2, max_bytes // max(1, batch[:1].nbytes))) - count if len(batch) else 0
-        # a loader may hand out the same buffer again and again, so its batches are copied
-        kept.append(batch[:room].copy())
-        if batch_labels is not None:
-            if len(batch_labels) != len(batch):
-                raise KanCompileError(
-                    f"{name} batch {number}: found {len(batch_labels)} labels for {len(batch)} samples"
-                )
-            kept_labels.append(batch_labels[:room].copy())
-        count += len(kept[-1])
-        if len(batch) and room <= len(batch):
-            notes.append(f"{name}: reading stopped after the first {count} samples")
-            break
-    if not kept:
-        raise KanCompileError(f"{name}: found no batches, expected at least 2 samples; was the iterator used before?")
-    if kept_labels and len(kept_labels) != len(kept):
-        raise KanCompileError(
-            f"{name}: found labels in {len(kept_labels)} of {len(kept)} batches, expected all or none"
-        )
-    return np.concatenate(kept), np.concatenate(kept_labels) if kept_labels else None
+    return Calibration(_one_or_all(inputs), targets, batch_size, tuple(remarks), name)
 
 
 def stream_batches(
@@ -283,51 +238,136 @@ def stream_batches(
     label_key: str = "y",
     batch_size: int = DEFAULT_BATCH_SIZE,
     name: str = "data",
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield checked float32 batches and their labels once, holding one batch in memory: for test data of any size.
+    model: ModelInputs | None = None,
+    keep_integers: bool = False,
+) -> Iterator[tuple[Values, Tensor | None]]:
+    """Yield checked batches and their labels once, holding one batch in memory: for test data of any size.
 
     Args:
         source: as for :func:`load_calibration`.
-        input_shape: the model's input without the batch; ``None`` takes what the data has.
+        input_shape: the model's only input without the batch; ``None`` takes what the data has.
         labels: labels ``[n, ...]``, for arrays and files that carry none.
-        key: array in an ``.npz`` file or a mapping that holds the samples.
+        key: array in an ``.npz`` file or a mapping that holds the samples of an only input.
         label_key: the same for labels.
         batch_size: samples in a batch, for sources that are not batches already.
         name: what errors call the data.
+        model, keep_integers: as for :func:`load_calibration`.
 
     Raises:
         KanCompileError: as :func:`load_calibration`, when the batch in question is reached.
     """
     shape = None if input_shape is None else tuple(int(size) for size in input_shape)
-    if isinstance(source, Calibration | str | os.PathLike | np.ndarray | Tensor) or _is_pair(source):
-        inputs, targets = _whole(source, key, label_key, labels is None, name)
+    reader = Reader(name, model, key, label_key)
+
+    def converted(arrays: Arrays, targets: NDArray[Any] | None, start: int) -> tuple[Values, Tensor | None]:
+        tensors = {
+            key: torch.from_numpy(
+                _converted(array, _called(name, key), [], np.arange(start, start + len(array)), keep_integers)
+            )
+            for key, array in arrays.items()
+        }
+        values = tensors[ONE] if ONE in tensors else NamedTensors(tensors)
+        return values, None if targets is None else torch.from_numpy(to_label_type(targets))
+
+    whole = _held(source, reader, labels is None)
+    if whole is not None:
+        inputs, targets = whole
         targets = targets if labels is None else to_array(labels, f"{name} labels")
-        check_samples(inputs, shape, name, least=1)
+        _check(inputs, shape, name, least=1)
+        count = len(next(iter(inputs.values())))
         if targets is not None:
-            check_labels(targets, len(inputs), name)
-        for start in range(0, len(inputs), batch_size):
+            check_labels(targets, count, name)
+        for start in range(0, count, batch_size):
             rows = slice(start, start + batch_size)
-            yield _tensors(inputs[rows], None if targets is None else targets[rows], start, name)
+            part = {key: array[rows] for key, array in inputs.items()}
+            yield converted(part, None if targets is None else targets[rows], start)
         return
     if labels is not None:
         raise KanCompileError(f"{name}: found labels beside an iterable of batches, expected pairs (batch, labels)")
     start = 0
-    for number, item in enumerate(_iterated(source, name)):
-        batch, batch_labels = batch_parts(item, key, label_key, f"{name} batch {number}")
-        check_samples(batch, shape, f"{name} batch {number}", least=0)
+    for number, (batch, batch_labels) in enumerate(reader.batches(source)):
+        _check(batch, shape, f"{name} batch {number}", least=0)
+        count = len(next(iter(batch.values())))
         if batch_labels is not None:
-            check_labels(batch_labels, len(batch), f"{name} batch {number}")
-        if len(batch):
-            yield _tensors(batch, batch_labels, start, name)
-        start += len(batch)
+            check_labels(batch_labels, count, f"{name} batch {number}")
+        if count:
+            yield converted(batch, batch_labels, start)
+        start += count
     if start == 0:
         raise KanCompileError(f"{name}: found no samples, expected at least 1; was the iterator used before?")
 
 
-def _tensors(inputs: NDArray[Any], targets: NDArray[Any] | None, start: int, name: str) -> tuple[Tensor, Tensor | None]:
-    converted = to_float32(inputs, name, [])
-    check_finite(converted, np.arange(start, start + len(converted)), name)
-    return torch.from_numpy(converted), None if targets is None else torch.from_numpy(to_label_type(targets))
+def _held(source: Any, reader: Reader, is_unlabelled: bool) -> tuple[Arrays, NDArray[Any] | None] | None:
+    """Read a source that holds all samples at once; ``None`` where it yields batches."""
+    if isinstance(source, Calibration):
+        return source.arrays, source.targets
+    return reader.whole(source, is_unlabelled)
+
+
+def _collect(
+    reader: Reader,
+    source: Any,
+    shape: tuple[int, ...] | None,
+    max_samples: int,
+    max_bytes: int,
+    notes: list[str],
+) -> tuple[Arrays, NDArray[Any] | None]:
+    """Materialise batches until the limits are met; nothing beyond is read."""
+    name = reader.name
+    kept: list[Arrays] = []
+    kept_labels: list[NDArray[Any]] = []
+    count = 0
+    for number, (batch, batch_labels) in enumerate(reader.batches(source)):
+        where = f"{name} batch {number}"
+        expected = {key: array.shape[1:] for key, array in kept[0].items()} if kept else {}
+        if kept and list(batch) != list(kept[0]):
+            raise KanCompileError(f"{where}: found {list(batch)!r}, expected {list(kept[0])!r} as in the first batch")
+        for key, array in batch.items():
+            check_samples(array, expected.get(key, shape if key == ONE else None), _called(where, key), 0, key != ONE)
+        size = len(next(iter(batch.values())))
+        row = sum(array[:1].nbytes for array in batch.values())
+        room = min(max_samples, max(2, max_bytes // max(1, row))) - count if size else 0
+        # a loader may hand out the same buffer again and again, so its batches are copied
+        kept.append({key: array[:room].copy() for key, array in batch.items()})
+        if batch_labels is not None:
+            if len(batch_labels) != size:
+                raise KanCompileError(f"{where}: found {len(batch_labels)} labels for {size} samples")
+            kept_labels.append(batch_labels[:room].copy())
+        count += min(room, size)
+        if size and room <= size:
+            notes.append(f"{name}: reading stopped after the first {count} samples")
+            break
+    if not kept:
+        raise KanCompileError(f"{name}: found no batches, expected at least 2 samples; was the iterator used before?")
+    if kept_labels and len(kept_labels) != len(kept):
+        raise KanCompileError(
+            f"{name}: found labels in {len(kept_labels)} of {len(kept)} batches, expected all or none"
+        )
+    arrays = {key: np.concatenate([part[key] for part in kept]) for key in kept[0]}
+    return arrays, np.concatenate(kept_labels) if kept_labels else None
+
+
+def _check(arrays: Arrays, shape: tuple[int, ...] | None, name: str, least: int = 2) -> None:
+    for key, array in arrays.items():
+        check_samples(array, shape if key == ONE else None, _called(name, key), least, key != ONE)
+
+
+def _converted(
+    array: NDArray[Any], name: str, remarks: list[str], rows: NDArray[np.int64], keep_integers: bool
+) -> NDArray[Any]:
+    if keep_integers and array.dtype.kind in "iub":
+        return to_integers(array)
+    found = to_float32(array, name, remarks)
+    check_finite(found, rows, name)
+    return found
+
+
+def _called(name: str, key: str) -> str:
+    return f"{name} {key!r}" if key else name
+
+
+def _one_or_all(arrays: Arrays) -> Any:
+    return arrays.get(ONE, arrays)
 
 
 def _note_constants(inputs: NDArray[np.float32], name: str) -> list[str]:

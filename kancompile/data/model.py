@@ -13,8 +13,11 @@ from torch.export import ExportedProgram
 
 from kancompile.data.exported_file import load_exported
 from kancompile.data.imported_objects import call_with, found_object
+from kancompile.data.model_inputs import arguments
+from kancompile.data.model_outputs import outputs_of
 from kancompile.data.state_dict import _most_bytes, apply_state_dict, check_finite_weights, load_state_dict
 from kancompile.errors import KanCompileError, parse_literal
+from kancompile.named_tensors import Values
 
 
 def load_model(
@@ -103,12 +106,26 @@ Reference = nn.Module | ExportedProgram | Callable[[Tensor], Any]
 
 
 @contextmanager
-def evaluating(reference: Any) -> Iterator[Callable[[Tensor], Any]]:
+def evaluating(reference: Any) -> Iterator[Callable[[Values], Values]]:
     """Give the float model as a callable in evaluation mode, and restore its mode afterwards.
+
+    What is given maps one tensor or inputs by name to one tensor or outputs by name; see
+    :mod:`kancompile.data.model_inputs` and :mod:`kancompile.data.model_outputs`.
 
     Raises:
         KanCompileError: it cannot be called.
     """
+    with _evaluating(reference) as model:
+
+        def call(values: Values) -> Values:
+            args, kwargs = arguments(reference, values)
+            return outputs_of(model(*args, **kwargs))
+
+        yield call
+
+
+@contextmanager
+def _evaluating(reference: Any) -> Iterator[Callable[..., Any]]:
     if isinstance(reference, ExportedProgram):
         yield reference.module()
     elif isinstance(reference, nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kancompile.data.archive_sizes import check_unpacked
+from kancompile.data.entries import ONE, Entries
 from kancompile.errors import KanCompileError, reason
 
 _FLOAT32_INTEGERS = 1 << 24  # integers up to here are exact in float32
@@ -44,8 +45,16 @@ def to_array(value: Any, name: str) -> NDArray[Any]:
         ) from error
 
 
-def read_arrays(path: Path, key: str | None, label_key: str, name: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Read samples and, where there are any, labels from an ``.npz`` or ``.npy`` file, without unpickling."""
+def read_arrays(
+    path: Path, choose: Callable[[Sequence[str], str], Entries], name: str
+) -> tuple[dict[str, NDArray[Any]], NDArray[Any] | None]:
+    """Read samples and, where there are any, labels from an ``.npz`` or ``.npy`` file, without unpickling.
+
+    Args:
+        path: of the file.
+        choose: gives for the names in an ``.npz`` what is read, and takes what errors call the file.
+        name: what errors call the data.
+    """
     where = f"{name} {str(path)!r}"
     if path.suffix not in (".npz", ".npy"):
         raise KanCompileError(f"{where}: found suffix {path.suffix!r}, expected '.npz' or '.npy'")
@@ -53,19 +62,18 @@ def read_arrays(path: Path, key: str | None, label_key: str, name: str) -> tuple
         # NumPy leaves an archive open that it opened itself and could not read
         with path.open("rb") as file:
             if file.read(2) != b"PK":  # an .npy, be it under the other name
-                return np.load(path, mmap_mode="r", allow_pickle=False), None
+                return {ONE: np.load(path, mmap_mode="r", allow_pickle=False)}, None
             if path.suffix == ".npy":
                 raise KanCompileError(f"{where}: found an archive, expected one array; rename it to .npz")
             file.seek(0)
             with np.load(file, allow_pickle=False) as content:
-                chosen = choose_key(content.files, key, label_key, where)
-                names = [chosen, *([label_key] if label_key in content.files else [])]
-                check_unpacked(path, where, _MOST_UNPACKED, lambda entry: entry.removesuffix(".npy") in names)
-                arrays = [content[name] for name in names]
-        for array in arrays:
-            if not isinstance(array, np.ndarray):
-                raise KanCompileError(f"{where}: found an entry that is no array; write it with numpy.savez")
-        return arrays[0], arrays[1] if len(arrays) > 1 else None
+                chosen = choose(content.files, where)
+                check_unpacked(path, where, _MOST_UNPACKED, lambda entry: entry.removesuffix(".npy") in chosen.all)
+                arrays = {entry: content[entry] for entry in chosen.all}
+        if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+            raise KanCompileError(f"{where}: found an entry that is no array; write it with numpy.savez")
+        inputs = {name: arrays[entry] for name, entry in chosen.inputs.items()}
+        return inputs, None if chosen.labels is None else arrays[chosen.labels]
     except KanCompileError:
         raise
     except OSError as error:
@@ -83,45 +91,10 @@ def read_arrays(path: Path, key: str | None, label_key: str, name: str) -> tuple
         ) from error
 
 
-def choose_key(keys: Sequence[str], key: str | None, label_key: str, name: str) -> str:
-    """Return which of several arrays holds the samples: ``key``, or ``x``, or the only one beside the labels."""
-    if key is not None or "x" in keys:
-        wanted = key or "x"
-        if wanted in keys:
-            return wanted
-    else:
-        wanted = "x"
-        others = [candidate for candidate in keys if candidate != label_key]
-        if len(others) == 1:
-            return others[0]
-    # samples are called as the option that names them, perhaps followed by their file
-    called = name.partition(" ")[0].lstrip("-")
-    option = f"--{called}-key NAME, in Python " if called in ("calibration", "data") else ""
-    raise KanCompileError(
-        f"{name}: found arrays {list(keys)!r}, expected one named {wanted!r}; name it with {option}key="
-    )
-
-
-def batch_parts(item: Any, key: str | None, label_key: str, name: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Take one item of an iterable apart: samples, and labels where it has any."""
-    if isinstance(item, Mapping):
-        batch = item[choose_key(list(item), key, label_key, name)]
-        return to_array(batch, name), to_array(item[label_key], f"{name} labels") if label_key in item else None
-    if isinstance(item, tuple | list) and item and isinstance(item[0], np.ndarray | Tensor):
-        if len(item) > 2:
-            raise KanCompileError(
-                f"{name}: found {len(item)} parts, expected samples or (samples, labels); yield only those"
-            )
-        return to_array(item[0], name), to_array(item[1], f"{name} labels") if len(item) == 2 else None
-    if isinstance(item, np.ndarray | Tensor):
-        return to_array(item, name), None
-    raise KanCompileError(
-        f"{name}: found {type(item).__name__}, expected a tensor or an array [b, *input_shape], or a pair with labels"
-    )
-
-
-def check_samples(array: NDArray[Any], shape: tuple[int, ...] | None, name: str, least: int = 2) -> None:
-    """Refuse samples of a type, shape or number that cannot be meant."""
+def check_samples(
+    array: NDArray[Any], shape: tuple[int, ...] | None, name: str, least: int = 2, is_one_of_several: bool = False
+) -> None:
+    """Refuse samples of a type, shape or number that cannot be meant; one of several inputs may be a number a sample."""
     if array.dtype == np.uint8:
         raise KanCompileError(
             f"{name}: found uint8, which usually is raw image data, expected floats scaled as in training; "
@@ -130,7 +103,7 @@ def check_samples(array: NDArray[Any], shape: tuple[int, ...] | None, name: str,
     if array.dtype.kind not in "fiub":
         way_out = "; leave out columns of text, or encode them as in training" if array.dtype.kind in "OSU" else ""
         raise KanCompileError(f"{name}: found dtype {str(array.dtype)!r}, expected float32{way_out}")
-    if array.ndim < 2:
+    if array.ndim < (1 if is_one_of_several else 2):
         raise KanCompileError(
             f"{name}: found shape {array.shape!r}, expected [n, *input_shape]; add the dimension that is missing, "
             "such as x[None] for one sample or x[:, None] for one feature"
@@ -157,6 +130,12 @@ def to_float32(array: NDArray[Any], name: str, notes: list[str]) -> NDArray[np.f
         notes.append(f"{name}: {array.dtype} converted to float32")
     with np.errstate(over="ignore"):  # the check for infinity reports what does not fit
         return np.array(array, dtype=np.float32, order="C")
+
+
+def to_integers(array: NDArray[Any]) -> NDArray[Any]:
+    """Copy integers to int32 or int64 and booleans to bool, as PyTorch and ONNX Runtime know them."""
+    kept = array.dtype in (np.bool_, np.int32, np.int64)
+    return np.array(array, dtype=array.dtype.newbyteorder("=") if kept else np.int64, order="C")
 
 
 def _shape_message(found: tuple[int, ...], shape: tuple[int, ...], name: str) -> str:

@@ -2,29 +2,72 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from kancompile.data.calibration import Calibration
 from kancompile.data.model import Reference, evaluating
+from kancompile.data.model_inputs import check_arguments
 from kancompile.errors import KanCompileError, error_source, reason
+from kancompile.named_tensors import Values, by_name, tensors_of
 
 # what no other samples would mend
 _OF_THE_MODEL = (AttributeError, NameError, ImportError, NotImplementedError, KeyError, UnboundLocalError, SyntaxError)
 
 
-def check_fits(reference: Reference, samples: Calibration) -> None:
-    """Make sure that the model takes samples of this shape.
+def check_fits(reference: Reference, samples: Calibration) -> Calibration:
+    """Make sure that the model takes such samples, and give them with the types that it reads.
+
+    A model that takes whole numbers as float32 gets float32, as all its other inputs have; integers and booleans stay what they
+    are where it does not, such as tokens of an embedding.
 
     Raises:
-        KanCompileError: it does not; the cause is named: its inputs, its numbers, its device, its own code, or the samples.
+        KanCompileError: it does not take them; the cause is named: its inputs, its numbers, its device, its own code, or the
+            samples.
     """
-    x = samples.samples[:2]
     if isinstance(reference, nn.Module):
         _check_forward(reference)
-        check_one_input(reference)
+    failures = []
+    for typed in _typings(samples):
+        try:
+            _check_run(reference, typed)
+        except KanCompileError as error:
+            failures.append(error)
+        else:
+            return typed
+    raise failures[0]
+
+
+def typed_as(exported: ExportedProgram, samples: Calibration) -> Calibration:
+    """Give the samples of an exported program with the types that it declares."""
+    nodes = [
+        n for n in exported.graph.nodes if n.op == "placeholder" and n.name in exported.graph_signature.user_inputs
+    ]
+    reads = {
+        node.name: node.meta["val"].dtype.is_floating_point for node in nodes if isinstance(node.meta["val"], Tensor)
+    }
+    whole = [name for name, array in samples.arrays.items() if array.dtype.kind in "ib"]
+    return samples.as_floats([name for name in whole if reads.get(name, all(reads.values()))])
+
+
+def _typings(samples: Calibration) -> Iterator[Calibration]:
+    """Give the types that whole numbers may have, the likeliest first."""
+    whole = [name for name, array in samples.arrays.items() if array.dtype.kind in "ib"]
+    several = len(samples.arrays) > 1
+    orders = [[], whole] if several else [whole, []]
+    if several and len(whole) > 1:
+        orders += [[name] for name in whole] + [[n for n in whole if n != name] for name in whole if len(whole) > 2]
+    for names in orders if whole else [[]]:
+        yield samples.as_floats(names)
+
+
+def _check_run(reference: Reference, samples: Calibration) -> None:
+    x = samples.samples[:2]
+    shapes = {name: tuple(array.shape[1:]) for name, array in samples.arrays.items()}
+    shape = shapes.get("", shapes)
     try:
         with evaluating(reference) as model, torch.no_grad():
             output = model(x)
@@ -33,6 +76,7 @@ def check_fits(reference: Reference, samples: Calibration) -> None:
     except Exception as error:  # user code may raise anything
         if isinstance(reference, nn.Module):
             _check_weights(reference)
+            check_arguments(reference, x)
         line = error_source(error)
         where = f" in {line}" if line else ""
         if isinstance(error, _OF_THE_MODEL):
@@ -40,35 +84,30 @@ def check_fits(reference: Reference, samples: Calibration) -> None:
                 f"model {type(reference).__name__!r}: raises {type(error).__name__}{where} ({reason(error)}) in evaluation mode, "
                 "expected one that computes; the samples are not the cause"
             ) from error
+        tokens = _beyond_vocabulary(error, x)
         raise KanCompileError(
-            f"calibration: found samples of shape {samples.input_shape!r}, on which the model raises "
-            f"{type(error).__name__}{where} ({reason(error)}); expected inputs as it was trained with{_other_shape(reference, x)}"
+            f"calibration: found samples of shape {shape!r}, on which the model raises "
+            f"{type(error).__name__}{where} ({reason(error)}); expected inputs as it was trained with"
+            f"{tokens or _other_shape(reference, x)}"
         ) from error
     # a model that begins with reshape(-1, n_in) takes any multiple of n_in and answers for another number of samples
-    if isinstance(output, Tensor) and output.shape[:1] != x.shape[:1]:
-        raise KanCompileError(
-            f"calibration: found samples of shape {samples.input_shape!r}, for {len(x)} of which the model returns shape "
-            f"{tuple(output.shape)!r}; expected one row for each, so inputs as it was trained with{_other_shape(reference, x)}"
-        )
+    for value in tensors_of(output):
+        if value.shape[:1] != torch.Size([len(x)]):
+            raise KanCompileError(
+                f"calibration: found samples of shape {shape!r}, for {len(x)} of which the model returns shape "
+                f"{tuple(value.shape)!r}; expected one row for each, so inputs as it was trained with{_other_shape(reference, x)}"
+            )
 
 
-def check_one_input(model: nn.Module) -> None:
-    """Refuse a forward that cannot be called with one positional tensor, before longer words of whoever calls it.
-
-    Raises:
-        KanCompileError: it needs another number of inputs.
-    """
-    try:
-        signature = inspect.signature(model.forward)
-    except (TypeError, ValueError):  # a compiled forward has none
-        return
-    try:
-        signature.bind(torch.empty(0))
-    except TypeError as error:
-        raise KanCompileError(
-            f"model {type(model).__name__!r}: found forward{signature}, expected exactly one tensor input ({error}); "
-            "wrap the model in a module of one input"
-        ) from None
+def _beyond_vocabulary(error: Exception, x: Values) -> str:
+    """Say the range of whole numbers that an embedding refused."""
+    if not isinstance(error, IndexError):
+        return ""
+    whole = {name: value for name, value in by_name(x, [""]).items() if not value.is_floating_point()}
+    ranges = [
+        f"{int(value.min())} ... {int(value.max())}{f' in {name!r}' if name else ''}" for name, value in whole.items()
+    ]
+    return f", here numbers of the model's vocabulary; found {', '.join(ranges)}" if ranges else ""
 
 
 def _check_forward(model: nn.Module) -> None:
@@ -95,8 +134,10 @@ def _check_weights(model: nn.Module) -> None:
             )
 
 
-def _other_shape(reference: Reference, x: Tensor) -> str:
+def _other_shape(reference: Reference, x: Values) -> str:
     """Try the usual other layouts of samples, and say which one the model takes; empty where it takes none of them."""
+    if not isinstance(x, Tensor):
+        return ""
     layouts = [("flat: pass x.reshape(len(x), -1)", x.flatten(1))] if x.ndim > 2 else []
     if x.ndim == 4:
         layouts = [

@@ -30,6 +30,7 @@ from kancompile.ir import (
     Program,
     TableExpansion,
 )
+from kancompile.named_tensors import Values
 from kancompile.passes import cost_of_pairs
 from kancompile.recipe import SettledRecipe
 
@@ -191,7 +192,7 @@ def _dissect(laboratory: Laboratory, recipe: SettledRecipe, name: str) -> Anatom
 
 
 def _of_pairs(
-    laboratory: Laboratory, recipe: SettledRecipe, exact: Program, lowered: Program, name: str, x: Tensor
+    laboratory: Laboratory, recipe: SettledRecipe, exact: Program, lowered: Program, name: str, x: Values
 ) -> Anatomy:
     """Measure a layer whose columns belong to pairs of inputs, so that no column of the float layer has its like."""
     found = [program.trace(x, [program.layer(name).contraction]) for program in (exact, lowered)]
@@ -251,7 +252,7 @@ def as_prepared(laboratory: Laboratory, name: str) -> list[Expansion]:
     return [module for module in modules if isinstance(module, Expansion)]
 
 
-def _few(program: Program, layer: Layer, x: Tensor) -> Tensor:
+def _few(program: Program, layer: Layer, x: Values) -> Values:
     """Choose as many samples as fit the memory that basis values may take."""
     columns = sum(program.trace(x[:1], layer.expansions)[target][1].numel() for target in layer.expansions)
     wanted = max(16, min(_SAMPLES, _ELEMENTS // max(columns, 1)))

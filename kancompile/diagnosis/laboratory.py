@@ -20,6 +20,7 @@ from kancompile.errors import KanCompileError
 from kancompile.ir import (
     Program,
 )
+from kancompile.named_tensors import Values
 from kancompile.passes import Lowering, RecentlyUsed, method_named
 from kancompile.progress import quiet
 from kancompile.recipe import SettledRecipe
@@ -122,7 +123,7 @@ class Laboratory:
         with quiet():
             return self._lowering.functions(recipe)
 
-    def lower_on(self, recipe: SettledRecipe, x: Tensor) -> Program:
+    def lower_on(self, recipe: SettledRecipe, x: Values) -> Program:
         """Lower by a recipe on other samples ``[n, *input_shape]``."""
         return self._run(self._prepared.lowering(x), recipe)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kancompile.diagnosis.laboratory import Laboratory, Outcome
 from kancompile.ir import Contraction, IntegerContraction, JointTable, Layer, Program, TableExpansion, layer_tables
+from kancompile.named_tensors import Values
 from kancompile.passes import SplitBranches
 from kancompile.recipe import SettledRecipe
 from kancompile.validation import plain_number
@@ -130,7 +131,7 @@ def _lowered_branches(lowered: Program, name: str) -> list[tuple[str, TableExpan
     return found
 
 
-def _mean_error(split: Program, program: Program, layer: Layer, x: Tensor) -> Tensor:
+def _mean_error(split: Program, program: Program, layer: Layer, x: Values) -> Tensor:
     expected = split.trace(x, [layer.contraction])[layer.contraction][1]
     found = program.trace(x, [layer.contraction])[layer.contraction][1]
     return split.contraction(layer).by_output(found - expected).mean(0)

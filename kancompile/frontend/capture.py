@@ -5,30 +5,34 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from kancompile.errors import KanCompileError
+from kancompile.data import in_order
+from kancompile.errors import KanCompileError, reason
 from kancompile.frontend.flow import Flow, NotLowerableError, analyse, refuse_batch_dependence, run
 from kancompile.frontend.layers import TOLERANCE, CanonicalLayer, best_layer, find_regions, layer_name, uses_of_layers
 from kancompile.frontend.rewrite import rewrite
-from kancompile.frontend.trace import example_rows, export, node_source
+from kancompile.frontend.trace import Examples, export, interface_of, node_source
 from kancompile.ir import Program, Unrecognized, check, share_uses
+from kancompile.named_tensors import NamedTensors, Values, tensors_of
 
 _MOST_REPORTED = 12
 
 
 def capture(
-    model: nn.Module | ExportedProgram | str | os.PathLike[str], example: Tensor | Sequence[int], *, trust: bool = False
+    model: nn.Module | ExportedProgram | str | os.PathLike[str], example: Values | Sequence[int], *, trust: bool = False
 ) -> Program:
     """Capture a network.
 
     Args:
         model: trained module (its training flags are restored), exported program, or path of a ``.pt2`` file.
-        example: an input ``[b, *input_shape]`` (float32), or ``input_shape`` without the batch.
+        example: an input ``[b, *input_shape]`` (float32), several by name (:class:`~kancompile.named_tensors.NamedTensors`), or
+            ``input_shape`` without the batch. More rows are better: the network is tried with nothing else.
         trust: whether a ``.pt2`` file may be opened: loading one can run any code that it holds.
 
     Returns:
@@ -37,11 +41,15 @@ def capture(
     Raises:
         KanCompileError: the network cannot be traced, its samples depend on each other, or it has no KAN layer.
     """
+    if isinstance(example, NamedTensors) and isinstance(model, nn.Module | ExportedProgram):
+        example = in_order(model, example)
     exported = export(model, example, trust)
-    rows = example_rows(example)
+    examples = Examples.of(example)
+    rows = examples.first()
+    interface = interface_of(exported, rows)
     flow = analyse(exported, rows)
     _refuse_non_finite_output(flow)
-    refuse_batch_dependence(flow)
+    refuse_batch_dependence(flow, examples)
     layers: list[CanonicalLayer] = []
     unrecognized = [_unrecognized(node, reason) for node, reason in flow.barriers.items()]
     names: set[str] = set()
@@ -53,6 +61,9 @@ def capture(
             layers.append(best_layer(flow, candidates, name))
         except NotLowerableError as refusal:
             unrecognized.append(_unrecognized(candidates[0].target, str(refusal)))
+        except (IndexError, RuntimeError) as error:  # of the user's operators, such as an embedding of whole floats
+            text = f"its functions fail on other values than the samples' ({reason(error)})"
+            unrecognized.append(_unrecognized(candidates[0].target, text))
         else:
             names.add(name)
     order = {node.name: place for place, node in enumerate(flow.graph.nodes)}
@@ -61,10 +72,12 @@ def capture(
         raise KanCompileError(_nothing_found(unrecognized))
     lines = {layer.contraction.layer: node_source(layer.region.target) for layer in layers}
     sources = {name: Path(source).name for name, source in lines.items() if source}
-    program = Program(rewrite(flow, layers), tuple(rows.shape[1:]), tuple(unrecognized), sources=sources)
+    program = Program(rewrite(flow, layers), interface.inputs[0].shape, tuple(unrecognized), sources=sources)
+    if len(interface.inputs) > 1 or len(interface.outputs) > 1 or interface.inputs[0].dtype != torch.float32:
+        program = replace(program, declared=interface)
     program = share_uses(program, uses_of_layers(flow, layers))
     check(program)
-    _confirm_program(flow, program)
+    _confirm_program(flow, program, examples)
     return program
 
 
@@ -96,15 +109,16 @@ def _nothing_found(unrecognized: Sequence[Unrecognized]) -> str:
 
 
 def _refuse_non_finite_output(flow: Flow) -> None:
-    output = flow.values[flow.output]
-    if not bool(torch.isfinite(output).all()):
+    for output in flow.outputs:
+        if bool(torch.isfinite(flow.values[output]).all()):
+            continue
         culprit = next(
             (
                 node
                 for node, value in flow.values.items()
                 if isinstance(value, Tensor) and node in flow.tracks and not bool(torch.isfinite(value).all())
             ),
-            flow.output,
+            output,
         )
         raise KanCompileError(
             f"model: {node_source(culprit) or culprit.name}: found NaN or infinite outputs on the example input, first in "
@@ -113,18 +127,20 @@ def _refuse_non_finite_output(flow: Flow) -> None:
         )
 
 
-def _confirm_program(flow: Flow, program: Program) -> None:
+def _confirm_program(flow: Flow, program: Program, examples: Examples) -> None:
     """Compare the finished program with the exported graph at several batch sizes."""
     generator = torch.Generator().manual_seed(3)
     for size in (2, 7):
-        rows = torch.randn(size, *program.input_shape, generator=generator)
-        rows[0] = flow.values[flow.input][0]
-        expected, found = run(flow, rows)[flow.output], program(rows)
-        scale = float(expected[torch.isfinite(expected)].abs().max().clamp(min=1e-6))
-        if found.shape != expected.shape or not torch.allclose(
-            found, expected, rtol=0, atol=100 * TOLERANCE * scale, equal_nan=True
-        ):
-            raise KanCompileError(
-                f"model: found outputs of the captured program that differ from the model at batch {size}, expected "
-                "equal ones although every layer was confirmed; please report this with the model"
-            )
+        rows = examples.made(size, generator)
+        values = run(flow, tensors_of(rows))
+        for node, found in zip(flow.outputs, tensors_of(program(rows)), strict=True):
+            expected = values[node].float()
+            finite = expected[torch.isfinite(expected)].abs()
+            scale = float(finite.max().clamp(min=1e-6)) if finite.numel() else 1.0
+            if found.shape != expected.shape or not torch.allclose(
+                found.float(), expected, rtol=0, atol=100 * TOLERANCE * scale, equal_nan=True
+            ):
+                raise KanCompileError(
+                    f"model: found outputs of the captured program that differ from the model at batch {size}, expected "
+                    "equal ones although every layer was confirmed; please report this with the model"
+                )

@@ -18,13 +18,14 @@ def rewrite(flow: Flow, layers: list[CanonicalLayer]) -> fx.GraphModule:
     layer_of = {layer.region.target: (number, layer) for number, layer in enumerate(layers)}
     copier = GraphCopier(flow)
     graph = copier.graph
-    copier.placed[flow.input] = graph.placeholder("x")
-    copier.batch = graph.call_function(torch.ops.aten.sym_size.int, (copier.placed[flow.input], 0))
+    for node in flow.inputs:
+        copier.placed[node] = graph.placeholder("x" if len(flow.inputs) == 1 else node.name)
+    copier.batch = graph.call_function(torch.ops.aten.sym_size.int, (copier.placed[flow.inputs[0]], 0))
     modules: dict[str, nn.Module] = {}
     in_samples: dict[fx.Node, fx.Node] = {}  # targets as their contraction returns them
-    live = live_nodes(flow.output)
+    live = live_nodes(flow.outputs)
     for node in flow.graph.nodes:
-        if node not in live or node is flow.input:
+        if node not in live or node in flow.inputs:
             continue
         if node in flow.parameter_of:
             copier.place_constant(node, node.name)
@@ -47,5 +48,6 @@ def rewrite(flow: Flow, layers: list[CanonicalLayer]) -> fx.GraphModule:
             copier.placed[node] = layout_of(node, flow.batch).emit_from_samples(graph, result, copier.batch)
         else:
             copier.copy(node)
-    copier.finish(copier.placed[flow.output])
+    returned = tuple(copier.placed[node] for node in flow.outputs)
+    copier.finish(returned if len(returned) > 1 else returned[0])
     return fx.GraphModule({**copier.root, **modules}, graph)

@@ -15,7 +15,7 @@ from kancompile.ir.joint_table import JointTable
 from kancompile.ir.operators import convolution_columns, look_up
 from kancompile.ir.packed_codes import DIGITS, MOST, ZERO_POINT, pack
 from kancompile.ir.polynomial import BreakpointCells, PolynomialExpansion, UniformCells, Zone
-from kancompile.ir.program import Layer, PassChange, Program, Unrecognized, attribute
+from kancompile.ir.program import Input, Interface, Layer, PassChange, Program, Unrecognized, attribute
 from kancompile.ir.show import show, with_history
 from kancompile.ir.table import TableExpansion
 from kancompile.ir.uses import separate_uses, share_uses
@@ -51,7 +51,9 @@ __all__ = [
     "GroupMultiplier",
     "HandOver",
     "IndexQuantizer",
+    "Input",
     "IntegerContraction",
+    "Interface",
     "JointTable",
     "Layer",
     "PassChange",

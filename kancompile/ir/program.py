@@ -18,6 +18,7 @@ from kancompile.errors import KanCompileError
 from kancompile.ir.contraction import AnyContraction, Contraction
 from kancompile.ir.expansion import AnyExpansion
 from kancompile.ir.table import TableExpansion
+from kancompile.named_tensors import NamedTensors, Values, tensors_of
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
@@ -80,19 +81,48 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Input:
+    """One input of a network.
+
+    Attributes:
+        name: as the user's ``forward`` calls it; parts of a dict, dataclass or tuple as ``batch.x``.
+        shape: without the batch.
+        dtype: float32, or an integer type or bool, whose values the network reads as they are.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a network takes and gives, in order; one input and one output alone are called ``input`` and ``output``.
+
+    Attributes:
+        inputs: of the network.
+        outputs: their names.
+    """
+
+    inputs: tuple[Input, ...]
+    outputs: tuple[str, ...] = ("output",)
+
+
+@dataclass(frozen=True)
 class Program:
     """A captured network.
 
     Attributes:
         graph_module: FX graph module; KAN layers are ``call_module`` nodes of the classes in ``kancompile.ir.contraction``,
             everything else stays ATen. A layer that is used several times is one module, called by several nodes.
-        input_shape: shape of the input without the batch.
+        input_shape: shape of the input without the batch; of several the first.
         unrecognized: what was looked at and left alone.
         sources: ``file:line`` in the user's code of layers, by their names, where it is known.
         uses: for the nodes of layers used several times, by their names, the modules as they were captured at that use:
             equal in value to the one that the node calls, with a name of the layer and of branches of their own.
         notes: lines for the report that passes added.
         history: what each pass did, in order.
+        declared: inputs and outputs where there are several, or others than float32.
     """
 
     graph_module: fx.GraphModule
@@ -102,11 +132,27 @@ class Program:
     history: tuple[PassChange, ...] = field(default=())
     sources: Mapping[str, str] = field(default_factory=dict)
     uses: Mapping[str, nn.Module] = field(default_factory=dict)
+    declared: Interface | None = None
 
-    def __call__(self, x: Tensor) -> Any:
-        """Evaluate the program on ``[b, *input_shape]`` without gradients."""
+    def __call__(self, x: Values) -> Any:
+        """Evaluate the program without gradients: a tensor for one output, ``NamedTensors`` for several.
+
+        Args:
+            x: ``[b, *input_shape]``, several inputs by name.
+        """
         with torch.no_grad():
-            return self.graph_module(x)
+            return self.by_name(self.graph_module(*tensors_of(x)))
+
+    def by_name(self, returned: Any) -> Any:
+        """Name what the graph module returns: a tensor stays itself, several become ``NamedTensors``."""
+        if not isinstance(returned, tuple):
+            return returned
+        return NamedTensors(dict(zip(self.interface.outputs, returned, strict=True)))
+
+    @property
+    def interface(self) -> Interface:
+        """Inputs and outputs."""
+        return self.declared or Interface((Input("input", self.input_shape),))
 
     def module(self, target: str) -> nn.Module:
         """Return the module of that name."""
@@ -186,7 +232,7 @@ class Program:
         """Return a program of another graph, whose nodes name modules and tensors of ``root``."""
         return replace(self, graph_module=fx.GraphModule(named_by(graph, root), graph))
 
-    def trace(self, x: Tensor, targets: Iterable[str]) -> dict[str, tuple[tuple[Tensor, ...], Tensor]]:
+    def trace(self, x: Values, targets: Iterable[str]) -> dict[str, tuple[tuple[Tensor, ...], Tensor]]:
         """Evaluate, as far as needed, and keep the inputs and the output of the named modules.
 
         Returns:
@@ -195,10 +241,10 @@ class Program:
         calls = self.calls()
         recorder = _Recorder(self.graph_module, {target: len(calls.get(target, ())) for target in targets})
         with torch.no_grad(), contextlib.suppress(_AllKept):
-            recorder.run(x)
+            recorder.run(*tensors_of(x))
         return {target: _one_behind_another(uses) for target, uses in recorder.kept.items()}
 
-    def inputs(self, x: Tensor, targets: Iterable[str]) -> dict[str, Tensor]:
+    def inputs(self, x: Values, targets: Iterable[str]) -> dict[str, Tensor]:
         """Evaluate in chunks of bounded memory and keep what the named modules, each of one input, read.
 
         Returns:
@@ -206,7 +252,7 @@ class Program:
         """
         wanted = list(targets)
         kept: dict[str, list[Tensor]] = {target: [] for target in wanted}
-        for part in torch.split(x, _CHUNK):
+        for part in x.split(_CHUNK):
             for target, (arguments, _) in self.trace(part, wanted).items():
                 kept[target].append(arguments[0])
         return {target: torch.cat(parts) for target, parts in kept.items()}

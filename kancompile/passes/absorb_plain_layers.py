@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.ir import Branch, Contraction, Expansion, Geometry, Program, Unrecognized, attribute
+from kancompile.named_tensors import Values, tensors_of
 
 _ATEN = torch.ops.aten
 _LONGEST_ACTIVATION = 12
@@ -37,7 +38,7 @@ class AbsorbPlainLayers:
 
     name = "absorb-plain-layers"
 
-    def __call__(self, program: Program, x: Tensor) -> Program:
+    def __call__(self, program: Program, x: Values) -> Program:
         """Return the program with ordinary layers as modules, equal in value up to rounding.
 
         Args:
@@ -46,7 +47,7 @@ class AbsorbPlainLayers:
         """
         values = _Values(program.graph_module)
         with torch.no_grad():
-            values.run(x[:2])
+            values.run(*tensors_of(x[:2]))
         taken = {layer.name for layer in program.layers()}
         found = []
         for node in program.graph_module.graph.nodes:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from kancompile.ir import AnyExpansion, Branch, Contraction, Expansion, Layer, Program, distinct_inputs
+from kancompile.named_tensors import Values
 
 _RANKS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 _POINTS = (1 << 10, 1 << 12)
@@ -52,7 +53,7 @@ class FactorizeEdges:
 
     name = "factorize-edges"
 
-    def __call__(self, program: Program, x: Tensor) -> Program:
+    def __call__(self, program: Program, x: Values) -> Program:
         """Return the program with shared functions, or the same one where nothing changes.
 
         Args:
@@ -71,7 +72,7 @@ class FactorizeEdges:
                     program = self._factorize(program, layer, target, numbers, x)
         return program
 
-    def _factorize(self, program: Program, layer: Layer, target: str, numbers: list[int], x: Tensor) -> Program:
+    def _factorize(self, program: Program, layer: Layer, target: str, numbers: list[int], x: Values) -> Program:
         for number in numbers:
             expansion = program.node(target, Expansion)
             branch = expansion.branches[number]
@@ -87,7 +88,7 @@ class FactorizeEdges:
         return program
 
     def _best(
-        self, program: Program, layer: Layer, target: str, number: int, functions: _Functions, x: Tensor
+        self, program: Program, layer: Layer, target: str, number: int, functions: _Functions, x: Values
     ) -> Program:
         """Try ranks upwards; the smallest one within the tolerance is taken."""
         k = functions.k
@@ -262,7 +263,7 @@ def _rewritten(
     }
 
 
-def _output_error(program: Program, modules: dict[str, nn.Module], layer: Layer, x: Tensor) -> float:
+def _output_error(program: Program, modules: dict[str, nn.Module], layer: Layer, x: Values) -> float:
     """Measure the root mean square error of a layer's output, relative to its spread over samples."""
     changed = program.replace_modules(modules)
     expected, found = (p.trace(x, [layer.contraction])[layer.contraction][1] for p in (program, changed))

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from kancompile.ir import Branch, Contraction, Expansion, Layer, Program, distinct_inputs
+from kancompile.named_tensors import Values
 
 _SAMPLES = 512
 _RANGE_SAMPLES = 64
@@ -45,7 +46,7 @@ class FactorizeExpansions:
 
     name = "factorize-expansions"
 
-    def __call__(self, program: Program, x: Tensor) -> Program:
+    def __call__(self, program: Program, x: Values) -> Program:
         """Return the program with fewer columns, or the same one.
 
         Args:

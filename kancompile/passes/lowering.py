@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from kancompile.errors import KanCompileError
 from kancompile.ir import Program, check, with_history
+from kancompile.named_tensors import Values
 from kancompile.passes.absorb_plain_layers import AbsorbPlainLayers
 from kancompile.passes.factorize_edges import FactorizeEdges
 from kancompile.passes.factorize_expansions import FactorizeExpansions
@@ -42,7 +42,7 @@ class Lowering:
     measured of their tables (``KnownTables``).
     """
 
-    def __init__(self, program: Program, x: Tensor, seed: int = 0, device: str = "cpu") -> None:
+    def __init__(self, program: Program, x: Values, seed: int = 0, device: str = "cpu") -> None:
         """Take what all recipes share.
 
         Args:
@@ -163,7 +163,7 @@ class Lowering:
         ]
 
 
-def settle(program: Program, x: Tensor, recipe: Recipe) -> SettledRecipe:
+def settle(program: Program, x: Values, recipe: Recipe) -> SettledRecipe:
     """Settle a recipe for the layers of a program, ordinary layers that can be absorbed included; every pattern must fit one.
 
     Args:
@@ -179,7 +179,7 @@ def settle(program: Program, x: Tensor, recipe: Recipe) -> SettledRecipe:
     return recipe.settled(names)
 
 
-def prepare(program: Program, x: Tensor, recipe: SettledRecipe) -> Program:
+def prepare(program: Program, x: Values, recipe: SettledRecipe) -> Program:
     """Bring a captured program into the form that integer lowering starts from; its values stay the same up to rounding.
 
     Args:
@@ -193,7 +193,7 @@ def prepare(program: Program, x: Tensor, recipe: SettledRecipe) -> Program:
     return with_history(AbsorbPlainLayers.name, program, absorbed)
 
 
-def lower(program: Program, x: Tensor, recipe: Recipe, seed: int = 0, device: str = "cpu") -> Program:
+def lower(program: Program, x: Values, recipe: Recipe, seed: int = 0, device: str = "cpu") -> Program:
     """Run the passes of one recipe over a captured program (see :class:`Lowering`)."""
     lowering = Lowering(program, x, seed, device)
     return lowering(lowering.settled(recipe))

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from kancompile.ir import MOST_PLANES, Branch, Contraction, Expansion, Layer, Program, distinct_inputs
+from kancompile.named_tensors import Values
 
 _SAMPLES = 64
 _VALUES = 1 << 18
@@ -49,7 +50,7 @@ class MixFunctions:
 
     name = "mix-functions"
 
-    def __call__(self, program: Program, x: Tensor) -> Program:
+    def __call__(self, program: Program, x: Values) -> Program:
         """Return the program with fewer functions, or the same one.
 
         Args:

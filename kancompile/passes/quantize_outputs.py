@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.ir import REAL, IndexQuantizer, IntegerContraction, Program, rows_of
+from kancompile.named_tensors import Values
 
 _LEVELS = 256
 
@@ -24,7 +25,7 @@ class QuantizeOutputs:
 
     name = "quantize-outputs"
 
-    def __call__(self, program: Program, x: Tensor) -> Program:
+    def __call__(self, program: Program, x: Values) -> Program:
         """Return the program with quantized outputs.
 
         Args:
@@ -34,7 +35,7 @@ class QuantizeOutputs:
         found = [str(node.target) for node in _returned(program.graph_module.graph) if _is_real(program, node)]
         if not found:
             return program
-        traced = [program.trace(part, found) for part in torch.split(x, 512)]
+        traced = [program.trace(part, found) for part in x.split(512)]
         modules: dict[str, IntegerContraction] = {}
         for target in found:
             index = _quantizer(torch.cat([part[target][1] for part in traced]))

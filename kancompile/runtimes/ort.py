@@ -23,7 +23,7 @@ def load(model: Path, threads: int) -> InProcess:
         return outputs
 
     def rows_at_once(x: Array) -> int:
-        session.check_input(x.shape[1:], "data")
+        session.check_input(x, "data")
         return session.batch or BATCH
 
     return InProcess(call, rows_at_once)

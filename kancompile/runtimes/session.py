@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,19 @@ import onnx
 import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from kancompile.data import shape_hint
 from kancompile.errors import KanCompileError, first_line, foreign
+from kancompile.named_tensors import NamedTensors, Values, arrays_of
 
 ModelFile = str | os.PathLike[str] | bytes
+Arrays = NDArray[Any] | Mapping[str, NDArray[Any]]
+_TYPES: dict[str, type[Any]] = {
+    "tensor(float)": np.float32,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+}
 
 
 def read_model(model: ModelFile) -> bytes:
@@ -43,7 +50,7 @@ def name_of(model: ModelFile) -> str:
 
 
 CALIBRATED_RANGE = "kancompile.calibrated_range"
-"""Metadata of a file: JSON of the smallest and the largest input value that it was calibrated with."""
+"""Metadata of a file: JSON of the smallest and the largest input value that it was calibrated with, by name of several inputs."""
 
 
 class RuntimeModel:
@@ -51,8 +58,8 @@ class RuntimeModel:
 
     Attributes:
         session: the session.
-        input_name: name of its only input.
-        input_shape: shape of one sample; -1 where the file leaves a dimension open.
+        input_shapes: shape of one sample of every input, by name in the order of the file; -1 where a dimension is open.
+        output_names: of the outputs, in order.
         batch: the only batch size that the file takes, ``None`` for any.
     """
 
@@ -65,7 +72,7 @@ class RuntimeModel:
             fused: ``False`` keeps float arithmetic between DequantizeLinear and QuantizeLinear, as the file is written.
 
         Raises:
-            KanCompileError: ONNX Runtime cannot load the file, or it has not one float32 input.
+            KanCompileError: ONNX Runtime cannot load the file, or an input is neither float32 nor int32, int64 or bool.
         """
         self.name = name_of(model)
         options = onnxruntime.SessionOptions()
@@ -85,98 +92,159 @@ class RuntimeModel:
                 f"{self.name}: ONNX Runtime {onnxruntime.__version__} cannot load it ({first_line(error)}); "
                 "give a complete ONNX file"
             ) from error
-        if len(inputs) != 1 or inputs[0].type != "tensor(float)":
+        if not inputs or any(value.type not in _TYPES or not value.shape for value in inputs):
             found = [f"{value.name}: {value.type}" for value in inputs]
-            raise KanCompileError(f"{self.name}: found inputs {found!r}, expected one of type tensor(float)")
-        self.input_name = inputs[0].name
-        self.batch = inputs[0].shape[0] if inputs[0].shape and isinstance(inputs[0].shape[0], int) else None
+            raise KanCompileError(
+                f"{self.name}: found inputs {found!r}, expected batches of {', '.join(_TYPES)}; give a file that kancompile wrote"
+            )
+        self._types = {value.name: _TYPES[value.type] for value in inputs}
+        self.output_names = [value.name for value in self.session.get_outputs()]
+        self.batch = inputs[0].shape[0] if isinstance(inputs[0].shape[0], int) else None
         if self.batch == 0:
             raise KanCompileError(
                 f"{self.name}: found a batch of 0 samples, expected at least 1; give a complete ONNX file"
             )
-        self.input_shape = tuple(size if isinstance(size, int) else -1 for size in inputs[0].shape[1:])
+        self.input_shapes = {
+            value.name: tuple(size if isinstance(size, int) else -1 for size in value.shape[1:]) for value in inputs
+        }
 
     @property
-    def calibrated_range(self) -> tuple[float, float] | None:
-        """Smallest and largest input value of the calibration, ``None`` where the file does not say."""
-        text = self.session.get_modelmeta().custom_metadata_map.get(CALIBRATED_RANGE)
-        try:
-            low, high = map(float, json.loads(text)) if text else (math.nan, math.nan)
-        except (ValueError, TypeError):
-            return None
-        return (low, high) if low <= high else None
-
-    def check_input(self, shape: tuple[int, ...], what: str) -> None:
-        """Verify that samples of that shape fit.
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample of the only input.
 
         Raises:
-            KanCompileError: they do not.
+            KanCompileError: there are several.
         """
-        fits = len(shape) == len(self.input_shape) and all(
-            expected in (-1, found) for found, expected in zip(shape, self.input_shape, strict=True)
-        )
-        if not fits:
-            hint = shape_hint(shape, self.input_shape)
+        if len(self.input_shapes) != 1:
             raise KanCompileError(
-                f"{what}: found samples of shape {shape!r}, expected {self.input_shape!r} as {self.name} reads them"
-                + (f"; {hint}" if hint else "")
+                f"{self.name}: found the inputs {list(self.input_shapes)!r}, expected one for this; use a file of one input"
             )
+        return next(iter(self.input_shapes.values()))
 
-    def run(self, x: NDArray[np.float32]) -> list[NDArray[Any]]:
+    @property
+    def calibrated_ranges(self) -> dict[str, tuple[float, float]]:
+        """Smallest and largest value of the calibration for every input of which the file says them."""
+        text = self.session.get_modelmeta().custom_metadata_map.get(CALIBRATED_RANGE)
+        found = {}
+        try:
+            ranges = json.loads(text) if text else {}
+            named = ranges if isinstance(ranges, dict) else {next(iter(self.input_shapes)): ranges}
+            for name, bounds in named.items():
+                low, high = map(float, bounds)
+                if low <= high and name in self.input_shapes:
+                    found[name] = (low, high)
+        except (ValueError, TypeError):
+            return {}
+        return found
+
+    def check_input(self, found: Arrays, what: str) -> None:
+        """Verify that a batch fits.
+
+        Raises:
+            KanCompileError: it does not.
+        """
+        for name, array in self._named(found, what).items():
+            shape, wanted = tuple(array.shape[1:]), self.input_shapes[name]
+            if len(shape) != len(wanted) or any(size not in (-1, own) for own, size in zip(shape, wanted, strict=True)):
+                hint = shape_hint(shape, wanted)
+                of_input = f" of {name!r}" if len(self.input_shapes) > 1 else ""
+                raise KanCompileError(
+                    f"{what}: found samples{of_input} of shape {shape!r}, expected {wanted!r} as {self.name} reads them"
+                    + (f"; {hint}" if hint else "")
+                )
+
+    def as_read(self, x: Values, what: str) -> Values:
+        """Give a batch with the types of this file's inputs, whole numbers where it reads integers.
+
+        Raises:
+            KanCompileError: it does not fit.
+        """
+        given = arrays_of(x)
+        self.check_input(given, what)
+        for name, array in (given if isinstance(given, dict) else {next(iter(self.input_shapes)): given}).items():
+            if (
+                array.dtype.kind == "f"
+                and self._types[name] is not np.float32
+                and not np.array_equal(array, np.rint(array))
+            ):
+                raise KanCompileError(
+                    f"{what}: found fractions in {name!r}, expected whole numbers as {self.name} reads them; pass integers"
+                )
+        typed = {name: torch.from_numpy(array) for name, array in self._named(given, what).items()}
+        return NamedTensors(typed) if isinstance(x, NamedTensors) else next(iter(typed.values()))
+
+    def run(self, x: Arrays) -> list[NDArray[Any]]:
         """Return all outputs for ``[b, *input_shape]``; a file of one batch size gets it piece by piece, the last filled up.
 
-        Raises:
-            KanCompileError: ONNX Runtime refuses.
-        """
-        if self.batch is None or len(x) == self.batch or not len(x):
-            return self._run(x)
-        filled = np.concatenate([x, np.repeat(x[-1:], -len(x) % self.batch, axis=0)])
-        parts = [self._run(filled[start : start + self.batch]) for start in range(0, len(filled), self.batch)]
-        return [np.concatenate(values)[: len(x)] for values in zip(*parts, strict=True)]
+        Args:
+            x: of the only input, or of every one by name.
 
-    def _run(self, x: NDArray[np.float32]) -> list[NDArray[Any]]:
-        try:
-            outputs: list[NDArray[Any]] = self.session.run(None, {self.input_name: x})
-        except Exception as error:
+        Raises:
+            KanCompileError: ONNX Runtime refuses, or the names are others.
+        """
+        named = self._named(x, "data")
+        count = len(next(iter(named.values())))
+        if self.batch is None or count == self.batch or not count:
+            return self._run(named)
+        filled = {n: np.concatenate([v, np.repeat(v[-1:], -count % self.batch, axis=0)]) for n, v in named.items()}
+        starts = range(0, count + -count % self.batch, self.batch)
+        parts = [self._run({n: v[start : start + self.batch] for n, v in filled.items()}) for start in starts]
+        return [np.concatenate(values)[:count] for values in zip(*parts, strict=True)]
+
+    def _named(self, x: Arrays, what: str) -> dict[str, NDArray[Any]]:
+        names = list(self.input_shapes)
+        found = dict(x) if isinstance(x, Mapping) else {names[0]: x}
+        if set(found) != set(names):
             raise KanCompileError(
-                f"{self.name}: ONNX Runtime failed on an input of shape {x.shape!r} ({first_line(error)})"
-            ) from error
+                f"{what}: found the inputs {list(found) if isinstance(x, Mapping) else 'of one array'!r}, expected {names!r} as "
+                f"{self.name} has them; pass arrays by those names"
+            )
+        return {
+            name: value if value.dtype == self._types[name] else value.astype(self._types[name])
+            for name, value in found.items()
+        }
+
+    def _run(self, named: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        try:
+            outputs: list[NDArray[Any]] = self.session.run(None, named)
+        except Exception as error:
+            shapes = [value.shape for value in named.values()]
+            shown = f"an input of shape {shapes[0]!r}" if len(shapes) == 1 else f"inputs of shapes {shapes!r}"
+            raise KanCompileError(f"{self.name}: ONNX Runtime failed on {shown} ({first_line(error)})") from error
         strange = [type(value).__name__ for value in outputs if not _holds_numbers(value)]
         if strange:
             raise KanCompileError(f"{self.name}: found an output of {strange[0]}, expected tensors of numbers")
         return outputs
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the only output.
+    def __call__(self, x: Values) -> Values:
+        """Return the only output, or several by name.
 
         Raises:
-            KanCompileError: there are several, or ONNX Runtime refuses.
+            KanCompileError: ONNX Runtime refuses.
         """
-        outputs = self.run(np.ascontiguousarray(x.detach().numpy(), dtype=np.float32))
-        return torch.from_numpy(_single(outputs, self.name))
+        return _values(self.run(arrays_of(x)), self.output_names)
 
 
-def run_unfused(model: ModelFile, x: Tensor) -> Tensor:
+def run_unfused(model: ModelFile, x: Values) -> Values:
     """Run a file in ONNX Runtime without kernel fusion (``session.disable_quant_qdq``), as its graph is written."""
     return RuntimeModel(model, fused=False)(x)
 
 
-def run_reference(model: ModelFile, x: Tensor) -> Tensor:
+def run_reference(model: ModelFile, x: Values) -> Values:
     """Run a file in the reference implementation of the ``onnx`` package, which shares no code with ONNX Runtime."""
     from onnx.reference import ReferenceEvaluator
 
     with foreign(name_of(model), "give a complete ONNX file"):
         evaluator = ReferenceEvaluator(onnx.load_model_from_string(read_model(model)))
-        outputs: Any = evaluator.run(None, {evaluator.input_names[0]: x.detach().numpy()})
-        return torch.from_numpy(np.asarray(_single(outputs, name_of(model))))
+        found = arrays_of(x)
+        named = found if isinstance(found, dict) else {evaluator.input_names[0]: found}
+        outputs: Any = evaluator.run(None, named)
+        return _values([np.asarray(output) for output in outputs], evaluator.output_names)
 
 
-def _single(outputs: list[NDArray[Any]], name: str) -> NDArray[Any]:
-    if len(outputs) != 1:
-        raise KanCompileError(
-            f"{name}: found {len(outputs)} outputs, expected one; wrap the model to return one tensor"
-        )
-    return outputs[0]
+def _values(outputs: list[NDArray[Any]], names: Sequence[str]) -> Values:
+    found = [torch.from_numpy(output) for output in outputs]
+    return found[0] if len(found) == 1 else NamedTensors(dict(zip(names, found, strict=True)))
 
 
 def _holds_numbers(output: Any) -> bool:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
-from kancompile.data import evaluating
+from kancompile.data import evaluating, in_order
 from kancompile.errors import KanCompileError, reason
+from kancompile.named_tensors import NamedTensors, Values, arrays_of
 from kancompile.runtimes import RuntimeModel, describe_machine
 from kancompile.validation.benchmark import COMPILED, EAGER, FLOAT_EXPORT, take_turns, torch_threads
 from kancompile.validation.float_export import FloatExport
@@ -102,7 +102,7 @@ def measure_beside_float(
     export: FloatExport,
     session: bytes,
     compiled_bytes: int,
-    x: Tensor,
+    x: Values,
     timing: bool = True,
 ) -> BesideFloat:
     """Measure a compiled file beside its float model.
@@ -126,31 +126,43 @@ def measure_beside_float(
         return BesideFloat(size, compiled_bytes, "", (), tuple(notes))
     if exported is not None:
         try:
-            return BesideFloat(size, compiled_bytes, FLOAT_EXPORT, _beside_export(exported, session, x), tuple(notes))
+            times = _beside_export(exported, session, in_order(reference, x))
+            return BesideFloat(size, compiled_bytes, FLOAT_EXPORT, times, tuple(notes))
         except Exception as error:  # kernels of a foreign runtime
             said = f"{type(error).__name__}: {reason(error)}"
             notes.append(f"ONNX Runtime does not run the float export ({said}); times are compared with PyTorch")
     try:
         with evaluating(reference) as eager, torch_threads(1), torch.no_grad():
             compiled = RuntimeModel(session, threads=1)
-            times = _times(x, EAGER, lambda array: eager(torch.from_numpy(array)), compiled)
+            times = _times(x, EAGER, lambda array: eager(_tensors(array)), compiled)
         return BesideFloat(size, compiled_bytes, EAGER, times, tuple(notes))
     except Exception as error:
         notes.append(f"no times: the float model does not run, {type(error).__name__}: {reason(error)}")
         return BesideFloat(size, compiled_bytes, "", (), tuple(notes))
 
 
-def _beside_export(exported: bytes, session: bytes, x: Tensor) -> tuple[BatchTime, ...]:
+def _beside_export(exported: bytes, session: bytes, x: Values) -> tuple[BatchTime, ...]:
     float_model = RuntimeModel(exported, threads=1)
-    return _times(x, FLOAT_EXPORT, float_model.run, RuntimeModel(session, threads=1))
+
+    def run(arrays: Any) -> Any:  # the exporter names the parts of a dict otherwise, in the same order
+        named = zip(float_model.input_shapes, arrays.values(), strict=True) if isinstance(arrays, dict) else ()
+        return float_model.run(dict(named) or arrays)
+
+    return _times(x, FLOAT_EXPORT, run, RuntimeModel(session, threads=1))
 
 
-def _times(x: Tensor, name: str, run: Callable[[Any], Any], compiled: RuntimeModel) -> tuple[BatchTime, ...]:
+def _tensors(arrays: Any) -> Values:
+    if not isinstance(arrays, dict):
+        return torch.from_numpy(arrays)
+    return NamedTensors({name: torch.from_numpy(array) for name, array in arrays.items()})
+
+
+def _times(x: Values, name: str, run: Callable[[Any], Any], compiled: RuntimeModel) -> tuple[BatchTime, ...]:
     found: list[BatchTime] = []
     for batch in BATCHES if compiled.batch is None else (compiled.batch,):
         if found and found[-1].float_seconds / found[-1].batch * batch > _LONGEST_CALL:
             break
-        array = np.ascontiguousarray(x.numpy()[np.arange(batch) % len(x)])
+        array = arrays_of(x[torch.arange(batch) % len(x)])
         failed: dict[str, str] = {}
         turns = {COMPILED: partial(compiled.run, array), name: partial(run, array)}
         timings = {timing.candidate: timing.median for timing in take_turns(turns, batch, 1, _REPEATS, _WARMUP, failed)}

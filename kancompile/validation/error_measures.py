@@ -11,13 +11,14 @@ and the worst output counts. An output that does not vary is judged by its error
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kancompile.errors import KanCompileError
+from kancompile.named_tensors import Values, by_name
 
 CONSTANT = 1e-6
 """Share of its mean below which the spread of an output counts as none."""
@@ -43,13 +44,14 @@ class OutputError:
     """The error of one output over all samples.
 
     Attributes:
-        output: its number.
+        output: its number in its tensor.
         mean, spread: mean and standard deviation of the reference.
         rms: root mean square of the error.
         largest: largest absolute error.
         range: largest less smallest value of the reference.
         is_constant: whether the reference does not vary; the error is then compared with its value.
         sqnr_db: power of what varies, or of a constant's value, to that of the error.
+        of: name of its tensor, where a network returns several.
     """
 
     output: int
@@ -60,6 +62,12 @@ class OutputError:
     range: float
     is_constant: bool
     sqnr_db: float
+    of: str = ""
+
+    @property
+    def called(self) -> str:
+        """The output's number; where a network returns several tensors, behind the name of its tensor: ``box[2]``."""
+        return f"{self.of}[{self.output}]" if self.of else str(self.output)
 
     @property
     def rms_share(self) -> float:
@@ -82,6 +90,7 @@ class OutputError:
         numbers = ("mean", "spread", "rms", "largest", "range", "sqnr_db", "rms_share", "largest_share")
         return {
             "output": self.output,
+            **({"of": self.of} if self.of else {}),
             "is_constant": self.is_constant,
             **{name: plain_number(getattr(self, name)) for name in numbers},
         }
@@ -92,7 +101,8 @@ class ErrorMeasure:
     """Accumulates the error of outputs against a reference, in float64, each output by itself.
 
     What an output is depends on the shape: a column of ``[b, n]``, an entry of the last dimension of ``[b, tokens, n]``, a
-    channel of an image ``[b, c, *]``.
+    channel of an image ``[b, c, *]``. A network that returns several tensors is measured tensor by tensor, and its outputs are
+    those of all of them in order.
 
     Attributes:
         count: elements seen.
@@ -101,6 +111,7 @@ class ErrorMeasure:
         differing: elements that are not equal.
         samples, agreeing: rows seen and rows whose largest element stands in the same place, where that has a meaning.
         is_finite: whether all values were.
+        parts: measures of a network's tensors by name, where it returns several.
     """
 
     count: int = 0
@@ -110,6 +121,7 @@ class ErrorMeasure:
     samples: int = 0
     agreeing: int = 0
     is_finite: bool = True
+    parts: dict[str, ErrorMeasure] = field(default_factory=dict)
     _mean: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     _power: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     _noise: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
@@ -117,12 +129,31 @@ class ErrorMeasure:
     _low: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     _high: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
 
-    def add(self, reference: Tensor, output: Tensor, what: str) -> None:
+    def add(self, reference: Values, output: Values, what: str) -> None:
         """Take one batch of both.
 
         Raises:
-            KanCompileError: the shapes differ.
+            KanCompileError: the shapes differ, or the names.
         """
+        if isinstance(reference, Tensor) and isinstance(output, Tensor):
+            self._add_tensor(reference, output, what)
+            return
+        wanted, found = by_name(reference, [what]), by_name(output, [what])
+        if list(wanted) != list(found):
+            raise KanCompileError(
+                f"{what}: found the outputs {list(found)!r}, expected {list(wanted)!r} as the float model gives; compare a file "
+                "with the model it was compiled from"
+            )
+        for name, expected in wanted.items():
+            part = self.parts.setdefault(name, ErrorMeasure())
+            part._add_tensor(expected.float(), found[name].float(), f"{what}, output {name!r}")
+        parts = list(self.parts.values())
+        self.count, self.differing = sum(part.count for part in parts), sum(part.differing for part in parts)
+        self.rows, self.absolute = max(part.rows for part in parts), sum(part.absolute for part in parts)
+        self.samples, self.agreeing = parts[0].samples, parts[0].agreeing
+        self.is_finite = all(part.is_finite for part in parts)
+
+    def _add_tensor(self, reference: Tensor, output: Tensor, what: str) -> None:
         if reference.shape != output.shape:
             raise KanCompileError(
                 f"{what}: found output shape {tuple(output.shape)!r}, expected {tuple(reference.shape)!r} "
@@ -163,11 +194,13 @@ class ErrorMeasure:
     @property
     def n_outputs(self) -> int:
         """Number of outputs."""
-        return len(self._noise)
+        return len(self.noise_of)
 
     @property
     def is_constant(self) -> Tensor:
         """Whether each output does not vary, bool ``[m]``; no more than float32 rounding of its value counts as none, too."""
+        if self.parts:
+            return torch.cat([part.is_constant for part in self.parts.values()])
         spread, mean = (self._power / max(1, self.rows)).sqrt(), self._mean.abs()
         if self.n_outputs and bool((spread <= CONSTANT * mean.max()).all()):
             return torch.ones_like(
@@ -181,6 +214,8 @@ class ErrorMeasure:
 
         What varies; of a constant its value, and of a constant 0 what varies in the outputs beside it.
         """
+        if self.parts:
+            return torch.cat([part.allowed for part in self.parts.values()])
         constant = self.is_constant
         varying = self._power[~constant]
         beside = varying.max() if len(varying) else torch.ones((), dtype=torch.float64)
@@ -190,7 +225,7 @@ class ErrorMeasure:
     @property
     def noise_of(self) -> Tensor:
         """Power of the error of each output, all samples together, float64 ``[m]``."""
-        return self._noise
+        return torch.cat([part.noise_of for part in self.parts.values()]) if self.parts else self._noise
 
     @property
     def signal(self) -> float:
@@ -200,11 +235,13 @@ class ErrorMeasure:
     @property
     def noise(self) -> float:
         """Power of the error of all outputs together."""
-        return float(self._noise.sum())
+        return float(self.noise_of.sum())
 
     @property
     def largest(self) -> float:
         """Largest absolute difference; NaN once any value was not finite."""
+        if self.parts and self.is_finite:
+            return max(part.largest for part in self.parts.values())
         return (float(self._largest.max()) if self.n_outputs else 0.0) if self.is_finite else math.nan
 
     @property
@@ -217,8 +254,8 @@ class ErrorMeasure:
         """The output of the least ratio, or the first that was not finite; ``None`` where nothing was measured."""
         if not self.n_outputs:
             return None
-        unusable = ~torch.isfinite(self._noise)
-        share = torch.where(unusable, math.inf, self._noise / self.allowed.clamp(min=1e-300))
+        unusable = ~torch.isfinite(self.noise_of)
+        share = torch.where(unusable, math.inf, self.noise_of / self.allowed.clamp(min=1e-300))
         return self.output(int(share.argmax()))
 
     @property
@@ -229,6 +266,10 @@ class ErrorMeasure:
 
     def output(self, number: int) -> OutputError:
         """Return the error of one output."""
+        for name, part in self.parts.items():
+            if number < part.n_outputs:
+                return replace(part.output(number), of=name)
+            number -= part.n_outputs
         noise, rows = float(self._noise[number]), max(1, self.rows)
         low, high = float(self._low[number]), float(self._high[number])
         return OutputError(
@@ -245,6 +286,9 @@ class ErrorMeasure:
     @property
     def largest_share(self) -> float | None:
         """Largest error of any output as a share of that output's range; ``None`` where none varies."""
+        if self.parts:
+            found = [share for part in self.parts.values() if (share := part.largest_share) is not None]
+            return max(found, default=None)
         shares = (self._largest / (self._high - self._low))[~self.is_constant & (self._high > self._low)]
         return float(shares.max()) if len(shares) else None
 
@@ -273,6 +317,7 @@ class ErrorMeasure:
             "top1_agreement": self.agreement,
             "differing": self.differing,
             "count": self.count,
+            **({"tensors": {name: part.to_dict() for name, part in self.parts.items()}} if self.parts else {}),
         }
 
 

@@ -19,8 +19,9 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from kancompile.data import evaluating
+from kancompile.data import arguments, dynamic_dimensions, evaluating, register_dataclasses
 from kancompile.errors import KanCompileError, reason
+from kancompile.named_tensors import NamedTensors, Values, by_name
 
 EXPORT_SECONDS = 60.0
 """How long an export may take, after which its process is ended."""
@@ -29,19 +30,20 @@ _MODEL, _REASON = "float.onnx", "reason.txt"
 _made: WeakKeyDictionary[nn.Module, tuple[str, bytes]] = WeakKeyDictionary()
 
 
-def export_float(reference: nn.Module | ExportedProgram, shape: Sequence[int]) -> bytes:
+def export_float(reference: nn.Module | ExportedProgram, example: Values | Sequence[int]) -> bytes:
     """Export a float model with ``torch.onnx.export`` and a dynamic batch; raises whatever the exporter does."""
     with _without_exporter_notes(), evaluating(reference):
         if isinstance(reference, ExportedProgram):
             program = torch.onnx.export(reference, dynamo=True, verbose=False)
         else:
-            program = torch.onnx.export(
-                reference,
-                (torch.zeros(2, *shape),),
-                dynamo=True,
-                verbose=False,
-                dynamic_shapes=({0: Dim("batch")},),
-            )
+            args, kwargs = arguments(reference, _rows(example))
+            shapes = dynamic_dimensions(reference, args, kwargs, {0: Dim("batch")})
+            if isinstance(example, NamedTensors):  # only torch.export takes every structure of arguments
+                register_dataclasses((args, kwargs, reference(*args, **kwargs)))
+                traced = torch.export.export(reference, args, kwargs, dynamic_shapes=shapes, strict=False)
+                program = torch.onnx.export(traced, dynamo=True, verbose=False)
+            else:
+                program = torch.onnx.export(reference, args, dynamo=True, verbose=False, dynamic_shapes=shapes)
     assert program is not None
     return bytes(program.model_proto.SerializeToString())
 
@@ -54,24 +56,27 @@ class FloatExport:
     """
 
     def __init__(
-        self, reference: nn.Module | ExportedProgram, shape: Sequence[int], seconds: float = EXPORT_SECONDS
+        self,
+        reference: nn.Module | ExportedProgram,
+        example: Values | Sequence[int],
+        seconds: float = EXPORT_SECONDS,
     ) -> None:
         """Start it.
 
         Args:
             reference: the float model.
-            shape: of one sample.
+            example: samples to trace with, or the shape of one.
             seconds: that it may take.
         """
-        self.reference, self.shape, self.seconds = reference, tuple(shape), seconds
-        self._key = _state(reference, self.shape)
+        self.reference, self.example, self.seconds = reference, _rows(example), seconds
+        self._key = _state(reference, self.example)
         self._process: BaseProcess | None = None
         self._started = time.monotonic()
         if self._cached() is None and sys.platform == "linux":
             self._folder = tempfile.TemporaryDirectory()
             context = multiprocessing.get_context("fork")
             self._process = context.Process(  # type: ignore[attr-defined]
-                target=_export_into, args=(Path(self._folder.name), reference, self.shape), daemon=True
+                target=_export_into, args=(Path(self._folder.name), reference, self.example), daemon=True
             )
             self._process.start()
 
@@ -87,7 +92,7 @@ class FloatExport:
             return content
         if self._process is None:
             try:
-                content = export_float(self.reference, self.shape)
+                content = export_float(self.reference, self.example)
             except Exception as error:  # the exporter runs user code and raises what it likes
                 raise KanCompileError(_cause(error)) from error
         else:
@@ -122,11 +127,11 @@ class FloatExport:
         return found[1] if found is not None and found[0] == self._key else None
 
 
-def _export_into(folder: Path, reference: nn.Module | ExportedProgram, shape: tuple[int, ...]) -> None:
+def _export_into(folder: Path, reference: nn.Module | ExportedProgram, example: Values) -> None:
     """Export in a forked process, whose threads are not those of its parent: with one thread PyTorch needs none of them."""
     torch.set_num_threads(1)
     try:
-        content = export_float(reference, shape)
+        content = export_float(reference, example)
     except Exception as error:
         (folder / _REASON).write_text(_cause(error))
         return
@@ -139,9 +144,15 @@ def _cause(error: Exception) -> str:
     return f"{type(error).__name__}: {reason(error)}"
 
 
-def _state(reference: nn.Module | ExportedProgram, shape: tuple[int, ...]) -> str:
-    """Hash shape and weights."""
-    digest = hashlib.sha256(repr(shape).encode())
+def _rows(example: Values | Sequence[int]) -> Values:
+    """Give two samples: zeros where only their shape is known."""
+    return example[:2] if isinstance(example, torch.Tensor | NamedTensors) else torch.zeros(2, *example)
+
+
+def _state(reference: nn.Module | ExportedProgram, example: Values) -> str:
+    """Hash shapes and weights."""
+    shapes = [(name, value.shape[1:], value.dtype) for name, value in by_name(example, ["input"]).items()]
+    digest = hashlib.sha256(repr(shapes).encode())
     if isinstance(reference, nn.Module):
         for name, value in reference.state_dict().items():
             digest.update(name.encode())

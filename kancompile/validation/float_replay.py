@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.ir import AnyContraction, Layer, Program
+from kancompile.named_tensors import Values, tensors_of
 from kancompile.validation.layer_pairs import LayerPair
 
 _ELEMENTS = 1 << 23
@@ -22,11 +23,11 @@ class FloatReplay:
         output: of the program.
     """
 
-    def __init__(self, program: Program, x: Tensor) -> None:
+    def __init__(self, program: Program, x: Values) -> None:
         self.program = program
         self._interpreter = _Keeping(program)
         with torch.no_grad():
-            self.output: Tensor = self._interpreter.run(x)
+            self.output: Values = program.by_name(self._interpreter.run(*tensors_of(x)))
         self.values = {node.name: value for node, value in self._interpreter.env.items() if isinstance(value, Tensor)}
         self._nodes = {node.name: node for node in program.graph_module.graph.nodes}
         self._x = x
@@ -37,7 +38,7 @@ class FloatReplay:
             str(name) for name, node in self._nodes.items() if node.op == "call_module" and node.target == target
         )
 
-    def with_layer(self, pair: LayerPair) -> Tensor | None:
+    def with_layer(self, pair: LayerPair) -> Any:
         """Return the program's output with one layer as it was lowered; ``None`` where its inputs are no values here."""
         if not all(anchor in self.values for anchor in pair.anchors.values()):
             return None
@@ -46,7 +47,7 @@ class FloatReplay:
             value = pair.output(pair.features(self.values)).reshape(self.values[node].shape)
         return self.with_value(node, value)
 
-    def with_value(self, name: str, value: Tensor) -> Tensor:
+    def with_value(self, name: str, value: Tensor) -> Any:
         """Return the program's output with the value of one node exchanged."""
         changed = self._nodes[name]
         behind = {changed}
@@ -57,8 +58,8 @@ class FloatReplay:
         interpreter = fx.Interpreter(self.program.graph_module)
         interpreter.extra_traceback = False
         with torch.no_grad():
-            output: Tensor = interpreter.run(self._x, initial_env=known | {changed: value})
-        return output
+            output = interpreter.run(*tensors_of(self._x), initial_env=known | {changed: value})
+        return self.program.by_name(output)
 
 
 class _Keeping(fx.Interpreter):
@@ -77,7 +78,7 @@ class _Keeping(fx.Interpreter):
         return result
 
 
-def samples_that_fit(program: Program, x: Tensor) -> int:
+def samples_that_fit(program: Program, x: Values) -> int:
     """Return how many samples can be kept at every node, and expanded by the widest layer."""
     replay = FloatReplay(program, x[:2])
     kept = sum(value.numel() for value in replay.values.values())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kancompile.ir import Expansion, Program
+from kancompile.named_tensors import Values, tensors_of
 
 _PROBES = 513
 _CONSTANT = 1e-4
@@ -48,7 +49,7 @@ class OutsideGrid:
         )
 
 
-def outside_grid(program: Program, x: Tensor) -> OutsideGrid | None:
+def outside_grid(program: Program, x: Values) -> OutsideGrid | None:
     """Give the share of model inputs outside the grid of the layer that reads them; ``None`` where none has a grid.
 
     Args:
@@ -59,11 +60,11 @@ def outside_grid(program: Program, x: Tensor) -> OutsideGrid | None:
         grid = grid_of(expansion, float(read.abs().max()))
         if grid is not None:
             outside = float(((read < grid[0]) | (read > grid[1])).double().mean())
-            return OutsideGrid(layer, outside, *grid, float(x.min()), float(x.max()))
+            return OutsideGrid(layer, outside, *grid, float(read.min()), float(read.max()))
     return None
 
 
-def read_from_input(program: Program, x: Tensor) -> Iterator[tuple[str, Expansion, Tensor]]:
+def read_from_input(program: Program, x: Values) -> Iterator[tuple[str, Expansion, Tensor]]:
     """Yield the layers that read the model's input as it is: name, expansion, and inputs as they read them."""
     few = x[:_FEW]
     for layer in program.layers():
@@ -71,8 +72,10 @@ def read_from_input(program: Program, x: Tensor) -> Iterator[tuple[str, Expansio
             expansion = program.module(target)
             if isinstance(expansion, Expansion):
                 read = program.inputs(few, [target])[target]
-                if read.numel() == few.numel() and torch.equal(read.flatten(), few.flatten()):
-                    yield layer.name, expansion, x.reshape(len(x), *read.shape[1:])
+                for part, whole in zip(tensors_of(few), tensors_of(x), strict=True):
+                    if read.numel() == part.numel() and torch.equal(read.flatten(), part.flatten()):
+                        yield layer.name, expansion, whole.reshape(len(x), *read.shape[1:])
+                        break
 
 
 def grid_of(expansion: Expansion, largest: float) -> tuple[float, float] | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kancompile.errors import KanCompileError
 from kancompile.ir import AnyContraction, Program
+from kancompile.named_tensors import Values
 from kancompile.validation.error_measures import ErrorMeasure, OutputError, plain_number
 
 
@@ -82,7 +83,7 @@ class LayerErrors:
         self.measures = [ErrorMeasure() for _ in self.names]
         self.own = [ErrorMeasure() for _ in self.names] if own else []
 
-    def add(self, x: Tensor) -> None:
+    def add(self, x: Values) -> None:
         """Evaluate both programs on one batch."""
         float_targets = [layer.contraction for layer in self.float_layers]
         if self.own:

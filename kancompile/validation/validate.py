@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from kancompile.data import Reference, evaluating, stream_batches
+from kancompile.data import ModelInputs, Reference, evaluating, model_inputs, stream_batches
 from kancompile.errors import KanCompileError, reason
 from kancompile.ir import Program
+from kancompile.named_tensors import Values, by_name, tensors_of
 from kancompile.progress import track
 from kancompile.runtimes import ModelFile, RuntimeModel, name_of
 from kancompile.validation.error_measures import ErrorMeasure, plain_number
@@ -98,6 +98,7 @@ class Validation:
         if self.simulated is not None:
             rows.append(["simulation", *self._cells(self.simulated), *self._metric_cells("simulated", names)])
         rows.append(["ONNX Runtime", *self._cells(self.compiled), *self._metric_cells("compiled", names)])
+        rows += [[f"  output {name}", *self._cells(part)] for name, part in self.compiled.parts.items()]
         lines = [f"{self.model}, {self.n_samples:,} samples", *aligned(rows)]
         lines += [
             text for text in (worst_text(self.compiled), self.paired and f"decisions: {self.paired.text()}") if text
@@ -138,7 +139,8 @@ def worst_text(measure: ErrorMeasure) -> str:
     worst = measure.worst
     if worst is None or measure.n_outputs == 1:
         return ""
-    return f"worst output: {worst.output} of 0 ... {measure.n_outputs - 1}, {worst.text()}"
+    among = "" if measure.parts else f" of 0 ... {measure.n_outputs - 1}"
+    return f"worst output: {worst.called}{among}, {worst.text()}"
 
 
 def validate(
@@ -185,14 +187,16 @@ def validate(
     layers = None
     if float_program is not None and program is not None:
         layers = LayerErrors(float_program, program, own=True)
-    calibrated = runtime_model.calibrated_range
+    calibrated = runtime_model.calibrated_ranges
     outside = n_values = 0
     unusable = dict.fromkeys(tasks, 0)
     n_samples = n_labelled = 0
-    batches = stream_batches(data, labels=labels, key=key, batch_size=batch_size)
+    inputs = model_inputs(reference) or ModelInputs(tuple(runtime_model.input_shapes))
+    batches = stream_batches(data, labels=labels, key=key, batch_size=batch_size, model=inputs, keep_integers=True)
+    labelled = ""
     with evaluating(reference) as float_model, torch.no_grad():
-        for x, y in track(batches, "validating batches"):
-            runtime_model.check_input(tuple(x.shape[1:]), "data")
+        for read, y in track(batches, "validating batches"):
+            x = runtime_model.as_read(read, "data")
             outputs = {"float": _evaluate(float_model, x, "reference"), "compiled": runtime_model(x)}
             compiled.add(outputs["float"], outputs["compiled"], name_of(model))
             if program is not None:
@@ -202,12 +206,15 @@ def validate(
             if layers is not None and n_samples < LAYER_SAMPLES:
                 layers.add(x)
             for kind, output in outputs.items():
-                unusable[kind] += int((~torch.isfinite(output)).sum())
+                unusable[kind] += sum(int((~torch.isfinite(value)).sum()) for value in tensors_of(output))
                 if y is not None:
-                    tasks[kind].add(y, output, "data")
-            if calibrated is not None:
-                outside += int(((x < calibrated[0]) | (x > calibrated[1])).sum())
-                n_values += x.numel()
+                    labelled, judged = next(iter(by_name(output, [""]).items()))
+                    tasks[kind].add(y, judged, "data")
+            for name, value in by_name(x, list(calibrated)[:1]).items() if calibrated else ():
+                if name in calibrated:
+                    low, high = calibrated[name]
+                    outside += int(((value < low) | (value > high)).sum())
+                    n_values += value.numel()
             n_samples += len(x)
             n_labelled += 0 if y is None else len(x)
     if n_labelled not in (0, n_samples):
@@ -222,9 +229,12 @@ def validate(
         reasons += _ruined(compiled)
     share = outside / n_values if n_values else None
     notes = list(tasks["float"].notes) if n_labelled else []
-    if calibrated is not None and share is not None and share >= NOTICEABLE_OUTSIDE:
+    if labelled:
+        notes.append(f"labels are compared with the first output, {labelled!r}")
+    if share is not None and share >= NOTICEABLE_OUTSIDE:
+        bounds = [f"{low:.4g} ... {high:.4g}" for low, high in calibrated.values()]
         notes.append(
-            f"{100 * share:.2g} % of the inputs lie outside the range {calibrated[0]:.4g} ... {calibrated[1]:.4g} of the "
+            f"{100 * share:.2g} % of the inputs lie outside the range {', '.join(bounds)} of the "
             "calibration data, where tables end; scale the data as those, or calibrate with such data"
         )
     return Validation(
@@ -245,22 +255,18 @@ def validate(
     )
 
 
-def _evaluate(model: Callable[[Tensor], Any], x: Tensor, what: str) -> Tensor:
+def _evaluate(model: Callable[[Values], Values], x: Values, what: str) -> Values:
     try:
-        output = model(x.clone())
+        return model(x.clone())
     except KanCompileError:
         raise
     except Exception as error:  # user code may raise anything
+        shapes = [tuple(value.shape) for value in tensors_of(x)]
+        shown = f"an input of shape {shapes[0]!r}" if len(shapes) == 1 else f"inputs of shapes {shapes!r}"
         raise KanCompileError(
-            f"{what}: raised {type(error).__name__} on an input of shape {tuple(x.shape)!r} ({reason(error)}); "
+            f"{what}: raised {type(error).__name__} on {shown} ({reason(error)}); "
             "compare a file with the model it was compiled from"
         ) from error
-    if isinstance(output, tuple | list) and len(output) == 1:
-        output = output[0]
-    if not isinstance(output, Tensor):
-        found = f"{len(output)} outputs" if isinstance(output, tuple | list) else type(output).__name__
-        raise KanCompileError(f"{what}: found {found}, expected one tensor; wrap the model to return one")
-    return output.detach()
 
 
 def drop_of(metrics: Mapping[str, Mapping[str, float]]) -> float | None:
@@ -276,7 +282,7 @@ def _ruined(compiled: ErrorMeasure) -> list[str]:
     worst = compiled.worst
     if worst is None or compiled.noise == 0 or worst.sqnr_db >= RUINED_DB:
         return []
-    which = "the output" if compiled.n_outputs == 1 else f"output {worst.output}"
+    which = "the output" if compiled.n_outputs == 1 else f"output {worst.called}"
     return [f"{which} is ruined: {worst.text()}; min_sqnr allows less"]
 
 
@@ -291,7 +297,7 @@ def _missed(
     reasons = []
     if min_sqnr is not None and not compiled.worst_db >= min_sqnr:
         worst = compiled.worst
-        which = "" if worst is None or compiled.n_outputs == 1 else f" of output {worst.output}"
+        which = "" if worst is None or compiled.n_outputs == 1 else f" of output {worst.called}"
         reasons.append(f"SQNR{which} is {compiled.worst_db:.2f} dB about its mean, wanted at least {min_sqnr:g}")
     if max_drop is not None:
         drop = drop_of(metrics)

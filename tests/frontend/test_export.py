@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.frontend import capture
 from kancompile.frontend.trace import export
-from kancompile.frontend.trace.export import example_rows
+from kancompile.frontend.trace.examples import Examples
 from tests.frontend import odd_models
 from tests.frontend.capturing import draw
 
@@ -89,10 +89,9 @@ def test_static_program_is_refused() -> None:
 
 
 def test_number_of_inputs_and_outputs() -> None:
-    with pytest.raises(KanCompileError, match=r"'TwoInputs': found forward\(x.*exactly one tensor input"):
+    with pytest.raises(KanCompileError, match=r"'TwoInputs': found forward\(x.*expected an array for every input"):
         export(TwoInputs(), (4,))
-    with pytest.raises(KanCompileError, match="found 2 outputs, expected a single tensor"):
-        export(TwoOutputs(), (4,))
+    assert len(export(TwoOutputs(), (4,)).graph_signature.user_outputs) == 2
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -153,12 +152,26 @@ def test_example_is_checked() -> None:
         export(program, (5,))
 
 
-def test_example_rows_are_the_examples_own_and_seeded() -> None:
+def test_examples_are_samples_and_mixtures_of_them() -> None:
     own = draw(2, 4)
-    rows = example_rows(own, 5)
+    rows = Examples.of(own).first(5)
+    assert isinstance(rows, Tensor)
     assert torch.equal(rows[:2], own)
-    assert torch.equal(rows, example_rows(own, 5))
+    assert torch.equal(rows, Examples.of(own).first(5))  # type: ignore[arg-type]
     assert rows.shape == (5, 4)
+    nearest = (rows[2:, None] - own).abs().amin(1)
+    assert float(nearest.max()) < 0.5 * float(own.std())
+
+
+def test_whole_numbers_are_only_exchanged_within_their_element() -> None:
+    tokens = torch.tensor([[0, 10], [1, 11], [2, 12]])
+    generator = torch.Generator().manual_seed(0)
+    for example in (tokens, tokens.float()):
+        made = Examples.of(example).made(50, generator)
+        assert isinstance(made, Tensor)
+        assert made.dtype == example.dtype
+        assert set(made[:, 0].tolist()) <= {0, 1, 2}
+        assert set(made[:, 1].tolist()) <= {10, 11, 12}
 
 
 def test_exported_program_and_file(tmp_path: Path) -> None:

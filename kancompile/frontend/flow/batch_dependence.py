@@ -7,7 +7,7 @@ first node where a sample's values change is named.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,42 +16,47 @@ from torch import Tensor, fx
 from kancompile.errors import KanCompileError
 from kancompile.frontend.flow.batch_layout import NotLowerableError, layout_of
 from kancompile.frontend.flow.flow import Flow
-from kancompile.frontend.trace import node_source
+from kancompile.frontend.trace import Examples, node_source
+from kancompile.named_tensors import tensors_of
 
 _TOLERANCE = 1e-4
 
 
-def refuse_batch_dependence(flow: Flow) -> None:
+def refuse_batch_dependence(flow: Flow, examples: Examples) -> None:
     """Check that every sample is computed from itself alone.
+
+    Args:
+        flow: analysis of the network.
+        examples: rows to take other companions from.
 
     Raises:
         KanCompileError: it is not; the text names the node, the operator and the user's line.
     """
-    rows = flow.values[flow.input]
     generator = torch.Generator().manual_seed(2)
-    spread = rows.std().clamp(min=0.1)
-    others = rows + 3 * spread * torch.randn(rows.shape, generator=generator)
-    others[0] = rows[0]
-    variants: tuple[tuple[Tensor, int], ...] = (
-        (others, 0),  # same sample, other companions
-        (rows.roll(1, 0), 1),  # same samples, other places
-        (rows[:2], 0),  # fewer samples
+    firsts, others = [flow.values[node] for node in flow.inputs], tensors_of(examples.made(flow.rows, generator))
+    companions = [torch.cat([own[:1], other[1:]]) for own, other in zip(firsts, others, strict=True)]
+    variants: tuple[tuple[list[Tensor], int], ...] = (
+        (companions, 0),  # same sample, other companions
+        ([value.roll(1, 0) for value in firsts], 1),  # same samples, other places
+        ([value[:2] for value in firsts], 0),  # fewer samples
     )
     for variant, place in variants:
-        output = run(flow, variant)
-        expected, found = (_row(flow, flow.output, v, at) for v, at in ((flow.values, 0), (output, place)))
-        if expected is None or found is None or _differs(expected, found):
-            _report(flow, run(flow, variant, keep=True), place)
+        found = run(flow, variant)
+        for output in flow.outputs:
+            expected, actual = (_row(flow, output, v, at) for v, at in ((flow.values, 0), (found, place)))
+            if expected is None or actual is None or _differs(expected, actual):
+                _report(flow, run(flow, variant, keep=True), place, output)
 
 
-def run(flow: Flow, rows: Tensor, keep: bool = False) -> dict[fx.Node, Any]:
-    """Run the analysed nodes on another batch; give the output's value, or with ``keep`` all values."""
+def run(flow: Flow, rows: Iterable[Tensor], keep: bool = False) -> dict[fx.Node, Any]:
+    """Run the analysed nodes on another batch, one tensor for each input; give the outputs' values, or with ``keep`` all."""
+    given = dict(zip(flow.inputs, rows, strict=True))
     values: dict[fx.Node, Any] = {}
     readers = {node: sum(user in flow.values for user in node.users) for node in flow.values}
     lookup: Callable[[fx.Node], Any] = values.__getitem__
     for node in flow.graph.nodes:
-        if node is flow.input:
-            values[node] = rows
+        if node in given:
+            values[node] = given[node]
         elif node in flow.parameter_of:
             values[node] = flow.values[node]
         elif node in flow.values:
@@ -60,7 +65,7 @@ def run(flow: Flow, rows: Tensor, keep: bool = False) -> dict[fx.Node, Any]:
                 values[node] = node.target(*args, **kwargs)
             for source in node.all_input_nodes:
                 readers[source] -= 1
-                if not keep and readers[source] == 0 and source is not flow.output:
+                if not keep and readers[source] == 0 and source not in flow.outputs:
                     del values[source]
     return values
 
@@ -90,10 +95,10 @@ def _differs(expected: Tensor, found: Tensor) -> bool:
     )
 
 
-def _report(flow: Flow, values: dict[fx.Node, Any], place: int) -> None:
-    culprit = flow.output
+def _report(flow: Flow, values: dict[fx.Node, Any], place: int, output: fx.Node) -> None:
+    culprit = output
     for node in flow.tracks:
-        if node is flow.input or not isinstance(flow.values[node], Tensor) or flow.values[node].numel() == 0:
+        if node in flow.inputs or not isinstance(flow.values[node], Tensor) or flow.values[node].numel() == 0:
             continue
         expected, found = _row(flow, node, flow.values, 0), _row(flow, node, values, place)
         if expected is not None and found is not None and _differs(expected, found):

@@ -10,7 +10,7 @@ looks like.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,8 @@ from torch.export import ExportedProgram
 from kancompile.errors import KanCompileError
 from kancompile.frontend.flow.flow_rules import judge
 from kancompile.frontend.flow.verdicts import Call, Follows, Mixes, Stops, Track
-from kancompile.frontend.trace import node_source
+from kancompile.frontend.trace import node_source, returned_nodes
+from kancompile.named_tensors import Values, tensors_of
 
 _SHAPE_ONLY = frozenset(
     {
@@ -46,7 +47,8 @@ class Flow:
 
     Attributes:
         graph: the exported graph; only nodes that the output needs are analysed.
-        input, output: user input and returned node.
+        inputs: user inputs.
+        outputs: returned nodes.
         batch: symbol of the batch size.
         values: value of every node on the example.
         parameter_of: state-dict key of the nodes that hold parameters, buffers and constants.
@@ -63,8 +65,8 @@ class Flow:
     """
 
     graph: fx.Graph
-    input: fx.Node
-    output: fx.Node
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
     batch: sympy.Expr
     values: dict[fx.Node, Any] = field(default_factory=dict)
     parameter_of: dict[fx.Node, str] = field(default_factory=dict)
@@ -79,6 +81,11 @@ class Flow:
     used: set[fx.Node] = field(default_factory=set)
     barriers: dict[fx.Node, str] = field(default_factory=dict)
 
+    @property
+    def rows(self) -> int:
+        """Samples of the example."""
+        return len(self.values[self.inputs[0]])
+
     def track(self, node: fx.Node) -> Track:
         """Ids of a single tensor."""
         found = self.tracks[node]
@@ -92,17 +99,23 @@ class Flow:
         return [source for source in node.all_input_nodes if source in self.tracks]
 
 
-def analyse(program: ExportedProgram, rows: Tensor) -> Flow:
+def analyse(program: ExportedProgram, rows: Values) -> Flow:
     """Interpret a decomposed program on an example batch.
+
+    Args:
+        program: the network.
+        rows: an input, several in the order of the program.
 
     Raises:
         KanCompileError: the network draws random numbers, or an operator fails on the example.
     """
     graph = program.graph
-    returned = next(node for node in graph.nodes if node.op == "output").args[0]
-    (source,) = (n for n in graph.nodes if n.op == "placeholder" and n.name in program.graph_signature.user_inputs)
-    flow = Flow(graph, source, returned[-1], source.meta["val"].shape[0].node.expr)
-    live = live_nodes(flow.output)
+    names = [name for name in program.graph_signature.user_inputs if isinstance(name, str)]
+    sources = tuple(n for n in graph.nodes if n.op == "placeholder" and n.name in names)
+    outputs = tuple(node for node in returned_nodes(program) if node is not None)
+    example = dict(zip(sources, tensors_of(rows), strict=True))
+    flow = Flow(graph, sources, outputs, sources[0].meta["val"].shape[0].node.expr)
+    live = live_nodes(outputs)
     state = {**program.state_dict, **program.constants}
     signature = program.graph_signature
     keys = {
@@ -111,8 +124,8 @@ def analyse(program: ExportedProgram, rows: Tensor) -> Flow:
         **signature.inputs_to_lifted_tensor_constants,
     }
     for node in graph.nodes:
-        if node is source:
-            flow.values[node] = rows
+        if node in example:
+            flow.values[node] = example[node]
             _start_anchor(flow, node, defined=False)
         elif node.op == "placeholder" and node in live:
             flow.parameter_of[node] = keys[node.name]
@@ -128,15 +141,14 @@ def analyse(program: ExportedProgram, rows: Tensor) -> Flow:
                 f"{node_source(node)}: found control flow {node.name!r} in the graph, expected tensor operations only; "
                 "write both branches and choose with torch.where"
             )
-    if flow.output in flow.tracks:
-        flow.used.add(flow.track(flow.output).anchor)
+    flow.used.update(flow.track(output).anchor for output in outputs if output in flow.tracks)
     return flow
 
 
-def live_nodes(output: fx.Node) -> set[fx.Node]:
-    """Give the nodes that the output needs."""
+def live_nodes(outputs: Iterable[fx.Node]) -> set[fx.Node]:
+    """Give the nodes that the outputs need."""
     live: set[fx.Node] = set()
-    stack = [output]
+    stack = list(outputs)
     while stack:
         node = stack.pop()
         if node not in live:
@@ -181,6 +193,9 @@ class _Step:
         if target is operator.getitem:
             self._pick(sources[0], int(node.args[1]))  # type: ignore[arg-type]
             return
+        if all(self._is_of_whole_numbers(source) for source in sources):
+            self._read_whole_numbers()
+            return
         tracks = {source: flow.track(source) for source in sources}
         value = flow.values[node]
         if not isinstance(value, Tensor | tuple | list):
@@ -214,6 +229,21 @@ class _Step:
                     _start_anchor(flow, node, defined=False)
                 else:
                     flow.tracks[node] = tuple(None for _ in value)
+
+    def _is_of_whole_numbers(self, node: fx.Node) -> bool:
+        """Whether a value comes from integer inputs by operators on integers alone, such as tokens that are shifted by one."""
+        value = self.flow.values[node]
+        if not isinstance(value, Tensor) or value.is_floating_point():
+            return False
+        return not self.flow.values[self.flow.track(node).anchor].is_floating_point()
+
+    def _read_whole_numbers(self) -> None:
+        """Begin anew behind what reads integers, such as an embedding: they have no functions that a table could hold."""
+        flow, node = self.flow, self.node
+        if isinstance(flow.values[node], Tensor):
+            _start_anchor(flow, node, defined=False)
+        else:
+            flow.tracks[node] = tuple(None for _ in flow.values[node])
 
     def _evaluate(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         flow, node = self.flow, self.node

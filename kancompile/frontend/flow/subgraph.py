@@ -60,8 +60,8 @@ class GraphCopier:
         new.meta = {key: node.meta[key] for key in ("stack_trace", "nn_module_stack") if key in node.meta}
         self.placed[node] = new
 
-    def finish(self, output: fx.Node) -> None:
-        """End the graph with its output and drop what the output does not need (all nodes are pure)."""
+    def finish(self, output: fx.Node | tuple[fx.Node, ...]) -> None:
+        """End the graph with its output, or a tuple of several, and drop what the output does not need (all nodes are pure)."""
         self.graph.output(output)
         for node in reversed(self.graph.nodes):
             if not node.users and node.op not in ("placeholder", "output"):
@@ -246,6 +246,6 @@ def _needed(flow: Flow, inputs: Sequence[fx.Node], output: fx.Node) -> set[fx.No
 
 def largest_row(flow: Flow, nodes: Sequence[fx.Node]) -> int:
     """Elements for one sample of the largest tensor among nodes, to size chunks by."""
-    rows = len(flow.values[flow.input])
+    rows = flow.rows
     sizes = [flow.values[node].numel() for node in nodes if isinstance(flow.values[node], Tensor)]
     return max(1, max(sizes, default=0) // rows)

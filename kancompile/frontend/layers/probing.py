@@ -25,7 +25,7 @@ def confirm(flow: Flow, layer: CanonicalLayer, rows: int = 16) -> None:
             another one, or a function depends on where its input stands in the tensor.
     """
     generator = torch.Generator().manual_seed(1)
-    elements = max(flow.values[anchor].numel() // len(flow.values[flow.input]) for anchor in layer.anchors)
+    elements = max(flow.values[anchor].numel() // flow.rows for anchor in layer.anchors)
     rows = max(2, min(rows, _PROBED_ELEMENTS // elements))
     inputs = [_inputs(flow, layer, position, rows, generator) for position in range(len(layer.anchors))]
     original = cut_out(flow, layer.anchors, layer.region.target)

@@ -69,8 +69,7 @@ def find_regions(flow: Flow) -> Regions:
     search.keep_convolutions()
     search.settle_joins()
     targets = [node for node in flow.anchors if search.is_target(node)]
-    if search.is_univariate_output(flow.output):
-        targets.append(flow.output)
+    targets += [output for output in dict.fromkeys(flow.outputs) if search.is_univariate_output(output)]
     layers = [search.cut(target) for target in sorted(targets, key=search.order)]
     return Regions(tuple(layer for layer in layers if layer and search.is_layer(layer[0])), search.joins)
 
@@ -106,7 +105,7 @@ class _Search:
         flow = self.flow
         if node not in flow.tracks or node not in flow.linear or node in flow.anchors:
             return False
-        rows = len(flow.values[flow.input])
+        rows = flow.rows
         n_in = flow.values[flow.track(node).anchor].numel() // rows
         return bool(n_in == 1 or n_in * (flow.values[node].numel() // rows) <= _SMALL_MATRIX)
 

@@ -1,10 +1,13 @@
 """From PyTorch to core ATen operators: tracing, decompositions, and the user's lines."""
 
-from kancompile.frontend.trace.export import example_rows, export
+from kancompile.frontend.trace.examples import Examples
+from kancompile.frontend.trace.export import export, interface_of, returned_nodes
 from kancompile.frontend.trace.source_lines import node_source
 
 __all__ = [
-    "example_rows",
+    "Examples",
     "export",
+    "interface_of",
     "node_source",
+    "returned_nodes",
 ]

@@ -1,8 +1,7 @@
 """Trace a model to a decomposed ATen graph whose batch dimension is dynamic.
 
-The graph is the only thing the rest of the front end sees, so what it relies on is established here: one float32
-tensor in, a dynamic first dimension, nothing written to, finite constants. What cannot be had is refused with the
-user's line.
+The graph is the only thing the rest of the front end sees, so what it relies on is established here: tensors in and out,
+a dynamic first dimension, nothing written to, finite constants. What cannot be had is refused with the user's line.
 """
 
 from __future__ import annotations
@@ -21,16 +20,23 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from kancompile.data import check_one_input, load_exported
+from kancompile.data import (
+    arguments,
+    check_arguments,
+    dynamic_dimensions,
+    load_exported,
+    named_leaves,
+    register_dataclasses,
+)
 from kancompile.errors import KanCompileError, error_source, reason
 from kancompile.frontend.trace.decompositions import DECOMPOSITIONS, WHOLE, is_checked
-
-EXAMPLE_ROWS = 3
-"""Batch of the example that is traced and analysed: the smallest that torch.export does not specialise, and odd."""
+from kancompile.frontend.trace.examples import Examples
+from kancompile.ir import Input, Interface
+from kancompile.named_tensors import Values, by_name, tensors_of
 
 
 def export(
-    model: nn.Module | ExportedProgram | str | os.PathLike[str], example: Tensor | Sequence[int], trust: bool = False
+    model: nn.Module | ExportedProgram | str | os.PathLike[str], example: Values | Sequence[int], trust: bool = False
 ) -> ExportedProgram:
     """Trace a model with a dynamic batch and decompose it to core ATen operators.
 
@@ -39,14 +45,14 @@ def export(
 
     Args:
         model: module, exported program, or path of a ``.pt2`` file.
-        example: an input ``[b, *input_shape]`` (float32), or ``input_shape`` without the batch.
+        example: an input ``[b, *input_shape]`` (float32), several by name, or ``input_shape`` without the batch.
         trust: whether a ``.pt2`` file may be opened, which can run code.
 
     Raises:
-        KanCompileError: a file that is not trusted, the model cannot be traced with a dynamic batch, does not map one float32
-            tensor, writes to its state, or holds non-finite constants.
+        KanCompileError: a file that is not trusted, the model cannot be traced with a dynamic batch, does not map tensors to
+            tensors, writes to its state, or holds non-finite constants.
     """
-    rows = example_rows(example)
+    rows = Examples.of(example).first()
     if isinstance(model, nn.Module):
         _check_state(dict(model.named_parameters()), dict(model.named_buffers()))
         traced = _trace(model, rows)
@@ -78,36 +84,31 @@ def export(
     return decomposed
 
 
-def example_rows(example: Tensor | Sequence[int], rows: int = EXAMPLE_ROWS, seed: int = 0) -> Tensor:
-    """Give an input batch of ``rows`` rows: the example's own first rows, then seeded ones of like mean and spread.
+def interface_of(exported: ExportedProgram, rows: Values) -> Interface:
+    """Name inputs and outputs of an exported program.
 
     Args:
-        example: ``[b, *input_shape]`` float32, or ``input_shape`` (then standard normal).
-        rows: size of the batch.
-        seed: of the rows drawn.
-
-    Raises:
-        KanCompileError: the example is no float32 batch or its shape is not positive.
+        exported: what :func:`export` returned.
+        rows: an input, several by name in the order of the program.
     """
-    generator = torch.Generator().manual_seed(seed)
-    if not isinstance(example, Tensor):
-        shape = tuple(example)
-        if not shape or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in shape):
-            raise KanCompileError(
-                f"input_shape: found {shape!r}, expected positive sizes of one input without the batch, such as (784,)"
-            )
-        return torch.randn(rows, *shape, generator=generator)
-    if example.dtype != torch.float32 or example.dim() < 2 or example.numel() == 0:
-        raise KanCompileError(
-            f"example input: found {example.dtype} of shape {tuple(example.shape)!r}, expected float32 with a batch "
-            "dimension first and at least one row; convert with .float(), add a batch with .unsqueeze(0)"
-        )
-    own = example.detach().cpu()[:rows]
-    if not bool(torch.isfinite(own).all()):
-        raise KanCompileError("example input: found NaN or infinite values, expected finite ones; clean the data first")
-    spread = own.std() if own.numel() > 1 else torch.tensor(1.0)
-    drawn = own.mean() + spread * torch.randn(rows - len(own), *own.shape[1:], generator=generator)
-    return torch.cat([own, drawn])
+    signature = exported.graph_signature
+    names = [name for name in signature.user_inputs if isinstance(name, str)]
+    inputs = by_name(rows, ["input"] if len(names) == 1 else names)
+    places: list[Any] = list(range(len(signature.user_outputs)))
+    structure = torch.utils._pytree.tree_unflatten(places, exported.call_spec.out_spec)
+    named = {place: name for name, place in named_leaves(structure)}
+    outputs = [named[place] for place, node in enumerate(returned_nodes(exported)) if node is not None]
+    return Interface(
+        tuple(Input(name, tuple(value.shape[1:]), value.dtype) for name, value in inputs.items()),
+        tuple(outputs) if len(outputs) > 1 else ("output",),
+    )
+
+
+def returned_nodes(exported: ExportedProgram) -> list[torch.fx.Node | None]:
+    """List what the network returns, in order; ``None`` for what is no tensor, such as ``None`` itself."""
+    count = len(exported.graph_signature.user_outputs)
+    returned = next(node for node in exported.graph.nodes if node.op == "output").args[0]
+    return [node if isinstance(_value(node), Tensor) else None for node in returned[len(returned) - count :]]
 
 
 @contextmanager
@@ -142,15 +143,18 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def _trace(model: nn.Module, rows: Tensor) -> ExportedProgram:
+def _trace(model: nn.Module, rows: Values) -> ExportedProgram:
     name = type(model).__name__
-    check_one_input(model)
+    check_arguments(model, rows)
+    args, kwargs = arguments(model, rows)
     failures: list[tuple[str, str]] = []
     for strict in (False, True):
         try:
             with quiet(), _evaluation_mode(model), torch.no_grad():
+                register_dataclasses((args, kwargs, model(*args, **kwargs)))
                 batch = torch.export.Dim("batch")
-                traced = torch.export.export(model, (rows,), dynamic_shapes=({0: batch},), strict=strict)
+                shapes = dynamic_dimensions(model, args, kwargs, {0: batch})
+                traced = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=strict)
         except Exception as error:  # torch.export raises whatever the user's code or the tracer raises
             failures.append((error_source(error), reason(error)))
         else:
@@ -176,50 +180,55 @@ def _has_dynamic_batch(traced: ExportedProgram) -> bool:
     )
 
 
-def _check_signature(traced: ExportedProgram, rows: Tensor) -> None:
-    """Verify one dynamic float32 input, a single tensor output and no writes."""
+def _check_signature(traced: ExportedProgram, rows: Values) -> None:
+    """Verify tensors with a dynamic batch in, float32 or integers, tensors out and no writes."""
     signature = traced.graph_signature
     inputs = [node for node in traced.graph.nodes if node.op == "placeholder" and node.name in signature.user_inputs]
-    if len(signature.user_inputs) != 1 or len(inputs) != 1 or not isinstance(inputs[0].meta["val"], Tensor):
+    given = by_name(rows, [node.name for node in inputs] or [""])
+    if len(inputs) != len(given):
         raise KanCompileError(
-            f"model: found {len(signature.user_inputs)} inputs {list(signature.user_inputs)!r}, expected exactly one "
-            "tensor input; wrap the model in a module of one input"
+            f"model: found the inputs {list(signature.user_inputs)!r}, expected {len(given)} tensors as the data hold; name the "
+            "arrays as the model names its inputs"
         )
-    value = inputs[0].meta["val"]
-    if not _has_dynamic_batch(traced):
-        raise KanCompileError(
-            f"model: found the static input shape {tuple(value.shape)!r}, expected a dynamic batch; export with "
-            'dynamic_shapes=({0: torch.export.Dim("batch")},)'
-        )
-    if value.dtype != torch.float32 or value.device.type != "cpu":
-        raise KanCompileError(
-            f"model: found an input of {value.dtype} on {value.device}, expected float32 on cpu; convert the model "
-            "with .float().cpu() before exporting it"
-        )
-    if any(not isinstance(size, int) for size in value.shape[1:]) or tuple(value.shape[1:]) != tuple(rows.shape[1:]):
-        raise KanCompileError(
-            f"model: found the input shape {tuple(value.shape)!r}, expected [batch, {', '.join(map(str, rows.shape[1:]))}]"
-            "; give the shape that the model was exported with, with only the batch dynamic"
-        )
-    outputs = signature.user_outputs
-    returned = next(node for node in traced.graph.nodes if node.op == "output").args[0]
-    if len(outputs) != 1 or not isinstance(_value(returned[-1]), Tensor):
-        raise KanCompileError(
-            f"model: found {len(outputs)} outputs, expected a single tensor; wrap the model in a module that returns one"
-        )
-    if _value(returned[-1]).dtype != torch.float32:
-        raise KanCompileError(
-            f"model: found an output of {_value(returned[-1]).dtype}, expected float32; convert the model with .float()"
-        )
+    for node, found in zip(inputs, given.values(), strict=True):
+        what, value = f"input {node.name!r}" if len(inputs) > 1 else "input", node.meta["val"]
+        if not isinstance(value, Tensor):
+            raise KanCompileError(f"model: found the {what} of {type(value).__name__}, expected a tensor; make it one")
+        if value.dim() == 0 or not isinstance(value.shape[0], torch.SymInt):
+            raise KanCompileError(
+                f"model: found the static {what} shape {tuple(value.shape)!r}, expected a dynamic batch; export with "
+                'dynamic_shapes=({0: torch.export.Dim("batch")},)'
+            )
+        if value.dtype != found.dtype or value.device.type != "cpu":
+            raise KanCompileError(
+                f"model: found an {what} of {value.dtype} on {value.device}, expected {str(found.dtype).removeprefix('torch.')} "
+                "on cpu; convert the model with .float().cpu() before exporting it"
+            )
+        if any(not isinstance(size, int) for size in value.shape[1:]) or value.shape[1:] != found.shape[1:]:
+            raise KanCompileError(
+                f"model: found the {what} shape {tuple(value.shape)!r}, expected [batch, {', '.join(map(str, found.shape[1:]))}]"
+                "; give the shape that the model was exported with, with only the batch dynamic"
+            )
+    returned = [_value(node) for node in returned_nodes(traced) if node is not None]
+    if not returned:
+        raise KanCompileError("model: found no output that is a tensor, expected at least one; return what it computes")
+    for value in returned:
+        if value.is_floating_point() and value.dtype != torch.float32:
+            raise KanCompileError(
+                f"model: found an output of {value.dtype}, expected float32; convert the model with .float()"
+            )
 
 
-def _check_decomposition(traced: ExportedProgram, decomposed: ExportedProgram, rows: Tensor) -> None:
+def _check_decomposition(traced: ExportedProgram, decomposed: ExportedProgram, rows: Values) -> None:
     """Compare both programs where an operator was decomposed that has such a form only for some inputs."""
-    if any(is_checked(node.target) for node in traced.graph.nodes):
-        with quiet(), torch.no_grad():
-            expected, found = traced.module()(rows), decomposed.module()(rows)
-        size = float(expected.nan_to_num().abs().max())
-        if not torch.allclose(expected, found, rtol=0, atol=1e-4 * size, equal_nan=True):
+    if not any(is_checked(node.target) for node in traced.graph.nodes):
+        return
+    with quiet(), torch.no_grad():
+        args, kwargs = torch.utils._pytree.tree_unflatten(list(tensors_of(rows)), traced.call_spec.in_spec)
+        outputs = [torch.utils._pytree.tree_leaves(p.module()(*args, **kwargs)) for p in (traced, decomposed)]
+    for expected, found in zip(*outputs, strict=True):
+        size = float(expected.float().nan_to_num().abs().max())
+        if not torch.allclose(expected.float(), found.float(), rtol=0, atol=1e-4 * size, equal_nan=True):
             raise KanCompileError(
                 "model: found an embedding_bag whose bags differ in length, expected bags of equal length; call it with "
                 "indices of two dimensions"

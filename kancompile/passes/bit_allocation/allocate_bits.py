@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kancompile.ir import Layer, Program
+from kancompile.named_tensors import Values, joined, tensors_of
 from kancompile.passes.bit_allocation.allocation import Allocation, Choice, allocate, pareto_front
 from kancompile.passes.bit_allocation.hawq import Traces, hessian_traces, sensitivity
 from kancompile.passes.rounding_methods import round_to_nearest, search_scale
@@ -46,7 +47,7 @@ class LayerSensitivity:
 
 
 def measure_sensitivities(
-    program: Program, x: Tensor, generator: torch.Generator, bits: Sequence[int] = BITS, samples: int = 256
+    program: Program, x: Values, generator: torch.Generator, bits: Sequence[int] = BITS, samples: int = 256
 ) -> tuple[list[LayerSensitivity], Traces]:
     """Measure the sensitivity of every layer and branch of a captured program.
 
@@ -60,7 +61,7 @@ def measure_sensitivities(
     layers = [layer for layer in program.layers() if program.is_float(layer)]
     few = x[:: max(1, len(x) // samples)][:samples]
     with torch.no_grad():
-        target = program(few)
+        target = joined(program(few))
     power = target.square().mean().clamp(min=torch.finfo(torch.float32).tiny)
     weights = [program.module(layer.contraction).get_buffer("weight") for layer in layers]
     shapes = [weight.shape for weight in weights]
@@ -70,7 +71,7 @@ def measure_sensitivities(
             f"{layer.contraction}.weight": weight.reshape(shape)
             for layer, weight, shape in zip(layers, given, shapes, strict=True)
         }
-        y = torch.func.functional_call(program.graph_module, values, (few,))
+        y = joined(program.by_name(torch.func.functional_call(program.graph_module, values, tensors_of(few))))
         deviation: Tensor = (y - target).square().mean() / power
         return deviation
 

@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 
 from kancompile.errors import KanCompileError
 from kancompile.ir import AnyExpansion, Branch, Contraction, Expansion, Layer, PolynomialExpansion, Program
+from kancompile.named_tensors import Values, joined
 from kancompile.passes.lower_to_polynomials.breakpoints import find_breakpoints, merge
 from kancompile.passes.lower_to_polynomials.observed_region import ObserveRegion, Region
 from kancompile.passes.lower_to_polynomials.piecewise_fit import Lowered, lower
@@ -70,7 +71,7 @@ class LowerToPolynomials:
         if not self.degrees or not all(1 <= degree <= 7 for degree in self.degrees):
             raise KanCompileError(f"pass {self.name!r}: found degrees {self.degrees!r}, expected some of 1 ... 7")
 
-    def __call__(self, program: Program, x: Tensor) -> Program:
+    def __call__(self, program: Program, x: Values) -> Program:
         """Return the lowered program, or the same one where nothing changes.
 
         Args:
@@ -220,11 +221,11 @@ def _readers(program: Program, layers: Iterable[Layer]) -> dict[str, list[Layer]
     return found
 
 
-def _ranges(program: Program, x: Tensor, targets: Iterable[str]) -> dict[str, tuple[float, float]]:
+def _ranges(program: Program, x: Values, targets: Iterable[str]) -> dict[str, tuple[float, float]]:
     """Find the smallest and the largest input of every expansion, in chunks of bounded memory."""
     wanted = list(targets)
     found = {target: (float("inf"), float("-inf")) for target in wanted}
-    for part in torch.split(x, _CHUNK) if wanted else ():
+    for part in x.split(_CHUNK) if wanted else ():
         for target, (arguments, _) in program.trace(part, wanted).items():
             low, high = (float(value) for value in torch.aminmax(arguments[0]))
             if not math.isfinite(high - low):
@@ -306,7 +307,7 @@ def _free_name(root: nn.Module, name: str) -> str:
     return name
 
 
-def lower_exactly(program: Program, x: Tensor, applies: Callable[[str], bool]) -> Program:
+def lower_exactly(program: Program, x: Values, applies: Callable[[str], bool]) -> Program:
     """Lower with the first tolerance that keeps the output within ``OUTPUT_ERROR`` of its largest value, else the least.
 
     Args:
@@ -315,11 +316,11 @@ def lower_exactly(program: Program, x: Tensor, applies: Callable[[str], bool]) -
         applies: says for a layer's name whether to lower it.
     """
     few = x[:: max(1, len(x) // _COMPARED)][:_COMPARED]
-    expected = program(few)
+    expected = joined(program(few))
     lowered = program
     for tolerance in TOLERANCES:
         lowered = LowerToPolynomials(tolerance, applies=applies)(program, x)
-        error = float((lowered(few) - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+        error = float((joined(lowered(few)) - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
         if error <= OUTPUT_ERROR:
             break
     return lowered

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from kancompile.ir import IntegerContraction, Layer, Program, layer_tables
+from kancompile.named_tensors import Values
 from kancompile.passes.round_weights.alternatives import best_method
 from kancompile.passes.round_weights.integers import integer_modules, merge_groups
 from kancompile.passes.round_weights.limit_pairs import cost_of_pairs, limit_layer
@@ -52,7 +52,7 @@ class RoundWeights:
 
     name = "round-weights"
 
-    def __call__(self, program: Program, x: Tensor) -> Program:
+    def __call__(self, program: Program, x: Values) -> Program:
         """Return the rounded program.
 
         Args:

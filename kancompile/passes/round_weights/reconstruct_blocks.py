@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.ir import Layer, Program, differentiable, node_of
+from kancompile.named_tensors import Values, joined, tensors_of
 from kancompile.passes.rounding_methods import Block, Brecq, Rounded, RoundingProblem
 
 _CHUNK = 512
@@ -51,7 +52,7 @@ def reconstruct_block(
     layers: Sequence[Layer],
     problems: Mapping[str, RoundingProblem],
     rounded: Mapping[str, Rounded],
-    x: Tensor,
+    x: Values,
     method: Brecq,
     generator: torch.Generator,
 ) -> dict[str, Rounded]:
@@ -155,24 +156,24 @@ def _frontier(last: fx.Node, depends: set[fx.Node], by_sample: set[str]) -> list
     return [node for node in last.graph.nodes if node in found]
 
 
-def _rows_of_samples(program: Program, x: Tensor) -> set[str]:
+def _rows_of_samples(program: Program, x: Values) -> set[str]:
     """Name the nodes whose values have one row for each sample, whatever their number; ``x`` is one sample."""
     names = {node.name for node in program.graph_module.graph.nodes}
     found = set(names)
     for count in (2, 3):
         recorder = _NodeRecorder(program.graph_module, names)
         with torch.no_grad():
-            recorder.run(x.expand(count, *x.shape[1:]).contiguous())
+            recorder.run(*tensors_of(x[torch.zeros(count, dtype=torch.int64)]))
         values = recorder.kept.items()
         found &= {name for name, value in values if isinstance(value, Tensor) and value.shape[:1] == (count,)}
     return found
 
 
-def _evaluate(program: Program, nodes: Sequence[fx.Node], x: Tensor) -> list[Tensor]:
+def _evaluate(program: Program, nodes: Sequence[fx.Node], x: Values) -> list[Tensor]:
     wanted = {node.name for node in nodes}
     recorder = _NodeRecorder(program.graph_module, wanted)
     with torch.no_grad():
-        recorder.run(x)
+        recorder.run(*tensors_of(x))
     return [recorder.kept[node.name] for node in nodes]
 
 
@@ -203,7 +204,7 @@ class _Leaf(fx.Interpreter):
         return value
 
 
-def _output_gradients(twin: Program, end: str, x: Tensor, generator: torch.Generator) -> Tensor | None:
+def _output_gradients(twin: Program, end: str, x: Values, generator: torch.Generator) -> Tensor | None:
     """Estimate how much the network's outputs feel the block's output: ``J^T r`` for random signs ``r``.
 
     ``E (J^T r)^2`` is the diagonal of ``J^T J``, the Gauss-Newton matrix of the squared error of the outputs, which is
@@ -213,7 +214,7 @@ def _output_gradients(twin: Program, end: str, x: Tensor, generator: torch.Gener
     for part in x.split(_CHUNK):
         runner = _Leaf(twin.graph_module, end)
         with torch.enable_grad():
-            y = runner.run(part)
+            y = joined(twin.by_name(runner.run(*tensors_of(part))))
             if y is runner.leaf or not y.requires_grad:
                 return None
             signs = torch.randint(0, 2, y.shape, generator=generator).to(y.dtype) * 2 - 1

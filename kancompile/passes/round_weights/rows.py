@@ -30,6 +30,7 @@ from kancompile.ir import (
     split_groups,
     tied_columns,
 )
+from kancompile.named_tensors import Values
 from kancompile.passes.round_weights.options import RoundingOptions
 from kancompile.passes.rounding_methods import FeatureSource, RoundingProblem
 
@@ -41,7 +42,7 @@ _CHUNK_BYTES = 1 << 26
 def convolution_problems(
     program: Program,
     layer: Layer,
-    x: Tensor,
+    x: Values,
     bits: int,
     generator: torch.Generator,
     rows: int = _ROWS,
@@ -93,7 +94,7 @@ def _overlap(parts: Sequence[Tensor]) -> bool:
 def _features(
     program: Program,
     layer: Layer,
-    x: Tensor,
+    x: Values,
     contraction: Contraction,
     sampler: PatchSampler,
     image: Tensor,
@@ -123,7 +124,7 @@ _KEPT_BYTES = 1 << 30
 
 
 def layer_problems(
-    program: Program, layer: Layer, x: Tensor, options: RoundingOptions, generator: torch.Generator
+    program: Program, layer: Layer, x: Values, options: RoundingOptions, generator: torch.Generator
 ) -> tuple[RoundingProblem, ...]:
     """State the rounding problems of one layer: one, or one for each channel group of a convolution."""
     if program.contraction(layer).geometry is not None:
@@ -131,7 +132,7 @@ def layer_problems(
     return (layer_problem(program, layer, x, options),)
 
 
-def layer_problem(program: Program, layer: Layer, x: Tensor, options: RoundingOptions) -> RoundingProblem:
+def layer_problem(program: Program, layer: Layer, x: Values, options: RoundingOptions) -> RoundingProblem:
     """State the rounding problem of one layer of a program whose earlier layers are rounded."""
     tables = layer_tables(program, layer)
     ties, start = tied_columns(tables), 0
@@ -151,7 +152,7 @@ def layer_problem(program: Program, layer: Layer, x: Tensor, options: RoundingOp
     )
 
 
-def layer_features(program: Program, layer: Layer, x: Tensor) -> FeatureSource:
+def layer_features(program: Program, layer: Layer, x: Values) -> FeatureSource:
     """Give the table codes that reach a layer, uint8 ``[n *, c]``; recomputed chunk by chunk where they are many."""
     n, columns = len(x), _columns(program, layer, x[:1]).shape
     rows = n * columns[0]
@@ -166,7 +167,7 @@ def layer_features(program: Program, layer: Layer, x: Tensor) -> FeatureSource:
     return FeatureSource(chunks, rows, columns[1])
 
 
-def _columns(program: Program, layer: Layer, x: Tensor) -> Tensor:
+def _columns(program: Program, layer: Layer, x: Values) -> Tensor:
     traced = program.trace(x, layer.expansions)
     features = [traced[target][1].flatten(-2) for target in layer.expansions]
     return torch.cat(features, dim=-1).flatten(0, -2)

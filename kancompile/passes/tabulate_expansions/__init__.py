@@ -13,9 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from torch import Tensor
-
 from kancompile.ir import Expansion, JointTable, Layer, Program, quantizer_in_front
+from kancompile.named_tensors import Values
 from kancompile.passes.tabulate_expansions.choose_index import Range, choose_index
 from kancompile.passes.tabulate_expansions.known import KnownTables
 from kancompile.passes.tabulate_expansions.layer import tabulate_layer
@@ -40,7 +39,7 @@ class TabulateExpansions:
 
     name = "tabulate-expansions"
 
-    def __call__(self, program: Program, x: Tensor) -> Program:
+    def __call__(self, program: Program, x: Values) -> Program:
         """Return the tabulated program.
 
         Args:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kancompile.ir import Program, node_of
+from kancompile.named_tensors import Values
 from kancompile.progress import track
 from kancompile.validation import ErrorMeasure, FloatReplay, LayerPair, decibel, samples_that_fit
 
@@ -46,7 +47,7 @@ class LayerContribution:
     branches: Mapping[str, Contribution]
 
 
-def measure_contributions(program: Program, pairs: Sequence[LayerPair], x: Tensor) -> dict[str, LayerContribution]:
+def measure_contributions(program: Program, pairs: Sequence[LayerPair], x: Values) -> dict[str, LayerContribution]:
     """Measure every layer, and every branch of layers with several, alone.
 
     Args:

@@ -21,7 +21,7 @@ def goal_missed(manifest: Mapping[str, Any], result: Validation) -> str | None:
         return None
     if result.paired is not None and result.paired.is_within_chance:
         return None  # classes stay what they are, which is what such a model is for
-    which = "the output" if result.compiled.n_outputs == 1 else f"output {worst.output}"
+    which = "the output" if result.compiled.n_outputs == 1 else f"output {worst.called}"
     text = f"{which} is at {worst.sqnr_db:.1f} dB about its mean, {wanted:g} hoped for: {_error(worst)}"
     if worst.sqnr_db < RUINED_DB:
         text = f"{which} is ruined: {text}"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kancompile.ir import Expansion, JointTable, Program, TableExpansion
+from kancompile.named_tensors import Values
 from kancompile.progress import track
 from kancompile.validation import LayerPair
 
@@ -80,7 +81,7 @@ class Observation:
     constant: dict[str, Tensor] = field(default_factory=dict)
 
 
-def observe(program: Program, pairs: Sequence[LayerPair], x: Tensor, seed: int = 0) -> Observation:
+def observe(program: Program, pairs: Sequence[LayerPair], x: Values, seed: int = 0) -> Observation:
     """Evaluate the float program on calibration inputs and note what its expansions read.
 
     Args:

@@ -58,7 +58,8 @@ def _results(compiled: CompiledModel, result: Validation, beside: BesideFloat | 
     error, worst = result.compiled, result.compiled.worst
     assert worst is not None
     rows.append(["SQNR", "", f"{error.sqnr_db:.2f} dB", "of what varies in the outputs"])
-    which = "" if error.n_outputs == 1 else f" ({worst.output} of 0 ... {error.n_outputs - 1})"
+    among = "" if error.parts else f" of 0 ... {error.n_outputs - 1}"
+    which = "" if error.n_outputs == 1 else f" ({worst.called}{among})"
     rows.append([f"worst output{which}", "", f"{worst.sqnr_db:.2f} dB", _shares(worst)])
     if result.is_classifier and error.agreement is not None:
         rows.append(["top-1 agreement", "", f"{error.agreement:.2f} %", ""])

@@ -65,11 +65,12 @@ def build_model(
     for _, contraction in program.nodes(IntegerContraction):
         contraction.verify_finished()
     graph_module = (program if plain else arrange_tables(program, pairs)).graph_module.eval()
-    example = torch.zeros(batch or 2, *program.input_shape)
-    open_batch = ({0: torch.export.Dim("batch")},) if batch is None else None
+    interface = program.interface
+    example = tuple(torch.zeros(batch or 2, *entry.shape, dtype=entry.dtype) for entry in interface.inputs)
+    open_batch = tuple({0: torch.export.Dim("batch")} for _ in example) if batch is None else None
     with quiet():
         try:
-            exported = torch.export.export(graph_module, (example,), dynamic_shapes=open_batch)
+            exported = torch.export.export(graph_module, example, dynamic_shapes=open_batch)
             onnx_program = torch.onnx.export(
                 exported,
                 dynamo=True,

@@ -32,9 +32,11 @@ def name_nodes(graph: ir.Graph, program: Program) -> set[ir.Node]:
     """
     layer_of = {layer.contraction: layer.name for layer in program.layers()}
     owner_of = _readable(program, "/")
-    graph.inputs[0].name = "input"
-    for position, output in enumerate(graph.outputs):
-        output.name = "output" if len(graph.outputs) == 1 else f"output_{position}"
+    interface = program.interface
+    for value, entry in zip(graph.inputs, interface.inputs, strict=True):
+        value.name = entry.name
+    for value, name in zip(graph.outputs, interface.outputs, strict=True):
+        value.name = name
     graph.name = "kancompile"
     symbols: dict[str, str] = {}
     values = list(graph.inputs) + [value for node in graph for value in node.outputs]

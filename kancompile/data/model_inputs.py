@@ -1,0 +1,220 @@
+"""What a model's forward takes: the names of its inputs, and how tensors by name become its arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from kancompile.data.model_outputs import named_leaves
+from kancompile.errors import KanCompileError
+from kancompile.named_tensors import NamedTensors, Values
+
+_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """Names of a model's inputs, in order.
+
+    Attributes:
+        required: those that a call must give.
+        optional: those with a default.
+        is_open: whether it takes others as well, by ``*args`` or ``**kwargs``.
+        takes_parts: whether its only input is a dict, a dataclass or a tuple by its annotation.
+    """
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    is_open: bool = False
+    takes_parts: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names."""
+        return (*self.required, *self.optional)
+
+
+def model_inputs(model: Any) -> ModelInputs | None:
+    """Read the inputs of a module or an exported program; ``None`` where nothing says them, as of a path.
+
+    Raises:
+        KanCompileError: there is none.
+    """
+    if isinstance(model, ExportedProgram):
+        found = ModelInputs(tuple(name for name in model.graph_signature.user_inputs if isinstance(name, str)))
+    elif isinstance(model, nn.Module):
+        parameters = _parameters(model)
+        if parameters is None:
+            return None
+        plain = [p for p in parameters if p.kind not in _VARIABLE]
+        required = tuple(p.name for p in plain if p.default is p.empty)
+        optional = tuple(p.name for p in plain if p.default is not p.empty)
+        takes_parts = len(required) == 1 and _is_structure(_annotation(model, plain[0]))
+        found = ModelInputs(required, optional, len(plain) < len(parameters), takes_parts)
+        if not required and optional and not found.is_open:  # forward(x=None) is called with x nevertheless
+            found = ModelInputs(optional[:1], optional[1:])
+    else:
+        return None
+    if not found.names and not found.is_open:
+        raise KanCompileError(
+            f"model {type(model).__name__!r}: found no tensor input in forward, expected at least one; a network without inputs "
+            "is a constant"
+        )
+    return found
+
+
+def in_order(model: Any, values: Values) -> Values:
+    """Give inputs by name in the order in which the model takes them.
+
+    Raises:
+        KanCompileError: names that the model does not have, or others that it needs.
+    """
+    if isinstance(values, Tensor):
+        return values
+    args, kwargs = arguments(model, values)
+    name_of = {id(value): name for name, value in values.tensors.items()}
+    leaves = [leaf for _, leaf in named_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    return NamedTensors({name_of[id(leaf)]: leaf for leaf in leaves})
+
+
+def arguments(model: Any, values: Values) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Make the arguments of a call: by parameters of ``forward``; of one that takes a dict or dataclass, its entries.
+
+    Raises:
+        KanCompileError: names that the model does not have, or others that it needs.
+    """
+    if isinstance(values, Tensor):
+        return (values,), {}
+    tensors = dict(values.tensors)
+    if isinstance(model, ExportedProgram):
+        names = [name for name in model.graph_signature.user_inputs if isinstance(name, str)]
+        _expect(model, tensors, names, names)
+        args, kwargs = pytree.tree_unflatten([tensors[name] for name in names], model.call_spec.in_spec)
+        return tuple(args), dict(kwargs)
+    parameters = _parameters(model)
+    if parameters is None or isinstance(model, fx.GraphModule):
+        return tuple(tensors.values()), {}
+    known = {p.name: p for p in parameters if p.kind not in _VARIABLE}
+    required = [p.name for p in known.values() if p.default is p.empty]
+    heads = dict.fromkeys(name.partition(".")[0] for name in tensors)
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters) and not set(heads) & set(known):
+        return tuple(tensors.values()), {}
+    if len(required) == 1 and not set(heads) & set(known):
+        return (_whole(tensors, known[required[0]], model),), {}
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        _expect(model, heads, list(known), required)
+    given = {
+        head: tensors[head]
+        if head in tensors
+        else _whole(
+            {name[len(head) + 1 :]: value for name, value in tensors.items() if name.startswith(f"{head}.")},
+            known.get(head),
+            model,
+        )
+        for head in heads
+    }
+    bound = inspect.signature(model.forward).bind(**given)
+    return bound.args, bound.kwargs
+
+
+def dynamic_dimensions(model: nn.Module, args: Any, kwargs: Any, dimensions: Mapping[int, Any]) -> Any:
+    """Say the dynamic dimensions of every tensor among the arguments, as ``torch.export`` wants it."""
+    shapes = torch.export.ShapesCollection()
+    for _, leaf in named_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor):
+            shapes[leaf] = dict(dimensions)
+    return shapes.dynamic_shapes(model, args, kwargs)
+
+
+def register_dataclasses(value: Any) -> None:
+    """Let ``torch.export`` look into the dataclasses that a model takes and returns."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if type(value) not in pytree.SUPPORTED_NODES:
+            torch.export.register_dataclass(type(value))
+        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, tuple | list):
+        for entry in value:
+            register_dataclasses(entry)
+
+
+def check_arguments(model: nn.Module, values: Values) -> None:
+    """Refuse a forward that cannot be called with the inputs at hand, before longer words of whoever calls it.
+
+    Raises:
+        KanCompileError: it needs others.
+    """
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):  # a compiled forward has none
+        return
+    args, kwargs = arguments(model, values)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise KanCompileError(
+            f"model {type(model).__name__!r}: found forward{signature} and data of one array, expected an array for every input "
+            f"({error}); pass them by name, {{{', '.join(f'{name!r}: ...' for name in signature.parameters)}}}, as an .npz with "
+            "those names, or batches of tuples in that order"
+        ) from None
+
+
+def _whole(parts: Mapping[str, Tensor], parameter: inspect.Parameter | None, model: Any) -> Any:
+    """Make one argument of its parts: a dataclass where the annotation is one, a tuple of numbered ones, else a dict."""
+    kind = None if parameter is None else _annotation(model, parameter)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        try:
+            return kind(**parts)
+        except TypeError as error:
+            fields = [field.name for field in dataclasses.fields(kind)]
+            raise KanCompileError(
+                f"model {type(model).__name__!r}: found data named {list(parts)!r}, expected the "
+                f"fields {fields!r} of {kind.__name__}"
+            ) from error
+    if list(parts) == [str(number) for number in range(len(parts))]:
+        return tuple(parts.values())
+    return dict(parts)
+
+
+def _annotation(model: nn.Module, parameter: inspect.Parameter) -> Any:
+    """Give the type that a parameter is annotated with, a type where it is written as text and can be found."""
+    if not isinstance(parameter.annotation, str):
+        return parameter.annotation
+    try:
+        return typing.get_type_hints(type(model).forward).get(parameter.name)
+    except Exception:  # names that only a type checker imports
+        return None
+
+
+def _is_structure(kind: Any) -> bool:
+    origin = typing.get_origin(kind) or kind
+    return isinstance(origin, type) and (issubclass(origin, Mapping | tuple | list) or dataclasses.is_dataclass(origin))
+
+
+def _expect(
+    model: Any, found: Sequence[str] | Mapping[str, Any], known: Sequence[str], required: Sequence[str]
+) -> None:
+    missing, strange = [n for n in required if n not in found], [n for n in found if n not in known]
+    if missing or strange:
+        raise KanCompileError(
+            f"model {type(model).__name__!r}: found inputs {list(found)!r}, expected {list(required)!r}"
+            + (f" and perhaps {[n for n in known if n not in required]!r}" if len(known) > len(required) else "")
+            + "; name the arrays as forward names its inputs"
+        )
+
+
+def _parameters(model: nn.Module) -> list[inspect.Parameter] | None:
+    try:
+        return list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):  # a compiled forward has none
+        return None

@@ -1,0 +1,49 @@
+"""What a model's forward returns, as tensors by name, whatever structure holds them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from kancompile.errors import KanCompileError
+from kancompile.named_tensors import NamedTensors, Values
+
+
+def outputs_of(returned: Any) -> Values:
+    """Give one tensor itself, several by name: keys, fields, ``output_0`` for the first entry of a tuple; ``None`` is left out.
+
+    Raises:
+        KanCompileError: something else than tensors was returned.
+    """
+    if isinstance(returned, Tensor):
+        return returned
+    found = {name: value for name, value in named_leaves(returned) if value is not None}
+    strange = {name: type(value).__name__ for name, value in found.items() if not isinstance(value, Tensor)}
+    if strange or not found:
+        name, kind = next(iter(strange.items()), ("", "none"))
+        raise KanCompileError(
+            f"model: found an output{f' {name!r}' if name else ''} of {kind}, expected tensors; wrap the model to return "
+            "tensors, in a tuple, a dict or a dataclass where they are several"
+        )
+    return next(iter(found.values())) if len(found) == 1 else NamedTensors(found)
+
+
+def named_leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield what a structure of tuples, lists, dicts and dataclasses holds, with its name."""
+    entries: list[tuple[str, Any]] | None = None
+    if isinstance(value, Mapping):
+        entries = [(str(key), entry) for key, entry in value.items()]
+    elif isinstance(value, tuple | list):
+        names = getattr(value, "_fields", range(len(value)))
+        entries = [(str(name), entry) for name, entry in zip(names, value, strict=True)]
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        entries = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    if entries is None:
+        name = ".".join(path)
+        yield (f"output_{name}" if not path or path[0].isdigit() else name), value
+        return
+    for key, entry in entries:
+        yield from named_leaves(entry, (*path, key))

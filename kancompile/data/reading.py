@@ -1,0 +1,127 @@
+"""Read what holds or yields samples as arrays by name: files, arrays, tuples, mappings, frames and loaders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from kancompile.data.entries import ONE, Entries, choose_entries, flattened, parts_of_tuple
+from kancompile.data.model_inputs import ModelInputs
+from kancompile.data.sample_arrays import read_arrays, to_array
+from kancompile.errors import KanCompileError
+
+Arrays = dict[str, NDArray[Any]]
+Read = tuple[Arrays, NDArray[Any] | None]
+"""Inputs by name, an only one under ``""``, and labels."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How samples are read.
+
+    Attributes:
+        name: what errors call the data.
+        model: what the model takes, ``None`` where it is not known: then one input.
+        key: array of a mapping or an ``.npz`` that holds the samples of an only input.
+        label_key: the same of labels.
+    """
+
+    name: str
+    model: ModelInputs | None = None
+    key: str | None = None
+    label_key: str = "y"
+
+    def whole(self, source: Any, is_unlabelled: bool) -> Read | None:
+        """Read a source that holds all samples at once; ``None`` where it yields them batch by batch."""
+        name = self.name
+        if isinstance(source, str | os.PathLike):
+            return read_arrays(Path(source), self._choose, name)
+        if isinstance(source, np.ndarray | Tensor):
+            return {ONE: to_array(source, name)}, None
+        if isinstance(source, Mapping):
+            return self.parts(source, name)
+        if not isinstance(source, tuple):
+            return None
+        several, labels = parts_of_tuple(source, self.model, name)
+        if several is not None:
+            return _arrays(several, name), None if labels is None else to_array(labels, f"{name} labels")
+        if len(source) != 2 or not all(isinstance(part, np.ndarray | Tensor) for part in source):
+            return None
+        inputs, targets = to_array(source[0], name), to_array(source[1], f"{name} labels")
+        if is_unlabelled and inputs.ndim > 1 and inputs.shape == targets.shape:
+            raise KanCompileError(
+                f"{name}: found a tuple of two arrays of the same shape {inputs.shape!r}, which may be two batches or "
+                "samples with labels; pass a list of batches, or labels= by name"
+            )
+        return {ONE: inputs}, targets
+
+    def batches(self, source: Any) -> Iterator[Read]:
+        """Read a source that yields batches, one after the other."""
+        for number, item in enumerate(self._items(source)):
+            yield self.parts(item, f"{self.name} batch {number}")
+
+    def parts(self, item: Any, name: str) -> Read:
+        """Take one batch apart."""
+        if isinstance(item, Mapping):
+            flat = dict(flattened(item))
+            chosen = self._choose(list(flat), name)
+            labels = None if chosen.labels is None else to_array(flat[chosen.labels], f"{name} labels")
+            return _arrays({n: flat[entry] for n, entry in chosen.inputs.items()}, name), labels
+        if isinstance(item, tuple | list):
+            several, labels = parts_of_tuple(item, self.model, name)
+            if several is not None:
+                return _arrays(several, name), None if labels is None else to_array(labels, f"{name} labels")
+        if isinstance(item, tuple | list) and item and isinstance(item[0], np.ndarray | Tensor):
+            if len(item) > 2:
+                raise KanCompileError(
+                    f"{name}: found {len(item)} parts, expected samples or (samples, labels); yield only those"
+                )
+            return {ONE: to_array(item[0], name)}, to_array(item[1], f"{name} labels") if len(item) == 2 else None
+        if isinstance(item, np.ndarray | Tensor):
+            return {ONE: to_array(item, name)}, None
+        raise KanCompileError(
+            f"{name}: found {type(item).__name__}, expected a tensor or an array [b, *input_shape], or a pair with labels"
+        )
+
+    def _choose(self, keys: Sequence[str], name: str) -> Entries:
+        return choose_entries(keys, self.model, self.key, self.label_key, name)
+
+    def _items(self, source: Any) -> Iterator[Any]:
+        name, kind = self.name, type(source).__name__
+        if hasattr(source, "to_numpy") and hasattr(
+            source, "columns"
+        ):  # of pandas or polars, either of which may be missing here
+            raise KanCompileError(
+                f"{name}: found a {kind}, expected numbers alone; pass frame[columns].to_numpy(dtype='float32'), scaled as in "
+                "training, and labels apart: (samples, labels)"
+            )
+        if isinstance(source, Dataset) and not isinstance(source, IterableDataset):
+            raise KanCompileError(
+                f"{name}: found a {kind}, which gives single samples, expected batches; pass "
+                "torch.utils.data.DataLoader(dataset, batch_size=256)"
+            )
+        if isinstance(source, Iterable) or hasattr(source, "__getitem__"):
+            items: Iterator[Any] = iter(source)
+            return items
+        raise KanCompileError(
+            f"{name}: found {type(source).__name__}, expected an array, a tensor, a path or an iterable of batches"
+        )
+
+
+def _arrays(parts: Mapping[str, Any], name: str) -> Arrays:
+    found = {n: to_array(value, f"{name} {n!r}" if n else name) for n, value in parts.items()}
+    sizes = {n: len(array) if array.ndim else None for n, array in found.items()}
+    if len(set(sizes.values())) > 1:
+        raise KanCompileError(
+            f"{name}: found {', '.join(f'{size} rows of {n!r}' for n, size in sizes.items())}, expected the same number of every "
+            "input; pass them in step"
+        )
+    return found
