@@ -61,6 +61,11 @@ def by_name(values: Values, names: Sequence[str]) -> dict[str, Tensor]:
     return {names[0]: values} if isinstance(values, Tensor) else dict(values.tensors)
 
 
+def first_of(values: Values) -> Tensor:
+    """Give the only tensor, or the first: of outputs the one that labels belong to."""
+    return tensors_of(values)[0]
+
+
 def joined(values: Values) -> Tensor:
     """View several outputs as one float tensor ``[b, all of them]``; one tensor is given back as it is."""
     return values if isinstance(values, Tensor) else torch.cat([value.flatten(1).float() for value in values], 1)

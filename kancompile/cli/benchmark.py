@@ -48,9 +48,16 @@ def run(options: argparse.Namespace) -> int:
     with working(options):
         model, data = load_float_model(options), None
         if options.data is not None:
-            from kancompile.data import load_calibration
+            from kancompile.data import load_calibration, model_inputs
 
-            data = load_calibration(opened_data(options), key=options.data_key, name="data", seed=options.seed).samples
+            data = load_calibration(
+                opened_data(options),
+                key=options.data_key,
+                name="data",
+                seed=options.seed,
+                model=model_inputs(model),
+                keep_integers=True,
+            ).samples
         others: dict[str, bytes] = {}
         unavailable: dict[str, str] = {}
         try:

@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
 
     from kancompile.compiler import check_destinations, check_target, manifest_path, targets_named, write_atomically
     from kancompile.compiler import compile as compile_model
-    from kancompile.data import read_divided
+    from kancompile.data import check_fits, model_inputs, read_divided
     from kancompile.reporting import check_matplotlib, compile_summary
     from kancompile.validation import FloatExport
 
@@ -105,9 +105,15 @@ def run(options: argparse.Namespace) -> int:
     check_destinations([*paths, *(manifest_path(path, shared) for path in paths), *reported], options.force)
 
     with working(options):
+        model = load_float_model(options)
         # all of the file is read here: what is held out must not be among the samples a compilation picks
         divided = read_divided(
-            opened_data(options), recipe.calibration_samples, options.held_out, options.seed, key=options.data_key
+            opened_data(options),
+            recipe.calibration_samples,
+            options.held_out,
+            options.seed,
+            key=options.data_key,
+            model=model_inputs(model),
         )
         samples, judging, judged_on = divided.samples, divided.judging, divided.judged_on
         for note in samples.notes:
@@ -117,11 +123,10 @@ def run(options: argparse.Namespace) -> int:
                 "--max-drop: found no labels, expected an array 'y' beside 'x' in the calibration .npz, a folder with one "
                 "subfolder for each class, or a loader of (samples, labels)"
             )
-        model = load_float_model(options)
         untrained = weights_note(options)
         if options.held_out and not divided.is_held_out:
             say(f"calibration: only {len(samples)} samples, none held out; the result is measured on the same samples")
-        export = FloatExport(model, samples.samples[:2])  # meanwhile, in a process of its own
+        export = FloatExport(model, check_fits(model, samples).samples[:2])  # meanwhile, in a process of its own
         try:
             compiled = compile_model(
                 model, divided.fitting, target=targets[0].name, recipe=recipe, seed=options.seed, device=options.device
@@ -132,6 +137,7 @@ def run(options: argparse.Namespace) -> int:
             beside = compiled.beside_float(timing=not options.no_timing, export=export)
         finally:
             export.close()
+        judging = judging.like(compiled.calibration)
         written, refused = {paths[0]: compiled}, {}
         for target, path in zip(targets[1:], paths[1:], strict=True):
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kancompile.cli.command import Command
 from kancompile.cli.exit_codes import OK
@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def judged_samples(options: argparse.Namespace, recipe: Recipe) -> tuple[Calibration, Calibration, str]:
+def judged_samples(options: argparse.Namespace, recipe: Recipe, model: Any) -> tuple[Calibration, Calibration, str]:
     """Read the samples to calibrate and to judge with, and say in words which the latter are."""
     from kancompile.diagnosis import samples_for
 
@@ -43,6 +43,7 @@ def judged_samples(options: argparse.Namespace, recipe: Recipe) -> tuple[Calibra
         options.seed,
         options.calibration_key,
         options.data_key,
+        model,
     )
 
 
@@ -53,8 +54,9 @@ def run(options: argparse.Namespace) -> int:
     from kancompile.diagnosis import examine, open_laboratory
 
     with working(options):
-        fitting, judging, judged_on = judged_samples(options, recipe)
-        laboratory = open_laboratory(load_float_model(options), fitting, judging, recipe, options.seed, options.device)
+        model = load_float_model(options)
+        fitting, judging, judged_on = judged_samples(options, recipe, model)
+        laboratory = open_laboratory(model, fitting, judging, recipe, options.seed, options.device)
         result = examine(laboratory, judged_on, options.data is not None, options.exact)
     show_result(options, result.to_dict(), result.text())
     return OK

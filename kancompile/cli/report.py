@@ -91,21 +91,27 @@ def run(options: argparse.Namespace) -> int:
         data = page.with_suffix(".json")
     check_destinations([page, data], options.force)
     with working(options):
-        from kancompile.data import load_calibration
+        from kancompile.data import load_calibration, model_inputs
         from kancompile.reporting import ReportOptions, collect, of_file, recipe_and_seed
 
         recipe, seed = recipe_and_seed(path)
-        calibration, held_out = _calibration(options, recipe.calibration_samples, seed, path)
+        model = load_float_model(options)
+        calibration, held_out = _calibration(options, model, recipe.calibration_samples, seed, path)
         if options.data is not None:
             judging = load_calibration(
-                opened_data(options), key=options.data_key, max_samples=_JUDGED_SAMPLES, name="data"
-            )
+                opened_data(options),
+                key=options.data_key,
+                max_samples=_JUDGED_SAMPLES,
+                name="data",
+                model=model_inputs(model),
+                keep_integers=True,
+            ).like(calibration)
             judged_on = f"{len(judging)} samples of {Path(options.data).name}"
         elif held_out is not None:
             judging, judged_on = held_out, f"{len(held_out):,} held-out calibration samples"
         else:
             judging, judged_on = calibration, "the calibration data itself"
-        source = of_file(path, load_float_model(options), calibration, judging, judged_on, options.data is not None)
+        source = of_file(path, model, calibration, judging, judged_on, options.data is not None)
         wanted = ReportOptions(
             tuple(options.edge),
             options.edges,
@@ -121,10 +127,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _calibration(
-    options: argparse.Namespace, limit: int, seed: int, path: Path
+    options: argparse.Namespace, model: Any, limit: int, seed: int, path: Path
 ) -> tuple[Calibration, Calibration | None]:
     """Find the samples that the file was compiled with: all of the given ones, or those that were not held out."""
-    from kancompile.data import load_calibration, read_divided
+    from kancompile.data import check_fits, load_calibration, model_inputs, read_divided
     from kancompile.reporting import calibration_hash
 
     if options.calibration is None and options.data is None:
@@ -134,11 +140,14 @@ def _calibration(
         ("calibration", options.calibration_key) if options.calibration is not None else ("data", options.data_key)
     )
     wanted = calibration_hash(path)
-    divided = read_divided(given, limit, options.held_out, seed, key=key, name=name)
-    if divided.fitting.sha256() == wanted:
-        return divided.fitting, divided.judging if divided.is_held_out else None
+    inputs = model_inputs(model)
+    divided = read_divided(given, limit, options.held_out, seed, key=key, name=name, model=inputs)
+    fitting = check_fits(model, divided.fitting)
+    if fitting.sha256() == wanted:
+        return fitting, divided.judging.like(fitting) if divided.is_held_out else None
     # a file that Python compiled with all samples
-    return load_calibration(given, key=key, max_samples=limit, seed=seed, name=name), None
+    whole = load_calibration(given, key=key, max_samples=limit, seed=seed, name=name, model=inputs, keep_integers=True)
+    return whole.like(fitting), None
 
 
 def _text(report: Mapping[str, Any], files: Mapping[Path, bytes]) -> str:

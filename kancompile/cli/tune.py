@@ -47,8 +47,8 @@ def run(options: argparse.Namespace) -> int:
     path, recipe_path = folder / "model.onnx", folder / "recipe.toml"
     check_destinations([path, manifest_path(path), recipe_path], options.force)
     with working(options):
-        fitting, judging, judged_on = judged_samples(options, recipe)
         model = load_float_model(options)
+        fitting, judging, judged_on = judged_samples(options, recipe, model)
         tuned = tune(
             model,
             fitting,

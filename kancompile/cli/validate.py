@@ -93,7 +93,7 @@ def _compared(options: argparse.Namespace) -> RuntimeComparison:
 
     runtimes = runtimes_named(options.runtime)
     samples = load_calibration(opened_data(options), key=options.data_key, name="data", max_samples=_COMPARED_SAMPLES)
-    return compare_runtimes(Path(options.file), samples.samples.numpy(), runtimes)
+    return compare_runtimes(Path(options.file), samples.inputs, runtimes)
 
 
 COMMAND = Command("validate", "compare a compiled file with its float model", TEXT, add_options, run)

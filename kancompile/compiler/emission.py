@@ -57,9 +57,17 @@ def write(target: Target, program: Program, facts: Mapping[str, Any], recipe: Re
     """Write a lowered program as the bytes of a target's file.
 
     Raises:
-        KanCompileError: the target cannot express a layer; its name, the reason and the nearest recipe are given.
+        KanCompileError: the target cannot express the inputs, the outputs or a layer; its name, the reason and the nearest recipe
+            are given.
     """
     check_target(target, recipe)
+    if not target.several_tensors and program.declared is not None:
+        inputs = [f"{one.name} ({str(one.dtype).removeprefix('torch.')})" for one in program.interface.inputs]
+        outputs = ", ".join(program.interface.outputs)
+        raise KanCompileError(
+            f"target {target.name!r}: found the inputs {', '.join(inputs)} and the outputs {outputs}, expected one float32 input "
+            "and one output; compile for an ONNX target, or the part of the model that has such"
+        )
     for layer in facts["layers"]:
         if layer["weight_bits"] not in (*target.weight_bits, 16, 32):
             nearest = min((bits for bits in target.weight_bits if bits > layer["weight_bits"]), default=8)

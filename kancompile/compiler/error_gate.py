@@ -27,7 +27,7 @@ from kancompile.compiler.refinement import NextStep, Refinement
 from kancompile.data import Calibration
 from kancompile.errors import KanCompileError, ThresholdMissedError
 from kancompile.ir import Program
-from kancompile.named_tensors import tensors_of
+from kancompile.named_tensors import first_of
 from kancompile.passes import ObserveRegion
 from kancompile.progress import quiet, say
 from kancompile.recipe import LayerRecipe, Recipe, SettledRecipe
@@ -156,8 +156,8 @@ class ErrorGate:
         try:
             for x, y in self.samples.batches():
                 assert y is not None
-                before.add(y, self.captured(x), "calibration")
-                after.add(y, program(x), "calibration")
+                before.add(y, first_of(self.captured(x)), "calibration")
+                after.add(y, first_of(program(x)), "calibration")
         except KanCompileError:  # labels of calibration samples need not be those of this model
             return False
         first, second = before.decisions, after.decisions
@@ -338,7 +338,7 @@ class ErrorGate:
         """Measure the model's outputs in float32 against the same graph in float64, ``None`` where that does not run."""
         try:
             with ObserveRegion(double=True), torch.no_grad():
-                exact = self.captured.by_name(self.captured.graph_module(*tensors_of(self.trials.x)))
+                exact = self.captured.by_name(self.captured.graph_module(*self.captured.arguments(self.trials.x)))
         except (RuntimeError, TypeError):  # an operator without a float64 kernel, or of mixed types
             return None
         measure = ErrorMeasure()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.export import ExportedProgram
 
 from kancompile.compiler.bit_budget import BitBudget
-from kancompile.data import Calibration, check_fits, typed_as
+from kancompile.data import Calibration, check_fits, load_exported
 from kancompile.errors import KanCompileError
 from kancompile.frontend import capture
 from kancompile.ir import Program, separate_uses
@@ -84,10 +84,9 @@ def prepare_model(
     """
     timings = Timings() if timings is None else timings
     if captured is None:
-        if isinstance(model, nn.Module):
-            samples = check_fits(model, samples)
-        elif isinstance(model, ExportedProgram):
-            samples = typed_as(model, samples)
+        if isinstance(model, str | os.PathLike):
+            model = load_exported(Path(model), trust)
+        samples = check_fits(model, samples)
         example = samples.samples[:_PROBED]
         captured = timings.measure("capture", lambda: capture(model, example, trust=trust))
     found, x = separate_uses(captured), samples.samples

@@ -2,6 +2,7 @@
 
 from kancompile.data.calibration import LEAST_TO_SPLIT, Calibration, load_calibration, stream_batches
 from kancompile.data.data_sources import open_data
+from kancompile.data.entries import ONE
 from kancompile.data.exported_file import load_exported
 from kancompile.data.held_out import DividedSamples, read_divided
 from kancompile.data.model import Reference, evaluating, load_model, parameter_bytes, parse_factory_args
@@ -17,10 +18,11 @@ from kancompile.data.model_inputs import (
 from kancompile.data.model_outputs import named_leaves, outputs_of
 from kancompile.data.sample_arrays import shape_hint
 from kancompile.data.state_dict import load_state_dict
-from kancompile.data.trial_run import check_fits, typed_as
+from kancompile.data.trial_run import check_fits
 
 __all__ = [
     "LEAST_TO_SPLIT",
+    "ONE",
     "Calibration",
     "DividedSamples",
     "ModelInputs",
@@ -45,5 +47,4 @@ __all__ = [
     "register_dataclasses",
     "shape_hint",
     "stream_batches",
-    "typed_as",
 ]

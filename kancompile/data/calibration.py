@@ -131,6 +131,19 @@ class Calibration:
             arrays[name] = _locked(to_float32(arrays[name], _called(self.name, name), remarks))
         return replace(self, inputs=_one_or_all(arrays), remarks=tuple(remarks))
 
+    def like(self, other: Calibration) -> Calibration:
+        """Give these samples with the types and the order that others have, which a model was tried with."""
+        real = [name for name, array in other.arrays.items() if array.dtype.kind == "f"]
+        typed = self.as_floats([n for n, array in self.arrays.items() if n in real and array.dtype.kind in "ib"])
+        return typed.in_order(list(other.arrays))
+
+    def in_order(self, names: Sequence[str]) -> Calibration:
+        """Give the inputs in the order of names, those of a model."""
+        arrays = self.arrays
+        if list(arrays) == list(names) or set(arrays) != set(names):
+            return self
+        return replace(self, inputs=_one_or_all({name: arrays[name] for name in names}))
+
     def sha256(self) -> str:
         """Hash the samples, for a manifest; the same values give the same hash on every machine."""
         digest = hashlib.sha256()

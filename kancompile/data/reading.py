@@ -17,6 +17,7 @@ from kancompile.data.entries import ONE, Entries, choose_entries, flattened, par
 from kancompile.data.model_inputs import ModelInputs
 from kancompile.data.sample_arrays import read_arrays, to_array
 from kancompile.errors import KanCompileError
+from kancompile.named_tensors import NamedTensors
 
 Arrays = dict[str, NDArray[Any]]
 Read = tuple[Arrays, NDArray[Any] | None]
@@ -46,6 +47,8 @@ class Reader:
             return read_arrays(Path(source), self._choose, name)
         if isinstance(source, np.ndarray | Tensor):
             return {ONE: to_array(source, name)}, None
+        if isinstance(source, NamedTensors):
+            return _arrays(source.tensors, name), None
         if isinstance(source, Mapping):
             return self.parts(source, name)
         if not isinstance(source, tuple):

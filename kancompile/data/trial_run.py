@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from kancompile.data.calibration import Calibration
+from kancompile.data.entries import ONE
 from kancompile.data.model import Reference, evaluating
-from kancompile.data.model_inputs import check_arguments
+from kancompile.data.model_inputs import check_arguments, in_order
 from kancompile.errors import KanCompileError, error_source, reason
 from kancompile.named_tensors import Values, by_name, tensors_of
 
@@ -19,7 +20,7 @@ _OF_THE_MODEL = (AttributeError, NameError, ImportError, NotImplementedError, Ke
 
 
 def check_fits(reference: Reference, samples: Calibration) -> Calibration:
-    """Make sure that the model takes such samples, and give them with the types that it reads.
+    """Make sure that the model takes such samples, and give them with the types that it reads; an exported program says them.
 
     A model that takes whole numbers as float32 gets float32, as all its other inputs have; integers and booleans stay what they
     are where it does not, such as tokens of an embedding.
@@ -28,20 +29,28 @@ def check_fits(reference: Reference, samples: Calibration) -> Calibration:
         KanCompileError: it does not take them; the cause is named: its inputs, its numbers, its device, its own code, or the
             samples.
     """
+    if isinstance(reference, ExportedProgram):
+        return _ordered(reference, _typed_as(reference, samples))
     if isinstance(reference, nn.Module):
         _check_forward(reference)
-    failures = []
+    failures: list[tuple[bool, KanCompileError]] = []
     for typed in _typings(samples):
         try:
             _check_run(reference, typed)
         except KanCompileError as error:
-            failures.append(error)
+            # numbers that an embedding does not know say more than that it does not read floats
+            failures.append((not isinstance(error.__cause__, IndexError), error))
         else:
-            return typed
-    raise failures[0]
+            return _ordered(reference, typed)
+    raise min(failures, key=lambda failure: failure[0])[1]
 
 
-def typed_as(exported: ExportedProgram, samples: Calibration) -> Calibration:
+def _ordered(reference: Reference, samples: Calibration) -> Calibration:
+    first: Values = samples.samples[:1]
+    return samples.in_order(list(by_name(in_order(reference, first), [ONE])))
+
+
+def _typed_as(exported: ExportedProgram, samples: Calibration) -> Calibration:
     """Give the samples of an exported program with the types that it declares."""
     nodes = [
         n for n in exported.graph.nodes if n.op == "placeholder" and n.name in exported.graph_signature.user_inputs
@@ -65,7 +74,7 @@ def _typings(samples: Calibration) -> Iterator[Calibration]:
 
 
 def _check_run(reference: Reference, samples: Calibration) -> None:
-    x = samples.samples[:2]
+    x = _trial_rows(samples)
     shapes = {name: tuple(array.shape[1:]) for name, array in samples.arrays.items()}
     shape = shapes.get("", shapes)
     try:
@@ -97,6 +106,17 @@ def _check_run(reference: Reference, samples: Calibration) -> None:
                 f"calibration: found samples of shape {shape!r}, for {len(x)} of which the model returns shape "
                 f"{tuple(value.shape)!r}; expected one row for each, so inputs as it was trained with{_other_shape(reference, x)}"
             )
+
+
+def _trial_rows(samples: Calibration) -> Values:
+    """Give two samples, and those of the smallest and the largest whole numbers, which are the likeliest to be refused."""
+    rows = dict.fromkeys((0, 1))
+    for array in samples.arrays.values():
+        if array.dtype.kind == "i":
+            flat = array.reshape(len(array), -1)
+            rows |= dict.fromkeys((int(flat.min(1).argmin()), int(flat.max(1).argmax())))
+    values: Values = samples.samples[torch.tensor(list(rows))]
+    return values
 
 
 def _beyond_vocabulary(error: Exception, x: Values) -> str:

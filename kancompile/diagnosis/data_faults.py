@@ -26,6 +26,7 @@ from kancompile.diagnosis.input_faults import (
 )
 from kancompile.diagnosis.laboratory import Laboratory, Outcome, transformed
 from kancompile.ir import Expansion
+from kancompile.named_tensors import Values, concatenated, first_of
 from kancompile.recipe import SettledRecipe
 from kancompile.validation import Score, outside_grid, points, read_from_input
 
@@ -67,7 +68,9 @@ class DataSuspicions:
             yield from self.few(base)
 
     def preprocessing(self, base: Outcome) -> Cause | None:
-        """Find a scaling that was forgotten, or done once too often."""
+        """Find a scaling that was forgotten, or done once too often; of several inputs none is tried."""
+        if not isinstance(self.laboratory.x, Tensor):
+            return None
         if self.has_data:
             found = self._unlike_data(base)
             if found is not None:
@@ -235,7 +238,7 @@ class DataSuspicions:
     def _clamped(self, name: str, expansion: Expansion, found: Outliers) -> tuple[Change, Effect] | None:
         """Clamp the features to the range of the others, where they are features of the model's input."""
         lab = self.laboratory
-        if name not in [layer for layer, _, _ in read_from_input(lab.program, lab.x)]:
+        if not isinstance(lab.x, Tensor) or name not in [layer for layer, _, _ in read_from_input(lab.program, lab.x)]:
             return None
 
         def clamp(x: Tensor) -> Tensor:
@@ -309,10 +312,10 @@ class DataSuspicions:
         rows = np.arange(len(lab.judging))
         shown, kept = lab.judging._take(rows[::2]), lab.judging._take(rows[1::2])
         before = lab.judge(lab.lowered(self.recipe), kept)
-        joined = torch.cat([lab.x, shown.samples])
+        joined = concatenated([lab.x, shown.samples])
         return Effect(None, None, before, self._lowered_on(joined, kept))
 
-    def _lowered_on(self, x: Tensor, judging: Calibration) -> Outcome:
+    def _lowered_on(self, x: Values, judging: Calibration) -> Outcome:
         return self.laboratory.judge(self.laboratory.lower_on(self.recipe, x), judging)
 
 
@@ -340,7 +343,7 @@ def compare_scores(laboratory: Laboratory, sets: Sequence[Calibration], scaling:
         if labels.is_floating_point() or labels[0].numel() != 1:
             continue
         before, after = (
-            torch.cat(laboratory.float_outputs(part)).flatten(1).argmax(1) == labels.flatten()
+            torch.cat([first_of(y) for y in laboratory.float_outputs(part)]).flatten(1).argmax(1) == labels.flatten()
             for part in (samples, other)
         )
         gained, lost = gained + int((after & ~before).sum()), lost + int((before & ~after).sum())

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from kancompile.compiler import prepare_model
-from kancompile.data import LEAST_TO_SPLIT, Calibration, load_calibration, read_divided
+from kancompile.data import (
+    LEAST_TO_SPLIT,
+    ONE,
+    Calibration,
+    load_calibration,
+    load_exported,
+    model_inputs,
+    read_divided,
+)
 from kancompile.diagnosis.anatomy import Anatomy, dissect
 from kancompile.diagnosis.cause import (
     BITS,
@@ -74,7 +83,9 @@ def diagnose(
         KanCompileError: bad input of any kind.
     """
     chosen = read_recipe(recipe)
-    fitting, judging, judged_on = samples_for(calibration, data, chosen, held_out, seed)
+    if isinstance(model, str | os.PathLike):
+        model = load_exported(Path(model), trust)
+    fitting, judging, judged_on = samples_for(calibration, data, chosen, held_out, seed, model=model)
     laboratory = open_laboratory(model, fitting, judging, chosen, seed, device, trust=trust)
     return examine(laboratory, judged_on, data is not None, exact)
 
@@ -87,19 +98,24 @@ def samples_for(
     seed: int,
     key: str | None = None,
     data_key: str | None = None,
+    model: Any = None,
 ) -> tuple[Calibration, Calibration, str]:
-    """Read the samples to calibrate and to judge with, and say in words which the latter are.
+    """Read the samples to calibrate and to judge with, as ``model`` takes them, and say in words which the latter are.
 
     Raises:
         KanCompileError: unreadable samples, too few of them, or of different shapes.
     """
+    inputs = model_inputs(model)
     if data is not None:
-        samples = load_calibration(calibration, key=key, max_samples=recipe.calibration_samples, seed=seed)
-        judging = load_calibration(data, samples.input_shape, key=data_key, seed=seed, name="data")
+        samples = load_calibration(
+            calibration, key=key, max_samples=recipe.calibration_samples, seed=seed, model=inputs, keep_integers=True
+        )
+        shape = samples.input_shape if ONE in samples.arrays else None
+        judging = load_calibration(data, shape, key=data_key, seed=seed, name="data", model=inputs, keep_integers=True)
         return samples, judging, f"{len(judging)} samples of the data"
     if not 0 < held_out < 1:
         raise KanCompileError(f"held_out: found {held_out!r}, expected a share between 0 and 1, or data to judge with")
-    divided = read_divided(calibration, recipe.calibration_samples, held_out, seed, key=key)
+    divided = read_divided(calibration, recipe.calibration_samples, held_out, seed, key=key, model=inputs)
     if not divided.is_held_out:
         raise KanCompileError(
             f"calibration: found {len(divided.samples)} samples, expected at least {LEAST_TO_SPLIT} to hold some out, or data "
@@ -126,7 +142,7 @@ def open_laboratory(
     """
     with quiet():
         prepared = prepare_model(model, fitting, recipe, seed, device, captured=captured, trust=trust)
-    return Laboratory(prepared, judging)
+    return Laboratory(prepared, judging.like(prepared.samples))
 
 
 def examine(laboratory: Laboratory, judged_on: str, has_data: bool, exact: bool = False) -> Diagnosis:

@@ -20,7 +20,7 @@ from kancompile.errors import KanCompileError
 from kancompile.ir import (
     Program,
 )
-from kancompile.named_tensors import Values
+from kancompile.named_tensors import Values, first_of
 from kancompile.passes import Lowering, RecentlyUsed, method_named
 from kancompile.progress import quiet
 from kancompile.recipe import SettledRecipe
@@ -154,7 +154,7 @@ class Laboratory:
             found = program(x)
             measure.add(expected, found, "judged output")
             if y is not None:
-                task.add(y, found, "data")
+                task.add(y, first_of(found), "data")
         float_score = self.float_score(samples)
         score = None if float_score is None else task.score
         return Outcome(
@@ -175,7 +175,7 @@ class Laboratory:
         task = TaskMetric()
         for (_, y), output in zip(samples.batches(), self.float_outputs(samples), strict=True):
             assert y is not None
-            task.add(y, output, "data")
+            task.add(y, first_of(output), "data")
         return task.score
 
     def float_outputs(self, samples: Calibration) -> list[Tensor]:

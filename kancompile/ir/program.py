@@ -18,7 +18,7 @@ from kancompile.errors import KanCompileError
 from kancompile.ir.contraction import AnyContraction, Contraction
 from kancompile.ir.expansion import AnyExpansion
 from kancompile.ir.table import TableExpansion
-from kancompile.named_tensors import NamedTensors, Values, tensors_of
+from kancompile.named_tensors import NamedTensors, Values
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
@@ -141,7 +141,13 @@ class Program:
             x: ``[b, *input_shape]``, several inputs by name.
         """
         with torch.no_grad():
-            return self.by_name(self.graph_module(*tensors_of(x)))
+            return self.by_name(self.graph_module(*self.arguments(x)))
+
+    def arguments(self, x: Values) -> tuple[Tensor, ...]:
+        """Give inputs in the order in which the graph module takes them."""
+        if isinstance(x, Tensor):
+            return (x,)
+        return tuple(x.tensors[entry.name] for entry in self.interface.inputs)
 
     def by_name(self, returned: Any) -> Any:
         """Name what the graph module returns: a tensor stays itself, several become ``NamedTensors``."""
@@ -241,7 +247,7 @@ class Program:
         calls = self.calls()
         recorder = _Recorder(self.graph_module, {target: len(calls.get(target, ())) for target in targets})
         with torch.no_grad(), contextlib.suppress(_AllKept):
-            recorder.run(*tensors_of(x))
+            recorder.run(*self.arguments(x))
         return {target: _one_behind_another(uses) for target, uses in recorder.kept.items()}
 
     def inputs(self, x: Values, targets: Iterable[str]) -> dict[str, Tensor]:

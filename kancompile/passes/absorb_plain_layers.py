@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.ir import Branch, Contraction, Expansion, Geometry, Program, Unrecognized, attribute
-from kancompile.named_tensors import Values, tensors_of
+from kancompile.named_tensors import Values
 
 _ATEN = torch.ops.aten
 _LONGEST_ACTIVATION = 12
@@ -47,7 +47,7 @@ class AbsorbPlainLayers:
         """
         values = _Values(program.graph_module)
         with torch.no_grad():
-            values.run(*tensors_of(x[:2]))
+            values.run(*program.arguments(x[:2]))
         taken = {layer.name for layer in program.layers()}
         found = []
         for node in program.graph_module.graph.nodes:

@@ -153,6 +153,15 @@ class RuntimeModel:
                     + (f"; {hint}" if hint else "")
                 )
 
+    @property
+    def reads_reals(self) -> bool:
+        """Whether every input is of float32."""
+        return all(kind is np.float32 for kind in self._types.values())
+
+    def renamed(self, x: Arrays) -> Arrays:
+        """Give inputs in their order the names that this file has: an exporter may name the parts of a dict otherwise."""
+        return dict(zip(self.input_shapes, x.values(), strict=True)) if isinstance(x, Mapping) else x
+
     def as_read(self, x: Values, what: str) -> Values:
         """Give a batch with the types of this file's inputs, whole numbers where it reads integers.
 
@@ -200,8 +209,8 @@ class RuntimeModel:
                 f"{self.name} has them; pass arrays by those names"
             )
         return {
-            name: value if value.dtype == self._types[name] else value.astype(self._types[name])
-            for name, value in found.items()
+            name: found[name] if found[name].dtype == kind else found[name].astype(kind)
+            for name, kind in self._types.items()
         }
 
     def _run(self, named: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:

@@ -57,6 +57,7 @@ class Target:
             against a budget, where that is not the size of the file.
         joint_tables: whether it can look inputs up in pairs; for others every input is looked up by itself.
         quantized_outputs: whether what a network returns must have 8 bits.
+        several_tensors: whether its files may have several inputs and outputs, and integers among them.
     """
 
     name: str
@@ -70,3 +71,4 @@ class Target:
     facts: Callable[[bytes], dict[str, int]] = lambda data: {}
     joint_tables: bool = False
     quantized_outputs: bool = False
+    several_tensors: bool = True

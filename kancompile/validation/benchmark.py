@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 
 from kancompile.data import evaluating
 from kancompile.errors import KanCompileError, reason
+from kancompile.named_tensors import Values, arrays_of, first_of
 from kancompile.progress import track
 from kancompile.runtimes import ModelFile, Runtime, RuntimeModel, available_cores, describe_machine, name_of, seconds_of
 from kancompile.validation.float_export import FloatExport
@@ -112,7 +113,7 @@ def benchmark(
     *,
     repeats: int = 30,
     warmup: int = 3,
-    data: Tensor | None = None,
+    data: Values | None = None,
     seed: int = 0,
     others: Mapping[str, bytes] | None = None,
     unavailable: Mapping[str, str] | None = None,
@@ -142,25 +143,21 @@ def benchmark(
         KanCompileError: unreadable file, sizes and counts below their minimum, or an emulated runtime.
     """
     _check_counts(batch_sizes, threads, repeats, warmup)
-    shape = RuntimeModel(model).input_shape
-    if -1 in shape:
-        raise KanCompileError(
-            f"{name_of(model)}: found open input dimensions {shape!r}, expected all but the batch fixed"
-        )
-    if data is not None and tuple(data.shape[1:]) != shape:
-        raise KanCompileError(f"data: found shape {tuple(data.shape)!r}, expected [n, {', '.join(map(str, shape))}]")
+    loaded = RuntimeModel(model)
+    data = _checked_data(loaded, data, runtimes)
+    shape = loaded.input_shape if data is None or isinstance(data, Tensor) else ()
     generator = torch.Generator().manual_seed(seed)
     unavailable = dict(unavailable or {})
     cells = [(batch, count) for count in threads for batch in batch_sizes]
     timings: list[Timing] = []
     machine = describe_machine()
-    judged = _inputs(data, _JUDGED_SAMPLES, shape, torch.Generator().manual_seed(seed)).numpy()
+    judged = first_of(_inputs(data, _JUDGED_SAMPLES, shape, torch.Generator().manual_seed(seed))).numpy()
     with evaluating(reference) as eager, TimedRuntimes(model, runtimes, judged) as timed:
-        float_file = _export(reference, shape, unavailable)
+        float_file = _export(reference, shape if data is None else data[:2], unavailable)
         for batch, count in track(cells, "benchmarking"):
             x = _inputs(data, batch, shape, generator)
             runnable = _candidates(model, float_file, others or {}, eager, x, count)
-            for name, seconds in timed.clocks(x.numpy(), count).items():
+            for name, seconds in timed.clocks(first_of(x).numpy(), count).items():
                 runnable[name] = OwnClock(seconds)
             with torch_threads(count), torch.no_grad():
                 timings += take_turns(runnable, batch, count, repeats, warmup, unavailable)
@@ -178,28 +175,49 @@ def _check_counts(batch_sizes: Sequence[int], threads: Sequence[int], repeats: i
             raise KanCompileError(f"benchmark: {name} is {list(values)!r}, expected at least {least} each")
 
 
-def _inputs(data: Tensor | None, batch: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+def _checked_data(model: RuntimeModel, data: Values | None, runtimes: Sequence[Runtime]) -> Values | None:
+    """Give the data as the file reads them; without data, one input of real numbers and fixed dimensions must be all it reads."""
+    if len(model.input_shapes) > 1 and runtimes:
+        raise KanCompileError(
+            f"{model.name}: found the inputs {list(model.input_shapes)!r}, expected one for other runtimes; leave them out"
+        )
+    if data is not None:
+        return model.as_read(data, "data")
+    if len(model.input_shapes) > 1 or not model.reads_reals:
+        raise KanCompileError(
+            f"{model.name}: found the inputs {list(model.input_shapes)!r}, expected data for several inputs or for integers; "
+            "give --data FILE (data=...)"
+        )
+    if -1 in model.input_shape:
+        raise KanCompileError(
+            f"{model.name}: found open input dimensions {model.input_shape!r}, expected all but the batch fixed; give --data FILE"
+        )
+    return None
+
+
+def _inputs(data: Values | None, batch: int, shape: tuple[int, ...], generator: torch.Generator) -> Values:
     if data is None:
         return torch.rand(batch, *shape, generator=generator) * 2 - 1
-    return data[torch.arange(batch) % len(data)].float().contiguous()
+    return data[torch.arange(batch) % len(data)]
 
 
 def _candidates(
     model: ModelFile,
     float_file: bytes | None,
     others: Mapping[str, bytes],
-    eager: Callable[[Tensor], Any],
-    x: Tensor,
+    eager: Callable[[Values], Any],
+    x: Values,
     threads: int,
 ) -> dict[str, Candidate]:
-    array = np.ascontiguousarray(x.numpy())
+    arrays = arrays_of(x)
     compiled = RuntimeModel(model, threads)
-    found: dict[str, Candidate] = {COMPILED: lambda: compiled.run(array)}
+    found: dict[str, Candidate] = {COMPILED: lambda: compiled.run(arrays)}
     if float_file is not None:
         exported = RuntimeModel(float_file, threads)
-        found[FLOAT_EXPORT] = lambda: exported.run(array)
+        renamed = exported.renamed(arrays)
+        found[FLOAT_EXPORT] = lambda: exported.run(renamed)
     for name, content in others.items():
-        found[name] = partial(RuntimeModel(content, threads).run, array)
+        found[name] = partial(RuntimeModel(content, threads).run, arrays)
     found[EAGER] = lambda: eager(x)
     return found
 
@@ -256,11 +274,11 @@ def _summary(name: str, batch: int, threads: int, seconds: list[float], calls: i
 
 def _export(
     reference: nn.Module | ExportedProgram,
-    shape: tuple[int, ...],
+    example: Values | tuple[int, ...],
     unavailable: dict[str, str],
 ) -> bytes | None:
     try:
-        content = FloatExport(reference, shape).result()
+        content = FloatExport(reference, example).result()
         RuntimeModel(content)
         return content
     except KanCompileError as error:

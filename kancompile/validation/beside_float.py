@@ -144,9 +144,8 @@ def measure_beside_float(
 def _beside_export(exported: bytes, session: bytes, x: Values) -> tuple[BatchTime, ...]:
     float_model = RuntimeModel(exported, threads=1)
 
-    def run(arrays: Any) -> Any:  # the exporter names the parts of a dict otherwise, in the same order
-        named = zip(float_model.input_shapes, arrays.values(), strict=True) if isinstance(arrays, dict) else ()
-        return float_model.run(dict(named) or arrays)
+    def run(arrays: Any) -> Any:
+        return float_model.run(float_model.renamed(arrays))
 
     return _times(x, FLOAT_EXPORT, run, RuntimeModel(session, threads=1))
 

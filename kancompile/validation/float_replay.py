@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.ir import AnyContraction, Layer, Program
-from kancompile.named_tensors import Values, tensors_of
+from kancompile.named_tensors import Values
 from kancompile.validation.layer_pairs import LayerPair
 
 _ELEMENTS = 1 << 23
@@ -27,7 +27,7 @@ class FloatReplay:
         self.program = program
         self._interpreter = _Keeping(program)
         with torch.no_grad():
-            self.output: Values = program.by_name(self._interpreter.run(*tensors_of(x)))
+            self.output: Values = program.by_name(self._interpreter.run(*program.arguments(x)))
         self.values = {node.name: value for node, value in self._interpreter.env.items() if isinstance(value, Tensor)}
         self._nodes = {node.name: node for node in program.graph_module.graph.nodes}
         self._x = x
@@ -58,7 +58,7 @@ class FloatReplay:
         interpreter = fx.Interpreter(self.program.graph_module)
         interpreter.extra_traceback = False
         with torch.no_grad():
-            output = interpreter.run(*tensors_of(self._x), initial_env=known | {changed: value})
+            output = interpreter.run(*self.program.arguments(self._x), initial_env=known | {changed: value})
         return self.program.by_name(output)
 
 

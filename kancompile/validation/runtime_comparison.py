@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from kancompile.errors import KanCompileError
 from kancompile.progress import say
-from kancompile.runtimes import ORT, RUNTIMES, Prepared, Runtime, bounded_rows, output_quantum, read_model
+from kancompile.runtimes import ORT, RUNTIMES, Prepared, Runtime, RuntimeModel, bounded_rows, output_quantum, read_model
 from kancompile.targets import TARGETS
 from kancompile.validation.error_measures import plain_number
 
@@ -132,6 +132,7 @@ def compare_runtimes(
     Raises:
         KanCompileError: the model cannot be run by ONNX Runtime.
     """
+    _ = RuntimeModel(model).input_shape  # of one input; runtimes are called with one array
     expected = ORT.run(model, x)
     quantum = output_quantum(read_model(model))
     rows = [RuntimeRow(ORT.name, model.name, expected.size, quanta=0.0, steps=0.0, speed=1.0)]

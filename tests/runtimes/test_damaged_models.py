@@ -200,7 +200,7 @@ def test_damaged_files_of_every_kind(tmp_path: Path, capsys: pytest.CaptureFixtu
 
     def run(path: Path) -> None:
         model = RuntimeModel(path)
-        model.check_input((6,), "data")
+        model.check_input(np.zeros((1, 6), np.float32), "data")
         model(make_inputs(3))
         output_quantum(path.read_bytes())
 

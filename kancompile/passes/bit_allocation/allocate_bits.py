@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kancompile.ir import Layer, Program
-from kancompile.named_tensors import Values, joined, tensors_of
+from kancompile.named_tensors import Values, joined
 from kancompile.passes.bit_allocation.allocation import Allocation, Choice, allocate, pareto_front
 from kancompile.passes.bit_allocation.hawq import Traces, hessian_traces, sensitivity
 from kancompile.passes.rounding_methods import round_to_nearest, search_scale
@@ -71,7 +71,7 @@ def measure_sensitivities(
             f"{layer.contraction}.weight": weight.reshape(shape)
             for layer, weight, shape in zip(layers, given, shapes, strict=True)
         }
-        y = joined(program.by_name(torch.func.functional_call(program.graph_module, values, tensors_of(few))))
+        y = joined(program.by_name(torch.func.functional_call(program.graph_module, values, program.arguments(few))))
         deviation: Tensor = (y - target).square().mean() / power
         return deviation
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.ir import Layer, Program, differentiable, node_of
-from kancompile.named_tensors import Values, joined, tensors_of
+from kancompile.named_tensors import Values, joined
 from kancompile.passes.rounding_methods import Block, Brecq, Rounded, RoundingProblem
 
 _CHUNK = 512
@@ -163,7 +163,7 @@ def _rows_of_samples(program: Program, x: Values) -> set[str]:
     for count in (2, 3):
         recorder = _NodeRecorder(program.graph_module, names)
         with torch.no_grad():
-            recorder.run(*tensors_of(x[torch.zeros(count, dtype=torch.int64)]))
+            recorder.run(*program.arguments(x[torch.zeros(count, dtype=torch.int64)]))
         values = recorder.kept.items()
         found &= {name for name, value in values if isinstance(value, Tensor) and value.shape[:1] == (count,)}
     return found
@@ -173,7 +173,7 @@ def _evaluate(program: Program, nodes: Sequence[fx.Node], x: Values) -> list[Ten
     wanted = {node.name for node in nodes}
     recorder = _NodeRecorder(program.graph_module, wanted)
     with torch.no_grad():
-        recorder.run(*tensors_of(x))
+        recorder.run(*program.arguments(x))
     return [recorder.kept[node.name] for node in nodes]
 
 
@@ -214,7 +214,7 @@ def _output_gradients(twin: Program, end: str, x: Values, generator: torch.Gener
     for part in x.split(_CHUNK):
         runner = _Leaf(twin.graph_module, end)
         with torch.enable_grad():
-            y = joined(twin.by_name(runner.run(*tensors_of(part))))
+            y = joined(twin.by_name(runner.run(*twin.arguments(part))))
             if y is runner.leaf or not y.requires_grad:
                 return None
             signs = torch.randint(0, 2, y.shape, generator=generator).to(y.dtype) * 2 - 1

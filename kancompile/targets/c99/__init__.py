@@ -50,6 +50,15 @@ def macro(source: bytes, name: str) -> int:
     return int(found.group(1))
 
 
-TARGET = Target("c99", ".c", (2, 3, 4, 5, 6, 7, 8), emit, companions=companions, loads_in_ort=False, facts=facts)
+TARGET = Target(
+    "c99",
+    ".c",
+    (2, 3, 4, 5, 6, 7, 8),
+    emit,
+    companions=companions,
+    loads_in_ort=False,
+    facts=facts,
+    several_tensors=False,
+)
 
 __all__ = ["TARGET"]
