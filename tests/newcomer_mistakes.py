@@ -45,6 +45,11 @@ class Misspelled(_Wrapped):
         return self.modle(x)  # type: ignore[no-any-return, operator, unused-ignore]
 
 
+class Doubled(_Wrapped):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(self.model(x), torch.eye(N_OUT).double())
+
+
 class Choosing(_Wrapped):
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x) if x.sum() > 0 else -self.model(x)  # type: ignore[no-any-return]
@@ -133,6 +138,7 @@ MISTAKES: dict[str, Callable[[Path], Any]] = {
     "weights in float64": lambda _: compiled(model=make_model().double()),
     "weights in half": lambda _: compiled(model=make_model().half()),
     "weights in bfloat16": lambda _: compiled(model=make_model().bfloat16()),
+    "float64 in the code of `forward`": lambda _: compiled(model=Doubled()),
     "weights on another device": lambda _: compiled(model=make_model().to("meta")),
     "two inputs": lambda _: compiled(model=TwoInputs()),
     "several outputs": lambda _: compiled(model=SeveralOutputs()),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kancompile.compiler.bit_budget import BitBudget
-from kancompile.data import Calibration, check_fits
+from kancompile.data import Calibration, check_fits, in_float32, precision_note
 from kancompile.errors import KanCompileError
 from kancompile.frontend import capture
 from kancompile.ir import Program, separate_uses
@@ -30,6 +30,7 @@ class Preparation:
         front: what to note of them in the manifest.
         seed: of every random choice.
         device: where rounding methods keep their matrices.
+        model: the user's model, or its float32 copy, with which everything is compared.
     """
 
     program: Program
@@ -39,6 +40,7 @@ class Preparation:
     front: dict[str, Any]
     seed: int = 0
     device: str = "cpu"
+    model: Any = None
 
     @property
     def x(self) -> Tensor:
@@ -78,11 +80,14 @@ def prepare_model(
             of the recipe fits no layer.
     """
     timings = Timings() if timings is None else timings
+    used = model
     if captured is None:
-        if isinstance(model, nn.Module):
-            check_fits(model, samples)
-        captured = timings.measure("capture", lambda: capture(model, samples.samples[:2], trust=trust))
+        used = in_float32(model, samples.samples[:2])
+        if isinstance(used, nn.Module):
+            check_fits(used, samples)
+        captured = timings.measure("capture", lambda: capture(used, samples.samples[:2], trust=trust))
     found, x = separate_uses(captured), samples.samples
+    found = replace(found, notes=(*found.notes, *precision_note(model, used)))
     allocates = recipe.max_bytes is not None or recipe.allocated_bits is not None
     if allocates and recipe.lookup == "auto":
         recipe = replace(recipe, lookup="each")  # bits are weighed by the columns of the captured layers
@@ -90,10 +95,10 @@ def prepare_model(
     program = timings.measure("prepare", lambda: prepare(found, x, chosen))
     _check_activations(program, x)
     if not allocates:
-        return Preparation(program, samples, chosen, None, {}, seed, device)
+        return Preparation(program, samples, chosen, None, {}, seed, device, used)
     budget = timings.measure("sensitivities", lambda: BitBudget(program, x, recipe, seed))
     allocated, front = budget.allocated()
-    return Preparation(program, samples, allocated.settled(chosen.layers), budget, front, seed, device)
+    return Preparation(program, samples, allocated.settled(chosen.layers), budget, front, seed, device, used)
 
 
 def _check_activations(program: Program, x: Tensor) -> None:

@@ -2,7 +2,9 @@
 
 from kancompile.data.calibration import LEAST_TO_SPLIT, Calibration, load_calibration, stream_batches
 from kancompile.data.data_sources import open_data
+from kancompile.data.evaluation_mode import evaluation_mode
 from kancompile.data.exported_file import load_exported
+from kancompile.data.float32_copy import float32_by_default, in_float32, precision_note
 from kancompile.data.held_out import DividedSamples, read_divided
 from kancompile.data.model import Reference, evaluating, load_model, parameter_bytes, parse_factory_args
 from kancompile.data.sample_arrays import shape_hint
@@ -17,6 +19,9 @@ __all__ = [
     "check_fits",
     "check_one_input",
     "evaluating",
+    "evaluation_mode",
+    "float32_by_default",
+    "in_float32",
     "load_calibration",
     "load_exported",
     "load_model",
@@ -24,6 +29,7 @@ __all__ = [
     "open_data",
     "parameter_bytes",
     "parse_factory_args",
+    "precision_note",
     "read_divided",
     "shape_hint",
     "stream_batches",

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from kancompile.data.evaluation_mode import evaluation_mode, set_evaluating
 from kancompile.data.exported_file import load_exported
 from kancompile.data.imported_objects import call_with, found_object
 from kancompile.data.state_dict import _most_bytes, apply_state_dict, check_finite_weights, load_state_dict
@@ -59,7 +60,8 @@ def load_model(
     if checkpoint is not None:
         apply_state_dict(model, load_state_dict(checkpoint, checkpoint_key, _most_bytes(model)), str(checkpoint))
     check_finite_weights(model)
-    return model.eval()
+    set_evaluating(model)
+    return model
 
 
 def parse_factory_args(items: Iterable[str]) -> dict[str, Any]:
@@ -112,13 +114,8 @@ def evaluating(reference: Any) -> Iterator[Callable[[Tensor], Any]]:
     if isinstance(reference, ExportedProgram):
         yield reference.module()
     elif isinstance(reference, nn.Module):
-        training = [module for module in reference.modules() if module.training]
-        reference.eval()
-        try:
+        with evaluation_mode(reference):
             yield reference
-        finally:
-            for module in training:
-                module.training = True
     elif callable(reference):
         yield reference
     else:

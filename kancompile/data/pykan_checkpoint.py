@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kancompile.data.evaluation_mode import set_evaluating
 from kancompile.data.sample_arrays import is_plain, kind_of
 from kancompile.data.state_dict import load_state_dict
 from kancompile.errors import KanCompileError, foreign, read_text, shown
@@ -108,7 +109,8 @@ def _build(state: Mapping[str, Tensor], given: dict[str, Any], who: str, kan: An
     model.load_state_dict(found)
     for layer in symbolic:
         _restore_functions(model, layer, given.get(f"symbolic.funs_name.{layer}"), kan.SYMBOLIC_LIB, who)
-    return model.eval()
+    set_evaluating(model)
+    return model
 
 
 def _widths(state: Mapping[str, Tensor], depth: int, config: Mapping[str, Any], who: str) -> list[list[int]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from kancompile.compiler import prepare_model
-from kancompile.data import LEAST_TO_SPLIT, Calibration, load_calibration, read_divided
+from kancompile.data import LEAST_TO_SPLIT, Calibration, float32_by_default, load_calibration, read_divided
 from kancompile.diagnosis.anatomy import Anatomy, dissect
 from kancompile.diagnosis.cause import (
     BITS,
@@ -40,6 +40,7 @@ _MOST_TRIED = 12
 _MOST_JUDGING = 2048
 
 
+@float32_by_default()
 def diagnose(
     model: Any,
     calibration: Any,

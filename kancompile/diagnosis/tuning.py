@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from kancompile.compiler import Rung, describe, write
+from kancompile.data import float32_by_default
 from kancompile.diagnosis.anatomy import Anatomy, dissect
 from kancompile.diagnosis.cause import PRECISION, Change
 from kancompile.diagnosis.diagnosing import layer_suspects, open_laboratory, samples_for
@@ -165,6 +166,7 @@ class Tuning:
         return "\n".join(lines)
 
 
+@float32_by_default()
 def tune(
     model: Any,
     calibration: Any,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from kancompile.data import float32_by_default, in_float32
 from kancompile.errors import KanCompileError
 from kancompile.frontend.flow import Flow, NotLowerableError, analyse, refuse_batch_dependence, run
 from kancompile.frontend.layers import TOLERANCE, CanonicalLayer, best_layer, find_regions, layer_name, uses_of_layers
@@ -21,6 +22,7 @@ from kancompile.ir import Program, Unrecognized, check, share_uses
 _MOST_REPORTED = 12
 
 
+@float32_by_default()
 def capture(
     model: nn.Module | ExportedProgram | str | os.PathLike[str], example: Tensor | Sequence[int], *, trust: bool = False
 ) -> Program:
@@ -37,7 +39,7 @@ def capture(
     Raises:
         KanCompileError: the network cannot be traced, its samples depend on each other, or it has no KAN layer.
     """
-    exported = export(model, example, trust)
+    exported = export(in_float32(model, example), example, trust)
     rows = example_rows(example)
     flow = analyse(exported, rows)
     _refuse_non_finite_output(flow)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from kancompile.data import evaluating
+from kancompile.data import evaluating, float32_by_default, in_float32
 from kancompile.errors import KanCompileError, reason
 from kancompile.progress import track
 from kancompile.runtimes import ModelFile, Runtime, RuntimeModel, available_cores, describe_machine, name_of, seconds_of
@@ -104,6 +104,7 @@ class Benchmark:
         return "\n".join([*lines, f"  on {described}"])
 
 
+@float32_by_default()
 def benchmark(
     model: ModelFile,
     reference: nn.Module | ExportedProgram,
@@ -155,6 +156,7 @@ def benchmark(
     timings: list[Timing] = []
     machine = describe_machine()
     judged = _inputs(data, _JUDGED_SAMPLES, shape, torch.Generator().manual_seed(seed)).numpy()
+    reference = in_float32(reference, shape)
     with evaluating(reference) as eager, TimedRuntimes(model, runtimes, judged) as timed:
         float_file = _export(reference, shape, unavailable)
         for batch, count in track(cells, "benchmarking"):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from kancompile.data import evaluating
+from kancompile.data import evaluating, in_float32
 from kancompile.errors import KanCompileError, reason
 from kancompile.runtimes import RuntimeModel, describe_machine
 from kancompile.validation.benchmark import COMPILED, EAGER, FLOAT_EXPORT, take_turns, torch_threads
@@ -131,7 +131,7 @@ def measure_beside_float(
             said = f"{type(error).__name__}: {reason(error)}"
             notes.append(f"ONNX Runtime does not run the float export ({said}); times are compared with PyTorch")
     try:
-        with evaluating(reference) as eager, torch_threads(1), torch.no_grad():
+        with evaluating(in_float32(reference, x)) as eager, torch_threads(1), torch.no_grad():
             compiled = RuntimeModel(session, threads=1)
             times = _times(x, EAGER, lambda array: eager(torch.from_numpy(array)), compiled)
         return BesideFloat(size, compiled_bytes, EAGER, times, tuple(notes))

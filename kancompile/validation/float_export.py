@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from kancompile.data import evaluating
+from kancompile.data import evaluating, in_float32
 from kancompile.errors import KanCompileError, reason
 
 EXPORT_SECONDS = 60.0
@@ -63,7 +63,8 @@ class FloatExport:
             shape: of one sample.
             seconds: that it may take.
         """
-        self.reference, self.shape, self.seconds = reference, tuple(shape), seconds
+        self.shape, self.seconds = tuple(shape), seconds
+        self.reference = reference = in_float32(reference, self.shape)
         self._key = _state(reference, self.shape)
         self._process: BaseProcess | None = None
         self._started = time.monotonic()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kancompile.data import Reference, evaluating, stream_batches
+from kancompile.data import Reference, evaluating, float32_by_default, in_float32, stream_batches
 from kancompile.errors import KanCompileError, reason
 from kancompile.ir import Program
 from kancompile.progress import track
@@ -141,6 +141,7 @@ def worst_text(measure: ErrorMeasure) -> str:
     return f"worst output: {worst.output} of 0 ... {measure.n_outputs - 1}, {worst.text()}"
 
 
+@float32_by_default()
 def validate(
     model: ModelFile,
     reference: Reference,
@@ -161,7 +162,7 @@ def validate(
 
     Args:
         model: path or bytes of the ONNX file.
-        reference: float model; evaluated in evaluation mode, without gradients.
+        reference: float model; evaluated in evaluation mode, without gradients, and in float32.
         data: samples, in every form that :func:`kancompile.data.calibration.stream_batches` reads.
         labels: labels, if ``data`` carries none.
         key: array of an ``.npz`` file that holds the samples, ``x`` if ``None``.
@@ -189,6 +190,7 @@ def validate(
     outside = n_values = 0
     unusable = dict.fromkeys(tasks, 0)
     n_samples = n_labelled = 0
+    reference = in_float32(reference, runtime_model.input_shape)
     batches = stream_batches(data, labels=labels, key=key, batch_size=batch_size)
     with evaluating(reference) as float_model, torch.no_grad():
         for x, y in track(batches, "validating batches"):

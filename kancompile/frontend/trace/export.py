@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from kancompile.data import check_one_input, load_exported
+from kancompile.data import check_one_input, evaluation_mode, load_exported
 from kancompile.errors import KanCompileError, error_source, reason
 from kancompile.frontend.trace.decompositions import DECOMPOSITIONS, WHOLE, is_checked
 
@@ -131,24 +131,13 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     return {operator: rule for operator, rule in {**table, **DECOMPOSITIONS}.items() if operator not in WHOLE}
 
 
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    training = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in training:
-            module.training = flag
-
-
 def _trace(model: nn.Module, rows: Tensor) -> ExportedProgram:
     name = type(model).__name__
     check_one_input(model)
     failures: list[tuple[str, str]] = []
     for strict in (False, True):
         try:
-            with quiet(), _evaluation_mode(model), torch.no_grad():
+            with quiet(), evaluation_mode(model), torch.no_grad():
                 batch = torch.export.Dim("batch")
                 traced = torch.export.export(model, (rows,), dynamic_shapes=({0: batch},), strict=strict)
         except Exception as error:  # torch.export raises whatever the user's code or the tracer raises
