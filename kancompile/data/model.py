@@ -43,13 +43,15 @@ def load_model(
     """
     spec = os.fspath(spec)
     if spec == "pykan":
-        if checkpoint is None or factory_args:
+        arguments = dict(factory_args or {})
+        if checkpoint is None or arguments.keys() - {"base_fun"}:
             raise KanCompileError(
-                "model 'pykan': expected --checkpoint with what saveckpt was given, such as model/0.1, and no factory arguments"
+                "model 'pykan': expected --checkpoint with what saveckpt was given, such as model/0.1, and no factory arguments "
+                "but base_fun"
             )
         from kancompile.data.pykan_checkpoint import load  # which reads state dicts with this module
 
-        return load(checkpoint)
+        return load(checkpoint, **arguments)
     if spec.endswith(".pt2"):
         if checkpoint is not None or factory_args:
             raise KanCompileError(
