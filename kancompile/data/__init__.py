@@ -9,10 +9,12 @@ from kancompile.data.held_out import DividedSamples, read_divided
 from kancompile.data.model import Reference, evaluating, load_model, parameter_bytes, parse_factory_args
 from kancompile.data.sample_arrays import shape_hint
 from kancompile.data.state_dict import load_state_dict
+from kancompile.data.tables import TABLES, read_table
 from kancompile.data.trial_run import check_fits, check_one_input
 
 __all__ = [
     "LEAST_TO_SPLIT",
+    "TABLES",
     "Calibration",
     "DividedSamples",
     "Reference",
@@ -31,6 +33,7 @@ __all__ = [
     "parse_factory_args",
     "precision_note",
     "read_divided",
+    "read_table",
     "shape_hint",
     "stream_batches",
 ]

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
 
 from kancompile.data.sample_arrays import (
     batch_parts,
@@ -26,6 +25,7 @@ from kancompile.data.sample_arrays import (
     to_float32,
     to_label_type,
 )
+from kancompile.data.tables import TABLES, from_table, read_table
 from kancompile.errors import KanCompileError
 
 DEFAULT_BATCH_SIZE = 256
@@ -142,7 +142,8 @@ def load_calibration(
 
     Args:
         source: array or tensor ``[n, *input_shape]``; pair ``(samples, labels)`` of those; path of an ``.npz`` (arrays
-            ``x`` and, optionally, ``y``) or ``.npy`` file; :class:`Calibration`; or any iterable of batches: tensors,
+            ``x`` and, optionally, ``y``), ``.npy``, ``.csv`` or ``.tsv`` file; a data frame, or one with a column of labels;
+            a ``torch.utils.data.Dataset``; :class:`Calibration`; or any iterable of batches: tensors,
             arrays, ``(batch, labels)`` pairs, mappings with ``key`` and ``label_key``.
         input_shape: the model's input without the batch; ``None`` takes what the data has.
         labels: labels ``[n, ...]``, for sources that carry none.
@@ -163,6 +164,7 @@ def load_calibration(
             f"{name}: found batch_size {batch_size!r} and max_samples {max_samples!r}, "
             "expected at least 1 and at least 2"
         )
+    source = from_table(source, name, seed)
     remarks = list(source.remarks) if isinstance(source, Calibration) else []
     if isinstance(source, Calibration | str | os.PathLike | np.ndarray | Tensor) or _is_pair(source):
         found, found_labels = _whole(source, key, label_key, labels is None, name)
@@ -193,6 +195,8 @@ def _whole(
     """Read a source that holds all samples at once."""
     if isinstance(source, Calibration):
         return source.inputs, source.targets
+    if isinstance(source, str | os.PathLike) and Path(source).suffix in TABLES:
+        return read_table(Path(source), name=name), None
     if isinstance(source, str | os.PathLike):
         return read_arrays(Path(source), key, label_key, name)
     if isinstance(source, tuple):
@@ -207,19 +211,6 @@ def _whole(
 
 
 def _iterated(source: Any, name: str) -> Iterator[Any]:
-    kind = type(source).__name__
-    if hasattr(source, "to_numpy") and hasattr(
-        source, "columns"
-    ):  # of pandas or polars, either of which may be missing here
-        raise KanCompileError(
-            f"{name}: found a {kind}, expected numbers alone; pass frame[columns].to_numpy(dtype='float32'), scaled as in "
-            "training, and labels apart: (samples, labels)"
-        )
-    if isinstance(source, Dataset) and not isinstance(source, IterableDataset):
-        raise KanCompileError(
-            f"{name}: found a {kind}, which gives single samples, expected batches; pass "
-            "torch.utils.data.DataLoader(dataset, batch_size=256)"
-        )
     if isinstance(source, Iterable) or hasattr(source, "__getitem__"):
         items: Iterator[Any] = iter(source)
         return items
@@ -299,6 +290,7 @@ def stream_batches(
         KanCompileError: as :func:`load_calibration`, when the batch in question is reached.
     """
     shape = None if input_shape is None else tuple(int(size) for size in input_shape)
+    source = from_table(source, name)
     if isinstance(source, Calibration | str | os.PathLike | np.ndarray | Tensor) or _is_pair(source):
         inputs, targets = _whole(source, key, label_key, labels is None, name)
         targets = targets if labels is None else to_array(labels, f"{name} labels")

@@ -48,7 +48,7 @@ def read_arrays(path: Path, key: str | None, label_key: str, name: str) -> tuple
     """Read samples and, where there are any, labels from an ``.npz`` or ``.npy`` file, without unpickling."""
     where = f"{name} {str(path)!r}"
     if path.suffix not in (".npz", ".npy"):
-        raise KanCompileError(f"{where}: found suffix {path.suffix!r}, expected '.npz' or '.npy'")
+        raise KanCompileError(f"{where}: found suffix {path.suffix!r}, expected '.npz', '.npy', '.csv' or '.tsv'")
     try:
         # NumPy leaves an archive open that it opened itself and could not read
         with path.open("rb") as file:

@@ -216,8 +216,8 @@ def tune(
     fitting, judging, judges = samples_for(calibration, data, start, held_out, seed)
     if max_drop is not None and judging.targets is None:
         raise KanCompileError(
-            "max_drop: found data without labels, expected an array 'y' beside 'x' in an .npz, a folder with one subfolder for "
-            "each class, or a loader of (samples, labels); or use min_sqnr"
+            "max_drop: found data without labels, expected an array 'y' beside 'x' in an .npz, --target-column of a table, a "
+            "folder with one subfolder for each class, or a loader of (samples, labels); or use min_sqnr"
         )
     laboratory = open_laboratory(model, fitting, judging, start, seed, device, trust=trust)
     if cache is not None:

@@ -299,8 +299,8 @@ def _missed(
         drop = drop_of(metrics)
         if not metrics:
             raise KanCompileError(
-                "max_drop: found data without labels, expected an array 'y' beside 'x' in an .npz, a folder with one subfolder "
-                "for each class, or a loader of (samples, labels); in Python labels= or such pairs"
+                "max_drop: found data without labels, expected an array 'y' beside 'x' in an .npz, --target-column of a table, a "
+                "folder with one subfolder for each class, or a loader of (samples, labels); in Python labels= or such pairs"
             )
         if drop is None:
             raise KanCompileError(
