@@ -33,16 +33,22 @@ def float32_by_default() -> Iterator[None]:
 def in_float32(model: Any, example: Tensor | Sequence[int]) -> Any:
     """Return a model that computes in float32: itself where it does, else a copy.
 
-    A model is copied where a parameter has another type, and where another tensor of it has and keeps it from answering in
-    float32.
+    A wrapper of ``torch.compile`` or for several devices is taken off: what it holds is the model. A model is copied where a
+    parameter has another type, and where another tensor of it has and keeps it from answering in float32.
 
     Args:
         model: a module; whatever else it is, it is returned.
         example: an input ``[b, *input_shape]``, or ``input_shape``.
 
     Raises:
-        KanCompileError: it cannot be copied.
+        KanCompileError: it cannot be copied, or is TorchScript.
     """
+    model = _unwrapped(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise KanCompileError(
+            f"model: found a TorchScript module ({type(model).__name__}), which cannot be traced, expected the torch.nn.Module "
+            "that it was made from; build that and load its state_dict"
+        )
     if not isinstance(model, nn.Module):
         return model
     foreign = [key for key, value in _own_tensors(model) if _is_other_float(value)]
@@ -54,6 +60,7 @@ def in_float32(model: Any, example: Tensor | Sequence[int]) -> Any:
 
 def precision_note(model: Any, used: Any) -> tuple[str, ...]:
     """Say in a line that ``used`` is a float32 copy of a model; nothing where it is the model itself."""
+    model = _unwrapped(model)
     if used is model:
         return ()
     kinds = sorted(
@@ -62,6 +69,14 @@ def precision_note(model: Any, used: Any) -> tuple[str, ...]:
     return (
         f"model: holds {' and '.join(kinds)} values; a float32 copy of it was compiled, with which everything is compared",
     )
+
+
+def _unwrapped(model: Any) -> Any:
+    while True:
+        inner = model.module if isinstance(model, nn.DataParallel) else getattr(model, "_orig_mod", None)
+        if not isinstance(model, nn.Module) or not isinstance(inner, nn.Module):
+            return model
+        model = inner
 
 
 def _own_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

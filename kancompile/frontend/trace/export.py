@@ -68,7 +68,7 @@ def export(
     with quiet():
         decomposed: ExportedProgram = traced.run_decompositions(_decompositions())
     _check_decomposition(traced, decomposed, rows)
-    _check_writes(decomposed)
+    _check_writes(decomposed, isinstance(model, nn.Module))
     state = {**decomposed.state_dict, **decomposed.constants}
     parameters = set(decomposed.graph_signature.parameters)
     _check_state(
@@ -215,14 +215,25 @@ def _check_decomposition(traced: ExportedProgram, decomposed: ExportedProgram, r
             )
 
 
-def _check_writes(decomposed: ExportedProgram) -> None:
-    """Refuse updates of buffers and inputs, which only the decomposed (functional) program lists."""
+def _check_writes(decomposed: ExportedProgram, is_evaluating: bool) -> None:
+    """Refuse updates of buffers and inputs, which only the decomposed (functional) program lists.
+
+    Args:
+        decomposed: the program.
+        is_evaluating: whether it was traced here, in evaluation mode.
+    """
     signature = decomposed.graph_signature
+    trained = [node for node in decomposed.graph.nodes if "batch_norm_legit_functional" in str(node.target)]
+    if trained and not is_evaluating:
+        raise KanCompileError(
+            f"model: found batch normalization in training mode, which writes to {[*signature.buffers_to_mutate.values()]!r}, "
+            "expected a program in evaluation mode; call model.eval() before torch.export.export"
+        )
     written = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
     if written:
         raise KanCompileError(
-            f"model: found writes to {written!r} in evaluation mode, expected a function of the input alone; "
-            "remove the in-place update or guard it with self.training"
+            f"model: found writes to {written!r}{' in evaluation mode' if is_evaluating else ''}, expected a function of the "
+            "input alone; remove the in-place update or guard it with self.training"
         )
 
 
