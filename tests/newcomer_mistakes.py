@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset
 
 import kancompile
 from kancompile.data import load_model
@@ -45,18 +45,23 @@ class Misspelled(_Wrapped):
         return self.modle(x)  # type: ignore[no-any-return, operator, unused-ignore]
 
 
+class Doubled(_Wrapped):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(self.model(x), torch.eye(N_OUT).double())
+
+
 class Choosing(_Wrapped):
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x) if x.sum() > 0 else -self.model(x)  # type: ignore[no-any-return]
 
 
 class Frame:
-    """As pandas' DataFrame answers."""
+    """As pandas' DataFrame answers, with a column of words."""
 
-    columns = ("a", "b")
+    columns = ("age", "city")
 
     def to_numpy(self) -> Any:
-        return make_inputs().numpy()
+        return np.array([[40.0, "Bonn"]] * 20, dtype=object)
 
 
 def compiled(calibration: Any = None, model: nn.Module | None = None, **options: Any) -> str:
@@ -75,6 +80,19 @@ def validated(data: Any, calibration: Any = None, **limits: Any) -> str:
 def _labels(n: int = 120) -> Tensor:
     with torch.no_grad():
         return make_model()(make_inputs(n)).argmax(1)
+
+
+class Uneven(Dataset[Tensor]):
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, number: int) -> Tensor:
+        return torch.zeros(N_IN + number % 2)
+
+
+def _csv(folder: Path, *lines: str) -> str:
+    (folder / "train.csv").write_text("\n".join(lines))
+    return str(folder / "train.csv")
 
 
 def _npz(folder: Path, **arrays: Any) -> str:
@@ -133,6 +151,7 @@ MISTAKES: dict[str, Callable[[Path], Any]] = {
     "weights in float64": lambda _: compiled(model=make_model().double()),
     "weights in half": lambda _: compiled(model=make_model().half()),
     "weights in bfloat16": lambda _: compiled(model=make_model().bfloat16()),
+    "float64 in the code of `forward`": lambda _: compiled(model=Doubled()),
     "weights on another device": lambda _: compiled(model=make_model().to("meta")),
     "two inputs": lambda _: compiled(model=TwoInputs()),
     "several outputs": lambda _: compiled(model=SeveralOutputs()),
@@ -150,8 +169,11 @@ MISTAKES: dict[str, Callable[[Path], Any]] = {
     "five samples": lambda _: compiled(make_inputs(5)),
     "forty samples": lambda _: compiled(make_inputs(40)),
     "one sample": lambda _: compiled(make_inputs(1)),
-    "a data frame": lambda _: compiled(Frame()),
-    "a data set in place of a loader": lambda _: compiled(TensorDataset(make_inputs(), _labels())),
+    "a data frame with words": lambda _: compiled(Frame()),
+    "a table with a row that is too short": lambda folder: compiled(_csv(folder, "1,2,3", "1,2")),
+    "a table with a cell that is empty": lambda folder: compiled(_csv(folder, "a,b", "1,")),
+    "a table that includes the target": lambda folder: compiled(_csv(folder, *["1,2,3,4,5,6,0", "6,5,4,3,2,1,1"] * 10)),
+    "a data set of samples of different sizes": lambda _: compiled(Uneven()),
     "labels as third argument": lambda _: kancompile.compile(make_model(), make_inputs(), _labels()),
     "two batches as a tuple": lambda _: compiled((make_inputs(60), make_inputs(60))),
     "an iterator that was used before": lambda _: _used_iterator(),

@@ -108,6 +108,7 @@ TOOLS: dict[str, Tool] = {
     # other Python packages
     "pillow": _package("PIL", install="'kancompile[images]'"),
     "matplotlib": _package("matplotlib", install="'kancompile[plots]'"),
+    "pandas": _package("pandas", install="pandas"),
     "nbclient": _package("nbclient", "nbformat", "ipykernel", "ipykernel_launcher", install="nbclient ipykernel"),
     "ipywidgets": _package("ipywidgets", install="ipywidgets"),
     # KANs of others

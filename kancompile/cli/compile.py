@@ -41,8 +41,9 @@ examples:
       --layer layers.0 weight_bits=8 --out build
 
 The calibration data is an .npz with an array 'x' [n, ...] of inputs scaled as in training (and, if you like, labels
-'y'), an .npy, a folder of images (--calibration images --transform models.py:prepare; one subfolder for each class gives
-labels), or a loader in your code (--calibration models.py:make_loader). A few hundred samples are enough.
+'y'), an .npy, a table (.csv, with --target-column NAME for labels), a folder of images (--calibration images --transform
+models.py:prepare; one subfolder for each class gives labels), or a loader in your code (--calibration
+models.py:make_loader). A few hundred samples are enough.
 A part of it is held out to measure the result. Writes OUT/model.onnx and OUT/model.manifest.json
 (other targets: model.ort, model.c and model.h and so on, beside each other), all or none; where a threshold is missed
 nothing is written but the report that --report asks for, OUT/model.missed.report.html."""
@@ -120,8 +121,8 @@ def run(options: argparse.Namespace) -> int:
             say(f"note: {note}")
         if options.max_drop is not None and samples.labels is None:
             raise KanCompileError(
-                "--max-drop: found no labels, expected an array 'y' beside 'x' in the calibration .npz, a folder with one "
-                "subfolder for each class, or a loader of (samples, labels)"
+                "--max-drop: found no labels, expected an array 'y' beside 'x' in the calibration .npz, --target-column of a "
+                "table, a folder with one subfolder for each class, or a loader of (samples, labels)"
             )
         untrained = weights_note(options)
         if options.held_out and not divided.is_held_out:

@@ -43,7 +43,7 @@ def add_data(parser: argparse.ArgumentParser, name: str, what: str, required: bo
         dest=dest,
         required=required,
         metavar="DATA",
-        help=f"{what}: .npz (x, and labels y), .npy, a folder of images, or PACKAGE.MODULE:LOADER",
+        help=f"{what}: .npz (x, and labels y), .npy, .csv, a folder of images, or PACKAGE.MODULE:LOADER",
     )
     parser.add_argument(
         f"--{name}-key", dest=f"{dest}_key", metavar="NAME", help="array in the .npz that holds the inputs (default x)"
@@ -53,6 +53,13 @@ def add_data(parser: argparse.ArgumentParser, name: str, what: str, required: bo
             "--transform",
             metavar="TRANSFORM",
             help="PACKAGE.MODULE:TRANSFORM or file.py:TRANSFORM, which prepares an image of the folder as in training",
+        )
+        parser.add_argument(
+            "--target-column",
+            action="append",
+            default=[],
+            metavar="NAME",
+            help="column of a .csv file that is the label, by name or number; may be repeated",
         )
         parser.set_defaults(data_name=f"--{name}")
 

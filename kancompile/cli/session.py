@@ -50,12 +50,14 @@ def weights_note(options: argparse.Namespace) -> tuple[str, ...]:
 
 def opened_data(options: argparse.Namespace, dest: str = "data") -> Any:
     """Open what ``--calibration`` or ``--data`` names, ``dest`` being the option's name in ``options``."""
-    from kancompile.data import open_data
+    from kancompile.data import TABLES, open_data
 
     spec = getattr(options, dest)
     named = [getattr(options, name, None) for name in ("calibration", "data")]
     # of two kinds of data, a transform is for those that are images; where none are, it is refused
     is_for_others = not Path(spec).is_dir() and any(other and Path(other).is_dir() for other in named)
     transform = None if is_for_others else options.transform
+    is_table = [Path(other).suffix in TABLES for other in named if other]
+    targets = [] if any(is_table) and Path(spec).suffix not in TABLES else options.target_column
     name = options.data_name if dest == "data" else f"--{dest}"
-    return open_data(spec, transform, name=name, seed=getattr(options, "seed", 0))
+    return open_data(spec, transform, target_columns=targets, name=name, seed=getattr(options, "seed", 0))

@@ -19,7 +19,7 @@ from kancompile.compiler.error_gate import ErrorGate
 from kancompile.compiler.fresh_data import fresh_data_error
 from kancompile.compiler.manifest import describe, describe_file_bytes
 from kancompile.compiler.preparation import prepare_model
-from kancompile.data import load_calibration, load_exported, model_inputs, parameter_bytes
+from kancompile.data import float32_by_default, load_calibration, load_exported, model_inputs, parameter_bytes
 from kancompile.errors import KanCompileError
 from kancompile.ir import Program
 from kancompile.named_tensors import Values, arrays_of
@@ -30,6 +30,7 @@ from kancompile.targets import TARGETS
 from kancompile.validation import audit_kernels, outside_grid
 
 
+@float32_by_default()
 def compile(
     model: Any,
     calibration: Any,
@@ -43,7 +44,8 @@ def compile(
     """Compile a trained KAN to the file of a target, ONNX for ONNX Runtime unless another is named.
 
     Args:
-        model: ``nn.Module``, ``ExportedProgram`` or path of a ``.pt2`` file.
+        model: ``nn.Module``, ``ExportedProgram`` or path of a ``.pt2`` file. Of a module in another precision than float32 a
+            copy is compiled; the module itself stays as it is.
         calibration: samples of the model's input as an array or tensor ``[n, ...]``, an ``.npz`` or ``.npy`` path, or
             an iterable of batches; ``(samples, labels)`` where there are labels.
         misplaced: none; labels belong to the samples.
@@ -84,7 +86,7 @@ def compile(
     prepared = prepare_model(model, samples, whole, seed, device, trust=trust, timings=timings)
     captured, x, budget, front = prepared.program, prepared.x, prepared.budget, prepared.front
     samples = prepared.samples
-    chosen = prepared.recipe
+    chosen, used = prepared.recipe, prepared.model
     outside = outside_grid(captured, x)
     about_inputs = None if outside is None else outside.note()
 
@@ -93,7 +95,7 @@ def compile(
         return lambda refined: known(refined, timings)
 
     lowering = lowering_with(x)
-    float_bytes = parameter_bytes(model)
+    float_bytes = parameter_bytes(used)
 
     def file_bytes(recipe: SettledRecipe, lowered: Program) -> int:
         program = for_target(chosen_target, lowered, x, timings)
@@ -143,7 +145,7 @@ def compile(
         program,
         lowered,
         captured,
-        model if isinstance(model, nn.Module) else captured.graph_module,
+        used if isinstance(used, nn.Module) else captured.graph_module,
         facts | describe_file_bytes(data) | chosen_target.facts(data),
         audit,
         samples,

@@ -14,7 +14,7 @@ from torch import nn
 from kancompile.compiler.atomic_write import check_destinations, write_atomically
 from kancompile.compiler.emission import for_target, target_named, write
 from kancompile.compiler.manifest import describe, describe_file_bytes
-from kancompile.data import Calibration
+from kancompile.data import Calibration, float32_by_default
 from kancompile.ir import Program
 from kancompile.progress import Timings
 from kancompile.recipe import Recipe
@@ -47,7 +47,7 @@ class CompiledModel:
         program: the lowered program, whose evaluation in PyTorch is what the file computes.
         lowered: the program as every target gets it, before what this one asks for, such as outputs of 8 bits.
         captured: the float program it was lowered from.
-        reference: the user's model, in whatever mode it was, for validation.
+        reference: the user's model, in whatever mode it was, for validation; its float32 copy where it has another precision.
         manifest: what was compiled from what, as plain data for JSON.
         audit: which kernels ONNX Runtime uses.
         calibration: the samples that were used.
@@ -102,6 +102,7 @@ class CompiledModel:
             is_classifier=is_classifier,
         )
 
+    @float32_by_default()
     def beside_float(self, *, timing: bool = True, export: FloatExport | None = None) -> BesideFloat:
         """Compare the file with the float export of the model: bytes, and times on this machine in one thread.
 
@@ -137,6 +138,7 @@ class CompiledModel:
         companions = {model.with_name(model.stem + suffix): content for suffix, content in self.companions.items()}
         return {model: self.model_bytes, **companions, manifest_path(model, shared): text.encode()}
 
+    @float32_by_default()
     def for_target(self, name: str) -> CompiledModel:
         """Write the same program for another target; nothing is rounded again.
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from kancompile.compiler.bit_budget import BitBudget
-from kancompile.data import Calibration, check_fits, load_exported
+from kancompile.data import Calibration, check_fits, in_float32, load_exported, precision_note
 from kancompile.errors import KanCompileError
 from kancompile.frontend import capture
 from kancompile.ir import Program, separate_uses
@@ -35,6 +35,7 @@ class Preparation:
         front: what to note of them in the manifest.
         seed: of every random choice.
         device: where rounding methods keep their matrices.
+        model: the user's model, or its float32 copy, with which everything is compared.
     """
 
     program: Program
@@ -44,6 +45,7 @@ class Preparation:
     front: dict[str, Any]
     seed: int = 0
     device: str = "cpu"
+    model: Any = None
 
     @property
     def x(self) -> Any:
@@ -83,13 +85,16 @@ def prepare_model(
             of the recipe fits no layer.
     """
     timings = Timings() if timings is None else timings
+    used = model
     if captured is None:
         if isinstance(model, str | os.PathLike):
             model = load_exported(Path(model), trust)
-        samples = check_fits(model, samples)
+        used = in_float32(model, samples.samples[:2])
+        samples = check_fits(used, samples)
         example = samples.samples[:_PROBED]
-        captured = timings.measure("capture", lambda: capture(model, example, trust=trust))
+        captured = timings.measure("capture", lambda: capture(used, example, trust=trust))
     found, x = separate_uses(captured), samples.samples
+    found = replace(found, notes=(*found.notes, *precision_note(model, used)))
     allocates = recipe.max_bytes is not None or recipe.allocated_bits is not None
     if allocates and recipe.lookup == "auto":
         recipe = replace(recipe, lookup="each")  # bits are weighed by the columns of the captured layers
@@ -97,10 +102,10 @@ def prepare_model(
     program = timings.measure("prepare", lambda: prepare(found, x, chosen))
     _check_activations(program, x)
     if not allocates:
-        return Preparation(program, samples, chosen, None, {}, seed, device)
+        return Preparation(program, samples, chosen, None, {}, seed, device, used)
     budget = timings.measure("sensitivities", lambda: BitBudget(program, x, recipe, seed))
     allocated, front = budget.allocated()
-    return Preparation(program, samples, allocated.settled(chosen.layers), budget, front, seed, device)
+    return Preparation(program, samples, allocated.settled(chosen.layers), budget, front, seed, device, used)
 
 
 def _check_activations(program: Program, x: Values) -> None:

@@ -3,7 +3,9 @@
 from kancompile.data.calibration import LEAST_TO_SPLIT, Calibration, load_calibration, stream_batches
 from kancompile.data.data_sources import open_data
 from kancompile.data.entries import ONE
+from kancompile.data.evaluation_mode import evaluation_mode
 from kancompile.data.exported_file import load_exported
+from kancompile.data.float32_copy import float32_by_default, in_float32, precision_note
 from kancompile.data.held_out import DividedSamples, read_divided
 from kancompile.data.model import Reference, evaluating, load_model, parameter_bytes, parse_factory_args
 from kancompile.data.model_inputs import (
@@ -18,11 +20,13 @@ from kancompile.data.model_inputs import (
 from kancompile.data.model_outputs import named_leaves, outputs_of
 from kancompile.data.sample_arrays import shape_hint
 from kancompile.data.state_dict import load_state_dict
+from kancompile.data.tables import TABLES, read_table
 from kancompile.data.trial_run import check_fits
 
 __all__ = [
     "LEAST_TO_SPLIT",
     "ONE",
+    "TABLES",
     "Calibration",
     "DividedSamples",
     "ModelInputs",
@@ -32,6 +36,9 @@ __all__ = [
     "check_fits",
     "dynamic_dimensions",
     "evaluating",
+    "evaluation_mode",
+    "float32_by_default",
+    "in_float32",
     "in_order",
     "load_calibration",
     "load_exported",
@@ -43,7 +50,9 @@ __all__ = [
     "outputs_of",
     "parameter_bytes",
     "parse_factory_args",
+    "precision_note",
     "read_divided",
+    "read_table",
     "register_dataclasses",
     "shape_hint",
     "stream_batches",

@@ -25,6 +25,7 @@ from kancompile.data.sample_arrays import (
     to_integers,
     to_label_type,
 )
+from kancompile.data.tables import from_table
 from kancompile.errors import KanCompileError
 from kancompile.named_tensors import NamedTensors, Values
 
@@ -188,10 +189,10 @@ def load_calibration(
 
     Args:
         source: array or tensor ``[n, *input_shape]``; pair ``(samples, labels)`` of those; path of an ``.npz`` (arrays
-            ``x`` and, optionally, ``y``) or ``.npy`` file; :class:`Calibration`; or any iterable of batches: tensors,
-            arrays, ``(batch, labels)`` pairs, mappings with ``key`` and ``label_key``. For a model of several inputs: mapping,
-            ``.npz`` or batches that hold an array for every input by its name, or tuples in the order of the model's forward,
-            labels last.
+            ``x`` and, optionally, ``y``), ``.npy``, ``.csv`` or ``.tsv`` file; a data frame, or one with a column of labels;
+            a ``torch.utils.data.Dataset``; :class:`Calibration`; or any iterable of batches: tensors, arrays, ``(batch, labels)``
+            pairs, mappings with ``key`` and ``label_key``. For a model of several inputs: mapping, ``.npz`` or batches that hold
+            an array for every input by its name, or tuples in the order of the model's forward, labels last.
         input_shape: the model's only input without the batch; ``None`` takes what the data has.
         labels: labels ``[n, ...]``, for sources that carry none.
         key: array in an ``.npz`` file or a mapping that holds the samples of an only input; ``x`` if ``None``, or the only array.
@@ -213,6 +214,7 @@ def load_calibration(
             f"{name}: found batch_size {batch_size!r} and max_samples {max_samples!r}, "
             "expected at least 1 and at least 2"
         )
+    source = from_table(source, name, seed)
     remarks = list(source.remarks) if isinstance(source, Calibration) else []
     shape = None if input_shape is None else tuple(int(size) for size in input_shape)
     reader = Reader(name, model, key, label_key)
@@ -270,6 +272,7 @@ def stream_batches(
         KanCompileError: as :func:`load_calibration`, when the batch in question is reached.
     """
     shape = None if input_shape is None else tuple(int(size) for size in input_shape)
+    source = from_table(source, name)
     reader = Reader(name, model, key, label_key)
 
     def converted(arrays: Arrays, targets: NDArray[Any] | None, start: int) -> tuple[Values, Tensor | None]:

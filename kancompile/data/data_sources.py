@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,28 @@ from torch import Tensor
 
 from kancompile.data.image_folder import ImageFolder
 from kancompile.data.imported_objects import call_with, found_object, neighbours
+from kancompile.data.tables import TABLES, read_table
 from kancompile.errors import KanCompileError
 
-FORMS = "an .npz or .npy file, a folder of images with --transform, or PACKAGE.MODULE:LOADER"
+FORMS = "an .npz, .npy, .csv or .tsv file, a folder of images with --transform, or PACKAGE.MODULE:LOADER"
 
 
-def open_data(spec: str, transform: str | None = None, *, name: str = "calibration", seed: int = 0) -> Any:
+def open_data(
+    spec: str,
+    transform: str | None = None,
+    *,
+    target_columns: Sequence[str | int] = (),
+    name: str = "calibration",
+    seed: int = 0,
+) -> Any:
     """Return what :func:`kancompile.data.calibration.load_calibration` and ``stream_batches`` read.
 
     Args:
-        spec: path of an ``.npz`` or ``.npy`` file; folder of images; ``PACKAGE.MODULE:LOADER`` or
+        spec: path of an ``.npz``, ``.npy``, ``.csv`` or ``.tsv`` file; folder of images; ``PACKAGE.MODULE:LOADER`` or
             ``path/to/file.py:LOADER``, a function without arguments or a finished object: an iterable of batches such as a
             ``DataLoader``, an array or tensor ``[n, ...]``, or a pair ``(samples, labels)``.
         transform: ``PACKAGE.MODULE:TRANSFORM`` for images; see :class:`kancompile.data.image_folder.ImageFolder`.
+        target_columns: columns of a table that are labels, by name or number.
         name: what errors call the data.
         seed: of the order of images.
 
@@ -42,10 +51,14 @@ def open_data(spec: str, transform: str | None = None, *, name: str = "calibrati
         raise KanCompileError(
             f"--transform {transform!r}: {name} is {spec!r}, expected a folder of images; leave it out"
         )
-    if path.suffix in (".npz", ".npy"):
+    if target_columns and path.suffix not in TABLES:
+        raise KanCompileError(
+            f"--target-column {target_columns[0]!r}: {name} is {spec!r}, expected a .csv or .tsv file; leave it out"
+        )
+    if path.suffix in (".npz", ".npy", *TABLES):
         if not path.exists():
             raise KanCompileError(f"{name} {spec!r}: cannot be read, no such file here ({Path.cwd()}); give {FORMS}")
-        return spec
+        return read_table(path, target_columns, name) if path.suffix in TABLES else spec
     if ":" in spec and not path.exists():
         return _loaded(spec, name)
     found = f"a file with suffix {path.suffix!r}" if path.exists() else "no such file or folder"

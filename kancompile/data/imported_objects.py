@@ -13,6 +13,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from kancompile.errors import KanCompileError, foreign
 
 _SHOWN = 6
@@ -34,7 +36,7 @@ def found_object(spec: str, who: str, noun: str = "FACTORY", also: str = "") -> 
     origin, colon, name = spec.rpartition(":")
     if not colon or not origin or not name:
         raise KanCompileError(f"{who} {spec!r}: expected PACKAGE.MODULE:{noun}, path/to/file.py:{noun}{also}")
-    with neighbours(spec):
+    with neighbours(spec), _default_dtype_kept():
         where = f"{who} {spec!r}"
         is_file = origin.endswith(".py")
         module = _import_file(Path(origin), where) if is_file else _import_module(origin, where, noun)
@@ -70,6 +72,8 @@ def call_with(function: Callable[..., Any], arguments: Mapping[str, Any], where:
         return function(**arguments)
     except KanCompileError:
         raise
+    except ModuleNotFoundError as error:
+        raise KanCompileError(f"{where} imports {error.name!r}, which is not installed") from error
     except Exception as error:
         way_out = f"pass what it needs with {option} NAME=VALUE" if option else "mend it, or what it reads"
         raise KanCompileError(f"{where} raised {type(error).__name__}: {error}; {way_out}") from error
@@ -95,6 +99,16 @@ def _public(module: Any, wanted: str) -> str:
     ordered = list(dict.fromkeys([*close, *own, *names]))
     shown = ", ".join(ordered[:_SHOWN]) or "no functions or classes"
     return shown if len(ordered) <= _SHOWN else f"{shown} ... and {len(ordered) - _SHOWN} more"
+
+
+@contextmanager
+def _default_dtype_kept() -> Iterator[None]:
+    """Undo what importing user code does to the type of new tensors: some set float64 for the whole process."""
+    before = torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager

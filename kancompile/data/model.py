@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from kancompile.data.evaluation_mode import evaluation_mode, set_evaluating
 from kancompile.data.exported_file import load_exported
 from kancompile.data.imported_objects import call_with, found_object
 from kancompile.data.model_inputs import arguments
@@ -45,13 +46,15 @@ def load_model(
     """
     spec = os.fspath(spec)
     if spec == "pykan":
-        if checkpoint is None or factory_args:
+        arguments = dict(factory_args or {})
+        if checkpoint is None or arguments.keys() - {"base_fun"}:
             raise KanCompileError(
-                "model 'pykan': expected --checkpoint with what saveckpt was given, such as model/0.1, and no factory arguments"
+                "model 'pykan': expected --checkpoint with what saveckpt was given, such as model/0.1, and no factory arguments "
+                "but base_fun"
             )
         from kancompile.data.pykan_checkpoint import load  # which reads state dicts with this module
 
-        return load(checkpoint)
+        return load(checkpoint, **arguments)
     if spec.endswith(".pt2"):
         if checkpoint is not None or factory_args:
             raise KanCompileError(
@@ -62,7 +65,8 @@ def load_model(
     if checkpoint is not None:
         apply_state_dict(model, load_state_dict(checkpoint, checkpoint_key, _most_bytes(model)), str(checkpoint))
     check_finite_weights(model)
-    return model.eval()
+    set_evaluating(model)
+    return model
 
 
 def parse_factory_args(items: Iterable[str]) -> dict[str, Any]:
@@ -129,13 +133,8 @@ def _evaluating(reference: Any) -> Iterator[Callable[..., Any]]:
     if isinstance(reference, ExportedProgram):
         yield reference.module()
     elif isinstance(reference, nn.Module):
-        training = [module for module in reference.modules() if module.training]
-        reference.eval()
-        try:
+        with evaluation_mode(reference):
             yield reference
-        finally:
-            for module in training:
-                module.training = True
     elif callable(reference):
         yield reference
     else:

@@ -49,6 +49,7 @@ def model_inputs(model: Any) -> ModelInputs | None:
     Raises:
         KanCompileError: there is none.
     """
+    model = unwrapped(model)
     if isinstance(model, ExportedProgram):
         found = ModelInputs(tuple(name for name in model.graph_signature.user_inputs if isinstance(name, str)))
     elif isinstance(model, nn.Module):
@@ -70,6 +71,15 @@ def model_inputs(model: Any) -> ModelInputs | None:
             "is a constant"
         )
     return found
+
+
+def unwrapped(model: Any) -> Any:
+    """Take off the wrapper of ``torch.compile`` or for several devices: what it holds is the model."""
+    while True:
+        inner = model.module if isinstance(model, nn.DataParallel) else getattr(model, "_orig_mod", None)
+        if not isinstance(model, nn.Module) or not isinstance(inner, nn.Module):
+            return model
+        model = inner
 
 
 def in_order(model: Any, values: Values) -> Values:

@@ -7,7 +7,8 @@ loader refuses such files. ``model/0.1_cache_data``, the inputs of the last trai
 calibration data where it is trusted (it holds a single tensor).
 
 The network itself is built by pykan, so that it computes what pykan computes. On the command line such a model is called
-``pykan``: ``kancompile compile pykan --checkpoint model/0.1 ...``.
+``pykan``: ``kancompile compile pykan --checkpoint model/0.1 ...``. A base function that was a lambda or another object of Python
+is not in the files: ``--factory-arg base_fun=silu``, or any function by its name, says what it was.
 """
 
 from __future__ import annotations
@@ -15,25 +16,47 @@ from __future__ import annotations
 import importlib
 import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kancompile.data.evaluation_mode import set_evaluating
+from kancompile.data.imported_objects import found_object
 from kancompile.data.sample_arrays import is_plain, kind_of
 from kancompile.data.state_dict import load_state_dict
 from kancompile.errors import KanCompileError, foreign, read_text, shown
 
+_NAMED = ("silu", "identity", "zero")
+_SAME_AS_NAMED = {"torch.nn.modules.activation.SiLU": "silu", "torch.nn.modules.linear.Identity": "identity"}
+BaseFunction = str | Callable[[Tensor], Tensor]
 
-def load(path: str | os.PathLike[str]) -> nn.Module:
+
+class _PythonObject:
+    """Stands for an object in the configuration that is not constructed; false, as what is absent."""
+
+    def __init__(self, name: str) -> None:
+        self.name = unquote(name.partition(":")[2])  # behind what kind it is of
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return f"the Python object {self.name!r}"
+
+
+def load(path: str | os.PathLike[str], base_fun: BaseFunction | None = None) -> nn.Module:
     """Build the model of a checkpoint, in evaluation mode.
 
     Args:
         path: what ``saveckpt`` was given, such as ``model/0.1``, or the ``_state`` file itself.
+        base_fun: the base function, where the configuration does not name it: ``"silu"``, ``"identity"``, ``"zero"``, a function
+            of ``torch.nn.functional`` or ``torch`` by its name, ``PACKAGE.MODULE:FUNCTION``, or the function.
 
     Raises:
         KanCompileError: pykan is not installed, a file is missing or unreadable, or something that only the configuration
@@ -41,22 +64,30 @@ def load(path: str | os.PathLike[str]) -> nn.Module:
     """
     prefix = os.fspath(path).removesuffix("_state")
     state = load_state_dict(f"{prefix}_state")
-    return build(state, _read_config(Path(f"{prefix}_config.yml")), f"checkpoint {prefix!r}")
+    return build(state, _read_config(Path(f"{prefix}_config.yml")), f"checkpoint {prefix!r}", base_fun)
 
 
-def build(state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None, who: str = "pykan state") -> nn.Module:
+def build(
+    state: Mapping[str, Tensor],
+    config: Mapping[str, Any] | None = None,
+    who: str = "pykan state",
+    base_fun: BaseFunction | None = None,
+) -> nn.Module:
     """Build the model of a state dict.
 
     Args:
         state: tensors by name, as ``KAN.state_dict()`` gives them.
         config: what the configuration file says; ``None`` where there is none.
         who: how errors call it.
+        base_fun: see :func:`load`.
 
     Raises:
         KanCompileError: see :func:`load`.
     """
+    given = dict(config or {})
+    given["base_fun_name"] = _base_function(given.get("base_fun_name", "silu"), base_fun, who)
     with foreign(who, "keep the files of saveckpt as it wrote them, or build the model in Python"):
-        return _build(state, dict(config or {}), who, _package())
+        return _build(state, given, who, _package())
 
 
 def _build(state: Mapping[str, Tensor], given: dict[str, Any], who: str, kan: Any) -> nn.Module:
@@ -80,19 +111,13 @@ def _build(state: Mapping[str, Tensor], given: dict[str, Any], who: str, kan: An
         orders.append(int(grid.shape[1] - coef.shape[2] - 1))
         sizes.append(int(coef.shape[2]) - orders[-1])
     symbolic = [layer for layer in range(depth) if bool(state.get(f"symbolic_fun.{layer}.mask", torch.zeros(1)).any())]
-    base = given.get("base_fun_name", "silu")
-    if base not in ("silu", "identity", "zero"):
-        raise KanCompileError(
-            f"{who}: found base function {shown(base)}, expected 'silu', 'identity' or 'zero'; build the model in Python and "
-            "pass it to kancompile.compile"
-        )
     with _random_state_kept():
         model: nn.Module = kan.KAN(
             width=_widths(state, depth, given, who),
             grid=sizes,
             k=orders,
             mult_arity=given.get("mult_arity") or 2,
-            base_fun=base,
+            base_fun=given["base_fun_name"],
             symbolic_enabled=bool(symbolic) and bool(given.get("symbolic_enabled", True)),
             auto_save=False,
             save_act=False,
@@ -108,7 +133,40 @@ def _build(state: Mapping[str, Tensor], given: dict[str, Any], who: str, kan: An
     model.load_state_dict(found)
     for layer in symbolic:
         _restore_functions(model, layer, given.get(f"symbolic.funs_name.{layer}"), kan.SYMBOLIC_LIB, who)
-    return model.eval()
+    set_evaluating(model)
+    return model
+
+
+def _base_function(saved: Any, given: BaseFunction | None, who: str) -> BaseFunction:
+    """Choose between what the configuration says and what the caller says."""
+    if isinstance(saved, _PythonObject):
+        saved = _SAME_AS_NAMED.get(saved.name, saved)
+    is_named = isinstance(saved, str) and saved in _NAMED
+    if given is None:
+        if is_named:
+            return str(saved)
+        raise KanCompileError(
+            f"{who}: found {shown(saved)} as base function, expected the name 'silu', 'identity' or 'zero'; say which function "
+            "it is: --factory-arg base_fun=silu (in Python base_fun=), or another name such as gelu, torch.nn.functional:gelu or "
+            "'path/to/file.py:FUNCTION' in quotes"
+        )
+    if is_named and given != saved:
+        raise KanCompileError(
+            f"{who}: found base function {saved!r}, and {shown(given)} as base_fun; leave the latter out"
+        )
+    if callable(given) or given in _NAMED:
+        return given
+    if isinstance(given, str) and ":" in given:
+        with found_object(given, "base_fun", "FUNCTION") as function:
+            found = function
+    else:
+        found = getattr(torch.nn.functional, str(given), None) or getattr(torch, str(given), None)
+    if not callable(found):
+        raise KanCompileError(
+            f"base_fun: found {shown(given)}, expected 'silu', 'identity', 'zero', a function of torch.nn.functional or torch by "
+            "its name, PACKAGE.MODULE:FUNCTION or path/to/file.py:FUNCTION"
+        )
+    return found  # type: ignore[no-any-return]
 
 
 def _widths(state: Mapping[str, Tensor], depth: int, config: Mapping[str, Any], who: str) -> list[list[int]]:
@@ -154,7 +212,7 @@ def _restore_functions(model: Any, layer: int, names: Any, library: Mapping[str,
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:
-    """Read plain YAML; tags of Python objects read as ``None``, so nothing is ever constructed."""
+    """Read plain YAML; Python objects are kept as their names, so nothing is ever constructed."""
     if not path.is_file():
         return None
     yaml = _package("yaml")
@@ -162,7 +220,7 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     class PlainLoader(yaml.SafeLoader):  # type: ignore[misc, name-defined]
         pass
 
-    PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: None)
+    PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: _PythonObject(suffix))
     where, way_out = f"checkpoint {str(path)!r}", "keep the file as saveckpt wrote it"
     text = read_text(path, where, way_out)
     with foreign(where, way_out):

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
 
 from kancompile.data.entries import ONE, Entries, choose_entries, flattened, parts_of_tuple
 from kancompile.data.model_inputs import ModelInputs
 from kancompile.data.sample_arrays import read_arrays, to_array
+from kancompile.data.tables import TABLES, read_table
 from kancompile.errors import KanCompileError
 from kancompile.named_tensors import NamedTensors
 
@@ -43,6 +43,8 @@ class Reader:
     def whole(self, source: Any, is_unlabelled: bool) -> Read | None:
         """Read a source that holds all samples at once; ``None`` where it yields them batch by batch."""
         name = self.name
+        if isinstance(source, str | os.PathLike) and Path(source).suffix in TABLES:
+            return {ONE: read_table(Path(source), name=name)}, None
         if isinstance(source, str | os.PathLike):
             return read_arrays(Path(source), self._choose, name)
         if isinstance(source, np.ndarray | Tensor):
@@ -98,24 +100,11 @@ class Reader:
         return choose_entries(keys, self.model, self.key, self.label_key, name)
 
     def _items(self, source: Any) -> Iterator[Any]:
-        name, kind = self.name, type(source).__name__
-        if hasattr(source, "to_numpy") and hasattr(
-            source, "columns"
-        ):  # of pandas or polars, either of which may be missing here
-            raise KanCompileError(
-                f"{name}: found a {kind}, expected numbers alone; pass frame[columns].to_numpy(dtype='float32'), scaled as in "
-                "training, and labels apart: (samples, labels)"
-            )
-        if isinstance(source, Dataset) and not isinstance(source, IterableDataset):
-            raise KanCompileError(
-                f"{name}: found a {kind}, which gives single samples, expected batches; pass "
-                "torch.utils.data.DataLoader(dataset, batch_size=256)"
-            )
         if isinstance(source, Iterable) or hasattr(source, "__getitem__"):
             items: Iterator[Any] = iter(source)
             return items
         raise KanCompileError(
-            f"{name}: found {type(source).__name__}, expected an array, a tensor, a path or an iterable of batches"
+            f"{self.name}: found {type(source).__name__}, expected an array, a tensor, a path or an iterable of batches"
         )
 
 

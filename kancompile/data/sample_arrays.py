@@ -57,7 +57,7 @@ def read_arrays(
     """
     where = f"{name} {str(path)!r}"
     if path.suffix not in (".npz", ".npy"):
-        raise KanCompileError(f"{where}: found suffix {path.suffix!r}, expected '.npz' or '.npy'")
+        raise KanCompileError(f"{where}: found suffix {path.suffix!r}, expected '.npz', '.npy', '.csv' or '.tsv'")
     try:
         # NumPy leaves an archive open that it opened itself and could not read
         with path.open("rb") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import torch
@@ -17,6 +18,9 @@ from kancompile.named_tensors import Values, by_name, tensors_of
 
 # what no other samples would mend
 _OF_THE_MODEL = (AttributeError, NameError, ImportError, NotImplementedError, KeyError, UnboundLocalError, SyntaxError)
+_OF_TYPES = re.compile(r"\bdtype|scalar type|[Dd]ouble|Half|BFloat16|c10::complex")
+_OF_INDICES = re.compile(r"Long|\bInt\b|indices|as ind")
+_MOST_SIZES, _LARGEST_SIZE = 24, 1 << 16
 
 
 def check_fits(reference: Reference, samples: Calibration) -> Calibration:
@@ -84,21 +88,9 @@ def _check_run(reference: Reference, samples: Calibration) -> None:
         raise
     except Exception as error:  # user code may raise anything
         if isinstance(reference, nn.Module):
-            _check_weights(reference)
+            _check_device(reference)
             check_arguments(reference, x)
-        line = error_source(error)
-        where = f" in {line}" if line else ""
-        if isinstance(error, _OF_THE_MODEL):
-            raise KanCompileError(
-                f"model {type(reference).__name__!r}: raises {type(error).__name__}{where} ({reason(error)}) in evaluation mode, "
-                "expected one that computes; the samples are not the cause"
-            ) from error
-        tokens = _beyond_vocabulary(error, x)
-        raise KanCompileError(
-            f"calibration: found samples of shape {shape!r}, on which the model raises "
-            f"{type(error).__name__}{where} ({reason(error)}); expected inputs as it was trained with"
-            f"{tokens or _other_shape(reference, x)}"
-        ) from error
+        raise KanCompileError(_cause(reference, x, error)) from error
     # a model that begins with reshape(-1, n_in) takes any multiple of n_in and answers for another number of samples
     for value in tensors_of(output):
         if value.shape[:1] != torch.Size([len(x)]):
@@ -138,25 +130,49 @@ def _check_forward(model: nn.Module) -> None:
         )
 
 
-def _check_weights(model: nn.Module) -> None:
-    """Refuse weights of another type or on another device than samples are."""
-    name = type(model).__name__
-    values = {**dict(model.named_buffers()), **dict(model.named_parameters())}
-    for key, value in values.items():
-        if value.is_floating_point() and value.dtype != torch.float32:
-            raise KanCompileError(
-                f"model {name!r}: found {key!r} of {value.dtype}, expected float32; call model.float() after loading the weights"
-            )
+def _cause(reference: Reference, x: Values, error: Exception) -> str:
+    """Say what a failed trial is about; the samples are blamed where the model takes others."""
+    line = error_source(error)
+    shapes = {name: tuple(value.shape[1:]) for name, value in by_name(x, [ONE]).items()}
+    shape = shapes.get(ONE, shapes)
+    raised = f"raises {type(error).__name__}{f' in {line}' if line else ''} ({reason(error)})"
+    who = f"model {type(reference).__name__!r}: {raised}"
+    if isinstance(error, _OF_THE_MODEL):
+        return f"{who} in evaluation mode, expected one that computes; the samples are not the cause"
+    if _OF_TYPES.search(str(error)) and not _OF_INDICES.search(str(error)):
+        return (
+            f"{who}, expected float32 throughout; the samples are not the cause: create and convert tensors in forward with the "
+            "type of the input (dtype=x.dtype), not with .double(), .half() or a type of their own"
+        )
+    if tokens := _beyond_vocabulary(error, x):
+        return (
+            f"calibration: found samples of shape {shape!r}, on which the model {raised}; expected inputs as it was trained "
+            f"with{tokens}"
+        )
+    if hint := _other_shape(reference, x):
+        return (
+            f"calibration: found samples of shape {shape!r}, on which the model {raised}; expected inputs as it was trained "
+            f"with{hint}"
+        )
+    return (
+        f"{who} on samples of shape {shape!r} and on every other shape that was tried, expected one that computes in evaluation "
+        "mode, without gradients, on float32 batches; where model(x) runs in your code, pass such an x"
+    )
+
+
+def _check_device(model: nn.Module) -> None:
+    """Refuse weights on another device than samples are."""
+    for key, value in {**dict(model.named_buffers()), **dict(model.named_parameters())}.items():
         if value.device.type != "cpu":
             raise KanCompileError(
-                f"model {name!r}: found {key!r} on {value.device}, expected the CPU; call model.cpu(), and mend code that moves "
-                "tensors to a device of its own"
+                f"model {type(model).__name__!r}: found {key!r} on {value.device}, expected the CPU; call model.cpu(), and mend "
+                "code that moves tensors to a device of its own"
             )
 
 
 def _other_shape(reference: Reference, x: Values) -> str:
-    """Try the usual other layouts of samples, and say which one the model takes; empty where it takes none of them."""
-    if not isinstance(x, Tensor):
+    """Try other layouts and numbers of features, and say which the model takes; empty where it takes none of them."""
+    if not isinstance(x, Tensor) or x.ndim < 2:
         return ""
     layouts = [("flat: pass x.reshape(len(x), -1)", x.flatten(1))] if x.ndim > 2 else []
     if x.ndim == 4:
@@ -168,11 +184,28 @@ def _other_shape(reference: Reference, x: Values) -> str:
     if x.ndim == 3:
         layouts.append(("with a channel of their own: pass x[:, None]", x[:, None]))
     for how, other in layouts:
-        try:
-            with evaluating(reference) as model, torch.no_grad():
-                output = model(other.contiguous())
-        except Exception:  # user code may raise anything, and then this is not the layout
-            continue
-        if isinstance(output, Tensor) and output.shape[:1] == x.shape[:1]:
+        if _takes(reference, other.contiguous()):
             return f"; it takes these {how}"
+    place = 0 if x.ndim > 3 else x.ndim - 2
+    for size in _sizes(reference):
+        shape = [*x.shape[1:]]
+        shape[place] = size
+        if _takes(reference, x.new_zeros(len(x), *shape)):
+            return f"; it takes samples of shape {tuple(shape)!r}"
     return ""
+
+
+def _sizes(reference: Reference) -> list[int]:
+    """List what may be a number of features: the sizes of the weights, in their order."""
+    tensors = reference.parameters() if isinstance(reference, nn.Module) else ()
+    found = dict.fromkeys(size for value in tensors for size in reversed(value.shape) if size <= _LARGEST_SIZE)
+    return list(found)[:_MOST_SIZES]
+
+
+def _takes(reference: Reference, x: Tensor) -> bool:
+    try:
+        with evaluating(reference) as model, torch.no_grad():
+            output = model(x)
+    except Exception:  # user code may raise anything, and then this is not the shape
+        return False
+    return isinstance(output, Tensor) and output.shape[:1] == x.shape[:1]

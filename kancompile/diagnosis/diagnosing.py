@@ -14,6 +14,7 @@ from kancompile.data import (
     LEAST_TO_SPLIT,
     ONE,
     Calibration,
+    float32_by_default,
     load_calibration,
     load_exported,
     model_inputs,
@@ -49,6 +50,7 @@ _MOST_TRIED = 12
 _MOST_JUDGING = 2048
 
 
+@float32_by_default()
 def diagnose(
     model: Any,
     calibration: Any,

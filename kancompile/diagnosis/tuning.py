@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from kancompile.compiler import Rung, describe, write
-from kancompile.data import load_exported
+from kancompile.data import float32_by_default, load_exported
 from kancompile.diagnosis.anatomy import Anatomy, dissect
 from kancompile.diagnosis.cause import PRECISION, Change
 from kancompile.diagnosis.diagnosing import layer_suspects, open_laboratory, samples_for
@@ -166,6 +166,7 @@ class Tuning:
         return "\n".join(lines)
 
 
+@float32_by_default()
 def tune(
     model: Any,
     calibration: Any,
@@ -217,8 +218,8 @@ def tune(
     fitting, judging, judges = samples_for(calibration, data, start, held_out, seed, model=model)
     if max_drop is not None and judging.targets is None:
         raise KanCompileError(
-            "max_drop: found data without labels, expected an array 'y' beside 'x' in an .npz, a folder with one subfolder for "
-            "each class, or a loader of (samples, labels); or use min_sqnr"
+            "max_drop: found data without labels, expected an array 'y' beside 'x' in an .npz, --target-column of a table, a "
+            "folder with one subfolder for each class, or a loader of (samples, labels); or use min_sqnr"
         )
     laboratory = open_laboratory(model, fitting, judging, start, seed, device, trust=trust)
     if cache is not None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from kancompile.data import in_order
+from kancompile.data import float32_by_default, in_float32, in_order
 from kancompile.errors import KanCompileError, reason
 from kancompile.frontend.flow import Flow, NotLowerableError, analyse, refuse_batch_dependence, run
 from kancompile.frontend.layers import TOLERANCE, CanonicalLayer, best_layer, find_regions, layer_name, uses_of_layers
@@ -24,6 +24,7 @@ from kancompile.named_tensors import NamedTensors, Values, tensors_of
 _MOST_REPORTED = 12
 
 
+@float32_by_default()
 def capture(
     model: nn.Module | ExportedProgram | str | os.PathLike[str], example: Values | Sequence[int], *, trust: bool = False
 ) -> Program:
@@ -41,6 +42,7 @@ def capture(
     Raises:
         KanCompileError: the network cannot be traced, its samples depend on each other, or it has no KAN layer.
     """
+    model = in_float32(model, example)
     if isinstance(example, NamedTensors) and isinstance(model, nn.Module | ExportedProgram):
         example = in_order(model, example)
     exported = export(model, example, trust)

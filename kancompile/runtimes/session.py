@@ -153,6 +153,14 @@ class RuntimeModel:
                     + (f"; {hint}" if hint else "")
                 )
 
+    def zeros(self, rows: int = 2) -> Values:
+        """Give a batch of zeros of the shapes and types that the file reads; open dimensions have size 2."""
+        found = {
+            name: torch.from_numpy(np.zeros((rows, *(2 if size < 0 else size for size in shape)), self._types[name]))
+            for name, shape in self.input_shapes.items()
+        }
+        return NamedTensors(found) if len(found) > 1 else next(iter(found.values()))
+
     @property
     def reads_reals(self) -> bool:
         """Whether every input is of float32."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from kancompile.data import evaluating
+from kancompile.data import evaluating, float32_by_default, in_float32
 from kancompile.errors import KanCompileError, reason
 from kancompile.named_tensors import Values, arrays_of, first_of
 from kancompile.progress import track
@@ -105,6 +105,7 @@ class Benchmark:
         return "\n".join([*lines, f"  on {described}"])
 
 
+@float32_by_default()
 def benchmark(
     model: ModelFile,
     reference: nn.Module | ExportedProgram,
@@ -152,6 +153,7 @@ def benchmark(
     timings: list[Timing] = []
     machine = describe_machine()
     judged = first_of(_inputs(data, _JUDGED_SAMPLES, shape, torch.Generator().manual_seed(seed))).numpy()
+    reference = in_float32(reference, shape if data is None else data)
     with evaluating(reference) as eager, TimedRuntimes(model, runtimes, judged) as timed:
         float_file = _export(reference, shape if data is None else data[:2], unavailable)
         for batch, count in track(cells, "benchmarking"):

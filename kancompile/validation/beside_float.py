@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from kancompile.data import evaluating, in_order
+from kancompile.data import evaluating, in_float32, in_order
 from kancompile.errors import KanCompileError, reason
 from kancompile.named_tensors import NamedTensors, Values, arrays_of
 from kancompile.runtimes import RuntimeModel, describe_machine
@@ -132,7 +132,7 @@ def measure_beside_float(
             said = f"{type(error).__name__}: {reason(error)}"
             notes.append(f"ONNX Runtime does not run the float export ({said}); times are compared with PyTorch")
     try:
-        with evaluating(reference) as eager, torch_threads(1), torch.no_grad():
+        with evaluating(in_float32(reference, x)) as eager, torch_threads(1), torch.no_grad():
             compiled = RuntimeModel(session, threads=1)
             times = _times(x, EAGER, lambda array: eager(_tensors(array)), compiled)
         return BesideFloat(size, compiled_bytes, EAGER, times, tuple(notes))

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from kancompile.data import arguments, dynamic_dimensions, evaluating, register_dataclasses
+from kancompile.data import arguments, dynamic_dimensions, evaluating, in_float32, register_dataclasses
 from kancompile.errors import KanCompileError, reason
 from kancompile.named_tensors import NamedTensors, Values, by_name
 
@@ -68,7 +68,8 @@ class FloatExport:
             example: samples to trace with, or the shape of one.
             seconds: that it may take.
         """
-        self.reference, self.example, self.seconds = reference, _rows(example), seconds
+        self.example, self.seconds = _rows(example), seconds
+        self.reference = reference = in_float32(reference, self.example)
         self._key = _state(reference, self.example)
         self._process: BaseProcess | None = None
         self._started = time.monotonic()

@@ -8,7 +8,15 @@ from typing import Any
 
 import torch
 
-from kancompile.data import ModelInputs, Reference, evaluating, model_inputs, stream_batches
+from kancompile.data import (
+    ModelInputs,
+    Reference,
+    evaluating,
+    float32_by_default,
+    in_float32,
+    model_inputs,
+    stream_batches,
+)
 from kancompile.errors import KanCompileError, reason
 from kancompile.ir import Program
 from kancompile.named_tensors import Values, by_name, tensors_of
@@ -143,6 +151,7 @@ def worst_text(measure: ErrorMeasure) -> str:
     return f"worst output: {worst.called}{among}, {worst.text()}"
 
 
+@float32_by_default()
 def validate(
     model: ModelFile,
     reference: Reference,
@@ -163,7 +172,7 @@ def validate(
 
     Args:
         model: path or bytes of the ONNX file.
-        reference: float model; evaluated in evaluation mode, without gradients.
+        reference: float model; evaluated in evaluation mode, without gradients, and in float32.
         data: samples, in every form that :func:`kancompile.data.calibration.stream_batches` reads.
         labels: labels, if ``data`` carries none.
         key: array of an ``.npz`` file that holds the samples, ``x`` if ``None``.
@@ -191,6 +200,7 @@ def validate(
     outside = n_values = 0
     unusable = dict.fromkeys(tasks, 0)
     n_samples = n_labelled = 0
+    reference = in_float32(reference, runtime_model.zeros())
     inputs = model_inputs(reference) or ModelInputs(tuple(runtime_model.input_shapes))
     batches = stream_batches(data, labels=labels, key=key, batch_size=batch_size, model=inputs, keep_integers=True)
     labelled = ""
@@ -303,8 +313,8 @@ def _missed(
         drop = drop_of(metrics)
         if not metrics:
             raise KanCompileError(
-                "max_drop: found data without labels, expected an array 'y' beside 'x' in an .npz, a folder with one subfolder "
-                "for each class, or a loader of (samples, labels); in Python labels= or such pairs"
+                "max_drop: found data without labels, expected an array 'y' beside 'x' in an .npz, --target-column of a table, a "
+                "folder with one subfolder for each class, or a loader of (samples, labels); in Python labels= or such pairs"
             )
         if drop is None:
             raise KanCompileError(

@@ -237,7 +237,9 @@ class Pixels(nn.Module):
         (Pixels(), (8, 9, 3), r"channels first: pass x.transpose\(0, 3, 1, 2\)"),
         (nn.Linear(24, 2), (2, 3, 4), r"flat: pass x.reshape\(len\(x\), -1\)"),
         (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(1)), (8, 9), r"channel of their own: pass x\[:, None\]"),
-        (Pixels(), (8, 9, 4), "expected inputs as it was trained with$"),  # nothing helps
+        (Pixels(), (8, 9, 4), r"it takes samples of shape \(3, 9, 4\)$"),
+        (nn.Linear(24, 2), (23,), r"it takes samples of shape \(24,\)$"),
+        (Pixels(), (3, 2, 2), r"model 'Pixels': raises RuntimeError .* on every other shape that was tried"),
     ],
 )
 def test_another_layout_is_named_if_the_model_takes_it(model: nn.Module, shape: tuple[int, ...], hint: str) -> None:

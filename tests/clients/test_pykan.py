@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_diabetes
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 import kancompile
 from examples.pykan_regression import main
+from kancompile.cli import main as command_line
 from kancompile.data.model import load_model
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.frontend.capture import capture
@@ -162,3 +164,39 @@ def test_checkpoints_are_rebuilt_without_unpickling(tmp_path: Path) -> None:
         load_model("pykan", tmp_path / "saved")
     with pytest.raises(KanCompileError, match=r"expected --checkpoint"):
         load_model("pykan")
+
+
+def test_a_base_function_that_has_no_name_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import kan
+
+    saved, data, out = str(tmp_path / "saved"), str(tmp_path / "x.npy"), str(tmp_path / "out")
+    np.save(data, X.numpy())
+    (tmp_path / "functions.py").write_text("import torch\ndef base(x):\n    return torch.sin(x)\n")
+
+    def checkpoint(base: Any) -> nn.Module:
+        model = kan.KAN([3, 1], grid=3, k=2, seed=0, base_fun=base, auto_save=False, save_act=False)
+        model.saveckpt(saved)
+        return model  # type: ignore[no-any-return]
+
+    model = checkpoint(lambda x: torch.sin(x))
+    found = (
+        r"found the Python object '.*<lambda>' as base function, .*--factory-arg base_fun=silu \(in Python base_fun=\)"
+    )
+    with pytest.raises(KanCompileError, match=found):
+        load_model("pykan", saved)
+    for name in ("sin", "torch:sin", f"{tmp_path / 'functions.py'}:base"):
+        loaded = load_model("pykan", saved, {"base_fun": name})
+        assert torch.equal(loaded(X), model(X))  # type: ignore[operator]
+    for name in ("sinus", "torch:pi", ["sin"]):
+        with pytest.raises(KanCompileError, match="base_fun"):
+            load_model("pykan", saved, {"base_fun": name})
+    with pytest.raises(KanCompileError, match="no factory arguments but base_fun"):
+        load_model("pykan", saved, {"grid": 3})
+    spec = ["pykan", "--checkpoint", saved, "--calibration", data, "--out", out, "--no-timing", "--quiet"]
+    assert command_line(["compile", *spec, "--factory-arg", "base_fun=sin"]) == 0
+    assert command_line(["compile", *spec, "--force"]) == 2
+    assert "--factory-arg base_fun=silu" in capsys.readouterr().err
+    model = checkpoint(nn.SiLU())  # an object that is as good as a name
+    assert torch.equal(load_model("pykan", saved)(X), model(X))  # type: ignore[operator]
+    with pytest.raises(KanCompileError, match="found base function 'silu', and 'sin' as base_fun"):
+        load_model("pykan", saved, {"base_fun": "sin"})

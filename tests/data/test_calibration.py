@@ -215,7 +215,8 @@ def test_image_shapes_are_kept() -> None:
         ((np.zeros((4, 3)), np.zeros(5)), None, "expected 4 labels for 4 samples"),
         ((np.zeros((4, 3)), np.array([0, np.nan, 0, 0])), None, "NaN or infinity at sample 1"),
         (7, None, "found int, expected an array"),
-        ("data.csv", None, "suffix '.csv', expected '.npz' or '.npy'"),
+        ("data.txt", None, "suffix '.txt', expected '.npz', '.npy', '.csv' or '.tsv'"),
+        ("absent.csv", None, "cannot be read"),
         ("absent.npz", None, "cannot be read"),
     ],
 )  # fmt: skip

@@ -142,7 +142,7 @@ def test_wrong_folders_are_refused(here: Path) -> None:
     ("spec", "transform", "text"),
     [
         ("absent.npz", None, "cannot be read, no such file here"),
-        ("absent", None, "no such file or folder, expected an .npz or .npy file, a folder of images"),
+        ("absent", None, "no such file or folder, expected an .npz, .npy, .csv or .tsv file, a folder of images"),
         ("project.py", None, "found a file with suffix '.py'"),
         ("project.py:absent", None, "has no 'absent'"),
         ("project.py:number", None, "found int, expected an iterable of batches"),

@@ -178,7 +178,8 @@ class _Step:
         if isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in target.tags:
             raise KanCompileError(
                 f"{node_source(node)}: found the random operator {str(target)!r} in evaluation mode, expected a function "
-                "of the input alone; draw random numbers only while self.training"
+                "of the input alone; draw random numbers only while self.training, and call model.eval() before "
+                "torch.export.export"
             )
         args, kwargs = self._evaluate()
         sources = flow.data_inputs(node)

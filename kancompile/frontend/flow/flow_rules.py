@@ -108,6 +108,7 @@ def _nodes(argument: Any) -> list[fx.Node]:
 
 # --- pointwise ------------------------------------------------------------------------------------------------------
 
+_OF_PYTORCH = ("aten", "prims")
 _AFFINE = frozenset({"add", "sub", "rsub", "neg", "positive", "_native_batch_norm_legit_no_training"})
 _ALSO_POINTWISE = frozenset({"_to_copy", "where", "floor_divide", "remainder", "bucketize", "searchsorted"})
 
@@ -373,4 +374,9 @@ def judge(call: Call) -> Verdict:
         verdict = rule(call)
         if verdict is not None:
             return verdict
+    if isinstance(target, torch._ops.OpOverload) and target.namespace not in _OF_PYTORCH:
+        return Stops(
+            "a custom operator, whose formula is not in the graph; write it with ordinary operators, or pass torch.export's "
+            f"program after run_decompositions({{torch.ops.{target}: FORMULA}})"
+        )
     return Stops("no rule for this use of the operator" if rules else "no rule for this operator")

@@ -24,6 +24,7 @@ from kancompile.data import (
     arguments,
     check_arguments,
     dynamic_dimensions,
+    evaluation_mode,
     load_exported,
     named_leaves,
     register_dataclasses,
@@ -74,7 +75,7 @@ def export(
     with quiet():
         decomposed: ExportedProgram = traced.run_decompositions(_decompositions())
     _check_decomposition(traced, decomposed, rows)
-    _check_writes(decomposed)
+    _check_writes(decomposed, isinstance(model, nn.Module))
     state = {**decomposed.state_dict, **decomposed.constants}
     parameters = set(decomposed.graph_signature.parameters)
     _check_state(
@@ -132,17 +133,6 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     return {operator: rule for operator, rule in {**table, **DECOMPOSITIONS}.items() if operator not in WHOLE}
 
 
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    training = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in training:
-            module.training = flag
-
-
 def _trace(model: nn.Module, rows: Values) -> ExportedProgram:
     name = type(model).__name__
     check_arguments(model, rows)
@@ -150,7 +140,7 @@ def _trace(model: nn.Module, rows: Values) -> ExportedProgram:
     failures: list[tuple[str, str]] = []
     for strict in (False, True):
         try:
-            with quiet(), _evaluation_mode(model), torch.no_grad():
+            with quiet(), evaluation_mode(model), torch.no_grad():
                 register_dataclasses((args, kwargs, model(*args, **kwargs)))
                 batch = torch.export.Dim("batch")
                 shapes = dynamic_dimensions(model, args, kwargs, {0: batch})
@@ -235,14 +225,25 @@ def _check_decomposition(traced: ExportedProgram, decomposed: ExportedProgram, r
             )
 
 
-def _check_writes(decomposed: ExportedProgram) -> None:
-    """Refuse updates of buffers and inputs, which only the decomposed (functional) program lists."""
+def _check_writes(decomposed: ExportedProgram, is_evaluating: bool) -> None:
+    """Refuse updates of buffers and inputs, which only the decomposed (functional) program lists.
+
+    Args:
+        decomposed: the program.
+        is_evaluating: whether it was traced here, in evaluation mode.
+    """
     signature = decomposed.graph_signature
+    trained = [node for node in decomposed.graph.nodes if "batch_norm_legit_functional" in str(node.target)]
+    if trained and not is_evaluating:
+        raise KanCompileError(
+            f"model: found batch normalization in training mode, which writes to {[*signature.buffers_to_mutate.values()]!r}, "
+            "expected a program in evaluation mode; call model.eval() before torch.export.export"
+        )
     written = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
     if written:
         raise KanCompileError(
-            f"model: found writes to {written!r} in evaluation mode, expected a function of the input alone; "
-            "remove the in-place update or guard it with self.training"
+            f"model: found writes to {written!r}{' in evaluation mode' if is_evaluating else ''}, expected a function of the "
+            "input alone; remove the in-place update or guard it with self.training"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kancompile.data import parameter_bytes
+from kancompile.data import float32_by_default, parameter_bytes
 from kancompile.ir import PassChange
 from kancompile.reporting.facts.beside import worse_than_float
 from kancompile.reporting.facts.bit_front import measure_front, no_front
@@ -49,6 +49,7 @@ class ReportOptions:
     diagnose: bool = False
 
 
+@float32_by_default()
 def collect(source: ReportSource, options: ReportOptions | None = None) -> dict[str, Any]:
     """Compute a report.
 

@@ -130,6 +130,8 @@ def _rest(report: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     for text in report["notes"]:
         if text.startswith("error gate:"):
             yield _say("warning", "error gate", text.removeprefix("error gate:").strip())
+        if text.startswith("model:"):
+            yield _say("note", "model", text.removeprefix("model:").strip())
     calibration = report["model"]["calibration"]
     if calibration["samples"] < _FEW_SAMPLES:
         yield _say("warning", "calibration", f"only {calibration['samples']} samples: ranges and roundings are guesses")

@@ -26,7 +26,7 @@ from kancompile.compiler import (
     prepare_model,
     target_named,
 )
-from kancompile.data import Calibration
+from kancompile.data import Calibration, float32_by_default
 from kancompile.errors import KanCompileError, check_form
 from kancompile.ir import Program, with_history
 from kancompile.passes import Lowering, QuantizeOutputs
@@ -107,6 +107,7 @@ def of_compiled(
     )
 
 
+@float32_by_default()
 def of_file(
     path: str | os.PathLike[str],
     model: nn.Module,
@@ -142,7 +143,7 @@ def of_file(
     if target_named(facts["target"]).quantized_outputs:
         program = with_history(QuantizeOutputs.name, program, QuantizeOutputs()(program, calibration.samples))
     manifest = _manifest(Path(path), content) or _facts(program, captured, calibration, recipe, facts)
-    validation = validate(content, model, judging, program=program, float_program=captured)
+    validation = validate(content, prepared.model, judging, program=program, float_program=captured)
     audit = audit_kernels(content)
     return ReportSource(
         Path(path).name,
@@ -150,7 +151,7 @@ def of_file(
         captured,
         program,
         lowering,
-        model,
+        prepared.model,
         manifest,
         audit,
         calibration,

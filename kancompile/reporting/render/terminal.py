@@ -15,6 +15,7 @@ _DEVICE_FACTS = {
     "ram_bytes": "ram bytes",
     "products": "multiplications with a weight for one sample, which is at least half as many cycles on a Cortex-M",
 }
+_OF_THE_MODEL = "model:"
 _OF_JOINT_LOOKUPS = (" functions replaced by ", "so each input is looked up by itself", "looks up single inputs only")
 _REFINED, _WIDENED, _OF_THE_DATA = "error gate:", "precision = ", ("inputs:", "fresh data:")
 
@@ -159,6 +160,7 @@ def _warnings(compiled: CompiledModel, result: Validation, beside: BesideFloat |
     refined = [note for note in manifest["notes"] if note.startswith(_REFINED)]
     found += [("warning" if _WIDENED in note else "note", note) for note in refined]
     found += [("warning", note) for note in manifest["notes"] if note.startswith(_OF_THE_DATA)]
+    found += [("note", note) for note in manifest["notes"] if note.startswith(_OF_THE_MODEL)]
     found += [("note", note) for note in manifest["notes"] if any(text in note for text in _OF_JOINT_LOOKUPS)]
     found += [
         ("note", f"in float: {part['count']} x {part['operator']}, {part['reason']}")

@@ -132,7 +132,8 @@ def _input_meaning(plan: Plan) -> list[str]:
         index = input.index
         formula = f"clip(rint(x / {index.scale!r}) + {index.zero_point}, 0, {index.levels - 1})"
         order = "" if is_range(input.order) else "; inputs stand in the order in which kan_model_quantize writes them"
-        lines.append(f"   {input.target.name}: row numbers of tables, {formula} of each real input x{order}.")
+        real = "real input x" if not input.steps else "real input, normalized to x in kan_model_quantize"
+        lines.append(f"   {input.target.name}: row numbers of tables, {formula} of each {real}{order}.")
     return lines
 
 

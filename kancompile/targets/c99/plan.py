@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from kancompile.errors import KanCompileError
 from kancompile.ir import IntegerContraction, Program, TableExpansion, attribute, regroup, to_channels_last
 from kancompile.targets.c99 import layers
+from kancompile.targets.c99.float_inputs import FloatStep, are_equal, float_steps
 from kancompile.targets.c99.steps import (
     Buffer,
     Contract,
@@ -58,8 +59,17 @@ class _Elements:
     ids: Tensor
 
 
+@dataclass(frozen=True)
 class _RealInput(_Elements):
-    """The model's input."""
+    """The model's input, or what it does to each of its elements in float.
+
+    Attributes:
+        source: int64, the real input that each element is made of.
+        steps: what is done to it, in order.
+    """
+
+    source: Tensor
+    steps: tuple[FloatStep, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,8 @@ class _Planner:
 
     def placeholder(self, node: fx.Node) -> _RealInput:
         shape = self.program.input_shape
-        return _RealInput(torch.arange(int(np.prod(shape))).reshape(1, *shape))
+        elements = torch.arange(int(np.prod(shape)))
+        return _RealInput(elements.reshape(1, *shape), elements)
 
     def get_attr(self, node: fx.Node) -> Any:
         return attribute(self.program.graph_module, str(node.target))
@@ -129,7 +140,12 @@ class _Planner:
     def call_function(self, node: fx.Node) -> Any:
         name = _operator_name(node)
         sources = [self.values[source] for source in node.all_input_nodes]
+        if sources and all(isinstance(value, Tensor) for value in sources):
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__)
+            return node.target(*args, **kwargs)  # type: ignore[operator]
         handler: Callable[..., Any] = _FUNCTIONS.get(name, _Planner._of_codes)
+        if handler is _Planner._of_codes and any(isinstance(value, _RealInput) for value in sources):
+            handler = _Planner._of_inputs
         found = handler(self, node, sources)
         if found is None:
             raise self._refused(node, f"{name} computes in float", None)
@@ -155,8 +171,27 @@ class _Planner:
         fits = found.shape == first.values.shape and found.dtype == torch.float32
         return replace(first, values=found) if fits else None
 
-    def _item(self, node: fx.Node, sources: list[Any]) -> _Codes | None:
-        return sources[0].values if isinstance(sources[0], _Pooled) and node.args[1] == 0 else None
+    def _of_inputs(self, node: fx.Node, sources: list[Any]) -> _RealInput | None:
+        """Do in float, before anything is looked up, what is done to every input with constants."""
+        values: list[Any] = [self.values[arg] if isinstance(arg, fx.Node) else arg for arg in node.args]
+        places = [place for place, value in enumerate(values) if isinstance(value, _Elements)]
+        if len(places) != 1:
+            return None
+        value = values[places[0]]
+        steps = float_steps(_operator_name(node), places[0], tuple(values), node.kwargs, value.ids.shape)
+        if steps is None:
+            return None
+        elements = value.ids.reshape(-1)
+        before = tuple(step.at(elements) for step in value.steps)
+        ids = torch.arange(len(elements)).reshape(value.ids.shape)
+        return _RealInput(ids, value.source[elements], (*before, *steps))
+
+    def _item(self, node: fx.Node, sources: list[Any]) -> _Codes | _RealInput | None:
+        if node.args[1] != 0:
+            return None
+        if isinstance(sources[0], _RealInput):  # what a normalisation gives first
+            return sources[0]
+        return sources[0].values if isinstance(sources[0], _Pooled) else None
 
     def _are_same(self, sources: list[Any], value: _Codes) -> bool:
         """Whether all operands are functions of the same element, or one number for all."""
@@ -193,7 +228,9 @@ class _Planner:
             ids = ids[..., table.picks]
         order = (to_channels_last(ids) if table.channels_first else ids).reshape(-1).numpy()
         if isinstance(value, _RealInput):
-            buffer = self._input(Index(table.index.scale, table.index.zero_point, table.index.levels), order)
+            index = Index(table.index.scale, table.index.zero_point, table.index.levels)
+            steps = tuple(step.at(torch.from_numpy(order)) for step in value.steps)
+            buffer = self._input(index, value.source.numpy()[order], steps)
             return _read_of(table, buffer)
         behind: Tensor | None = None
         if isinstance(value, _Sums):
@@ -224,12 +261,12 @@ class _Planner:
             for module in modules
         )
 
-    def _input(self, index: Index, order: Any) -> Buffer:
+    def _input(self, index: Index, order: Any, steps: tuple[FloatStep, ...]) -> Buffer:
         for known in self.inputs:
-            if known.index == index and np.array_equal(known.order, order):
+            if known.index == index and np.array_equal(known.order, order) and are_equal(known.steps, steps):
                 return known.target
         target = Buffer(f"input{len(self.inputs)}", len(order), index.levels > 256)
-        self.inputs.append(Input(target, index, order))
+        self.inputs.append(Input(target, index, order, steps))
         return target
 
     def _store(self, number: int, store: Store) -> Buffer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -187,8 +188,22 @@ class _File:
         index, target = input.index, input.target
         low, high = -index.zero_point, index.levels - 1 - index.zero_point
         source, table = self._ordered(f"kan_order{number}", input.order)
+        real = f"values[{source}]"
+        before: list[str] = []
+        for place, step in enumerate(input.steps):
+            constant = step.constant.numpy()
+            name = f"kan_before{number}_{place}"
+            if (constant == constant[0]).all():
+                c = f"{float(constant[0]).hex()}f"
+            else:
+                c = f"{name}[i]"
+                table.append(float_array(name, constant))
+                self.flash += 4 * constant.size
+            before.append(f"const float real{place} = {_applied(step.form, real, c)};")
+            real = f"real{place}"
         body = [
-            f"const float x = values[{source}] / {float(np.float32(index.scale)).hex()}f;",
+            *before,
+            f"const float x = {real} / {float(np.float32(index.scale)).hex()}f;",
             "/* clipped first, which also settles NaN, then rounded half to even by leaving no bits below 1 */",
             f"const float bounded = x > {low}.0f ? (x < {high}.0f ? x : {high}.0f) : {low}.0f;",
             "const float shifted = bounded + 12582912.0f;",
@@ -338,6 +353,11 @@ class _File:
         c_type = unsigned_type(int(order.max()))
         self.flash += order.size * bytes_of(c_type)
         return f"{name}[i]", [array(c_type, name, order)]
+
+
+def _applied(form: str, x: str, c: str) -> str:
+    """Put an input and a constant into a form."""
+    return "".join({"x": x, "c": c}.get(part, part) for part in re.split(r"\b([xc])\b", form))
 
 
 def _transposed(order: Array) -> int | None:

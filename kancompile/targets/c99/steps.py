@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kancompile.targets.c99.float_inputs import FloatStep
+
 Array = NDArray[Any]
 
 
@@ -247,11 +249,16 @@ Step = Contract | Gather | MaxPool | Recode
 
 @dataclass(frozen=True)
 class Input:
-    """Row numbers that come from the model's real input: ``target[i]`` from ``x[order[i]]``."""
+    """Row numbers that come from the model's real input: ``target[i]`` from ``x[order[i]]``.
+
+    Attributes:
+        steps: float operations on ``x`` before.
+    """
 
     target: Buffer
     index: Index
     order: Array
+    steps: tuple[FloatStep, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,20 @@ def _value(file: LiteRTFile, x: Any) -> Value:
     return file.constant(np.ascontiguousarray(array, np.float32))
 
 
+def _batch_norm(file: LiteRTFile, shape: Shape, x: Value, *arguments: Any) -> tuple[Value] | None:
+    weight, bias, mean, variance, _, epsilon = arguments
+    if any(not isinstance(part, Tensor | None) for part in (weight, bias, mean, variance)):
+        return None
+    factor = 1 / torch.sqrt(variance + epsilon) * (1 if weight is None else weight)
+    offset = (0 if bias is None else bias) - mean * factor
+    place = [1, -1, *[1] * (len(x.shape) - 2)]
+    return (
+        file.binary(
+            "ADD", file.binary("MUL", x, _value(file, factor.reshape(place))), _value(file, offset.reshape(place))
+        ),
+    )
+
+
 def _mean(file: LiteRTFile, shape: Shape, x: Value, axes: Any, keep: bool = False, dtype: Any = None) -> Value | None:
     if shape is None or axes is None or dtype not in (None, torch.float32):
         return None
@@ -137,7 +151,7 @@ def _pool(operator: str) -> Callable[..., Value | None]:
     return emit
 
 
-ATEN: dict[Any, Callable[..., Value | None]] = {
+ATEN: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys(
         (
             _aten.reshape.default,
@@ -162,6 +176,7 @@ ATEN: dict[Any, Callable[..., Value | None]] = {
     _aten.mul.Tensor: _binary("MUL"),
     _aten.div.Tensor: _binary("DIV"),
     _aten.mean.dim: _mean,
+    _aten._native_batch_norm_legit_no_training.default: _batch_norm,
     _aten.linear.default: _linear,
     _aten.addmm.default: _addmm,
     _aten.mm.default: _mm,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 
@@ -79,6 +80,14 @@ def build_model(
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
+            said = str(error.__cause__ or error)
+            custom = re.search(r"target=torch\.ops\.((?!(?:aten|prims|kancompile)\.)\w+\.\S+?)\]", said)
+            if custom is not None:
+                raise KanCompileError(
+                    f"target 'ort-cpu': found the custom operator {custom[1]!r} outside the KAN layers, expected operators that "
+                    "ONNX has; write it with ordinary operators, or pass torch.export's program after "
+                    f"run_decompositions({{torch.ops.{custom[1]}: FORMULA}})"
+                ) from error
             raise KanCompileError(
                 f"target 'ort-cpu': an operator outside the KAN layers has no ONNX translation: "
                 f"{reason(error.__cause__ or error)}; replace it in the model, or compile the part without it"
