@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kancompile.errors import KanCompileError
+from kancompile.errors import KanCompileError, first_line
 from kancompile.frontend.flow.batch_layout import NotLowerableError, layout_of
 from kancompile.frontend.flow.flow import Flow
+from kancompile.frontend.flow.table_rules import misses_table
 from kancompile.frontend.trace import node_source
 
 _TOLERANCE = 1e-4
@@ -25,7 +26,8 @@ def refuse_batch_dependence(flow: Flow) -> None:
     """Check that every sample is computed from itself alone.
 
     Raises:
-        KanCompileError: it is not; the text names the node, the operator and the user's line.
+        KanCompileError: it is not, or an operator fails on some of them; the text names the node, the operator and the
+            user's line.
     """
     rows = flow.values[flow.input]
     generator = torch.Generator().manual_seed(2)
@@ -45,7 +47,11 @@ def refuse_batch_dependence(flow: Flow) -> None:
 
 
 def run(flow: Flow, rows: Tensor, keep: bool = False) -> dict[fx.Node, Any]:
-    """Run the analysed nodes on another batch; give the output's value, or with ``keep`` all values."""
+    """Run the analysed nodes on another batch; give the output's value, or with ``keep`` all values.
+
+    Raises:
+        KanCompileError: an operator fails on it.
+    """
     values: dict[fx.Node, Any] = {}
     readers = {node: sum(user in flow.values for user in node.users) for node in flow.values}
     lookup: Callable[[fx.Node], Any] = values.__getitem__
@@ -56,13 +62,25 @@ def run(flow: Flow, rows: Tensor, keep: bool = False) -> dict[fx.Node, Any]:
             values[node] = flow.values[node]
         elif node in flow.values:
             args, kwargs = fx.map_arg((node.args, node.kwargs), lookup)
-            with torch.no_grad():
-                values[node] = node.target(*args, **kwargs)
+            values[node] = _evaluate(node, args, kwargs)
             for source in node.all_input_nodes:
                 readers[source] -= 1
                 if not keep and readers[source] == 0 and source is not flow.output:
                     del values[source]
     return values
+
+
+def _evaluate(node: fx.Node, args: Any, kwargs: Any) -> Any:
+    try:
+        with torch.no_grad():
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+    except (IndexError, RuntimeError) as error:
+        if not misses_table(error):
+            raise
+        raise KanCompileError(
+            f"{node_source(node) or node.name}: found {str(node.target)!r}, which fails on other inputs than the example "
+            f"({first_line(error)}), expected a function of every finite input; clamp an index to its table"
+        ) from error
 
 
 def _row(flow: Flow, node: fx.Node, values: dict[fx.Node, Any], place: int) -> Tensor | None:
