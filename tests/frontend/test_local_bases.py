@@ -104,6 +104,25 @@ def test_what_an_example_does_not_reach_is_not_left_out() -> None:
     torch.testing.assert_close(program(x), model(x))
 
 
+def test_values_added_in_constant_groups_are_a_contraction() -> None:
+    def grouped(x: Tensor) -> Tensor:
+        basis = torch.cat([torch.sin(x), torch.cos(2 * x)], dim=1)
+        groups = torch.tensor([0, 1, 1, 0, 2, 2, 2, 1])
+        return basis.new_zeros(x.shape[0], 3).index_add(1, groups, basis * draw(8, seed=33))
+
+    program = captured(Function(grouped), (4,))
+    (expansion,) = expansions(program)
+    assert (expansion.in_shape, expansion.k) == ((4,), 2)
+
+
+def test_as_many_values_as_a_mask_has_are_refused_with_their_line() -> None:
+    def selected(x: Tensor) -> Tensor:
+        return x + torch.sin(x[x > 0]).sum()
+
+    with pytest.raises(KanCompileError, match=r"test_local_bases.py:\d+: found .*other samples"):
+        capture(Function(selected), (4,))
+
+
 def test_an_index_that_leaves_its_tensor_is_refused_with_its_line() -> None:
     class Narrow(nn.Module):
         def __init__(self) -> None:

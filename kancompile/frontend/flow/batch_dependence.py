@@ -99,13 +99,9 @@ def _row(flow: Flow, node: fx.Node, values: dict[fx.Node, Any], place: int) -> T
 def _differs(expected: Tensor, found: Tensor) -> bool:
     if expected.shape != found.shape:
         return True
-    return not torch.allclose(
-        expected.double(),
-        found.double(),
-        rtol=_TOLERANCE,
-        atol=_TOLERANCE * float(expected.abs().max()),
-        equal_nan=True,
-    )
+    expected, found = expected.double(), found.double()
+    size = float(expected.abs().max())
+    return not torch.allclose(expected, found, rtol=_TOLERANCE, atol=_TOLERANCE * size, equal_nan=True)
 
 
 def _report(flow: Flow, values: dict[fx.Node, Any], place: int) -> None:

@@ -107,6 +107,8 @@ def read(call: Call) -> Verdict:
     """Gather, index, index_select and embedding: a function of the index and of all that it could pick."""
     if not call.one_anchor:
         return Stops("look-up in values of another origin")
+    if call.name == "index" and _has_mask(call):
+        return Stops("picks as many elements as a mask has")
     places = _places(call)
     ids: Tensor | None = combine(places.ids(call), call.value.shape)
     if ids is None:
@@ -129,7 +131,7 @@ def write(call: Call) -> Verdict:
 
     Adding at constant places is a sum, and so a contraction where several elements meet.
     """
-    if call.name == "index_put" and any(pick is not None and pick.dtype == torch.bool for pick in call.args[1]):
+    if call.name == "index_put" and _has_mask(call):
         return _masked(call)
     places = _places(call)
     sums = (
@@ -162,6 +164,10 @@ def write(call: Call) -> Verdict:
         if bool(((highest >= 0) & (highest != lowest)).any()):
             return several
     return Follows(highest.view(places.shape), linear)
+
+
+def _has_mask(call: Call) -> bool:
+    return any(pick is not None and pick.dtype == torch.bool for pick in call.args[1])
 
 
 def _masked(call: Call) -> Verdict:
