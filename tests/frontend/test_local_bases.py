@@ -29,6 +29,7 @@ GATHERED = {  # the functions of each edge, one for each of three outputs
 }
 WRITTEN = {  # the row of basis functions, the same for all inputs
     "one_hot": (local_bases.OneHotBucket(), 6),
+    "topk": (local_bases.NearestCenters(), 5),
     "index_add": (local_bases.FlatIndexAdd(), 11),
     **{
         how: (local_bases.ScatteredBasis(how), 11)

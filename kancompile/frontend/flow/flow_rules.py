@@ -259,17 +259,17 @@ def reduction(call: Call) -> Verdict:
 
 
 def along_one_dimension(call: Call) -> Verdict:
-    """Softmax, sort, cumprod and the like, whose result depends on everything along one dimension."""
+    """Softmax, sort, topk, cumprod and the like, whose result depends on everything along one dimension."""
     ids = call.ids(0)
     if ids is None or len(call.tracks) != 1:
         return Stops("operates on several data-dependent tensors")
-    dim = call.kwargs.get("dim", call.argument(1, -1))
+    dim = call.kwargs.get("dim", call.argument(2 if call.name == "topk" else 1, -1))
     merged = merge_along(ids, (dim,), keepdim=True)
     if merged is None:
         return Mixes(contraction=True) if call.name == "cumsum" else Stops("depends on several features at once")
-    spread = merged.expand(ids.shape)
-    linear = call.name == "cumsum"
-    return Follows(spread if isinstance(call.value, Tensor) else tuple(spread for _ in call.value), linear)
+    if isinstance(call.value, Tensor):
+        return Follows(merged.expand(call.value.shape), linear=call.name == "cumsum")
+    return Follows(tuple(merged.expand(part.shape) for part in call.value), linear=False)
 
 
 def layer_norm(call: Call) -> Verdict:
@@ -319,7 +319,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ("amax", "amin", "prod", "max", "min", "any", "all", "argmax", "argmin", "var", "linalg_vector_norm"),
         (reduction,),
     ),
-    **dict.fromkeys(("_softmax", "_log_softmax", "sort", "cumsum", "cumprod"), (along_one_dimension,)),
+    **dict.fromkeys(("_softmax", "_log_softmax", "sort", "topk", "cumsum", "cumprod"), (along_one_dimension,)),
     "native_layer_norm": (layer_norm,),
     **dict.fromkeys(("native_group_norm", "_native_batch_norm_legit"), (normalisation,)),
     **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d"), (max_pool,)),
