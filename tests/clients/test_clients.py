@@ -24,7 +24,7 @@ BROKEN = {
     "torchkan KAN": (ModuleNotFoundError, "torchkan"),
 }
 # dB of the worst layer where it is less than 30: few functions stand for those of all edges
-LEAST_LAYER = {"inKAN KANNetwork direct": 25.0}
+LEAST_LAYER = {"inKAN KANNetwork direct": 20.0}
 # what else a package's users need: torch.compile writes C++
 ALSO_NEEDED = {"flashkan": ("g++",)}
 # one of each package in the default run, the others with -m slow
