@@ -25,8 +25,8 @@ BROKEN = {
 }
 # dB of the worst layer where it is less than 30: few functions stand for those of all edges
 LEAST_LAYER = {"inKAN KANNetwork direct": 20.0}
-# what else a package's users need: torch.compile writes C++
-ALSO_NEEDED = {"flashkan": ("g++",)}
+# packages whose functions torch.compile writes in C++, with warnings of its own
+COMPILED = ("flashkan",)
 # one of each package in the default run, the others with -m slow
 QUICK = ("Deep-KAN RBFKAN", "fkan", "rkan PadeRKAN", "ikan ChebyKAN", "ikan WaveletKAN", "inKAN KANNetwork")
 
@@ -46,8 +46,10 @@ def layers_of(name: str) -> int:
 def with_package(name: str) -> Any:
     """Give a parameter that needs the network's package, but for the one package that has no such module anywhere."""
     package = name.partition(" ")[0]
-    needed = pytest.mark.needs(package, *ALSO_NEEDED.get(package, ()))
-    return pytest.param(name, marks=[] if package == "torchkan" else needed)
+    marks = [] if package == "torchkan" else [pytest.mark.needs(package)]
+    if package in COMPILED:
+        marks += [pytest.mark.needs("g++"), pytest.mark.filterwarnings("ignore")]
+    return pytest.param(name, marks=marks)
 
 
 def compile_and_check(
