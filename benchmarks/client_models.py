@@ -102,6 +102,17 @@ def _chebyshev() -> nn.Module:
     return nn.Sequential(layer(64, 32, 4), nn.LayerNorm(32), layer(32, 10, 4))
 
 
+def _inkan(contraction: str) -> nn.Module:
+    """An inKAN network; compiling its functions for training takes minutes and changes nothing that is captured."""
+    network: nn.Module = import_client("inkan").KANNetwork([64, 32, 10], contraction=contraction, compile_basis=False)
+    return network
+
+
+def _flashkan() -> nn.Module:
+    network: nn.Module = import_client("flashkan").KANNetwork([64, 32, 10])
+    return network
+
+
 def _torchkan() -> nn.Module:
     network: nn.Module = import_client("torchkan").KAN([64, 32, 10])
     return network
@@ -130,6 +141,9 @@ CLIENTS = (
     _client("fkan", "", "fractional Jacobi activation", _fkan),
     _client("rkan", "PadeRKAN", "rational (Pade) activation", _pade),
     _client("rkan", "JacobiRKAN", "rational Jacobi activation", _jacobi),
+    _client("inKAN", "KANNetwork", "B-spline, local", lambda: _inkan("auto")),
+    _client("inKAN", "KANNetwork direct", "B-spline, gathered weights", lambda: _inkan("direct")),
+    _client("flashkan", "KANNetwork", "B-spline", _flashkan),
     _client("ikan", "KAN", "B-spline", lambda: ikan("KAN")([64, 32, 10])),
     _client("ikan", "ChebyKAN", "Chebyshev", lambda: ikan("ChebyKAN")([64, 32, 10])),
     _client("ikan", "FourierKAN", "Fourier", lambda: ikan("FourierKAN")([64, 32, 10])),

@@ -116,6 +116,8 @@ TOOLS: dict[str, Tool] = {
     "Deep-KAN": _package("deepkan", install="Deep-KAN"),
     "fkan": _package("fkan", install="fkan"),
     "rkan": _package("rkan", install="rkan"),
+    "inKAN": _package("inkan", install="inKAN"),
+    "flashkan": _package("flashkan", install="flashkan"),
     "convkan": _package("convkan", install=CLIENTS),
     "ikan": _package("ikan", install=CLIENTS),
     # no program and no module: only what a test says about itself is known

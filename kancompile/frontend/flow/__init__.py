@@ -2,10 +2,11 @@
 
 from kancompile.frontend.flow.batch_dependence import refuse_batch_dependence, run
 from kancompile.frontend.flow.batch_layout import BatchLayout, NotLowerableError, layout_of
-from kancompile.frontend.flow.flow import Flow, analyse, live_nodes, operator_name
+from kancompile.frontend.flow.flow import Flow, analyse, live_nodes
 from kancompile.frontend.flow.origins import Cut, follow, locate
 from kancompile.frontend.flow.subgraph import ChannelSelection, GraphCopier, Selection, cut_out, largest_row
-from kancompile.frontend.flow.verdicts import Track
+from kancompile.frontend.flow.table_rules import misses_table
+from kancompile.frontend.flow.verdicts import Track, operator_name
 
 __all__ = [
     "BatchLayout",
@@ -23,6 +24,7 @@ __all__ = [
     "layout_of",
     "live_nodes",
     "locate",
+    "misses_table",
     "operator_name",
     "refuse_batch_dependence",
     "run",

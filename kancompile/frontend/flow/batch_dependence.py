@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kancompile.errors import KanCompileError
+from kancompile.errors import KanCompileError, first_line
 from kancompile.frontend.flow.batch_layout import NotLowerableError, layout_of
 from kancompile.frontend.flow.flow import Flow
+from kancompile.frontend.flow.table_rules import misses_table
 from kancompile.frontend.trace import Examples, node_source
 from kancompile.named_tensors import tensors_of
 
@@ -30,7 +31,8 @@ def refuse_batch_dependence(flow: Flow, examples: Examples) -> None:
         examples: rows to take other companions from.
 
     Raises:
-        KanCompileError: it is not; the text names the node, the operator and the user's line.
+        KanCompileError: it is not, or an operator fails on some of them; the text names the node, the operator and the
+            user's line.
     """
     generator = torch.Generator().manual_seed(2)
     firsts, others = [flow.values[node] for node in flow.inputs], tensors_of(examples.made(flow.rows, generator))
@@ -49,7 +51,11 @@ def refuse_batch_dependence(flow: Flow, examples: Examples) -> None:
 
 
 def run(flow: Flow, rows: Iterable[Tensor], keep: bool = False) -> dict[fx.Node, Any]:
-    """Run the analysed nodes on another batch, one tensor for each input; give the outputs' values, or with ``keep`` all."""
+    """Run the analysed nodes on another batch, one tensor for each input; give the outputs' values, or with ``keep`` all.
+
+    Raises:
+        KanCompileError: an operator fails on it.
+    """
     given = dict(zip(flow.inputs, rows, strict=True))
     values: dict[fx.Node, Any] = {}
     readers = {node: sum(user in flow.values for user in node.users) for node in flow.values}
@@ -61,13 +67,25 @@ def run(flow: Flow, rows: Iterable[Tensor], keep: bool = False) -> dict[fx.Node,
             values[node] = flow.values[node]
         elif node in flow.values:
             args, kwargs = fx.map_arg((node.args, node.kwargs), lookup)
-            with torch.no_grad():
-                values[node] = node.target(*args, **kwargs)
+            values[node] = _evaluate(node, args, kwargs)
             for source in node.all_input_nodes:
                 readers[source] -= 1
                 if not keep and readers[source] == 0 and source not in flow.outputs:
                     del values[source]
     return values
+
+
+def _evaluate(node: fx.Node, args: Any, kwargs: Any) -> Any:
+    try:
+        with torch.no_grad():
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+    except (IndexError, RuntimeError) as error:
+        if not misses_table(error):
+            raise
+        raise KanCompileError(
+            f"{node_source(node) or node.name}: found {str(node.target)!r}, which fails on other inputs than the example "
+            f"({first_line(error)}), expected a function of every finite input; clamp an index to its table"
+        ) from error
 
 
 def _row(flow: Flow, node: fx.Node, values: dict[fx.Node, Any], place: int) -> Tensor | None:
@@ -86,13 +104,9 @@ def _row(flow: Flow, node: fx.Node, values: dict[fx.Node, Any], place: int) -> T
 def _differs(expected: Tensor, found: Tensor) -> bool:
     if expected.shape != found.shape:
         return True
-    return not torch.allclose(
-        expected.double(),
-        found.double(),
-        rtol=_TOLERANCE,
-        atol=_TOLERANCE * float(expected.abs().max()),
-        equal_nan=True,
-    )
+    expected, found = expected.double(), found.double()
+    size = float(expected.abs().max())
+    return not torch.allclose(expected, found, rtol=_TOLERANCE, atol=_TOLERANCE * size, equal_nan=True)
 
 
 def _report(flow: Flow, values: dict[fx.Node, Any], place: int, output: fx.Node) -> None:

@@ -21,7 +21,9 @@ from torch.export import ExportedProgram
 
 from kancompile.errors import KanCompileError
 from kancompile.frontend.flow.flow_rules import judge
-from kancompile.frontend.flow.verdicts import Call, Follows, Mixes, Stops, Track
+from kancompile.frontend.flow.matching_products import split_matching_product
+from kancompile.frontend.flow.value_bounds import Bounds, value_bounds
+from kancompile.frontend.flow.verdicts import Call, Follows, Mixes, Stops, Track, operator_name
 from kancompile.frontend.trace import node_source, returned_nodes
 from kancompile.named_tensors import Values, tensors_of
 
@@ -31,14 +33,6 @@ _SHAPE_ONLY = frozenset(
         *("sym_size", "_assert_tensor_metadata"),
     }
 )
-
-
-def operator_name(node: fx.Node) -> str:
-    """Name of a call's operator without namespace and overload, such as ``"add"``."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return str(target.overloadpacket.__name__)
-    return getattr(target, "__name__", str(target))
 
 
 @dataclass
@@ -91,6 +85,10 @@ class Flow:
         found = self.tracks[node]
         assert isinstance(found, Track), node
         return found
+
+    def bounds(self, node: fx.Node) -> Bounds:
+        """Bound a tensor's values, whatever the network's input."""
+        return value_bounds(node, self.values, self.constant)
 
     def data_inputs(self, node: fx.Node) -> list[fx.Node]:
         """Inputs of a node that depend on the network input (not only on its shape)."""
@@ -204,8 +202,8 @@ class _Step:
                 f"{node_source(node)}: found {str(target)!r}, which turns data into a Python number, expected tensor "
                 "operations only"
             )
-        verdict = judge(Call(node, self.name, value, args, kwargs, tracks))
-        match verdict:
+        call = Call(node, self.name, value, args, kwargs, tracks, flow.bounds)
+        match judge(call):
             case Follows(ids, linear):
                 anchor = next(iter(tracks.values())).anchor
                 if linear:
@@ -223,6 +221,11 @@ class _Step:
                 if contraction:
                     flow.contractions.add(node)
                 _start_anchor(flow, node, defined=True)
+            case Stops() if products := split_matching_product(call):  # which are interpreted next
+                self.live.update(products)
+                flow.outputs = tuple(products[-1] if output is node else output for output in flow.outputs)
+                flow.graph.erase_node(node)
+                del flow.values[node]
             case Stops(reason):
                 flow.barriers[node] = reason
                 flow.used.update(track.anchor for track in tracks.values())

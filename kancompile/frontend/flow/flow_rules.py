@@ -10,12 +10,14 @@ reshapes that reinterpret memory, permutations and writes in place need no algeb
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from kancompile.frontend.flow.table_rules import read, write
 from kancompile.frontend.flow.verdicts import CONSTANT, Call, Follows, Mixes, Stops, Verdict, combine, merge_along
 
 # --- movement -------------------------------------------------------------------------------------------------------
@@ -56,7 +58,7 @@ _FILLED = {"constant_pad_nd": 2, "masked_fill": 2}  # operator -> position of th
 def movement(call: Call) -> Verdict | None:
     """Run the operator on the ids (shifted by one, so that zeros which it puts in mean constant)."""
     positions = _MOVED[call.name]
-    if call.name == "scatter" and not isinstance(call.argument(3), Tensor | float | int):
+    if call.name == "scatter" and (call.kwargs or not isinstance(call.argument(3), Tensor | float | int)):
         return None
     if call.name == "index_put" and call.argument(3, False):
         return None
@@ -250,7 +252,7 @@ def _reduced(call: Call) -> Tensor | None:
 def reduction(call: Call) -> Verdict:
     """Max, prod, argmax, norms and so on along dimensions."""
     if call.name == "linalg_vector_norm":
-        call = Call(call.node, call.name, call.value, (call.args[0], call.argument(2)), call.kwargs, call.tracks)
+        call = replace(call, args=(call.args[0], call.argument(2)))
     merged = _reduced(call) if len(call.tracks) == 1 and call.ids(0) is not None else None
     if merged is None:
         return Stops("nonlinear reduction over several features")
@@ -258,17 +260,17 @@ def reduction(call: Call) -> Verdict:
 
 
 def along_one_dimension(call: Call) -> Verdict:
-    """Softmax, sort, cumprod and the like, whose result depends on everything along one dimension."""
+    """Softmax, sort, topk, cumprod and the like, whose result depends on everything along one dimension."""
     ids = call.ids(0)
     if ids is None or len(call.tracks) != 1:
         return Stops("operates on several data-dependent tensors")
-    dim = call.kwargs.get("dim", call.argument(1, -1))
+    dim = call.kwargs.get("dim", call.argument(2 if call.name == "topk" else 1, -1))
     merged = merge_along(ids, (dim,), keepdim=True)
     if merged is None:
         return Mixes(contraction=True) if call.name == "cumsum" else Stops("depends on several features at once")
-    spread = merged.expand(ids.shape)
-    linear = call.name == "cumsum"
-    return Follows(spread if isinstance(call.value, Tensor) else tuple(spread for _ in call.value), linear)
+    if isinstance(call.value, Tensor):
+        return Follows(merged.expand(call.value.shape), linear=call.name == "cumsum")
+    return Follows(tuple(merged.expand(part.shape) for part in call.value), linear=False)
 
 
 def layer_norm(call: Call) -> Verdict:
@@ -292,55 +294,17 @@ def max_pool(call: Call) -> Verdict:
     return Stops("maximum over several positions")
 
 
-# --- table look-ups -------------------------------------------------------------------------------------------------
-
-
-def embedding(call: Call) -> Verdict:
-    """A row of a constant matrix, chosen by one element."""
-    ids = call.ids(1)
-    if ids is None or call.ids(0) is not None:
-        return Stops("look-up in a data-dependent table")
-    return Follows(ids.unsqueeze(-1).expand(call.value.shape), linear=False)
-
-
-def index(call: Call) -> Verdict:
-    """Indexing by data: every element depends on its indices (and on the elements of a data-dependent table)."""
-    indices = call.node.args[1]
-    assert isinstance(indices, list | tuple)
-    if call.ids(0) is not None or not call.one_anchor:
-        return Stops("data-dependent index into a data-dependent table")
-    if any(i is None for i in indices):
-        return Stops("data-dependent index of some dimensions only")
-    behind = call.value.dim() - max(value.dim() for value in call.args[1])
-    parts = [track.ids.reshape(*track.ids.shape, *[1] * behind) for track in call.tracks.values()]
-    ids = combine(parts, call.value.shape)
-    return Stops("index made of several features") if ids is None else Follows(ids, linear=False)
-
-
-def gather(call: Call) -> Verdict:
-    """Gather by data: depends on the index and, for a data-dependent source, on all it could pick."""
-    if not call.one_anchor:
-        return Stops("gather from values of another origin")
-    source, picks, dim = call.ids(0), call.ids(2), call.args[1]
-    parts = [] if picks is None else [picks]
-    if source is not None:
-        merged = merge_along(source, (dim,), keepdim=True)
-        shape = list(call.value.shape)
-        shape[dim] = 1
-        if merged is None or list(merged.shape) != shape:
-            return Stops("gather over several features")
-        parts.append(merged)
-    ids = combine(parts, call.value.shape)
-    return Stops("gather over several features") if ids is None else Follows(ids, linear=False)
-
+# --- all of them -----------------------------------------------------------------------------------------------------
 
 Rule = Callable[[Call], Verdict | None]
 
 RULES: dict[str, tuple[Rule, ...]] = {
     **dict.fromkeys(_MOVED, (movement,)),
     "where": (movement, pointwise),
-    "index": (movement, index),
-    "gather": (movement, gather),
+    **dict.fromkeys(("index", "index_select", "gather"), (movement, read)),
+    **dict.fromkeys(("scatter", "index_put"), (movement, write)),
+    **dict.fromkeys(("scatter_add", "scatter_reduce"), (write,)),
+    "embedding": (read,),
     **dict.fromkeys(("_native_batch_norm_legit_no_training", *sorted(_ALSO_POINTWISE - {"where"})), (pointwise,)),
     **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), (matrix_product,)),
     "convolution": (convolution,),
@@ -356,8 +320,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ("amax", "amin", "prod", "max", "min", "any", "all", "argmax", "argmin", "var", "linalg_vector_norm"),
         (reduction,),
     ),
-    **dict.fromkeys(("_softmax", "_log_softmax", "sort", "cumsum", "cumprod"), (along_one_dimension,)),
-    "embedding": (embedding,),
+    **dict.fromkeys(("_softmax", "_log_softmax", "sort", "topk", "cumsum", "cumprod"), (along_one_dimension,)),
     "native_layer_norm": (layer_norm,),
     **dict.fromkeys(("native_group_norm", "_native_batch_norm_legit"), (normalisation,)),
     **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d"), (max_pool,)),

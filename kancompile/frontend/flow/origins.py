@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.frontend.flow.batch_layout import BatchLayout, NotLowerableError, layout_of
-from kancompile.frontend.flow.flow import Flow, operator_name
+from kancompile.frontend.flow.flow import Flow
 from kancompile.frontend.flow.flow_rules import judge
-from kancompile.frontend.flow.verdicts import Call, Follows, Track
+from kancompile.frontend.flow.verdicts import Call, Follows, Track, operator_name
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def follow(flow: Flow, start: fx.Node, ends: Sequence[fx.Node]) -> dict[fx.Node,
         if any(source not in tracks for source in sources) or not sources:
             raise NotLowerableError(f"{node.name} depends on more than {start.name}")
         args, kwargs = fx.map_arg((node.args, node.kwargs), flow.values.__getitem__)
-        call = Call(node, operator_name(node), value, tuple(args), dict(kwargs), {s: tracks[s] for s in sources})
+        own = {s: tracks[s] for s in sources}
+        call = Call(node, operator_name(node), value, tuple(args), dict(kwargs), own, flow.bounds)
         verdict = judge(call)
         if not isinstance(verdict, Follows) or not isinstance(verdict.ids, Tensor):
             raise NotLowerableError(f"{node.name} depends on several elements of {start.name}")

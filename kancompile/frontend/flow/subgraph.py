@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.frontend.flow.batch_layout import NotLowerableError, emit_size, layout_of
-from kancompile.frontend.flow.flow import Flow, operator_name
+from kancompile.frontend.flow.flow import Flow
+from kancompile.frontend.flow.verdicts import operator_name
 
 _ATEN = torch.ops.aten
 _ASSERTIONS = frozenset({"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size"})

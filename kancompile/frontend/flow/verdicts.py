@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, fx
 
 CONSTANT = -1
-_LARGEST = torch.iinfo(torch.int64).max
+LARGEST = torch.iinfo(torch.int64).max
+
+
+def operator_name(node: fx.Node) -> str:
+    """Name of a call's operator without namespace and overload, such as ``"add"``."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target.overloadpacket.__name__)
+    return getattr(target, "__name__", str(target))
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ class Call:
         value: its result.
         args, kwargs: its arguments, nodes replaced by their values.
         tracks: ids of the data-dependent inputs.
+        bounds: gives the least and largest value that the elements of an input can have, whatever the network's input.
     """
 
     node: fx.Node
@@ -68,6 +77,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     tracks: Mapping[fx.Node, Track]
+    bounds: Callable[[fx.Node], tuple[Tensor, Tensor]]
 
     def ids(self, position: int) -> Tensor | None:
         """Ids of an argument, ``None`` where it is constant."""
@@ -88,7 +98,7 @@ class Call:
 def merge_along(ids: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor | None:
     """Give the id that all elements along ``dims`` share, constants aside; ``None`` where two ids differ."""
     high = ids.amax(tuple(dims), keepdim=keepdim)
-    low = torch.where(ids < 0, _LARGEST, ids).amin(tuple(dims), keepdim=keepdim)
+    low = torch.where(ids < 0, LARGEST, ids).amin(tuple(dims), keepdim=keepdim)
     return None if bool(((high >= 0) & (low != high)).any()) else high
 
 

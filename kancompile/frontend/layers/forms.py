@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kancompile.frontend.flow import Flow, NotLowerableError
+from kancompile.errors import first_line
+from kancompile.frontend.flow import Flow, NotLowerableError, misses_table
 from kancompile.frontend.layers.canonical import CanonicalLayer, shipped_bytes
 from kancompile.frontend.layers.convolution import canonicalize_convolution
 from kancompile.frontend.layers.dense import can_be_per_token, canonicalize
@@ -23,6 +24,13 @@ def best_layer(flow: Flow, candidates: Sequence[Region], name: str) -> Canonical
             layers.append(_canonical_layer(flow, region, name))
         except NotLowerableError as refusal:
             refusals.append(refusal)
+        except (IndexError, RuntimeError) as error:
+            if not misses_table(error):
+                raise
+            reason = (
+                f"a look-up fails on other inputs than the example ({first_line(error)}); clamp its index to the table"
+            )
+            refusals.append(NotLowerableError(reason))
     if not layers:
         raise refusals[0]
     return min(layers, key=shipped_bytes)
