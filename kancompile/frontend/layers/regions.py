@@ -51,8 +51,9 @@ class Region:
 def without_final_movement(flow: Flow, region: Region) -> Region:
     """Leave the reshapes at the end of a region behind it: its target is what the last node before them returns."""
     target = unmoved(flow, region.target)
-    place = region.affine.index(target) + 1
-    return Region(target, region.cuts, region.affine[:place])
+    if target not in region.affine:
+        return region
+    return Region(target, region.cuts, region.affine[: region.affine.index(target) + 1])
 
 
 def unmoved(flow: Flow, node: fx.Node) -> fx.Node:
