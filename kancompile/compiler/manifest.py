@@ -34,6 +34,7 @@ MANIFEST_FORM = {
     "left_in_float": [_PART_FORM | {"count": str}],
     "notes": [str],
     "bit_allocation?": {"pareto_front?": [{"bits": dict, "sensitivity": float}]},
+    "kinds?": dict,
     "model_bytes?": int,
     "deflated_bytes?": int,
 }
@@ -72,6 +73,7 @@ def describe(program: Program, samples: Calibration, recipe: Recipe, target: str
         "versions": {name: _version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")}
         | {"python": platform.python_version()},
         "layers": [describe_layer(program, layer) for layer in program.layers()],
+        "kinds": dict(program.kinds),
         "unrecognized": [
             {"node": part.node, "operator": part.operator, "reason": part.reason, "source": Path(part.source).name}
             for part in program.unrecognized

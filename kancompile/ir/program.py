@@ -22,6 +22,8 @@ from kancompile.ir.table import TableExpansion
 Kind = TypeVar("Kind", bound=nn.Module)
 
 _CHUNK = 128
+ORDINARY = "ordinary"
+"""Kind of a linear layer or convolution that is none of the KAN layers."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Program:
         sources: ``file:line`` in the user's code of layers, by their names, where it is known.
         uses: for the nodes of layers used several times, by their names, the modules as they were captured at that use:
             equal in value to the one that the node calls, with a name of the layer and of branches of their own.
+        kinds: what layers are, by their names, that are no KAN layers of their own: ``ordinary`` or ``use of`` another one.
         notes: lines for the report that passes added.
         history: what each pass did, in order.
     """
@@ -102,6 +105,7 @@ class Program:
     history: tuple[PassChange, ...] = field(default=())
     sources: Mapping[str, str] = field(default_factory=dict)
     uses: Mapping[str, nn.Module] = field(default_factory=dict)
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, x: Tensor) -> Any:
         """Evaluate the program on ``[b, *input_shape]`` without gradients."""

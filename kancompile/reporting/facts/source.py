@@ -238,6 +238,7 @@ def _facts(
         "input_shape": list(program.input_shape),
         "versions": metadata["versions"],
         "layers": [describe_layer(program, layer) for layer in program.layers()],
+        "kinds": dict(program.kinds),
         "unrecognized": [
             {"node": p.node, "operator": p.operator, "reason": p.reason, "source": Path(p.source).name}
             for p in captured.unrecognized
