@@ -42,16 +42,13 @@ def separate_uses(program: Program) -> Program:
     """Return the program in which every use of a layer is a layer as it was captured, with tensors and a name of its own."""
     if not program.uses:
         return program
-    kinds = dict(program.kinds)
-    for node, contraction in program.nodes(AnyContraction):
-        own = program.uses.get(node.name, contraction)
-        assert isinstance(own, AnyContraction)
-        if own.layer != contraction.layer:
-            kinds[own.layer] = f"use of {contraction.layer}"
     separate = program.replace_modules({})
     root, graph = separate.graph_module, separate.graph_module.graph
     for name, module in program.uses.items():
         root.add_module(name, module)
     for node in graph.nodes:
         node.target = node.name if node.name in program.uses else node.target
-    return with_history("separate-uses", program, replace(separate.with_graph(graph, root), uses={}, kinds=kinds))
+    apart = separate.with_graph(graph, root)
+    pairs = zip(program.nodes(AnyContraction), apart.nodes(AnyContraction), strict=True)
+    kinds = {own.layer: f"use of {first.layer}" for (_, first), (_, own) in pairs if own.layer != first.layer}
+    return with_history("separate-uses", program, replace(apart, uses={}, kinds={**program.kinds, **kinds}))

@@ -12,7 +12,7 @@ from kancompile.reporting.facts.inspection import (
     program_table,
 )
 from kancompile.reporting.facts.layer_facts import functions_text, kernels_of
-from kancompile.reporting.facts.layer_kinds import count_layers
+from kancompile.reporting.facts.layer_kinds import count_layers, float_text
 from kancompile.reporting.facts.source import calibration_hash, of_compiled, of_file, recipe_and_seed
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "describe_manifest",
     "describe_program",
     "file_table",
+    "float_text",
     "functions_text",
     "goal_missed",
     "kernels_of",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from kancompile.ir import ORDINARY
 
@@ -23,6 +24,13 @@ def count_layers(names: Sequence[str], kinds: Mapping[str, str]) -> str:
         f"{count} {what} layer{'s' if count != 1 else ''}" + (f" in {count + more} uses" if more else "")
         for what, count, more in parts
     )
+
+
+def float_text(part: Mapping[str, Any]) -> str:
+    """Say what stayed in float: how much of the time it takes by an estimate, why, and where it stands."""
+    share = f", about {100 * part['share']:.2g} % of the time by an estimate" if "share" in part else ""
+    place = f" ({part['source']})" if part.get("source") else ""
+    return f"{part['count']} x {part['operator']} in float{share}: {part['reason']}{place}"
 
 
 def used_again(kind: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from kancompile.compiler import CompiledModel
 from kancompile.reporting.facts import (
     count_layers,
+    float_text,
     functions_text,
     goal_missed,
     kernels_of,
@@ -166,10 +167,7 @@ def _warnings(compiled: CompiledModel, result: Validation, beside: BesideFloat |
     found += [("warning" if _WIDENED in note else "note", note) for note in refined]
     found += [("warning", note) for note in manifest["notes"] if note.startswith(_OF_THE_DATA)]
     found += [("note", note) for note in manifest["notes"] if any(text in note for text in _OF_JOINT_LOOKUPS)]
-    found += [
-        ("note", f"in float: {part['count']} x {part['operator']}, {part['reason']}")
-        for part in manifest["left_in_float"]
-    ]
+    found += [("note", float_text(part)) for part in manifest["left_in_float"]]
     found += [("note", _not_a_layer(part)) for part in manifest["unrecognized"]]
     found += [("note", text) for text in manifest["calibration"]["notes"]]
     found += [("note", text) for text in result.notes]
