@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from examples.zoo import rational_kan
 from kancompile.ir import Program
 from tests.frontend.capturing import captured, draw
 
@@ -151,6 +152,18 @@ def test_a_head_is_merged_where_that_is_cheaper(
 @pytest.mark.parametrize("width", [24, 96])
 def test_experts_are_found_at_any_width(width: int) -> None:
     assert _weights(captured(Experts(width), (width,))) == {f"experts.{e}": (width, 6 * width) for e in range(3)}
+
+
+def test_equal_functions_that_take_no_empty_batch_become_one() -> None:
+    class Stacked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList(rational_kan.build((16, 16)) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(torch.stack([expert(x) for expert in self.experts], dim=1))
+
+    assert _weights(captured(Stacked(), (16,))) == {"experts": (32, 16)}
 
 
 def test_a_residual_network_keeps_all_layers() -> None:
