@@ -31,9 +31,10 @@ MANIFEST_FORM = {
     "versions": dict,
     "layers": [_LAYER_FORM],
     "unrecognized": [_PART_FORM | {"source": str}],
-    "left_in_float": [_PART_FORM | {"count": str}],
+    "left_in_float": [_PART_FORM | {"count": str, "source?": str, "share?": float}],
     "notes": [str],
     "bit_allocation?": {"pareto_front?": [{"bits": dict, "sensitivity": float}]},
+    "kinds?": dict,
     "model_bytes?": int,
     "deflated_bytes?": int,
 }
@@ -73,11 +74,12 @@ def describe(program: Program, samples: Calibration, recipe: Recipe, target: str
         "versions": {name: _version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")}
         | {"python": platform.python_version()},
         "layers": [describe_layer(program, layer) for layer in program.layers()],
+        "kinds": dict(program.kinds),
         "unrecognized": [
             {"node": part.node, "operator": part.operator, "reason": part.reason, "source": Path(part.source).name}
             for part in program.unrecognized
         ],
-        "left_in_float": list(left_in_float(program)),
+        "left_in_float": left_in_float(program, samples.samples[:2]),
         "notes": list(program.notes),
     }
 

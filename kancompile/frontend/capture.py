@@ -13,9 +13,9 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from kancompile.data import float32_by_default, in_float32, in_order
-from kancompile.errors import KanCompileError, reason
-from kancompile.frontend.flow import Flow, NotLowerableError, analyse, refuse_batch_dependence, run
-from kancompile.frontend.layers import TOLERANCE, CanonicalLayer, best_layer, find_regions, layer_name, uses_of_layers
+from kancompile.errors import KanCompileError
+from kancompile.frontend.flow import Flow, analyse, refuse_batch_dependence, run
+from kancompile.frontend.layers import TOLERANCE, find_layers, uses_of_layers
 from kancompile.frontend.rewrite import rewrite
 from kancompile.frontend.trace import Examples, export, interface_of, node_source
 from kancompile.ir import Program, Unrecognized, check, share_uses
@@ -52,22 +52,10 @@ def capture(
     flow = analyse(exported, rows)
     _refuse_non_finite_output(flow)
     refuse_batch_dependence(flow, examples)
-    layers: list[CanonicalLayer] = []
-    unrecognized = [_unrecognized(node, reason) for node, reason in flow.barriers.items()]
-    names: set[str] = set()
-    regions = find_regions(flow)
-    unrecognized += [_unrecognized(node, reason) for node, reason in regions.joins.items()]
-    for candidates in regions.layers:
-        name = _unique(layer_name(flow, candidates[0]), len(layers), names)
-        try:
-            layers.append(best_layer(flow, candidates, name))
-        except NotLowerableError as refusal:
-            unrecognized.append(_unrecognized(candidates[0].target, str(refusal)))
-        except (IndexError, RuntimeError) as error:  # of the user's operators, such as an embedding of whole floats
-            text = f"its functions fail on other values than the samples' ({reason(error)})"
-            unrecognized.append(_unrecognized(candidates[0].target, text))
-        else:
-            names.add(name)
+    found = find_layers(flow)
+    layers = found.layers
+    stays = [*flow.barriers.items(), *found.search.joins.items(), *found.refused]
+    unrecognized = [_unrecognized(node, reason) for node, reason in stays]
     order = {node.name: place for place, node in enumerate(flow.graph.nodes)}
     unrecognized.sort(key=lambda entry: order[entry.node])
     if not layers:
@@ -81,14 +69,6 @@ def capture(
     check(program)
     _confirm_program(flow, program, examples)
     return program
-
-
-def _unique(name: str, number: int, taken: set[str]) -> str:
-    name = name or f"layer{number}"
-    candidate, copy = name, 1
-    while candidate in taken:
-        candidate, copy = f"{name}_{copy}", copy + 1
-    return candidate
 
 
 def _unrecognized(node: fx.Node, reason: str) -> Unrecognized:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import fx, nn
 
@@ -9,7 +11,7 @@ from kancompile.frontend.flow import Flow, GraphCopier, layout_of, live_nodes
 from kancompile.frontend.layers import CanonicalLayer
 
 
-def rewrite(flow: Flow, layers: list[CanonicalLayer]) -> fx.GraphModule:
+def rewrite(flow: Flow, layers: Sequence[CanonicalLayer]) -> fx.GraphModule:
     """Replace each layer's target by ``call_module`` nodes and drop what only fed it.
 
     Modules are named ``layer0_expand0``, ``layer0_contract`` and so on; parameters that are still read keep the name of
@@ -22,7 +24,7 @@ def rewrite(flow: Flow, layers: list[CanonicalLayer]) -> fx.GraphModule:
         copier.placed[node] = graph.placeholder("x" if len(flow.inputs) == 1 else node.name)
     copier.batch = graph.call_function(torch.ops.aten.sym_size.int, (copier.placed[flow.inputs[0]], 0))
     modules: dict[str, nn.Module] = {}
-    in_samples: dict[fx.Node, fx.Node] = {}  # targets as their contraction returns them
+    in_samples: dict[fx.Node, fx.Node] = {}  # targets as [b, *shape of one sample]
     live = live_nodes(flow.outputs)
     for node in flow.graph.nodes:
         if node not in live or node in flow.inputs:
@@ -43,7 +45,7 @@ def rewrite(flow: Flow, layers: list[CanonicalLayer]) -> fx.GraphModule:
                     source = selection.emit(copier, source, layout.shape, f"layer{number}_inputs{position}")
                 features.append(graph.call_module(name, (source,)))
             modules[f"layer{number}_contract"] = layer.contraction
-            result = graph.call_module(f"layer{number}_contract", tuple(features))
+            result = layer.emit_moved(copier, graph.call_module(f"layer{number}_contract", tuple(features)))
             in_samples[node] = result
             copier.placed[node] = layout_of(node, flow.batch).emit_from_samples(graph, result, copier.batch)
         else:

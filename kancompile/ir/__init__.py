@@ -15,7 +15,7 @@ from kancompile.ir.joint_table import JointTable
 from kancompile.ir.operators import convolution_columns, look_up
 from kancompile.ir.packed_codes import DIGITS, MOST, ZERO_POINT, pack
 from kancompile.ir.polynomial import BreakpointCells, PolynomialExpansion, UniformCells, Zone
-from kancompile.ir.program import Input, Interface, Layer, PassChange, Program, Unrecognized, attribute
+from kancompile.ir.program import ORDINARY, Input, Interface, Layer, PassChange, Program, Unrecognized, attribute
 from kancompile.ir.show import show, with_history
 from kancompile.ir.table import TableExpansion
 from kancompile.ir.uses import separate_uses, share_uses
@@ -37,6 +37,7 @@ __all__ = [
     "MOST",
     "MOST_PLANES",
     "MOST_SHIFT",
+    "ORDINARY",
     "REAL",
     "ZERO_POINT",
     "AnyContraction",

@@ -23,6 +23,8 @@ from kancompile.named_tensors import NamedTensors, Values
 Kind = TypeVar("Kind", bound=nn.Module)
 
 _CHUNK = 128
+ORDINARY = "ordinary"
+"""Kind of a linear layer or convolution that is none of the KAN layers."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ class Program:
         sources: ``file:line`` in the user's code of layers, by their names, where it is known.
         uses: for the nodes of layers used several times, by their names, the modules as they were captured at that use:
             equal in value to the one that the node calls, with a name of the layer and of branches of their own.
+        kinds: what layers are, by their names, that are no KAN layers of their own: ``ordinary`` or ``use of`` another one.
         notes: lines for the report that passes added.
         history: what each pass did, in order.
         declared: inputs and outputs where there are several, or others than float32.
@@ -133,6 +136,7 @@ class Program:
     sources: Mapping[str, str] = field(default_factory=dict)
     uses: Mapping[str, nn.Module] = field(default_factory=dict)
     declared: Interface | None = None
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, x: Values) -> Any:
         """Evaluate the program without gradients: a tensor for one output, ``NamedTensors`` for several.

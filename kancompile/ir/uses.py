@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from kancompile.ir.contraction import AnyContraction
 from kancompile.ir.program import Program
 from kancompile.ir.show import with_history
 
@@ -47,4 +48,7 @@ def separate_uses(program: Program) -> Program:
         root.add_module(name, module)
     for node in graph.nodes:
         node.target = node.name if node.name in program.uses else node.target
-    return with_history("separate-uses", program, replace(separate.with_graph(graph, root), uses={}))
+    apart = separate.with_graph(graph, root)
+    pairs = zip(program.nodes(AnyContraction), apart.nodes(AnyContraction), strict=True)
+    kinds = {own.layer: f"use of {first.layer}" for (_, first), (_, own) in pairs if own.layer != first.layer}
+    return with_history("separate-uses", program, replace(apart, uses={}, kinds={**program.kinds, **kinds}))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kancompile.ir import Branch, Contraction, Expansion, Geometry, Program, Unrecognized, attribute
+from kancompile.ir import ORDINARY, Branch, Contraction, Expansion, Geometry, Program, Unrecognized, attribute
 from kancompile.named_tensors import Values
 
 _ATEN = torch.ops.aten
@@ -49,7 +49,9 @@ class AbsorbPlainLayers:
         with torch.no_grad():
             values.run(*program.arguments(x[:2]))
         taken = {layer.name for layer in program.layers()}
-        found = []
+        found: list[tuple[str, str, _Plain]] = []
+        owners: dict[str, str] = {}
+        kinds = dict(program.kinds)
         for node in program.graph_module.graph.nodes:
             name = _name(node, taken)
             layer = _plain_layer(program, node, name, values.of)
@@ -57,9 +59,11 @@ class AbsorbPlainLayers:
                 taken.add(name)
                 target, layer = _with_batch_norm(program, node, layer, values.of)
                 found.append((target.name, name, layer))
+                first = owners.setdefault(_weight_name(node), name)
+                kinds[name] = ORDINARY if first == name else f"use of {first}"
         if not found:
             return program
-        return _rewritten(program, found)
+        return replace(_rewritten(program, found), kinds=kinds)
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,13 @@ class _Values(fx.Interpreter):
 
     def of(self, node: fx.Node) -> Any:
         return self.env.get(node)
+
+
+def _weight_name(node: fx.Node) -> str:
+    """Name the parameter that holds the weights of a layer: a step of a recurrence has those of the others."""
+    weight = node.args[2] if node.target is _ATEN.addmm.default else node.args[1]
+    assert isinstance(weight, fx.Node)
+    return str(_unmoved(weight).target)
 
 
 def _plain_layer(program: Program, node: fx.Node, name: str, value: Callable[[fx.Node], Any]) -> _Plain | None:
@@ -171,11 +182,14 @@ def _constant(program: Program, node: Any, value: Callable[[fx.Node], Any]) -> T
     """Give the value of a parameter or buffer, transposed or not; ``None`` for what depends on data."""
     if not isinstance(node, fx.Node):
         return None
-    source = node
-    while source.op == "call_function" and str(source.target).removeprefix("aten.") in _MOVES:
-        source = source.all_input_nodes[0]
     found = value(node)
-    return found.detach() if source.op == "get_attr" and isinstance(found, Tensor) else None
+    return found.detach() if _unmoved(node).op == "get_attr" and isinstance(found, Tensor) else None
+
+
+def _unmoved(node: fx.Node) -> fx.Node:
+    while node.op == "call_function" and str(node.target).removeprefix("aten.") in _MOVES:
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _activation(program: Program, x: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[fx.Node, fx.GraphModule | None]:

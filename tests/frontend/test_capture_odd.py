@@ -215,8 +215,8 @@ def test_channels_before_tokens() -> None:
             return torch.einsum("bctk,dck->bdt", basis, self.weight)
 
     program = captured(ChannelsFirst(), (4, 5))
-    assert expansions(program)[0].in_shape == (20,)
-    assert contraction(program).out_shape == (3, 5)
+    assert expansions(program)[0].in_shape == (5, 4)
+    assert contraction(program).out_shape == (5, 3)
 
 
 def _line_of(module: object, text: str) -> int:

@@ -15,6 +15,7 @@ from kancompile.compiler.left_in_float import left_in_float
 from kancompile.frontend import capture
 from kancompile.ir import Contraction, check
 from kancompile.passes.absorb_plain_layers import AbsorbPlainLayers
+from kancompile.reporting.facts.layer_kinds import count_layers
 from kancompile.runtimes.session import RuntimeModel
 
 
@@ -79,7 +80,7 @@ def test_ordinary_layers_become_modules(case: str) -> None:
     assert sorted(layer.name for layer in absorbed.layers()) == sorted([*names, "layer0"])
     torch.testing.assert_close(absorbed(x), program(x), rtol=1e-4, atol=1e-5)
     assert AbsorbPlainLayers()(absorbed, x) is absorbed
-    operators = [entry["operator"] for entry in left_in_float(absorbed)]
+    operators = [entry["operator"] for entry in left_in_float(absorbed, x)]
     assert not {"addmm", "mm", "convolution", "_native_batch_norm_legit_no_training"} & set(operators)
     for layer in absorbed.layers():
         assert isinstance(absorbed.module(layer.contraction), Contraction)
@@ -107,9 +108,44 @@ def test_kept_layers_and_read_activations_stay() -> None:
     absorbed = AbsorbPlainLayers(lambda name: name != "front")(program, x)
     assert sorted(layer.name for layer in absorbed.layers()) == ["last", "layer0"]
     torch.testing.assert_close(absorbed(x), program(x), rtol=1e-4, atol=1e-5)
-    operators = [entry["operator"] for entry in left_in_float(absorbed)]
+    operators = [entry["operator"] for entry in left_in_float(absorbed, x)]
     assert "convolution" in operators
     assert AbsorbPlainLayers(lambda name: False)(program, x) is program
+
+
+def test_steps_of_a_recurrence_are_further_uses_of_one_ordinary_layer() -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.kan = nn.Linear(5, 5), nn.Linear(10, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = torch.zeros_like(x[:, 0])
+            for step in range(3):
+                state = torch.tanh(self.cell(state + x[:, step]))
+            return self.kan(torch.cat([torch.sin(2 * state), state * state], dim=1))
+
+    x = torch.randn(8, 3, 5, generator=torch.Generator().manual_seed(2))
+    absorbed = AbsorbPlainLayers()(capture(Steps(), x), x)
+    assert absorbed.kinds == {"cell": "ordinary", "cell_1": "use of cell", "cell_2": "use of cell"}
+    names = [layer.name for layer in absorbed.layers()]
+    assert count_layers(names, absorbed.kinds) == "1 KAN layer and 1 ordinary layer in 3 uses"
+
+
+def test_what_stays_in_float_is_ranked_by_its_share_of_the_time() -> None:
+    class Normalised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.kan = nn.LayerNorm(4096), nn.Linear(4096, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.kan(torch.sin(self.norm(x))))
+
+    x = torch.randn(4, 4096, generator=torch.Generator().manual_seed(2))
+    parts = left_in_float(capture(Normalised(), x), x)
+    assert [part["operator"] for part in parts] == ["native_layer_norm", "relu"]
+    assert 0 < parts[1]["share"] < 0.1 < parts[0]["share"] < 1
+    assert parts[1]["source"].startswith("test_absorb_plain_layers.py:")
 
 
 def test_row_numbers_of_ordinary_layers_are_not_looked_up() -> None:

@@ -20,7 +20,12 @@ _CHUNK_ELEMENTS = 1 << 23
 
 
 def affine_map(
-    module: fx.GraphModule, base: Sequence[Tensor], columns: Sequence[Tensor], n_out: int, row_elements: int
+    module: fx.GraphModule,
+    base: Sequence[Tensor],
+    columns: Sequence[Tensor],
+    n_out: int,
+    row_elements: int,
+    tokens_last: bool = False,
 ) -> tuple[list[Tensor], Tensor]:
     """Compute ``y = sum of matrix_j @ x_j + bias`` of a module that is affine in its inputs.
 
@@ -31,6 +36,7 @@ def affine_map(
             several tokens, their maps are taken to be the same and separate; the caller has to confirm it.
         n_out: outputs of one token.
         row_elements: elements for one sample of the largest intermediate tensor, which sets the chunk size.
+        tokens_last: the module yields ``[b, n_out * tokens elements]``.
 
     Returns:
         float32 matrices ``[n_out, c_j]`` and the bias ``[n_out]``.
@@ -48,7 +54,8 @@ def affine_map(
             places = torch.arange(len(wanted))
             rows = -(-len(wanted) // tokens)
             inputs = [value.expand(rows, *value.shape).clone().requires_grad_() for value in base]
-            outputs = module(*inputs).reshape(rows, tokens, n_out)
+            outputs = module(*inputs)
+            outputs = outputs.reshape(rows, n_out, tokens).mT if tokens_last else outputs.reshape(rows, tokens, n_out)
             bias = outputs[0, 0].detach()
             try:
                 gradients = torch.autograd.grad(

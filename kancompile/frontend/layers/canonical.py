@@ -8,12 +8,13 @@ affine and becomes the weight matrix and the bias.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
-from kancompile.frontend.flow import Flow, Selection
+from kancompile.frontend.flow import Flow, GraphCopier, Selection
 from kancompile.frontend.layers.columns import sample_points, sample_tokens
 from kancompile.frontend.layers.regions import Region
 from kancompile.ir import Contraction, Expansion
@@ -28,6 +29,7 @@ class CanonicalLayer:
         anchors: node that each expansion reads.
         selections: which of its elements, ``None`` for all.
         expansions, contraction: the modules.
+        moved_to: shape of the target ``(n_out, *tokens)`` where the contraction yields ``[b, tokens, n_out]``, else ``None``.
     """
 
     region: Region
@@ -35,6 +37,21 @@ class CanonicalLayer:
     selections: tuple[Selection | None, ...]
     expansions: tuple[Expansion, ...]
     contraction: Contraction
+    moved_to: tuple[int, ...] | None = None
+
+    def moved(self, y: Tensor) -> Tensor:
+        """Bring what the contraction yields, ``[b, *]``, into the order of the target."""
+        return y if self.moved_to is None else y.transpose(1, 2).reshape(-1, *self.moved_to)
+
+    def emit_moved(self, copier: GraphCopier, y: fx.Node) -> fx.Node:
+        """Append nodes that bring the contraction's outputs into the order of the target."""
+        if self.moved_to is None:
+            return y
+        graph, aten = copier.graph, torch.ops.aten
+        y = graph.call_function(aten.permute.default, (y, [0, 2, 1]))
+        if len(self.moved_to) == 2:
+            return y
+        return graph.call_function(aten.reshape.default, (y, [copier.batch, *self.moved_to]))
 
 
 def shipped_bytes(layer: CanonicalLayer, levels: int = 256) -> int:
@@ -64,9 +81,22 @@ def positions_of(origin: Tensor, n_elements: int) -> Tensor:
 
 
 def layer_name(flow: Flow, region: Region) -> str:
-    """Name a layer by the innermost module that holds its contractions and its cuts, empty for the model itself."""
+    """Name a layer by the innermost module that holds its contractions and its cuts, empty for the model itself.
+
+    Where only the model holds both a layer and a linear map behind it that it has taken up, the layer gives its name.
+    """
     nodes = [node for node in region.affine if node in flow.contractions] or [region.target]
-    paths = [path for node in (*nodes, *region.cuts) if (path := _module_path(node)) is not None]
+    behind: set[fx.Node] = set()
+    for node in region.affine:
+        sources = flow.data_inputs(node)
+        if any(source in behind or source in nodes for source in sources):
+            behind.add(node)
+    own = [cut for cut in region.cuts if cut not in flow.anchors]
+    return _common_module([*nodes, *region.cuts]) or _common_module([*(n for n in nodes if n not in behind), *own])
+
+
+def _common_module(nodes: Sequence[fx.Node]) -> str:
+    paths = [path for node in nodes if (path := _module_path(node)) is not None]
     common = paths[0] if paths else []
     for path in paths:
         common = [

@@ -155,7 +155,8 @@ def _dense_samples(expansion: Expansion, seen: Tensor) -> Tensor | None:
     between = (special[1:] + special[:-1]) / 2
     usual = torch.cat([torch.linspace(-_REACH, _REACH, _POINTS), special, between])
     values = [sample_tokens(expansion, part) for part in torch.split(usual, 256)]
-    for part in torch.split(_points_around(seen), 256):
+    points = _points_around(seen)
+    for part in points.split(256) if len(points) else ():  # some functions do not take an empty batch
         around = sample_tokens(expansion, part)
         values.append(around[torch.isfinite(around).all(2).all(1)])  # so far out a function may overflow
     return torch.cat(values)

@@ -28,29 +28,26 @@ from kancompile.frontend.flow import (
     largest_row,
     layout_of,
     locate,
-    operator_name,
 )
 from kancompile.frontend.layers.canonical import CanonicalLayer, positions_of
 from kancompile.frontend.layers.convolution_assembly import ChannelPart, ConvolutionForm, Image, dealt
 from kancompile.frontend.layers.pixelwise_map import ConvolutionNode, leading_convolutions, pixelwise_map
 from kancompile.frontend.layers.recognition import refuse_other_layers
-from kancompile.frontend.layers.regions import Region
+from kancompile.frontend.layers.regions import Region, without_final_movement
 from kancompile.ir import Branch, Expansion, Geometry
 
-_MOVEMENTS = frozenset({"view", "_unsafe_view", "reshape", "permute", "transpose", "t", "clone", "alias", "unsqueeze"})
-_LARGEST_WEIGHT = 1 << 27
 
-
-def canonicalize_convolution(flow: Flow, region: Region, name: str) -> CanonicalLayer:
+def canonicalize_convolution(flow: Flow, region: Region, name: str, largest: int) -> CanonicalLayer:
     """Build the modules of one convolutional layer.
 
-    Reshapes at its end stay behind the layer: its target is what the last of the affine nodes before them returns.
+    Reshapes at its end stay behind the layer: its target is what the last of the affine nodes before them returns. At most
+    ``largest`` weights are written out.
 
     Raises:
         NotLowerableError: the layer is no KAN layer or cannot take this form; the text says why.
     """
     refuse_other_layers(flow, region)
-    region = _without_final_movement(flow, region)
+    region = without_final_movement(flow, region)
     convolutions = leading_convolutions(flow, region.affine, region.cuts)
     cuts = [locate(flow, node) for node in region.cuts]
     spatial = tuple(flow.values[convolutions[0].source].shape[2:])
@@ -59,18 +56,10 @@ def canonicalize_convolution(flow: Flow, region: Region, name: str) -> Canonical
     for channels_first in (True, False):
         try:
             images = [_image(flow, anchor, spatial, channels_first) for anchor in anchors]
-            return _Builder(flow, region, name, convolutions, cuts, images).build()
+            return _Builder(flow, region, name, convolutions, cuts, images).build(largest)
         except NotLowerableError as refusal:
             refusals.append(refusal)
     raise refusals[0]
-
-
-def _without_final_movement(flow: Flow, region: Region) -> Region:
-    target, affine = region.target, list(region.affine)
-    while operator_name(target) in _MOVEMENTS and len(flow.data_inputs(target)) == 1:
-        affine.remove(target)
-        (target,) = flow.data_inputs(target)
-    return Region(target, region.cuts, tuple(affine))
 
 
 def _image(flow: Flow, anchor: fx.Node, spatial: tuple[int, ...], channels_first: bool) -> Image:
@@ -106,12 +95,12 @@ class _Builder:
         self.form = ConvolutionForm(region, name, convolutions[0].kernel, geometry, self.out_shape)
         self.row_elements = largest_row(flow, [*region.affine, *region.cuts])
 
-    def build(self) -> CanonicalLayer:
+    def build(self, largest: int) -> CanonicalLayer:
         parts = [part for image in self.images if (part := self._read(image)) is not None]
         if not parts:
             raise NotLowerableError("convolution of constants")
         kernels, bias = self._kernels()
-        weights, constants = self._columns(parts, kernels)
+        weights, constants = self._columns(parts, kernels, largest)
         return self.form.assemble(self.flow, parts, weights, constants, bias)
 
     def _read(self, image: Image) -> ChannelPart | None:
@@ -162,7 +151,7 @@ class _Builder:
         return kernels, bias
 
     def _columns(
-        self, parts: Sequence[ChannelPart], kernels: Sequence[Tensor]
+        self, parts: Sequence[ChannelPart], kernels: Sequence[Tensor], largest: int
     ) -> tuple[list[Tensor], list[tuple[Tensor, Tensor]]]:
         """Sort the kernels by (channel, function).
 
@@ -172,7 +161,7 @@ class _Builder:
         """
         n_rows = self.out_shape[0] * self.taps
         n_columns = sum(part.n_in * part.expansion.k for part in parts)
-        if n_rows * n_columns > _LARGEST_WEIGHT:
+        if n_rows * n_columns > largest:
             raise NotLowerableError(f"a kernel of {n_rows} x {n_columns} weights would be too large")
         sums: dict[int, Tensor] = {}  # cut -> [n_out * taps, n_in * k]
         constants = []

@@ -18,6 +18,7 @@ from kancompile.frontend.flow import (
     NotLowerableError,
     Selection,
     cut_out,
+    follow,
     largest_row,
     layout_of,
     locate,
@@ -26,15 +27,26 @@ from kancompile.frontend.layers.affine_map import affine_map
 from kancompile.frontend.layers.canonical import CanonicalLayer, positions_of
 from kancompile.frontend.layers.columns import Columns, merge_columns, sample_points, sample_tokens, tokens_are_alike
 from kancompile.frontend.layers.recognition import is_kan, refuse_other_layers, refuse_plain
-from kancompile.frontend.layers.regions import Region
+from kancompile.frontend.layers.regions import Region, unmoved
 from kancompile.ir import Branch, Contraction, Expansion
 
-_LARGEST_WEIGHT = 1 << 27
-"""Most entries of a weight matrix that is written out densely (512 MiB in float32)."""
+
+@dataclass(frozen=True)
+class Tokens:
+    """How a layer that has the same map for every token finds features and tokens in its tensors.
+
+    Attributes:
+        channels_first: the first dimension of the anchors holds the features of a token, all others are tokens, as where a
+            convolution is in front; else the last dimension holds features.
+        outputs_first: the last dimensions of the target are tokens, as where a convolution is behind; else the first ones.
+    """
+
+    channels_first: bool = False
+    outputs_first: bool = False
 
 
 def canonicalize(
-    flow: Flow, region: Region, name: str, per_token: bool, channels_first: bool = False
+    flow: Flow, region: Region, name: str, cuts: Sequence[Cut], tokens: Tokens | None, largest: int
 ) -> CanonicalLayer:
     """Build the modules of one layer.
 
@@ -42,24 +54,25 @@ def canonicalize(
         flow: analysis of the network.
         region: the layer.
         name: layer name.
-        per_token: treat all but the last dimension of the anchors as tokens, whose map is read off the first one; the
-            caller confirms it by evaluation. Otherwise every element of an anchor is an input of its own.
-        channels_first: the first dimension of the anchors holds the features of a token, all others are tokens, as where a
-            convolution is in front.
+        cuts: where the elements of the region's cuts come from.
+        tokens: where tokens stand, whose map is read off the first one; the caller confirms it by evaluation. Without
+            tokens every element of an anchor is an input of its own.
+        largest: most weights that are written out.
 
     Raises:
         NotLowerableError: the layer is no KAN layer or cannot take this form; the text says why.
     """
     refuse_other_layers(flow, region)
     target = layout_of(region.target, flow.batch)
-    cuts = [locate(flow, node) for node in region.cuts]
     anchors = [layout_of(cut.anchor, flow.batch) for cut in cuts]
-    lead = _lead(target, anchors, channels_first) if per_token else ()
+    lead = () if tokens is None else _lead(target, anchors, tokens)
+    channels_first = tokens is not None and tokens.channels_first
+    outputs_first = tokens is not None and tokens.outputs_first
     arranged = [
         _arrange(flow, anchor, cuts, lead, channels_first) for anchor in dict.fromkeys(cut.anchor for cut in cuts)
     ]
     inputs = [part for part in arranged if part is not None]
-    weights, bias = _weights(flow, region, cuts, inputs, target, lead)
+    weights, bias = _weights(flow, region, cuts, inputs, target, lead, outputs_first, largest)
     kept, kan = [], False
     for part, weight in zip(inputs, weights, strict=True):
         columns = Columns(part.expansion, weight)
@@ -72,12 +85,14 @@ def canonicalize(
             kan = kan or is_kan(merged.expansion, values)
             kept.append((part, merged))
     refuse_plain([columns.expansion for _, columns in kept], kan, "linear layer")
+    out_shape = (math.prod(lead), len(bias)) if outputs_first else target.shape
     return CanonicalLayer(
         region,
         tuple(part.anchor for part, _ in kept),
         tuple(part.selection for part, _ in kept),
         tuple(columns.expansion for _, columns in kept),
-        Contraction(name, torch.cat([columns.weight.flatten(1) for _, columns in kept], dim=1), bias, target.shape),
+        Contraction(name, torch.cat([columns.weight.flatten(1) for _, columns in kept], dim=1), bias, out_shape),
+        target.shape if outputs_first else None,
     )
 
 
@@ -134,6 +149,8 @@ def _weights(
     inputs: Sequence[_Inputs],
     target: BatchLayout,
     lead: tuple[int, ...],
+    outputs_first: bool,
+    largest: int,
 ) -> tuple[list[Tensor], Tensor]:
     """Read the affine map off the graph: weights ``[n_out, n_in, k]`` of each expansion, and the bias with all constants."""
     tokens = math.prod(lead)
@@ -150,13 +167,14 @@ def _weights(
     columns = [places[n].clamp(min=0).flatten(1) if n in places else nothing for n in range(len(cuts))]
     n_out = math.prod(target.shape) // tokens
     n_columns = sum(part.shape[1] for part in columns)
-    if n_out * n_columns > _LARGEST_WEIGHT:
+    if n_out * n_columns > largest:
         raise NotLowerableError(f"a dense matrix of {n_out} x {n_columns} weights would be too large")
     base = [torch.zeros(cut.layout.shape) for cut in cuts]
     for value, cut in zip(base, cuts, strict=True):
         value.view(-1)[cut.origin < 0] = cut.constants
     row_elements = largest_row(flow, [*region.affine, *region.cuts])
-    matrices, bias = affine_map(cut_out(flow, region.cuts, region.target), base, columns, n_out, row_elements)
+    map_of_cuts = cut_out(flow, region.cuts, region.target)
+    matrices, bias = affine_map(map_of_cuts, base, columns, n_out, row_elements, outputs_first)
     weights = []
     for part in inputs:
         first = [(matrices[number], places[number][0]) for number in part.cuts]
@@ -164,27 +182,50 @@ def _weights(
     return weights, bias
 
 
-def can_be_per_token(flow: Flow, region: Region, channels_first: bool = False) -> bool:
-    """Whether shapes allow that a layer treats leading dimensions, or all but the first one, as tokens."""
+def located(flow: Flow, region: Region) -> list[list[Cut]]:
+    """Say where the elements of the cuts come from: in their anchors, and in what these are reshapes of, if they are any.
+
+    In an anchor that holds features in groups, for example, tokens are no dimensions of their own.
+    """
+    found = [[locate(flow, node) for node in region.cuts]]
+    anchors = {cut.anchor: unmoved(flow, cut.anchor) for cut in found[0]}
+    if any(source is not anchor for anchor, source in anchors.items()) and not any(c in anchors for c in region.cuts):
+        sources = [anchors[cut.anchor] for cut in found[0]]
+        try:
+            cuts = zip(region.cuts, sources, strict=True)
+            found.append([locate(flow, node, follow(flow, source, [node])) for node, source in cuts])
+        except NotLowerableError:
+            pass  # something else reads them, too
+    return found
+
+
+def possible_tokens(flow: Flow, region: Region, cuts: Sequence[Cut]) -> list[Tokens]:
+    """List where shapes allow tokens to stand."""
     try:
-        layouts = [layout_of(flow.track(node).anchor, flow.batch) for node in region.cuts]
-        return bool(_lead(layout_of(region.target, flow.batch), layouts, channels_first))
+        target = layout_of(region.target, flow.batch)
+        anchors = [layout_of(cut.anchor, flow.batch) for cut in cuts]
     except NotLowerableError:
-        return False
+        return []
+    ways = (Tokens(), Tokens(True), Tokens(False, True), Tokens(True, True))
+    return [tokens for tokens in ways if _lead(target, anchors, tokens)]
 
 
-def _lead(target: BatchLayout, anchors: Sequence[BatchLayout], channels_first: bool) -> tuple[int, ...]:
+def _lead(target: BatchLayout, anchors: Sequence[BatchLayout], tokens: Tokens) -> tuple[int, ...]:
     """Dimensions of tokens that the anchors and the target share, dimensions of size 1 aside.
 
-    Behind channels they may be flattened in the target, as where an image becomes a sequence of patches.
+    Beside channels they may be flattened in the target, as where an image becomes a sequence of patches or the reverse.
     """
-    if channels_first:
-        places = tuple(anchors[0].shape[1:])
-        flat = itertools.accumulate(target.shape[:-1], operator.mul)
-        alike = all(tuple(layout.shape[1:]) == places for layout in anchors) and math.prod(places) > 1
-        return places if alike and math.prod(places) in flat else ()
-    shapes = [[size for size in layout.shape if size != 1] for layout in anchors]
-    lead = shapes[0][:-1]
-    if any(shape[:-1] != lead for shape in shapes) or list(target.shape[: len(lead)]) != lead:
+    if tokens.channels_first:
+        lead = tuple(anchors[0].shape[1:])
+        alike = all(tuple(layout.shape[1:]) == lead for layout in anchors)
+    else:
+        shapes = [[size for size in layout.shape if size != 1] for layout in anchors]
+        lead = tuple(shapes[0][:-1])
+        alike = all(tuple(shape[:-1]) == lead for shape in shapes)
+    if not alike or math.prod(lead) == 1:
         return ()
-    return tuple(lead)
+    if tokens.outputs_first:
+        return lead if math.prod(lead) in itertools.accumulate(target.shape[:0:-1], operator.mul) else ()
+    if tokens.channels_first:
+        return lead if math.prod(lead) in itertools.accumulate(target.shape[:-1], operator.mul) else ()
+    return lead if target.shape[: len(lead)] == lead else ()

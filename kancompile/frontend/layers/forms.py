@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from kancompile.errors import first_line
 from kancompile.frontend.flow import Flow, NotLowerableError, misses_table
 from kancompile.frontend.layers.canonical import CanonicalLayer, shipped_bytes
 from kancompile.frontend.layers.convolution import canonicalize_convolution
-from kancompile.frontend.layers.dense import can_be_per_token, canonicalize
+from kancompile.frontend.layers.dense import canonicalize, located, possible_tokens
 from kancompile.frontend.layers.patches import canonicalize_patches, find_patches
 from kancompile.frontend.layers.pixelwise_map import is_over_positions
 from kancompile.frontend.layers.probing import confirm
-from kancompile.frontend.layers.regions import Region
+from kancompile.frontend.layers.regions import Region, without_final_movement
 
 
-def best_layer(flow: Flow, candidates: Sequence[Region], name: str) -> CanonicalLayer:
-    """Canonicalise every candidate and take the smallest; the refusal of the first one counts if there is none."""
+def best_layer(flow: Flow, candidates: Sequence[Region], name: str, largest: int) -> CanonicalLayer:
+    """Canonicalise every candidate and take the smallest; the refusal of the first one counts if there is none.
+
+    Args:
+        flow: analysis of the network.
+        candidates: the regions to choose from.
+        name: layer name.
+        largest: most weights that are written out.
+
+    Raises:
+        NotLowerableError: there is none.
+    """
     layers: list[CanonicalLayer] = []
     refusals: list[NotLowerableError] = []
     for region in candidates:
         try:
-            layers.append(_canonical_layer(flow, region, name))
+            layers.append(_canonical_layer(flow, region, name, largest))
         except NotLowerableError as refusal:
             refusals.append(refusal)
         except (IndexError, RuntimeError) as error:
@@ -36,10 +47,10 @@ def best_layer(flow: Flow, candidates: Sequence[Region], name: str) -> Canonical
     return min(layers, key=shipped_bytes)
 
 
-def _canonical_layer(flow: Flow, region: Region, name: str) -> CanonicalLayer:
+def _canonical_layer(flow: Flow, region: Region, name: str, largest: int) -> CanonicalLayer:
     """Canonicalise token by token where that holds, else with every element as an input of its own."""
     if any(is_over_positions(flow, node) for node in region.affine):
-        layer = canonicalize_convolution(flow, region, name)
+        layer = canonicalize_convolution(flow, region, name, largest)
         confirm(flow, layer)
         return layer
     refusal: NotLowerableError | None = None
@@ -51,17 +62,18 @@ def _canonical_layer(flow: Flow, region: Region, name: str) -> CanonicalLayer:
             return layer
     except NotLowerableError as error:
         refusal = error  # a dense matrix may hold it, if the image is small
-    for channels_first in (False, True):
-        if not can_be_per_token(flow, region, channels_first):
-            continue
-        try:
-            layer = canonicalize(flow, region, name, per_token=True, channels_first=channels_first)
-            confirm(flow, layer)
-            return layer
-        except NotLowerableError:
-            pass  # those dimensions are no tokens; the form below says what is wrong if anything is
+    ways = located(flow, region)
+    parts = dict.fromkeys((region, without_final_movement(flow, region)))
+    for part, cuts in itertools.product(parts, ways):
+        for tokens in possible_tokens(flow, part, cuts):
+            try:
+                layer = canonicalize(flow, part, name, cuts, tokens, largest)
+                confirm(flow, layer)
+                return layer
+            except NotLowerableError:
+                pass  # those dimensions are no tokens; the form below says what is wrong if anything is
     try:
-        layer = canonicalize(flow, region, name, per_token=False)
+        layer = canonicalize(flow, region, name, ways[0], None, largest)
         confirm(flow, layer)
     except NotLowerableError as error:
         raise refusal or error from error

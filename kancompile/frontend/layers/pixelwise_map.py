@@ -22,8 +22,8 @@ from kancompile.ir import Geometry
 
 _CHUNK_ELEMENTS = 1 << 22
 """Elements of the largest intermediate tensor of one chunk (16 MiB in float32)."""
-_LARGEST_KERNEL = 1 << 27
-"""Most entries of a kernel that is written out without groups (512 MiB in float32)."""
+LARGEST_WEIGHT = 1 << 27
+"""Most entries of a matrix or kernel that is written out (512 MiB in float32)."""
 _TOLERANCE = 1e-5
 
 
@@ -60,7 +60,7 @@ class ConvolutionNode:
         groups = self.geometry.groups
         parts = self.weight.flatten(2).chunk(groups)
         n_in = self.weight.shape[1]
-        if self.weight.numel() * groups > _LARGEST_KERNEL:
+        if self.weight.numel() * groups > LARGEST_WEIGHT:
             raise NotLowerableError(f"a kernel of {self.weight.numel() * groups} weights would be too large")
         dense = torch.zeros(len(self.weight), n_in * groups, self.taps)
         for group, part in enumerate(parts):

@@ -35,8 +35,8 @@ def confirm(flow: Flow, layer: CanonicalLayer, rows: int = 16) -> None:
             x if selection is None else selection(x) for x, selection in zip(inputs, layer.selections, strict=True)
         ]
         features = [expansion(x) for expansion, x in zip(layer.expansions, inputs, strict=True)]
-        found = layer.contraction(*features).flatten(1)
-        sizes = _sizes(layer.contraction, features)
+        found = layer.moved(layer.contraction(*features)).flatten(1)
+        sizes = layer.moved(_sizes(layer.contraction, features))
     finite = torch.isfinite(expected).all(1)
     for feature in features:
         finite &= torch.isfinite(feature).flatten(1).all(1)

@@ -40,6 +40,10 @@ _STANDARD: tuple[Callable[[Tensor], Tensor], ...] = (
 )
 
 
+class PlainLayerError(NotLowerableError):
+    """A contraction that is an ordinary linear layer or convolution: it has no functions, or activations."""
+
+
 def is_plain_activation(points: Tensor, values: Tensor) -> bool:
     """Tell whether sampled values are those of a standard activation, a leaky ReLU of any slope, or an affine map.
 
@@ -73,22 +77,23 @@ def refuse_plain(expansions: Sequence[Expansion], kan: bool, what: str) -> None:
         what: the layer, in words.
 
     Raises:
-        NotLowerableError: it reads features themselves, or plain activations of them.
+        PlainLayerError: it reads features themselves, or plain activations of them.
     """
     if all(expansion.is_identity for expansion in expansions):
-        raise NotLowerableError(f"plain {what}")
+        raise PlainLayerError(f"plain {what}")
     if not kan:
-        raise NotLowerableError(f"{what} after a plain activation")
+        raise PlainLayerError(f"{what} after a plain activation")
 
 
 def refuse_other_layers(flow: Flow, region: Region) -> None:
     """Leave out what this form cannot hold.
 
     Raises:
-        NotLowerableError: a plain linear layer, other number types.
+        PlainLayerError: a plain linear layer.
+        NotLowerableError: other number types.
     """
     if all(node in flow.anchors for node in region.cuts):
-        raise NotLowerableError("plain linear layer")
+        raise PlainLayerError("plain linear layer")
     for node in (*region.cuts, region.target, *(flow.track(cut).anchor for cut in region.cuts)):
         if flow.values[node].dtype != torch.float32:
             raise NotLowerableError(f"computes in {flow.values[node].dtype}, not in float32")

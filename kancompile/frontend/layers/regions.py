@@ -9,6 +9,7 @@ fewer than the basis functions), the best set in front of all weights is a secon
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ _ONE_NODE = 1 << 20
 _OUT_OF_ORDER = 1 << 10
 """Factor on the cost of a node whose samples do not stand one after the other: it could only be cut in vain."""
 
+_MOVEMENTS = frozenset({"view", "_unsafe_view", "reshape", "permute", "transpose", "t", "clone", "alias", "unsqueeze"})
+
 
 @dataclass(frozen=True)
 class Region:
@@ -45,43 +48,83 @@ class Region:
     affine: tuple[fx.Node, ...]
 
 
-@dataclass(frozen=True)
-class Regions:
-    """The layers of a network.
-
-    Attributes:
-        layers: for each layer, in order of evaluation, the regions to choose from.
-        joins: sums and concatenations of layers that are no layers themselves, and why.
-    """
-
-    layers: tuple[tuple[Region, ...], ...]
-    joins: dict[fx.Node, str]
+def without_final_movement(flow: Flow, region: Region) -> Region:
+    """Leave the reshapes at the end of a region behind it: its target is what the last node before them returns."""
+    target = unmoved(flow, region.target)
+    if target not in region.affine:
+        return region
+    return Region(target, region.cuts, region.affine[: region.affine.index(target) + 1])
 
 
-def find_regions(flow: Flow) -> Regions:
-    """List the layers of a network.
+def unmoved(flow: Flow, node: fx.Node) -> fx.Node:
+    """Follow reshapes backwards: the node whose values another one holds in some order."""
+    while operator_name(node) in _MOVEMENTS and len(flow.data_inputs(node)) == 1:
+        (node,) = flow.data_inputs(node)
+    return node
+
+
+class Search:
+    """The nodes at which following affine nodes backwards ends, and what is found there.
 
     A target is an anchor that is affine in what precedes it and is used nonlinearly or returned. Some joins are no layers
     but stay as they are, and the tensors they join become targets: a skip connection (a sum with an anchor itself), a
     concatenation for which one dense matrix would mostly hold zeros, and convolutions that move differently.
+
+    Attributes:
+        flow: analysis of the network.
+        required: anchors at which layers end.
+        joins: sums and concatenations of layers that are no layers themselves, and why.
+        order: place of a node in the order of evaluation.
     """
-    search = _Search(flow)
-    search.keep_convolutions()
-    search.settle_joins()
-    targets = [node for node in flow.anchors if search.is_target(node)]
-    targets += [output for output in dict.fromkeys(flow.outputs) if search.is_univariate_output(output)]
-    layers = [search.cut(target) for target in sorted(targets, key=search.order)]
-    return Regions(tuple(layer for layer in layers if layer and search.is_layer(layer[0])), search.joins)
-
-
-class _Search:
-    """The nodes at which following affine nodes backwards ends, and what is found there."""
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
         self.required = set(flow.used)
         self.joins: dict[fx.Node, str] = {}
         self.order: Callable[[fx.Node], int] = {node: place for place, node in enumerate(flow.graph.nodes)}.__getitem__
+        self._keep_convolutions()
+        self._settle_joins()
+
+    def targets(self) -> list[fx.Node]:
+        """List the outputs of layers in order of evaluation."""
+        found = [node for node in self.flow.anchors if self.is_target(node)]
+        found += [output for output in dict.fromkeys(self.flow.outputs) if self._is_univariate_output(output)]
+        return sorted(found, key=self.order)
+
+    def divided(self, region: Region) -> Search | None:
+        """Give the search in which layers end in front of the last contractions of a region that read other ones.
+
+        Sums of such contractions with anything else stay as they are. Nothing is returned where there are none.
+        """
+        flow = self.flow
+        inside = set(region.affine)
+        last: dict[fx.Node, list[fx.Node]] = {}  # contraction -> what it reads
+        behind: set[fx.Node] = set()
+        leads_on: set[fx.Node] = set()  # what another such contraction is behind
+        for node in reversed(region.affine):
+            if node in leads_on:
+                leads_on.update(flow.data_inputs(node))
+            elif node in flow.contractions:
+                sources = [flow.track(source).anchor for source in flow.data_inputs(node)]
+                if any(source in inside for source in sources):
+                    last[node] = sources
+                    leads_on.update(flow.data_inputs(node))
+        if not last:
+            return None
+        found = copy.copy(self)
+        found.required, found.joins = set(self.required), dict(self.joins)
+        for node in region.affine:
+            inputs = flow.data_inputs(node)
+            if node in last:
+                found.required.update(last[node])
+                behind.add(node)
+            elif any(source in behind for source in inputs):
+                behind.add(node)
+                if flow.anchors.get(node, False) and any(source not in behind for source in inputs):
+                    found.joins[node] = "sum of a layer and a linear map behind another layer"
+                    found.required.update((node, *(flow.track(source).anchor for source in inputs)))
+        found._settle_joins()
+        return found
 
     def is_target(self, node: fx.Node) -> bool:
         """Whether an anchor is the output of a layer."""
@@ -96,7 +139,7 @@ class _Search:
         """Whether a node is an anchor that bounds a layer: a barrier, the input, or another layer's target."""
         return node in self.flow.anchors and (not self.flow.anchors[node] or node in self.required)
 
-    def is_univariate_output(self, node: fx.Node) -> bool:
+    def _is_univariate_output(self, node: fx.Node) -> bool:
         """Whether the network ends in an affine map of functions of single numbers that adds nothing up.
 
         So it is with a hidden width of 1, and where pruning left one edge for every output. As a layer it needs a dense
@@ -109,7 +152,7 @@ class _Search:
         n_in = flow.values[flow.track(node).anchor].numel() // rows
         return bool(n_in == 1 or n_in * (flow.values[node].numel() // rows) <= _SMALL_MATRIX)
 
-    def keep_convolutions(self) -> None:
+    def _keep_convolutions(self) -> None:
         """Make the output of a convolution a target where another contraction reads it, such as average pooling.
 
         One that mixes no pixels again, a convolution of kernel 1, becomes part of the layer instead.
@@ -147,7 +190,7 @@ class _Search:
         kernels = {tuple(flow.values[node.all_input_nodes[1]].shape[2:]) for node in nodes}
         return (_is_concatenation(join) and len(kernels) > 1) or not can_be_added(flow, nodes)
 
-    def settle_joins(self) -> None:
+    def _settle_joins(self) -> None:
         """Find the joins that stay, until what they make a target leads to no further one."""
         flow = self.flow
         found = True

@@ -12,16 +12,19 @@ from kancompile.reporting.facts.inspection import (
     program_table,
 )
 from kancompile.reporting.facts.layer_facts import functions_text, kernels_of
+from kancompile.reporting.facts.layer_kinds import count_layers, float_text
 from kancompile.reporting.facts.source import calibration_hash, of_compiled, of_file, recipe_and_seed
 
 __all__ = [
     "ReportOptions",
     "calibration_hash",
     "collect",
+    "count_layers",
     "describe_file",
     "describe_manifest",
     "describe_program",
     "file_table",
+    "float_text",
     "functions_text",
     "goal_missed",
     "kernels_of",

@@ -19,6 +19,7 @@ from kancompile.reporting.facts.findings import findings
 from kancompile.reporting.facts.goal import goal_missed
 from kancompile.reporting.facts.inspection import describe_program
 from kancompile.reporting.facts.layer_facts import layer_facts
+from kancompile.reporting.facts.layer_kinds import count_layers, role_of
 from kancompile.reporting.facts.observation import Observation, observe
 from kancompile.reporting.facts.source import ReportSource
 from kancompile.validation import BesideFloat, FloatExport, LayerPair, measure_beside_float, plain_number, worst_text
@@ -78,10 +79,12 @@ def collect(source: ReportSource, options: ReportOptions | None = None) -> dict[
             "versions": dict(manifest["versions"]) | {"kancompile": manifest["kancompile"]["version"]},
         },
         "measured_on": source.judged_on,
+        "counted": count_layers([pair.name for pair in pairs], source.program.kinds),
         "summary": _summary(source, options),
         "findings": [],
         "layers": [
-            layer_facts(pair, errors.get(pair.name), contributions.get(pair.name), noise, seen, source.audit)
+            {"role": role_of(pair.name, source.program.kinds)}
+            | layer_facts(pair, errors.get(pair.name), contributions.get(pair.name), noise, seen, source.audit)
             for pair in pairs
         ],
         "edges": [_edge_dict(edge) for edge in _edges(pairs, chosen, seen, options.edge_count)],

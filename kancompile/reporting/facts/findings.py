@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kancompile.reporting.facts.branch_meaning import CONSTANT
+from kancompile.reporting.facts.layer_kinds import float_text
 from kancompile.validation import RUINED_DB
 
 SEVERITIES = ("serious", "warning", "note")
@@ -123,7 +124,7 @@ def _of_layer(layer: Mapping[str, Any]) -> Iterator[dict[str, str]]:
 
 def _rest(report: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     for part in report["left_in_float"]:
-        yield _say("note", part["node"], f"{part['count']} x {part['operator']} in float: {part['reason']}")
+        yield _say("note", part["node"], float_text(part))
     for part in report["unrecognized"]:
         place = f", {part['source']}" if part["source"] else ""
         yield _say("note", part["node"], f"{part['operator']} is no KAN layer: {part['reason']}{place}")

@@ -239,11 +239,12 @@ def _facts(
         "input_shape": list(program.input_shape),
         "versions": metadata["versions"],
         "layers": [describe_layer(program, layer) for layer in program.layers()],
+        "kinds": dict(program.kinds),
         "unrecognized": [
             {"node": p.node, "operator": p.operator, "reason": p.reason, "source": Path(p.source).name}
             for p in captured.unrecognized
         ],
-        "left_in_float": list(left_in_float(program)),
+        "left_in_float": left_in_float(program, calibration.samples[:2]),
         "notes": list(program.notes),
         "bit_allocation": {},
     }

@@ -56,7 +56,7 @@ def render(report: Mapping[str, Any]) -> str:
         '<link rel="icon" href="data:,">'
         f"<title>{name}: kancompile report</title><style>{css}</style></head><body><main>"
         f'<h1>{name}</h1><p class="lead">Compiled by kancompile {escape(report["model"]["versions"]["kancompile"])} for '
-        f"{escape(report['model']['target'])}, {len(report['layers'])} layers, measured on {escape(report['measured_on'])}.</p>"
+        f"{escape(report['model']['target'])}, {escape(report['counted'])}, measured on {escape(report['measured_on'])}.</p>"
         f"{_cards(report)}<nav>{links}</nav>{body}</main></body></html>\n"
     )
 

@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kancompile.compiler import CompiledModel
-from kancompile.reporting.facts import functions_text, goal_missed, kernels_of, needs_int16, worse_than_float
+from kancompile.reporting.facts import (
+    count_layers,
+    float_text,
+    functions_text,
+    goal_missed,
+    kernels_of,
+    needs_int16,
+    worse_than_float,
+)
 from kancompile.reporting.render.html_parts import number
 from kancompile.validation import BesideFloat, OutputError, Validation, aligned, number_of, title
 
@@ -37,8 +45,8 @@ def compile_summary(
         notes: what else a reader should know.
     """
     manifest = compiled.manifest
-    count = len(manifest["layers"])
-    lines = [f"{count} KAN layer{'s' if count != 1 else ''} for {manifest['target']}, measured on {judged_on}", ""]
+    counted = count_layers([layer["name"] for layer in manifest["layers"]], manifest["kinds"])
+    lines = [f"{counted} for {manifest['target']}, measured on {judged_on}", ""]
     lines += aligned(_results(compiled, result, beside), last_left=True)
     lines += ["", *aligned(_layers(compiled, result), last_left=True)]
     lines += [f"{meaning}: {manifest[key]:,}" for key, meaning in _DEVICE_FACTS.items() if key in manifest]
@@ -105,7 +113,7 @@ def _shares(worst: OutputError) -> str:
 
 
 def _layers(compiled: CompiledModel, result: Validation) -> list[list[str]]:
-    layers = compiled.manifest["layers"]
+    layers, kinds = compiled.manifest["layers"], compiled.manifest["kinds"]
     errors = {error.layer: error for error in result.layers}
     names = [layer["name"] for layer in layers]
     rows = [["layer", "inputs x functions", "outputs", "bits", "levels", "bytes", "SQNR dB", "worst dB", "kernel"]]
@@ -118,7 +126,7 @@ def _layers(compiled: CompiledModel, result: Validation) -> list[list[str]]:
         error = errors.get(layer["name"])
         rows.append(
             [
-                layer["name"],
+                layer["name"] + (f" ({kinds[layer['name']]})" if layer["name"] in kinds else ""),
                 " + ".join(map(functions_text, layer["expansions"])),
                 str(layer["n_out"]),
                 str(layer["weight_bits"]),
@@ -162,10 +170,7 @@ def _warnings(compiled: CompiledModel, result: Validation, beside: BesideFloat |
     found += [("warning", note) for note in manifest["notes"] if note.startswith(_OF_THE_DATA)]
     found += [("note", note) for note in manifest["notes"] if note.startswith(_OF_THE_MODEL)]
     found += [("note", note) for note in manifest["notes"] if any(text in note for text in _OF_JOINT_LOOKUPS)]
-    found += [
-        ("note", f"in float: {part['count']} x {part['operator']}, {part['reason']}")
-        for part in manifest["left_in_float"]
-    ]
+    found += [("note", float_text(part)) for part in manifest["left_in_float"]]
     found += [("note", _not_a_layer(part)) for part in manifest["unrecognized"]]
     found += [("note", text) for text in manifest["calibration"]["notes"]]
     found += [("note", text) for text in result.notes]
