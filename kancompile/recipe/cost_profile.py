@@ -66,7 +66,7 @@ class FunctionCosts:
     concatenate: float = _ns("a column that is copied beside those of another expansion")
     run: float = _ns("a contiguous run of an operand that is broadcast")
     operation: float = _ns("an element of an operator that is not listed below")
-    index: float = _operator("index, which indices select")
+    index: float = _operator("index, a selection by indices")
     pow: float = _operator("pow")
     gelu: float = _operator("gelu")
     erf: float = _operator("erf")
