@@ -63,7 +63,7 @@ class FunctionCosts:
     copy: float = _ns("a value that a product with zeros and ones copies to a column")
     elementwise: float = _ns("a value of an elementwise operator that finds cells")
     compare: float = _ns("a breakpoint that is compared with and counted")
-    concatenate: float = _ns("a column that is copied beside those of another expansion")
+    apart: float = _ns("a column of a layer whose functions are multiplied in two parts, and these added")
     run: float = _ns("a contiguous run of an operand that is broadcast")
     operation: float = _ns("an element of an operator that is not listed below")
     index: float = _operator("index, a selection by indices")

@@ -13,7 +13,7 @@ from scipy.optimize import nnls  # type: ignore[import-untyped, unused-ignore]
 from kancompile.errors import KanCompileError
 from kancompile.progress import track
 from kancompile.runtimes import seconds_of
-from kancompile.validation.operator_probes import Probe, probes
+from kancompile.validation.operator_probes import BESIDE, Probe, probes
 
 _BLOCK_SECONDS = 5e-3
 _LEAST = 1e-4
@@ -63,7 +63,8 @@ def costs_of(groups: Sequence[Iterable[Probe]], amounts: Sequence[Iterable[float
         total = np.fromiter(taken, np.float64, len(own))
         costs, _ = nnls(work / total[:, None], np.ones(len(own)))
         rounded = (float(f"{max(cost, _LEAST):.{_DIGITS}g}") for cost in costs)
-        found.setdefault(own[0].section, {}).update(zip(names, rounded, strict=False))
+        of_names = zip(names, rounded, strict=False)
+        found.setdefault(own[0].section, {}).update(pair for pair in of_names if not pair[0].startswith(BESIDE))
     return found
 
 

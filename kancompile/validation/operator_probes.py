@@ -17,6 +17,8 @@ from onnx import numpy_helper, parser
 
 Arrays = Mapping[str, NDArray[Any]]
 
+BESIDE = "beside "
+"""Begins the names of work that is no cost of a profile."""
 _TYPES = {"float32": "float", "uint8": "uint8", "int8": "int8", "int32": "int32", "int64": "int64"}
 _INPUTS, _OUTPUTS, _FUNCTIONS, _ROWS = 784, 64, 9, 64
 _BATCHES = (1, 16, 128)
@@ -24,6 +26,8 @@ _WORDS = 256
 _VALUES = (1 << 16, 1 << 18)
 """Of float layers: the larger ones leave the second-level cache."""
 _BREAKPOINTS = 16
+_CELLS = 5000
+_COLUMNS = 64 * _FUNCTIONS
 _DIGITS = (1.0, 256.0, 65536.0)
 _UNARY = ("Gelu", "Erf", "Log", "Sin", "Cos", "Tan", "Acos", "Asin", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh")
 
@@ -34,7 +38,7 @@ class Probe:
 
     Attributes:
         section: of the profile.
-        counts: units of work by the name of their cost.
+        counts: units of work by the name of their cost, or of work that is done beside it (:data:`BESIDE`).
         model: bytes of the ONNX file.
         feeds: inputs by name.
         outputs: type and shape of every output by name.
@@ -57,15 +61,15 @@ def probes() -> Iterator[tuple[Probe, ...]]:
     yield tuple(map(_pick, (64, 256, 1024)))
     yield tuple(map(_word, (4, 32, 256)))
     yield tuple(map(_column, (4, 32, 256)))
-    yield tuple(_gather_floats(rows, k) for rows in (1 << 13, 1 << 16) for k in (1, _FUNCTIONS))
+    yield tuple(_gather_floats(rows, k) for rows in (1 << 13, 1 << 16) for k in (1, _FUNCTIONS, 32))
     yield tuple(map(_step, _VALUES))
     yield tuple(map(_copy, (1 << 12, 1 << 15)))
     yield tuple(map(_elementwise, _VALUES))
     yield tuple(map(_compare, (1 << 11, 1 << 14)))
-    yield tuple(map(_concatenate, (1 << 11, 1 << 14)))
+    yield tuple(products(rows) for rows in (64, 512) for products in (_one_product, _two_products))
     yield tuple(_operation(n) for n in _VALUES) + tuple(_broadcast(n) for n in (1 << 13, 1 << 15))
     yield tuple(map(_index, _VALUES))
-    yield tuple(_elements("pow", "y = Pow (x, c)", n, {"c": np.array(2.5, np.float32)}) for n in _VALUES)
+    yield tuple(_elements("pow", "y = Pow (x, c)", n, {"c": np.array(2, np.float32)}) for n in _VALUES)
     for operator in _UNARY:
         yield tuple(_elements(operator.lower(), f"y = {operator} (x)", n) for n in _VALUES)
 
@@ -194,10 +198,10 @@ def _column(batch: int) -> Probe:
 
 
 def _gather_floats(rows: int, k: int) -> Probe:
-    x = np.random.default_rng(0).integers(0, 1024, rows).astype(np.int32)
+    x = np.random.default_rng(0).integers(0, _CELLS, rows).astype(np.int32)
     y = np.empty((rows, k), np.float32)
     nodes = "y = Gather <axis = 0> (t, x)"
-    return _probe("functions", {"gather": rows, "gathered": y.size}, nodes, {"x": x}, {"t": _floats(1024, k)}, y=y)
+    return _probe("functions", {"gather": rows, "gathered": y.size}, nodes, {"x": x}, {"t": _floats(_CELLS, k)}, y=y)
 
 
 def _step(values: int) -> Probe:
@@ -227,10 +231,22 @@ def _compare(values: int) -> Probe:
     return _probe("functions", {"compare": values * _BREAKPOINTS}, nodes, {"x": x}, constants, y=x[..., 0])
 
 
-def _concatenate(rows: int) -> Probe:
-    x, y = _floats(rows, _FUNCTIONS), np.empty((rows, 2 * _FUNCTIONS), np.float32)
-    nodes = "y = Concat <axis = 1> (a, b)"
-    return _probe("functions", {"concatenate": y.size}, nodes, dict.fromkeys("ab", x), {}, y=y)
+def _one_product(rows: int) -> Probe:
+    x, y = _floats(rows, _COLUMNS), np.empty((rows, _OUTPUTS), np.float32)
+    constants = {"w": _floats(_COLUMNS, _OUTPUTS), "c": _floats(_OUTPUTS)}
+    counts = {f"{BESIDE}product": rows * _COLUMNS}
+    return _probe("functions", counts, "y = Gemm (x, w, c)", {"x": x}, constants, y=y)
+
+
+def _two_products(rows: int) -> Probe:
+    """Multiply the columns of one function apart from the others."""
+    one = _COLUMNS // _FUNCTIONS
+    x, y = _floats(rows, _COLUMNS - one), np.empty((rows, _OUTPUTS), np.float32)
+    weight = _floats(_COLUMNS, _OUTPUTS)
+    constants = {"v": weight[:-one], "w": weight[-one:], "c": _floats(_OUTPUTS)}
+    counts = {f"{BESIDE}product": rows * _COLUMNS, "apart": rows * _COLUMNS}
+    nodes = "p = Gemm (a, v, c)\n q = MatMul (b, w)\n y = Add (p, q)"
+    return _probe("functions", counts, nodes, {"a": x, "b": x[:, :one].copy()}, constants, y=y)
 
 
 def _operation(values: int) -> Probe:

@@ -117,7 +117,7 @@ class LowerToPolynomials:
         for chosen in _subsets(every, unsafe, stay):
             rest = sum(stay[number] for number in every if number not in chosen)
             if len(chosen) < len(every):
-                rest += self.costs.concatenate * sum(branches[number].k for number in every)
+                rest += self.costs.apart * sum(branches[number].k for number in every)
             try:
                 region = _region(expansion, [branches[number] for number in chosen])
                 breakpoints = _together([looks[number].breakpoints for number in chosen])
