@@ -11,7 +11,7 @@ import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 from scipy.optimize import nnls  # type: ignore[import-untyped, unused-ignore]
 
 from kancompile.errors import KanCompileError
-from kancompile.progress import track
+from kancompile.progress import say, track
 from kancompile.runtimes import seconds_of
 from kancompile.validation.operator_probes import BESIDE, Probe, probes
 
@@ -53,7 +53,8 @@ def measure_costs(repeats: int) -> dict[str, dict[str, float]]:
 def costs_of(groups: Sequence[Iterable[Probe]], amounts: Sequence[Iterable[float]]) -> dict[str, dict[str, float]]:
     """Find what a unit of each kind of work costs, given what every probe took: nanoseconds, or instructions.
 
-    A probe takes the sum of its work and what any call of its group takes; relative errors count.
+    A probe takes the sum of its work and what any call of its group takes; relative errors count. Work
+    that takes too little to be told apart is named in a line.
     """
     found: dict[str, dict[str, float]] = {}
     for group, taken in zip(groups, amounts, strict=True):
@@ -62,9 +63,13 @@ def costs_of(groups: Sequence[Iterable[Probe]], amounts: Sequence[Iterable[float
         work = np.array([[*(probe.counts.get(name, 0) for name in names), 1] for probe in own], np.float64)
         total = np.fromiter(taken, np.float64, len(own))
         costs, _ = nnls(work / total[:, None], np.ones(len(own)))
-        rounded = (float(f"{max(cost, _LEAST):.{_DIGITS}g}") for cost in costs)
-        of_names = zip(names, rounded, strict=False)
-        found.setdefault(own[0].section, {}).update(pair for pair in of_names if not pair[0].startswith(BESIDE))
+        section = found.setdefault(own[0].section, {})
+        for name, cost in zip(names, costs, strict=False):  # the last one is what any call takes
+            if name.startswith(BESIDE):
+                continue
+            if cost < _LEAST:
+                say(f"note: {own[0].section}: {name} takes too little to be told apart, so {_LEAST:g} ns stand for it")
+            section[name] = float(f"{max(cost, _LEAST):.{_DIGITS}g}")
     return found
 
 

@@ -70,3 +70,9 @@ def test_wrong_usage_is_refused_before_anything_is_measured(
     assert main(["profile", *arguments]) == 2
     assert re.search(text, capsys.readouterr().err)
     assert {path.name for path in tmp_path.iterdir()} == {"here.toml"}
+
+
+def test_work_that_takes_too_little_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    group = GROUPS[0]
+    assert costs_of([group], [[1000.0 for _ in group]]) == {"look_up": {"node": 1e-4}}
+    assert "look_up: node takes too little" in capsys.readouterr().err
