@@ -71,6 +71,7 @@ NEEDS = {
 # pages whose commands the default tests of their parts run too: a compilation takes seconds
 SLOW = (
     "README.md",
+    "docs/cost_profiles.md",
     "docs/diagnosis.md",
     "docs/families.md",
     "docs/methods.md",

@@ -126,11 +126,14 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("recipe", "choices of the compilation; options win over the file")
     group.add_argument("--recipe", metavar="FILE", help=".toml or .json file of the keys below")
     choices = {key.name: key.metadata["choices"] for key in fields(Recipe) if "choices" in key.metadata}
+    read = {key.name for key in fields(Recipe) if "read" in key.metadata}
     for key, default, allowed, meaning in describe_keys():
         option = f"--{key.replace('_', '-')}"
         shown = "" if default == "null" else f" (default {default.strip(chr(34))})"
         if key in choices:
             group.add_argument(option, choices=choices[key], help=f"{meaning}{shown}")
+        elif key in read:
+            group.add_argument(option, metavar="NAME|FILE", help=f"{meaning}: {allowed}{shown}")
         else:
             group.add_argument(option, type=number, metavar="N", help=f"{meaning}: {allowed}{shown}".replace("%", "%%"))
     group.add_argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from kancompile.cli import benchmark, compile, completion, diagnose, inspect, recipe, report, tune, validate
+from kancompile.cli import benchmark, compile, completion, diagnose, inspect, profile, recipe, report, tune, validate
 from kancompile.cli.command import Command
 
 EXIT_CODES = """\
@@ -36,6 +36,7 @@ COMMANDS: tuple[Command, ...] = (
     diagnose.COMMAND,
     tune.COMMAND,
     report.COMMAND,
+    profile.COMMAND,
     recipe.COMMAND,
     completion.COMMAND,
 )

@@ -23,7 +23,7 @@ from kancompile.passes.rounding_methods import method_named, quick_methods
 from kancompile.passes.split_branches import SplitBranches
 from kancompile.passes.tabulate_expansions import KnownTables, TableOptions, TabulateExpansions
 from kancompile.progress import Timings, say
-from kancompile.recipe import CPU_PRESETS, LayerRecipe, Recipe, SettledRecipe
+from kancompile.recipe import CPU_PRESETS, FunctionCosts, LayerRecipe, Recipe, SettledRecipe
 
 WIDE_TOLERANCE = 2.0**-17
 """Relative error of the functions of a 16-bit layer: half a step of its codes."""
@@ -31,8 +31,8 @@ _KEPT_FORMS = 2
 
 Stage = tuple[str, tuple[str, ...], Callable[[Program], Program]]
 """Name of a pass, the precisions that need it, and what runs it."""
-FormKey = tuple[tuple[str, float, bool], ...]
-"""What the form of every layer's functions depends on: arithmetic, function error, whether branches are split."""
+FormKey = tuple[FunctionCosts, tuple[tuple[str, float, bool], ...]]
+"""What the form of every layer's functions depends on: costs, arithmetic, function error, whether branches are split."""
 
 
 class Lowering:
@@ -81,7 +81,8 @@ class Lowering:
 
     def _form(self, recipe: SettledRecipe, timings: Timings) -> tuple[Program, KnownTables]:
         layers = [recipe[layer.name] for layer in self.program.layers()]
-        key = tuple((layer.arithmetic, layer.shared_error, layer.granularity == "branch") for layer in layers)
+        forms = tuple((layer.arithmetic, layer.shared_error, layer.granularity == "branch") for layer in layers)
+        key = (recipe.whole.costs.functions, forms)
 
         def make() -> tuple[Program, KnownTables]:
             program = _run(self._function_stages(recipe), self.program, recipe, timings)
@@ -93,17 +94,17 @@ class Lowering:
 
     def _function_stages(self, recipe: SettledRecipe) -> list[Stage]:
         """List the passes that give the functions of layers another form, which does not depend on levels and bits."""
-        x = self.x
+        x, costs = self.x, recipe.whole.costs.functions
 
         def function_error(name: str) -> float:
             layer = recipe[name]
             return layer.shared_error if layer.arithmetic == "int8" and layer.granularity != "branch" else 0.0
 
         exact, wide, tables = (_with_precision(recipe, precision) for precision in ("float", "int16", "int8"))
-        polynomials = LowerToPolynomials(WIDE_TOLERANCE, applies=wide)
+        polynomials = LowerToPolynomials(WIDE_TOLERANCE, applies=wide, costs=costs)
         in_branches = SplitBranches(lambda name: recipe[name].granularity == "branch")
         return [
-            (LowerToPolynomials.name, ("float",), lambda stage: lower_exactly(stage, x, exact)),
+            (LowerToPolynomials.name, ("float",), lambda stage: lower_exactly(stage, x, exact, costs)),
             (LowerToPolynomials.name, ("int16",), lambda stage: polynomials(stage, x)),
             (RoundTo16Bits.name, ("int16",), RoundTo16Bits(wide)),
             (FactorizeEdges.name, ("int8",), lambda stage: FactorizeEdges(tables)(stage, x)),
@@ -153,7 +154,7 @@ class Lowering:
 
         made_for = recipe.whole.for_batch or recipe.whole.batch
         batch = BALANCE if made_for is None else (made_for,)
-        reduce = ReduceFunctions(join_options, batch=batch, known=known)
+        reduce = ReduceFunctions(join_options, recipe.whole.costs.look_up, batch=batch, known=known)
         tabulate = TabulateExpansions(table_options, known=known)
         return [
             (ReduceFunctions.name, ("int8",), lambda stage: reduce(stage, x)),

@@ -1,7 +1,7 @@
 """Recipes: every choice of a compilation, checked when it is made, overridable per layer, from Python, TOML or JSON."""
 
 from kancompile.recipe.choices import (
-    CPU_PRESETS,
+    DEFAULT_PROFILE,
     GRANULARITIES,
     LOWERINGS,
     METHODS,
@@ -12,19 +12,37 @@ from kancompile.recipe.choices import (
     Recipe,
     SettledRecipe,
 )
+from kancompile.recipe.cost_profile import (
+    OPERATORS,
+    PROFILES,
+    CostProfile,
+    FunctionCosts,
+    LookUpCosts,
+    package_profile,
+    read_profile,
+)
+from kancompile.recipe.cpu_presets import CPU_PRESETS
 from kancompile.recipe.reading import describe_keys, read_recipe
 
 __all__ = [
     "CPU_PRESETS",
+    "DEFAULT_PROFILE",
     "GRANULARITIES",
     "LOWERINGS",
     "METHODS",
+    "OPERATORS",
     "PRECISIONS",
+    "PROFILES",
     "RANGES",
     "STORAGES",
+    "CostProfile",
+    "FunctionCosts",
     "LayerRecipe",
+    "LookUpCosts",
     "Recipe",
     "SettledRecipe",
     "describe_keys",
+    "package_profile",
+    "read_profile",
     "read_recipe",
 ]

@@ -6,40 +6,14 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import Field, dataclass, fields, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 from kancompile.errors import KanCompileError, shown
-from kancompile.recipe.keys import allowed, checked_value, declared
-
-
-@dataclass(frozen=True)
-class CpuPreset:
-    """A class of processors.
-
-    Attributes:
-        name: how recipes call it.
-        int16_pairs: whether some of its kernels add two products in a saturating int16, so that the file must not let any
-            sum of two neighbouring products leave it (see ``pair_products``).
-        meaning: one line for people.
-    """
-
-    name: str
-    int16_pairs: bool
-    meaning: str
-
-
-CPU_PRESETS: dict[str, CpuPreset] = {
-    preset.name: preset
-    for preset in (
-        CpuPreset("portable", True, "the same outputs on every processor: x86 of any age, ARM, WebAssembly"),
-        CpuPreset("x86-vnni", False, "x86 with AVX-512 VNNI or AVX-VNNI (servers from 2019, desktops from 2021)"),
-        CpuPreset("x86-avx2", True, "x86 with AVX2 or AVX-512 and no VNNI (from 2013)"),
-        CpuPreset("arm64", False, "64-bit ARM"),
-    )
-}
-
+from kancompile.recipe.cost_profile import PROFILES, CostProfile, name_or_profile, read_profile
+from kancompile.recipe.cpu_presets import CPU_PRESETS
+from kancompile.recipe.keys import allowed, checked_value, declared, in_toml
 
 PRECISIONS = ("int8", "int16", "float")
 METHODS = ("uniform", "gptq", "awq", "awq+gptq", "adaround", "awq+adaround", "brecq", "hawq-v2")
@@ -48,6 +22,7 @@ GRANULARITIES = ("channel", "branch", "group")
 STORAGES = ("smallest", "native", "fastest")
 LOWERINGS = ("table", "keep")
 LOOKUPS = ("auto", "each", "joint")
+DEFAULT_PROFILE = "x86-vnni"
 _SHARED_ERROR, _JOINT_ERROR = 1e-5, 1.2e-3
 
 Rows = tuple[tuple[str, Any], ...]
@@ -177,6 +152,7 @@ class Recipe(LayerRecipe):
         bits_average, max_bytes, max_latency_us: budgets; the first two have bits allocated by sensitivity.
         batch: the only batch size of the file, ``None`` for any.
         for_batch: the batch size at which time counts, ``None`` for a balance of small and large ones.
+        profile: name of a cost profile of the package, or another profile in full.
         goal_sqnr: what every output should reach, and is helped to (see ``kancompile.compiler.error_gate``); ``None``: no help.
         min_sqnr: what every output must reach, or the compilation fails.
         calibration_samples: how many samples are used at most.
@@ -237,6 +213,13 @@ class Recipe(LayerRecipe):
         high=1 << 20,
         optional=True,
     )
+    profile: str | CostProfile = declared(  # noqa: RUF009 (frozen, too)
+        DEFAULT_PROFILE,
+        "what operators cost where the file will run, by which the faster form of a layer is chosen",
+        read=name_or_profile,
+        expected=f"{', '.join(PROFILES)} or a .toml file of kancompile profile",
+        late=True,
+    )
     calibration_samples: int = declared(4096, "calibration samples used at most", kind=int, low=2, high=1 << 24)
     layers: Any = ()
 
@@ -250,6 +233,11 @@ class Recipe(LayerRecipe):
         if self.bits_average is None and self.max_bytes is None and self.method == "hawq-v2":
             return float(self.weight_bits)
         return self.bits_average
+
+    @property
+    def costs(self) -> CostProfile:
+        """What operators cost."""
+        return read_profile(self.profile)
 
     def _defaults(self) -> dict[str, Any]:
         return {option.name: getattr(self, option.name) for option in fields(LayerRecipe)}
@@ -305,9 +293,15 @@ class Recipe(LayerRecipe):
                     f"recipe: pattern {pattern!r} matches no layer, expected one of {names!r} or a pattern such as '*'"
                 )
 
+    def _plain(self, option: Field[Any]) -> Any:
+        value = getattr(self, option.name)
+        return value.to_dict() if isinstance(value, CostProfile) else value
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that :func:`read_recipe` turns back into an equal recipe."""
-        plain = {option.name: getattr(self, option.name) for option in fields(self) if option.name != "layers"}
+        keys = [option for option in fields(self) if option.name != "layers"]
+        said = [key for key in keys if not (key.metadata.get("late") and getattr(self, key.name) == key.default)]
+        plain = {key.name: self._plain(key) for key in said}
         return plain | {"layers": {pattern: dict(overrides) for pattern, overrides in self.layers}}
 
     def canonical_json(self) -> str:
@@ -327,8 +321,8 @@ class Recipe(LayerRecipe):
                 continue
             if with_meanings:
                 lines.append(f"# {option.metadata['meaning']}: {allowed(option.metadata)}")
-            value = getattr(self, option.name)
-            lines.append(f"# {option.name} = ..." if value is None else f"{option.name} = {json.dumps(value)}")
+            value = self._plain(option)
+            lines.append(f"# {option.name} = ..." if value is None else f"{option.name} = {in_toml(value)}")
         for pattern, overrides in self.layers:
             lines += ["", f"[layers.{json.dumps(pattern)}]"]
             lines += [f"{key} = {json.dumps(value)}" for key, value in overrides]

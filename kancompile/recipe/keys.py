@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Any
@@ -11,15 +12,29 @@ from kancompile.errors import KanCompileError, shown
 
 
 def declared(default: Any, meaning: str, **rule: Any) -> Any:
-    """Declare a key: its default, what it means, and its rule (``choices``, or ``low``/``high`` with ``kind``)."""
+    """Declare a key: its default, what it means, and its rule.
+
+    A rule is ``choices``, or ``low``/``high`` with ``kind``, or ``read``, which checks and returns a value, with what is
+    ``expected``. A ``late`` key came when files held recipes already: plain data holds it only where it is set, so that those of
+    earlier recipes, and their hashes, stay what they were.
+    """
     return field(default=default, metadata={"meaning": meaning, **rule})
 
 
 def allowed(rule: Mapping[str, Any]) -> str:
     """Say in words which values a rule allows."""
+    if "expected" in rule:
+        return str(rule["expected"])
     if "choices" in rule:
         return ", ".join(rule["choices"])
     return f"{rule['low']} to {rule['high']}" + (" or unset" if rule.get("optional") else "")
+
+
+def in_toml(value: Any) -> str:
+    """Write a value in one line of TOML."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {in_toml(part)}" for key, part in value.items()) + " }"
+    return json.dumps(value)
 
 
 def checked_value(key: str, value: Any, rule: Mapping[str, Any]) -> Any:
@@ -30,6 +45,8 @@ def checked_value(key: str, value: Any, rule: Mapping[str, Any]) -> Any:
     """
     if value is None and rule.get("optional"):
         return None
+    if "read" in rule:
+        return rule["read"](value)
     if "choices" in rule:
         if value not in rule["choices"]:
             near = difflib.get_close_matches(value, rule["choices"], 1) if isinstance(value, str) else []

@@ -9,6 +9,8 @@ from kancompile.validation.input_region import outside_grid, read_from_input
 from kancompile.validation.kernel_audit import KernelAudit, audit_kernels
 from kancompile.validation.layer_errors import LayerError, LayerErrors
 from kancompile.validation.layer_pairs import BranchColumns, LayerPair
+from kancompile.validation.measured_costs import costs_of, measure_costs
+from kancompile.validation.operator_probes import Probe, probes
 from kancompile.validation.paired_decisions import PairedDecisions
 from kancompile.validation.runtime_comparison import RuntimeComparison, compare_runtimes, runtimes_named
 from kancompile.validation.runtime_timing import timed_runtimes
@@ -33,6 +35,7 @@ __all__ = [
     "LayerPair",
     "OutputError",
     "PairedDecisions",
+    "Probe",
     "RuntimeComparison",
     "Score",
     "TaskMetric",
@@ -41,14 +44,17 @@ __all__ = [
     "audit_kernels",
     "benchmark",
     "compare_runtimes",
+    "costs_of",
     "decibel",
     "drop_of",
     "export_float",
     "measure_beside_float",
+    "measure_costs",
     "number_of",
     "outside_grid",
     "plain_number",
     "points",
+    "probes",
     "read_from_input",
     "runtimes_named",
     "samples_that_fit",

@@ -20,16 +20,18 @@ from kancompile.passes.lower_to_polynomials.breakpoints import find_breakpoints
 from kancompile.passes.lower_to_polynomials.observed_region import Region
 from kancompile.passes.lower_to_polynomials.piecewise_fit import Lowered, lower
 from kancompile.passes.lower_to_polynomials.region_functions import CannotFit, Functions, describe_functions
+from kancompile.recipe import DEFAULT_PROFILE, package_profile
 from tests.regions import adaptive_knots, branch, silu, spline, uniform_knots
 
 UNIT = 2.0**-24
+COSTS = package_profile(DEFAULT_PROFILE).functions
 POINTS = torch.unique(torch.cat([-torch.logspace(-3, 4, 200), torch.linspace(-4, 4, 301), torch.logspace(-3, 4, 200)]))
 
 
 def functions_of(branches: list[Branch], low: float = -1.0, high: float = 1.0, tolerance: float = 1e-6) -> Functions:
     n_in = branches[0].position.shape[0]
     region = Region(tuple(branches), (n_in,), (n_in,))
-    breakpoints = find_breakpoints(region, POINTS).breakpoints
+    breakpoints = find_breakpoints(region, POINTS, COSTS).breakpoints
     assert breakpoints is not None
     return describe_functions(region, breakpoints, low, high, tolerance)
 
@@ -37,7 +39,7 @@ def functions_of(branches: list[Branch], low: float = -1.0, high: float = 1.0, t
 def lowered(
     functions: Functions, k: int, degrees: tuple[int, ...] = (1, 2, 3, 4), most_bytes: int = 1 << 20
 ) -> Lowered:
-    return lower(functions, [("all", k)], most_bytes, degrees)
+    return lower(functions, [("all", k)], most_bytes, degrees, COSTS)
 
 
 def rounding_bound(module: PolynomialExpansion, largest_place: float) -> float:
@@ -210,14 +212,14 @@ def test_breakpoints_are_exact() -> None:
     }
     for name, (function, expected) in ways.items():
         region = Region((branch(name, 3, 1, function, edge),), (3,), (3,))
-        found = find_breakpoints(region, POINTS).breakpoints
+        found = find_breakpoints(region, POINTS, COSTS).breakpoints
         assert found is not None
         assert torch.equal(torch.cat(found), expected), name
 
 
 def test_floor_breaks_at_every_whole_number() -> None:
     region = Region((branch("floor", 2, 1, lambda x: torch.floor(x.clamp(-3.5, 4.5))),), (2,), (2,))
-    found = find_breakpoints(region, torch.tensor([-10.0, 10.0])).breakpoints
+    found = find_breakpoints(region, torch.tensor([-10.0, 10.0]), COSTS).breakpoints
     assert found is not None
     assert found[1].tolist() == [
         -3.5,
@@ -240,7 +242,7 @@ def test_breakpoints_are_found_for_the_right_input() -> None:
     region = Region(
         (branch("bumps", 9, 1, lambda x, c, o: ((x - c).abs() < 0.2)[:, o].float(), centre, order),), (9,), (9,)
     )
-    found = find_breakpoints(region, POINTS).breakpoints
+    found = find_breakpoints(region, POINTS, COSTS).breakpoints
     assert found is not None
     for place, points in zip(centre, found, strict=True):
         assert points.tolist() == pytest.approx([float(place) - 0.2, float(place), float(place) + 0.2], abs=1e-6)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -29,10 +29,10 @@ from kancompile.passes.lower_to_polynomials.breakpoints import find_breakpoints,
 from kancompile.passes.lower_to_polynomials.observed_region import ObserveRegion, Region
 from kancompile.passes.lower_to_polynomials.piecewise_fit import Lowered, lower
 from kancompile.passes.lower_to_polynomials.region_functions import CannotFit, describe_functions
+from kancompile.recipe import DEFAULT_PROFILE, FunctionCosts, package_profile
 
 _LEAST_BYTES = 1 << 19
 _SHARED_BYTES = 1 << 20  # a table that all inputs use should stay in a second-level cache
-_CONCATENATE = 0.3  # ns for each column that is copied where a layer reads more than one expansion
 _CHUNK = 128
 _LEFT = " left as PyTorch computes it"
 _GAIN = 0.8  # share of the time below which a polynomial is worth its error
@@ -53,12 +53,14 @@ class LowerToPolynomials:
         most_bytes: how large the coefficients of one expansion may be; ``None``: as large as the weights that read it
             and at least 512 KiB, and for a table that all inputs share at most 1 MiB.
         applies: says for a layer's name whether to lower it; ``None``: all layers.
+        costs: of operators, by which the fastest form is chosen.
     """
 
     tolerance: float = 1e-6
     degrees: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7)
     most_bytes: int | None = None
     applies: Callable[[str], bool] | None = None
+    costs: FunctionCosts = field(default_factory=lambda: package_profile(DEFAULT_PROFILE).functions)
 
     name = "lower-to-polynomials"
 
@@ -107,7 +109,7 @@ class LowerToPolynomials:
         branches: list[Branch] = list(expansion.branches)  # type: ignore[arg-type]
         who = f"layer {layer!r}: "
         points = _points(low, high)
-        looks = [find_breakpoints(_region(expansion, [branch]), points) for branch in branches]
+        looks = [find_breakpoints(_region(expansion, [branch]), points, self.costs) for branch in branches]
         unsafe = [number for number, look in enumerate(looks) if look.risky]
         stay = [look.nanoseconds for look in looks]
         best, best_time = None, _GAIN * sum(stay) if not unsafe else float("inf")
@@ -116,14 +118,14 @@ class LowerToPolynomials:
         for chosen in _subsets(every, unsafe, stay):
             rest = sum(stay[number] for number in every if number not in chosen)
             if len(chosen) < len(every):
-                rest += _CONCATENATE * sum(branches[number].k for number in every)
+                rest += self.costs.apart * sum(branches[number].k for number in every)
             try:
                 region = _region(expansion, [branches[number] for number in chosen])
                 breakpoints = _together([looks[number].breakpoints for number in chosen])
                 functions = describe_functions(region, breakpoints, low, high, self.tolerance)
                 size = self._most_bytes(functions.count, weights)
                 names = [(branches[number].name, branches[number].k) for number in chosen]
-                lowered = lower(functions, names, size, self.degrees)
+                lowered = lower(functions, names, size, self.degrees, self.costs)
             except CannotFit as reason:
                 reasons.append(f"{_names(branches, chosen)}: {reason}")
                 continue
@@ -307,19 +309,20 @@ def _free_name(root: nn.Module, name: str) -> str:
     return name
 
 
-def lower_exactly(program: Program, x: Values, applies: Callable[[str], bool]) -> Program:
+def lower_exactly(program: Program, x: Values, applies: Callable[[str], bool], costs: FunctionCosts) -> Program:
     """Lower with the first tolerance that keeps the output within ``OUTPUT_ERROR`` of its largest value, else the least.
 
     Args:
         program: a captured program.
         x: calibration inputs ``[n, *input_shape]``.
         applies: says for a layer's name whether to lower it.
+        costs: of operators.
     """
     few = x[:: max(1, len(x) // _COMPARED)][:_COMPARED]
     expected = joined(program(few))
     lowered = program
     for tolerance in TOLERANCES:
-        lowered = LowerToPolynomials(tolerance, applies=applies)(program, x)
+        lowered = LowerToPolynomials(tolerance, applies=applies, costs=costs)(program, x)
         error = float((joined(lowered(few)) - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
         if error <= OUTPUT_ERROR:
             break

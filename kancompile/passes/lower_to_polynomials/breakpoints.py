@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kancompile.passes.lower_to_polynomials.observed_region import Region
+from kancompile.recipe import FunctionCosts
 
 _FEW_FLOATS = 4  # breakpoints this many floats apart count as one
 _MOST_CHANGES = 2048  # for each input
@@ -43,12 +44,13 @@ class _TooMany(Exception):
     pass
 
 
-def find_breakpoints(region: Region, points: Tensor) -> Smoothness:
+def find_breakpoints(region: Region, points: Tensor, costs: FunctionCosts) -> Smoothness:
     """Find all breakpoints between the first and the last of some points.
 
     Args:
         region: what to look at.
         points: ascending inputs ``[n]``; a state that changes and changes back between two of them is missed.
+        costs: of operators.
     """
     points = points.float()
     filled = points[:, None].expand(-1, region.inputs)
@@ -60,7 +62,7 @@ def find_breakpoints(region: Region, points: Tensor) -> Smoothness:
         rows = filled[start : start + region.chunk]
         seen = region.observe(rows)
         risky |= {name for name, _, near in seen.margins if near}
-        nanoseconds = seen.nanoseconds / rows.numel()
+        nanoseconds = seen.nanoseconds(costs) / rows.numel()
         for number, state in enumerate(seen.states):
             row, place = (state[1:] != state[:-1]).nonzero(as_tuple=True)
             count += len(row)

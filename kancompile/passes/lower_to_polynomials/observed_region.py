@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,15 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from kancompile.ir import to_channels_first
+from kancompile.recipe import FunctionCosts
 
 _CHUNK_ELEMENTS = 1 << 20
 _MARGIN = 1e-6  # ONNX Runtime's Tanh overshoots 1 by 2.4e-7
-
-# estimated times of ONNX Runtime 1.32, one thread of x86-64, tensors larger than the second-level cache
-_SPAN = 16.0  # ns for each contiguous run of a broadcast operand
-_OPERATION = 0.4  # ns for each element of an elementwise operator
-_SLOW = {"index": 10.0, "pow": 0.9, "gelu": 1.5, "erf": 1.0, "log": 1.0, "sin": 2.0, "cos": 2.5, "tan": 4.0}
-_SLOW |= dict.fromkeys(("acos", "asin", "atan", "sinh", "cosh", "asinh", "acosh", "atanh"), 1.5)
 
 _SIGN = frozenset(("relu", "leaky_relu", "_prelu_kernel", "elu", "celu", "abs", "sign", "sgn", "rrelu", "heaviside"))
 _STEP = frozenset(("floor", "ceil", "round", "trunc", "fix", "floor_divide"))
@@ -50,14 +46,21 @@ class Observation:
 
     Attributes:
         states: the state of every switch, in the order of execution.
-        nanoseconds: estimated time of ONNX Runtime, one thread.
+        elements: how many elements operators returned, by their names.
+        runs: contiguous runs into which broadcasting cut operands.
         margins: for every operator of restricted domain its name, its number of elements, and whether one of them is
             within 1e-6 of the edge, where another implementation of the operators before it may be outside.
     """
 
     states: list[Tensor] = field(default_factory=list)
-    nanoseconds: float = 0.0
+    elements: Counter[str] = field(default_factory=Counter)
+    runs: int = 0
     margins: list[tuple[str, int, bool]] = field(default_factory=list)
+
+    def nanoseconds(self, costs: FunctionCosts) -> float:
+        """Estimate the time of ONNX Runtime, one thread."""
+        elements = sum(count * costs.of_operator(name) for name, count in self.elements.items())
+        return elements + self.runs * costs.run
 
 
 class ObserveRegion(TorchDispatchMode):
@@ -84,7 +87,9 @@ class ObserveRegion(TorchDispatchMode):
         inputs = [value for value in _tensors((args, kwargs)) if value.is_floating_point()]
         if inputs:
             self.seen.states += _switch_states(name, args, kwargs, out)
-        self.seen.nanoseconds += _nanoseconds(name, func, args, out)
+        if isinstance(out, Tensor) and not any(argument.alias_info for argument in func._schema.arguments):
+            self.seen.elements[name] += out.numel()
+            self.seen.runs += _runs(args, out) if torch.Tag.pointwise in func.tags else 0
         margin = _MARGINS.get(name)
         if name == "pow" and len(args) > 1 and not _is_whole(args[1]):
             margin = _MARGINS["sqrt"]
@@ -147,16 +152,14 @@ def _switch_states(name: str, args: Any, kwargs: Any, out: Any) -> list[Tensor]:
     return []
 
 
-def _nanoseconds(name: str, func: Any, args: Any, out: Any) -> float:
-    """Estimate an operator's time: by its elements, and by the runs into which broadcasting cuts an operand."""
-    if not isinstance(out, Tensor) or any(argument.alias_info for argument in func._schema.arguments):
-        return 0.0
+def _runs(args: Any, out: Tensor) -> int:
+    """Count the contiguous runs into which broadcasting cuts an operand."""
     runs = 0
     for value in _tensors(args):
-        if torch.Tag.pointwise in func.tags and 1 < value.numel() < out.numel():
+        if 1 < value.numel() < out.numel():
             shape = (1,) * (out.dim() - value.dim()) + tuple(value.shape)
             runs = max(runs, out.numel() // _run(shape, tuple(out.shape)))
-    return out.numel() * _SLOW.get(name, _OPERATION) + runs * _SPAN
+    return runs
 
 
 def _run(shape: Sequence[int], whole: Sequence[int]) -> int:

@@ -1,7 +1,7 @@
 """Fit piecewise polynomials to the functions of an expansion, the fastest form that keeps a tolerance.
 
-Candidates are tried in the order of their estimated time in ONNX Runtime (constants below, measured on one x86-64
-core; only their ratios matter), and the fastest that reaches the tolerance within the memory allowed is taken:
+Candidates are tried in the order of their estimated time in ONNX Runtime, by the costs of a profile, of which only the ratios
+matter, and the fastest that reaches the tolerance within the memory allowed is taken:
 
 * uniform cells, where all breakpoints lie on one lattice (uniform knots) or there are none; the lattice is subdivided
   until polynomials of the degree fit. If one width for all would need too many rows, cells outside of the outermost
@@ -27,17 +27,11 @@ from torch import Tensor
 from kancompile.ir import BreakpointCells, PolynomialExpansion, UniformCells, Zone, to_channels_first
 from kancompile.passes.lower_to_polynomials.breakpoints import count_before
 from kancompile.passes.lower_to_polynomials.region_functions import NEAR, CannotFit, Functions
+from kancompile.recipe import FunctionCosts
 
 MOST_BREAKPOINTS = 256
 
 _ACCEPT = 3.0  # how often the tolerance of the fit may be exceeded once float32 rounding is added
-
-# estimated times of ONNX Runtime 1.32, one thread of x86-64, tensors larger than the second-level cache
-_GATHER, _GATHERED = 4.6, 0.5  # ns of a Gather for each row number, and for each value
-_STEP = 1.0  # ns of one multiplication and addition for each value
-_COPY = 0.45  # ns of copying the place in the cell to a column
-_ELEMENTWISE = 0.5  # ns of an elementwise operator
-_COMPARE = 1.2  # ns of comparing with one breakpoint and counting it
 
 _LATTICE = 1e-5  # how far from a lattice, in its steps, breakpoints may lie
 
@@ -71,7 +65,11 @@ class Lowered:
 
 
 def lower(
-    functions: Functions, branches: Sequence[tuple[str, int]], most_bytes: int, degrees: Iterable[int]
+    functions: Functions,
+    branches: Sequence[tuple[str, int]],
+    most_bytes: int,
+    degrees: Iterable[int],
+    costs: FunctionCosts,
 ) -> Lowered:
     """Return the candidate of least estimated time.
 
@@ -80,6 +78,7 @@ def lower(
         branches: name and number of functions of each branch.
         most_bytes: how large the coefficients may be.
         degrees: to be tried, each 1 or more.
+        costs: of operators.
 
     Raises:
         CannotFit: none reaches the tolerance.
@@ -87,12 +86,12 @@ def lower(
     candidates: list[tuple[float, Callable[[], Fit | None]]] = []
     count = 2 + max((len(points) for points in functions.breakpoints), default=0)
     for degree in degrees:
-        work = _polynomial_time(degree, functions.k) + (_ELEMENTWISE if functions.count > 1 else 0.0)
+        work = _polynomial_time(degree, functions.k, costs) + (costs.elementwise if functions.count > 1 else 0.0)
         candidates += [
-            (work + 6 * _ELEMENTWISE, partial(fit_uniform, functions, degree, most_bytes)),
-            (work + 13 * _ELEMENTWISE, partial(fit_two_widths, functions, degree, most_bytes)),
+            (work + 6 * costs.elementwise, partial(fit_uniform, functions, degree, most_bytes)),
+            (work + 13 * costs.elementwise, partial(fit_two_widths, functions, degree, most_bytes)),
         ]
-        work += count * _COMPARE + _GATHER + _GATHERED + 3 * _ELEMENTWISE
+        work += count * costs.compare + costs.gather + costs.gathered + 3 * costs.elementwise
         candidates.append((work, partial(fit_breakpoints, functions, degree, most_bytes)))
     rejected = math.inf
     best: Lowered | None = None
@@ -103,7 +102,7 @@ def lower(
         if fit is None:
             continue
         if isinstance(fit.cells, BreakpointCells):  # how often cells were halved shows only now
-            nanoseconds += (fit.cells.rows - count) * _COMPARE
+            nanoseconds += (fit.cells.rows - count) * costs.compare
         module = _module(functions, fit, branches)
         error = measure(functions, module)
         if error <= _ACCEPT * functions.tolerance and (best is None or nanoseconds < best.nanoseconds):
@@ -160,9 +159,9 @@ def measure(functions: Functions, module: PolynomialExpansion) -> float:
     return float(error.max()) * functions.tolerance
 
 
-def _polynomial_time(degree: int, k: int) -> float:
-    gathers = (degree + 1) * (_GATHER + _GATHERED * k)
-    return gathers + (degree * _STEP * k + _COPY * k if degree else 0.0)
+def _polynomial_time(degree: int, k: int, costs: FunctionCosts) -> float:
+    gathers = (degree + 1) * (costs.gather + costs.gathered * k)
+    return gathers + (degree * costs.step * k + costs.copy * k if degree else 0.0)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from kancompile.passes.reduce_functions.join import Joined, JoinOptions, Stays, 
 from kancompile.passes.reduce_functions.look_up_time import BALANCE, MOST_COLUMNS, most_columns
 from kancompile.passes.reduce_functions.words import PLANES
 from kancompile.passes.tabulate_expansions import KnownTables
+from kancompile.recipe import LookUpCosts
 
 _UNFIT = (
     "joint look-ups take linear layers of functions that no other layer reads, so each input is looked up by itself"
@@ -33,12 +34,14 @@ class ReduceFunctions:
 
     Attributes:
         options: gives the options of a layer by its name, ``None`` to look each input up by itself.
+        costs: of operators, by which the faster look-ups are chosen.
         samples: calibration samples used to measure the error of indices.
         batch: sizes of a batch that the file is made for.
         known: what earlier calls with the same program and inputs found.
     """
 
     options: Callable[[str], JoinOptions | None]
+    costs: LookUpCosts
     samples: int = 256
     batch: tuple[int, ...] = BALANCE
     known: KnownTables | None = None
@@ -70,7 +73,7 @@ class ReduceFunctions:
         modules: dict[str, nn.Module] = {}
         for layer in found:
             made, said = known.layer(
-                (layer.name, asked[layer], self.batch),
+                (layer.name, asked[layer], most[layer]),
                 lambda: self._joined(program, layer, read, asked[layer], most[layer]),  # noqa: B023 (called at once)
             )
             modules |= made
@@ -82,7 +85,7 @@ class ReduceFunctions:
         sizes = [(expansion.n_in, expansion.k) for expansion in program.expansions(layer)]
         if options.always:
             return min(max(sum(n_in * k for n_in, k in sizes), PLANES), MOST_COLUMNS)
-        return most_columns(sizes, program.contraction(layer).n_out, self.batch)
+        return most_columns(sizes, program.contraction(layer).n_out, self.costs, self.batch)
 
     def _joined(
         self, program: Program, layer: Layer, read: Mapping[str, Tensor], options: JoinOptions, most: int

@@ -12,7 +12,9 @@ from kancompile.passes.reduce_functions.fit import PRIOR, LeastSquares
 from kancompile.passes.reduce_functions.join import _fewest
 from kancompile.passes.reduce_functions.look_up_time import MOST_COLUMNS, is_faster, most_columns
 from kancompile.passes.reduce_functions.words import FLOOR, PLANES, Words, find_words
+from kancompile.recipe import DEFAULT_PROFILE, package_profile
 
+COSTS = package_profile(DEFAULT_PROFILE).look_up
 LEVELS = 6
 
 
@@ -172,15 +174,15 @@ def test_the_fewest_that_suffice_are_found(most: int, needed: int) -> None:
     st.integers(1, 3000), st.integers(1, 20), st.integers(1, 512), st.sampled_from([(1,), (16,), (256,), (1, 16, 256)])
 )
 def test_the_most_columns_are_still_faster(n_in: int, k: int, n_out: int, batch: tuple[int, ...]) -> None:
-    most = most_columns([(n_in, k)], n_out, batch)
+    most = most_columns([(n_in, k)], n_out, COSTS, batch)
     limit = min(n_in * k // 2, MOST_COLUMNS) // PLANES * PLANES
     assert 0 <= most <= limit
     assert most % PLANES == 0
-    assert not most or is_faster([(n_in, k)], n_out, most, batch)
-    assert most == limit or not is_faster([(n_in, k)], n_out, most + PLANES, batch)
+    assert not most or is_faster([(n_in, k)], n_out, most, COSTS, batch)
+    assert most == limit or not is_faster([(n_in, k)], n_out, most + PLANES, COSTS, batch)
 
 
 def test_wide_layers_are_faster_in_pairs_and_small_ones_are_not() -> None:
-    assert most_columns([(784, 9)], 64) > 1000
-    assert most_columns([(16, 9)], 10) == 0
-    assert most_columns([(784, 9)], 64, (256,)) > most_columns([(784, 9)], 64, (1,))
+    assert most_columns([(784, 9)], 64, COSTS) > 1000
+    assert most_columns([(16, 9)], 10, COSTS) == 0
+    assert most_columns([(784, 9)], 64, COSTS, (256,)) > most_columns([(784, 9)], 64, COSTS, (1,))
