@@ -53,6 +53,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Describe the options of the command."""
     add_model(parser, "model", positional=True)
     add_data(parser, "calibration", "inputs scaled as in training")
+    parser.add_argument(
+        "--dynamic",
+        action="append",
+        metavar="'x: batch, time, 8'",
+        help="leave dimensions beside the batch open, each by a name of its own; for several inputs repeated",
+    )
     add_held_out(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the model and its manifest")
     parser.add_argument("--force", action="store_true", help="replace existing files")
@@ -130,7 +136,13 @@ def run(options: argparse.Namespace) -> int:
         export = FloatExport(model, check_fits(model, samples).samples[:2])  # meanwhile, in a process of its own
         try:
             compiled = compile_model(
-                model, divided.fitting, target=targets[0].name, recipe=recipe, seed=options.seed, device=options.device
+                model,
+                divided.fitting,
+                target=targets[0].name,
+                recipe=recipe,
+                seed=options.seed,
+                device=options.device,
+                dynamic=options.dynamic,
             )
             result = compiled.validate(
                 judging, min_sqnr=recipe.min_sqnr, max_drop=options.max_drop, is_classifier=options.classifier

@@ -40,6 +40,7 @@ def compile(
     seed: int = 0,
     device: str = "cpu",
     trust: bool = False,
+    dynamic: Any = None,
 ) -> CompiledModel:
     """Compile a trained KAN to the file of a target, ONNX for ONNX Runtime unless another is named.
 
@@ -54,6 +55,8 @@ def compile(
         seed: of every random choice.
         device: ``"cpu"`` or ``"cuda"``, where rounding methods keep their matrices.
         trust: whether a ``.pt2`` file may be opened: loading one can run any code that it holds.
+        dynamic: dimensions beside the batch that the file leaves open, such as the length of a sequence: ``"x: batch, time, 8"``,
+            or ``{"x": {1: Dim("time")}}`` as ``torch.export`` takes it. All others have the sizes of the samples.
 
     Raises:
         KanCompileError: bad input of any kind; nothing is written.
@@ -83,7 +86,7 @@ def compile(
         model=model_inputs(model),
         keep_integers=True,
     )
-    prepared = prepare_model(model, samples, whole, seed, device, trust=trust, timings=timings)
+    prepared = prepare_model(model, samples, whole, seed, device, trust=trust, timings=timings, dynamic=dynamic)
     captured, x, budget, front = prepared.program, prepared.x, prepared.budget, prepared.front
     samples = prepared.samples
     chosen, used = prepared.recipe, prepared.model

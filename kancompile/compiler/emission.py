@@ -62,11 +62,11 @@ def write(target: Target, program: Program, facts: Mapping[str, Any], recipe: Re
     """
     check_target(target, recipe)
     if not target.several_tensors and program.declared is not None:
-        inputs = [f"{one.name} ({str(one.dtype).removeprefix('torch.')})" for one in program.interface.inputs]
+        inputs = [f"{one.text()} {str(one.dtype).removeprefix('torch.')}" for one in program.interface.inputs]
         outputs = ", ".join(program.interface.outputs)
         raise KanCompileError(
             f"target {target.name!r}: found the inputs {', '.join(inputs)} and the outputs {outputs}, expected one float32 input "
-            "and one output; compile for an ONNX target, or the part of the model that has such"
+            "of fixed shape and one output; compile for an ONNX target, or the part of the model that has such"
         )
     for layer in facts["layers"]:
         if layer["weight_bits"] not in (*target.weight_bits, 16, 32):

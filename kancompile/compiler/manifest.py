@@ -91,7 +91,11 @@ def _interface(declared: Interface | None) -> dict[str, Any]:
     if declared is None:
         return {}
     inputs = [
-        {"name": entry.name, "shape": list(entry.shape), "dtype": str(entry.dtype).removeprefix("torch.")}
+        {
+            "name": entry.name,
+            "shape": [entry.dynamic.get(dim, size) for dim, size in enumerate(entry.shape, start=1)],
+            "dtype": str(entry.dtype).removeprefix("torch."),
+        }
         for entry in declared.inputs
     ]
     return {"inputs": inputs, "outputs": list(declared.outputs)}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from kancompile.compiler.bit_budget import BitBudget
-from kancompile.data import Calibration, check_fits, in_float32, load_exported, precision_note
+from kancompile.data import Calibration, check_fits, in_float32, load_exported, precision_note, read_dynamic
 from kancompile.errors import KanCompileError
 from kancompile.frontend import capture
 from kancompile.ir import Program, separate_uses
@@ -67,6 +67,7 @@ def prepare_model(
     captured: Program | None = None,
     trust: bool = False,
     timings: Timings | None = None,
+    dynamic: Any = None,
 ) -> Preparation:
     """Capture a model and prepare it for its recipe.
 
@@ -79,6 +80,7 @@ def prepare_model(
         captured: the captured model, where there is one already.
         trust: whether a ``.pt2`` file may be opened.
         timings: keeps the seconds of each stage.
+        dynamic: dynamic dimensions beside the batch, as :func:`kancompile.data.read_dynamic` reads them.
 
     Raises:
         KanCompileError: the model does not take such samples, cannot be captured, yields NaN or infinity on them, or a pattern
@@ -92,7 +94,8 @@ def prepare_model(
         used = in_float32(model, samples.samples[:2])
         samples = check_fits(used, samples)
         example = samples.samples[:_PROBED]
-        captured = timings.measure("capture", lambda: capture(used, example, trust=trust))
+        sizes = None if dynamic is None else read_dynamic(dynamic, samples)
+        captured = timings.measure("capture", lambda: capture(used, example, trust=trust, dynamic=sizes))
     found, x = separate_uses(captured), samples.samples
     found = replace(found, notes=(*found.notes, *precision_note(model, used)))
     allocates = recipe.max_bytes is not None or recipe.allocated_bits is not None

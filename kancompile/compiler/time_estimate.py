@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.ir import Program
+from kancompile.named_tensors import Values
 
 _NODE, _LOOK_UP, _PRODUCT = 500.0, 8.2, 0.0053
 """Nanoseconds of ONNX Runtime on one thread for a node, for a row that is looked up and for an 8-bit product."""
@@ -23,7 +24,7 @@ _OF_ELEMENTS = frozenset(
 )
 
 
-def estimate_times(program: Program, x: Tensor) -> dict[fx.Node, float]:
+def estimate_times(program: Program, x: Values) -> dict[fx.Node, float]:
     """Estimate for every node the nanoseconds of one sample.
 
     Args:
@@ -32,7 +33,7 @@ def estimate_times(program: Program, x: Tensor) -> dict[fx.Node, float]:
     """
     costs = _Costs(program)
     with torch.no_grad():
-        costs.run(x)
+        costs.run(*program.arguments(x))
     return {node: _NODE * nodes + elements / len(x) for node, (nodes, elements) in costs.found.items()}
 
 

@@ -2,6 +2,8 @@
 
 from kancompile.data.calibration import LEAST_TO_SPLIT, Calibration, load_calibration, stream_batches
 from kancompile.data.data_sources import open_data
+from kancompile.data.dynamic_export import export_dynamic
+from kancompile.data.dynamic_sizes import read_dynamic
 from kancompile.data.entries import ONE
 from kancompile.data.evaluation_mode import evaluation_mode
 from kancompile.data.exported_file import load_exported
@@ -37,6 +39,7 @@ __all__ = [
     "dynamic_dimensions",
     "evaluating",
     "evaluation_mode",
+    "export_dynamic",
     "float32_by_default",
     "in_float32",
     "in_order",
@@ -52,6 +55,7 @@ __all__ = [
     "parse_factory_args",
     "precision_note",
     "read_divided",
+    "read_dynamic",
     "read_table",
     "register_dataclasses",
     "shape_hint",

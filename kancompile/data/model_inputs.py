@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from kancompile.data.model_outputs import named_leaves
 from kancompile.errors import KanCompileError
-from kancompile.named_tensors import NamedTensors, Values
+from kancompile.named_tensors import NamedTensors, Values, by_name
 
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -136,12 +136,23 @@ def arguments(model: Any, values: Values) -> tuple[tuple[Any, ...], dict[str, An
     return bound.args, bound.kwargs
 
 
-def dynamic_dimensions(model: nn.Module, args: Any, kwargs: Any, dimensions: Mapping[int, Any]) -> Any:
-    """Say the dynamic dimensions of every tensor among the arguments, as ``torch.export`` wants it."""
+def dynamic_dimensions(
+    model: nn.Module, args: Any, kwargs: Any, values: Values, dynamic: Mapping[str, Mapping[int, str]] | None = None
+) -> Any:
+    """Say the dynamic dimensions of every tensor among the arguments, as ``torch.export`` wants it: the batch, and others.
+
+    Args:
+        model, args, kwargs: the call.
+        values: the tensors among the arguments, by name where they are several.
+        dynamic: names of dimensions beside the batch, by input and number; equal names are equal sizes.
+    """
     shapes = torch.export.ShapesCollection()
+    names = {id(value): name for name, value in by_name(values, ["input"]).items()}
+    made = {"batch": torch.export.Dim("batch")}
     for _, leaf in named_leaves((args, kwargs)):
         if isinstance(leaf, Tensor):
-            shapes[leaf] = dict(dimensions)
+            called = {0: "batch", **(dynamic or {}).get(names.get(id(leaf), ""), {})}
+            shapes[leaf] = {dim: made.setdefault(size, torch.export.Dim(size)) for dim, size in called.items()}
     return shapes.dynamic_shapes(model, args, kwargs)
 
 

@@ -22,7 +22,8 @@ def rewrite(flow: Flow, layers: Sequence[CanonicalLayer]) -> fx.GraphModule:
     graph = copier.graph
     for node in flow.inputs:
         copier.placed[node] = graph.placeholder("x" if len(flow.inputs) == 1 else node.name)
-    copier.batch = graph.call_function(torch.ops.aten.sym_size.int, (copier.placed[flow.inputs[0]], 0))
+    for symbol, (holder, dim) in flow.symbols.items():
+        copier.sizes[symbol] = graph.call_function(torch.ops.aten.sym_size.int, (copier.placed[holder], dim))
     modules: dict[str, nn.Module] = {}
     in_samples: dict[fx.Node, fx.Node] = {}  # targets as [b, *shape of one sample]
     live = live_nodes(flow.outputs)
@@ -40,14 +41,14 @@ def rewrite(flow: Flow, layers: Sequence[CanonicalLayer]) -> fx.GraphModule:
                 layout, selection = layout_of(anchor, flow.batch), layer.selections[position]
                 source = in_samples.get(anchor)
                 if source is None:
-                    source = layout.emit_to_samples(graph, copier.placed[anchor], copier.batch)
+                    source = layout.emit_to_samples(graph, copier.placed[anchor], copier.sizes)
                 if selection is not None:
                     source = selection.emit(copier, source, layout.shape, f"layer{number}_inputs{position}")
                 features.append(graph.call_module(name, (source,)))
             modules[f"layer{number}_contract"] = layer.contraction
             result = layer.emit_moved(copier, graph.call_module(f"layer{number}_contract", tuple(features)))
             in_samples[node] = result
-            copier.placed[node] = layout_of(node, flow.batch).emit_from_samples(graph, result, copier.batch)
+            copier.placed[node] = layout_of(node, flow.batch).emit_from_samples(graph, result, copier.sizes)
         else:
             copier.copy(node)
     returned = tuple(copier.placed[node] for node in flow.outputs)

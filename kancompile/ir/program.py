@@ -90,11 +90,19 @@ class Input:
         name: as the user's ``forward`` calls it; parts of a dict, dataclass or tuple as ``batch.x``.
         shape: without the batch.
         dtype: float32, or an integer type or bool, whose values the network reads as they are.
+        dynamic: names of its dynamic dimensions beside the batch, by number in ``[batch, *shape]``; ``shape`` has the sizes of
+            the samples there.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
+    dynamic: Mapping[int, str] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """Write its shape for people."""
+        sizes = [self.dynamic.get(dim, str(size)) for dim, size in enumerate(self.shape, start=1)]
+        return f"{self.name} [{', '.join(['batch', *sizes])}]"
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ class Program:
         kinds: what layers are, by their names, that are no KAN layers of their own: ``ordinary`` or ``use of`` another one.
         notes: lines for the report that passes added.
         history: what each pass did, in order.
-        declared: inputs and outputs where there are several, or others than float32.
+        declared: inputs and outputs where there are several, others than float32, or dynamic dimensions.
     """
 
     graph_module: fx.GraphModule
@@ -152,6 +160,11 @@ class Program:
         if isinstance(x, Tensor):
             return (x,)
         return tuple(x.tensors[entry.name] for entry in self.interface.inputs)
+
+    def zeros(self, rows: int) -> Values:
+        """Give a batch of zeros of the shapes and types of the inputs."""
+        found = {one.name: torch.zeros(rows, *one.shape, dtype=one.dtype) for one in self.interface.inputs}
+        return NamedTensors(found) if len(found) > 1 else next(iter(found.values()))
 
     def by_name(self, returned: Any) -> Any:
         """Name what the graph module returns: a tensor stays itself, several become ``NamedTensors``."""

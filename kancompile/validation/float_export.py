@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
 from kancompile.data import arguments, dynamic_dimensions, evaluating, in_float32, register_dataclasses
 from kancompile.errors import KanCompileError, reason
@@ -36,8 +36,9 @@ def export_float(reference: nn.Module | ExportedProgram, example: Values | Seque
         if isinstance(reference, ExportedProgram):
             program = torch.onnx.export(reference, dynamo=True, verbose=False)
         else:
-            args, kwargs = arguments(reference, _rows(example))
-            shapes = dynamic_dimensions(reference, args, kwargs, {0: Dim("batch")})
+            example = _rows(example)
+            args, kwargs = arguments(reference, example)
+            shapes = dynamic_dimensions(reference, args, kwargs, example)
             if isinstance(example, NamedTensors):  # only torch.export takes every structure of arguments
                 register_dataclasses((args, kwargs, reference(*args, **kwargs)))
                 traced = torch.export.export(reference, args, kwargs, dynamic_shapes=shapes, strict=False)

@@ -74,7 +74,7 @@ def read_from_input(program: Program, x: Values) -> Iterator[tuple[str, Expansio
                 read = program.inputs(few, [target])[target]
                 for part, whole in zip(tensors_of(few), tensors_of(x), strict=True):
                     if read.numel() == part.numel() and torch.equal(read.flatten(), part.flatten()):
-                        yield layer.name, expansion, whole.reshape(len(x), *read.shape[1:])
+                        yield layer.name, expansion, whole.reshape(-1, *read.shape[1:])
                         break
 
 

@@ -158,7 +158,9 @@ def test_wrong_data_are_named(data: Any, words: str) -> None:
 
 @pytest.mark.parametrize("target", ["c99", "litert"])
 def test_targets_of_one_tensor_say_so(target: str) -> None:
-    with pytest.raises(KanCompileError, match=rf"target '{target}': found the inputs x \(float32\), t \(int64\)"):
+    with pytest.raises(
+        KanCompileError, match=rf"target '{target}': found the inputs x \[batch, 4\] float32, t \[batch\] int64"
+    ):
         kancompile.compile(Diffusion(), {"x": X, "t": STEPS}, target=target)
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.errors import KanCompileError, first_line
-from kancompile.frontend.flow.batch_layout import NotLowerableError, layout_of
 from kancompile.frontend.flow.flow import Flow
 from kancompile.frontend.flow.table_rules import misses_table
 from kancompile.frontend.trace import Examples, node_source
@@ -70,7 +69,7 @@ def run(flow: Flow, rows: Iterable[Tensor], keep: bool = False) -> dict[fx.Node,
             values[node] = _evaluate(node, args, kwargs)
             for source in node.all_input_nodes:
                 readers[source] -= 1
-                if not keep and readers[source] == 0 and source not in flow.outputs:
+                if not keep and readers[source] == 0 and source not in flow.outputs + flow.inputs:
                     del values[source]
     return values
 
@@ -93,12 +92,16 @@ def _row(flow: Flow, node: fx.Node, values: dict[fx.Node, Any], place: int) -> T
     value = values[node]
     if not isinstance(value, Tensor):
         return None
-    if all(isinstance(size, int) for size in node.meta["val"].shape):
+    sizes = node.meta["val"].shape
+    with_batch = [
+        dim for dim, size in enumerate(sizes) if not isinstance(size, int) and flow.batch in size.node.expr.free_symbols
+    ]
+    if not with_batch:
         return value
-    try:
-        return layout_of(node, flow.batch).to_samples(value)[place]
-    except NotLowerableError:
+    samples = len(values[flow.inputs[0]])
+    if len(with_batch) > 1 or value.shape[with_batch[0]] % samples:
         return None
+    return value.movedim(with_batch[0], 0).reshape(samples, -1)[place]
 
 
 def _differs(expected: Tensor, found: Tensor) -> bool:

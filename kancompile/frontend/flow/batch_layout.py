@@ -1,12 +1,15 @@
 """Where the batch stands in a tensor of the exported graph, and how to bring it to the front.
 
-KAN modules read and write ``[b, *shape]``. A traced tensor may hold the batch elsewhere (``[n, b]``) or merged with tokens
-(``[b * tokens, n]``, after a reshape). The symbolic shapes of the trace say which.
+KAN modules read and write ``[rows, *shape]``. A traced tensor may hold the batch elsewhere (``[n, b]``), merged with tokens
+(``[b * tokens, n]``, after a reshape), or beside other dynamic dimensions (``[b, tokens, n]``), along which a layer is the same
+everywhere: rows are then tokens. The symbolic shapes of the trace say which.
 """
 
 from __future__ import annotations
 
+import math
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,92 +25,118 @@ class NotLowerableError(Exception):
     """A part of the graph cannot take the canonical form; the text is the reason that reports show."""
 
 
+Sizes = Mapping[sympy.Symbol, Any]
+"""What stands for the symbols of sizes in a graph: nodes that hold them, or numbers."""
+
+
 @dataclass(frozen=True)
 class BatchLayout:
-    """The batch of a tensor: dimension ``dim`` has ``factor * b`` elements, samples outermost.
+    """The rows of a tensor: elements that differ in nothing but where they stand, such as samples, or all tokens of all samples.
+
+    Without dynamic dimensions beside the batch, rows are samples: dimension ``dims[0]`` has ``factor * b`` elements, samples
+    outermost. With one, ``[b, s, n]`` has ``b s`` rows of shape ``[n]``, sample by sample.
 
     Attributes:
-        dim: dimension that holds the batch.
-        factor: elements of that dimension for one sample.
-        shape: shape of one sample, a ``factor`` above 1 first.
+        dims: dimensions that rows are counted along, the batch first.
+        sizes: of those dimensions.
+        factor: elements of the batch's dimension for one row.
+        shape: shape of one row, a ``factor`` above 1 first.
     """
 
-    dim: int
+    dims: tuple[int, ...]
+    sizes: tuple[sympy.Expr, ...]
     factor: int
     shape: tuple[int, ...]
 
     @property
     def is_plain(self) -> bool:
-        """Whether the tensor already is ``[b, *shape]``."""
-        return self.dim == 0 and self.factor == 1
+        """Whether the tensor already is ``[rows, *shape]``."""
+        return self.dims == (0,) and self.factor == 1
 
     def to_samples(self, value: Tensor) -> Tensor:
-        """Regroup a tensor of this layout to ``[b, *shape]``."""
-        return value if self.is_plain else value.movedim(self.dim, 0).reshape(-1, *self.shape)
+        """Regroup a tensor of this layout to ``[rows, *shape]``."""
+        return value if self.is_plain else value.permute(self._order).reshape(-1, *self.shape)
 
-    def emit_to_samples(self, graph: fx.Graph, node: fx.Node, batch: fx.Node) -> fx.Node:
-        """Append nodes that regroup ``node`` to ``[b, *shape]``."""
+    def emit_to_samples(self, graph: fx.Graph, node: fx.Node, sizes: Sizes) -> fx.Node:
+        """Append nodes that regroup ``node`` to ``[rows, *shape]``."""
         if self.is_plain:
             return node
-        if self.dim:
-            order = [self.dim, *(d for d in range(self._rank) if d != self.dim)]
-            node = graph.call_function(_ATEN.permute.default, (node, order))
-        return graph.call_function(_ATEN.reshape.default, (node, [batch, *self.shape]))
+        if self._order != sorted(self._order):
+            node = graph.call_function(_ATEN.permute.default, (node, self._order))
+        return graph.call_function(_ATEN.reshape.default, (node, [self._emit_rows(graph, sizes), *self.shape]))
 
-    def emit_from_samples(self, graph: fx.Graph, node: fx.Node, batch: fx.Node) -> fx.Node:
-        """Append nodes that regroup ``[b, *shape]`` to this layout."""
+    def emit_from_samples(self, graph: fx.Graph, node: fx.Node, sizes: Sizes) -> fx.Node:
+        """Append nodes that regroup ``[rows, *shape]`` to this layout."""
         if self.is_plain:
             return node
         rest = self.shape[1:] if self.factor > 1 else self.shape
-        rows: Any = batch if self.factor == 1 else graph.call_function(operator.mul, (batch, self.factor))
-        node = graph.call_function(_ATEN.reshape.default, (node, [rows, *rest]))
-        if self.dim:
-            order = [*range(1, self.dim + 1), 0, *range(self.dim + 1, self._rank)]
-            node = graph.call_function(_ATEN.permute.default, (node, order))
+        ends = [emit_size(graph, size, sizes) for size in self.sizes]
+        node = graph.call_function(_ATEN.reshape.default, (node, [*ends, *rest]))
+        if self._order != sorted(self._order):
+            back = [self._order.index(dim) for dim in range(len(self._order))]
+            node = graph.call_function(_ATEN.permute.default, (node, back))
         return node
 
+    def _emit_rows(self, graph: fx.Graph, sizes: Sizes) -> Any:
+        return emit_size(graph, math.prod(self.sizes) / self.factor, sizes)
+
     @property
-    def _rank(self) -> int:
-        return len(self.shape) + (0 if self.factor > 1 else 1)
+    def _order(self) -> list[int]:
+        rank = len(self.shape) + len(self.dims) - (1 if self.factor > 1 else 0)
+        return [*self.dims, *(dim for dim in range(rank) if dim not in self.dims)]
 
 
-def layout_of(node: fx.Node, batch: sympy.Expr) -> BatchLayout:
+def layout_of(node: fx.Node, batch: sympy.Symbol) -> BatchLayout:
     """Read the layout of a node from its symbolic shape.
 
     Raises:
-        NotLowerableError: not exactly one dimension is a multiple of the batch size.
+        NotLowerableError: not exactly one dimension is a multiple of the batch size, or several such dimensions are more than
+            the batch and dynamic sizes.
     """
-    sizes = node.meta["val"].shape
-    symbolic = [dim for dim, size in enumerate(sizes) if not isinstance(size, int)]
-    if len(symbolic) != 1:
-        raise NotLowerableError(f"{node.name} has {len(symbolic)} dimensions that depend on the batch size, not one")
-    dim = symbolic[0]
-    factor = sizes[dim].node.expr / batch
-    if not factor.is_Integer:
-        raise NotLowerableError(f"dimension {dim} of {node.name} is not a multiple of the batch size")
-    rest = tuple(int(size) for d, size in enumerate(sizes) if d != dim)
-    return BatchLayout(dim, int(factor), rest if factor == 1 else (int(factor), *rest))
+    shape = node.meta["val"].shape
+    symbolic = [dim for dim, size in enumerate(shape) if not isinstance(size, int)]
+    with_batch = [dim for dim in symbolic if batch in shape[dim].node.expr.free_symbols]
+    if len(with_batch) != 1:
+        raise NotLowerableError(f"{node.name} has {len(with_batch)} dimensions that depend on the batch size, not one")
+    dims = (with_batch[0], *(dim for dim in symbolic if dim != with_batch[0]))
+    expressions = tuple(shape[dim].node.expr for dim in dims)
+    factor, rows = expressions[0].as_coeff_Mul()
+    is_product = rows.is_Symbol or (rows.is_Mul and all(part.is_Symbol for part in rows.args))
+    if not factor.is_Integer or not is_product:
+        raise NotLowerableError(f"dimension {dims[0]} of {node.name} is not a multiple of the batch size")
+    if len(dims) > 1 and (factor != 1 or not all(size.is_Symbol for size in expressions)):
+        raise NotLowerableError(
+            f"{node.name} has {len(dims)} dynamic dimensions that are not the batch and dynamic sizes alone"
+        )
+    rest = tuple(int(size) for dim, size in enumerate(shape) if dim not in dims)
+    return BatchLayout(dims, expressions, int(factor), rest if factor == 1 else (int(factor), *rest))
 
 
-def emit_size(graph: fx.Graph, expression: sympy.Expr, symbol: sympy.Expr, batch: fx.Node) -> Any:
-    """Append nodes that compute a size from the batch size.
+def emit_size(graph: fx.Graph, expression: sympy.Expr, sizes: Sizes) -> Any:
+    """Append nodes that compute a size from those of the batch and of dynamic dimensions.
 
     Raises:
-        NotLowerableError: the size is no sum, product, quotient or remainder of the batch size and numbers.
+        NotLowerableError: the size is no sum, product, quotient or remainder of them and numbers.
     """
+    binary = {sympy.Add: operator.add, sympy.Mul: operator.mul, FloorDiv: operator.floordiv, Mod: operator.mod}
 
     def emit(term: sympy.Expr) -> Any:
-        if term == symbol:
-            return batch
+        if term in sizes:
+            return sizes[term]
         if term.is_Integer:
             return int(term)
-        binary = {sympy.Add: operator.add, sympy.Mul: operator.mul, FloorDiv: operator.floordiv, Mod: operator.mod}
-        function = binary.get(type(term))
-        if function is None:
-            raise NotLowerableError(f"the size {expression} is not arithmetic of the batch size")
-        first, *others = (emit(argument) for argument in term.args)
+        if isinstance(term, sympy.Pow) and term.exp.is_Integer and term.exp > 0:
+            function, parts = operator.mul, [emit(term.base)] * int(term.exp)
+        else:
+            found = binary.get(type(term))
+            if found is None:
+                raise NotLowerableError(f"the size {expression} is not arithmetic of the batch size and dynamic sizes")
+            function, parts = found, [emit(argument) for argument in term.args]
+        first, *others = parts
         for other in others:
-            first = graph.call_function(function, (first, other))
+            both = isinstance(first, int) and isinstance(other, int)
+            first = function(first, other) if both else graph.call_function(function, (first, other))
         return first
 
-    return emit(sympy.expand(expression))
+    numbers = {symbol: size for symbol, size in sizes.items() if isinstance(size, int)}
+    return emit(sympy.expand(sympy.sympify(expression).subs(numbers)))

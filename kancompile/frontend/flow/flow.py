@@ -76,6 +76,28 @@ class Flow:
     barriers: dict[fx.Node, str] = field(default_factory=dict)
 
     @property
+    def symbols(self) -> dict[sympy.Symbol, tuple[fx.Node, int]]:
+        """The batch size and dynamic sizes, and of which dimension of which input each is."""
+        found: dict[sympy.Symbol, tuple[fx.Node, int]] = {}
+        for node in self.inputs:
+            for dim, size in enumerate(node.meta["val"].shape):
+                if not isinstance(size, int):
+                    found.setdefault(size.node.expr, (node, dim))
+        return found
+
+    @property
+    def dynamic(self) -> list[sympy.Symbol]:
+        """Dynamic sizes beside that of the batch."""
+        return [symbol for symbol in self.symbols if symbol != self.batch]
+
+    def is_dynamic(self, node: fx.Node) -> bool:
+        """Whether the shape of a tensor depends on a dynamic size beside that of the batch."""
+        value = node.meta.get("val")
+        sizes: Iterable[Any] = value.shape if isinstance(value, Tensor) else ()
+        symbols = {symbol for size in sizes if isinstance(size, torch.SymInt) for symbol in size.node.expr.free_symbols}
+        return bool(symbols & set(self.dynamic))
+
+    @property
     def rows(self) -> int:
         """Samples of the example."""
         return len(self.values[self.inputs[0]])

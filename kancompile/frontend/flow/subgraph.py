@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sympy  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, fx
 
@@ -23,7 +24,7 @@ class GraphCopier:
     Attributes:
         graph: the new graph.
         placed: node of the new graph for each node already copied or given.
-        batch: node of the new graph that holds the batch size.
+        sizes: what the batch size and dynamic sizes are in the new graph.
         root: tensors that the new graph names in ``get_attr`` nodes.
     """
 
@@ -31,8 +32,13 @@ class GraphCopier:
         self.flow = flow
         self.graph = fx.Graph()
         self.placed: dict[fx.Node, Any] = {}
-        self.batch: fx.Node | None = None
+        self.sizes: dict[sympy.Symbol, Any] = {}
         self.root: dict[str, Any] = {}
+
+    @property
+    def rows(self) -> Any:
+        """Number of rows in a reshape, which there gives the rest where rows are more than samples."""
+        return -1 if self.flow.dynamic else self.sizes[self.flow.batch]
 
     def place_constant(self, node: fx.Node, name: str) -> None:
         """Put a node's value into the new graph as a buffer."""
@@ -43,9 +49,8 @@ class GraphCopier:
         """Copy one call, whose inputs are placed already."""
         name = operator_name(node)
         value = node.meta.get("val")
-        assert self.batch is not None
         if isinstance(value, torch.SymInt):
-            self.placed[node] = emit_size(self.graph, value.node.expr, self.flow.batch, self.batch)
+            self.placed[node] = emit_size(self.graph, value.node.expr, self.sizes)
             return
         if name in _ASSERTIONS:
             return
@@ -92,9 +97,8 @@ class GraphCopier:
         self.placed[node] = placed
 
     def _sizes(self, node: fx.Node) -> list[Any]:
-        assert self.batch is not None
         return [
-            size if isinstance(size, int) else emit_size(self.graph, size.node.expr, self.flow.batch, self.batch)
+            size if isinstance(size, int) else emit_size(self.graph, size.node.expr, self.sizes)
             for size in node.meta["val"].shape
         ]
 
@@ -115,12 +119,15 @@ def cut_out(
     copier = GraphCopier(flow)
     graph = copier.graph
     holders = [graph.placeholder(f"x{position}" if len(inputs) > 1 else "x") for position in range(len(inputs))]
-    copier.batch = graph.call_function(_ATEN.sym_size.int, (holders[0], 0))
+    # one row at a time: a dynamic dimension along which a layer is the same everywhere has size 1
+    copier.sizes = {flow.batch: graph.call_function(_ATEN.sym_size.int, (holders[0], 0))} | dict.fromkeys(
+        flow.dynamic, 1
+    )
     for node, holder in zip(inputs, holders, strict=True):
         layout = layout_of(node, flow.batch)
         if selection is not None:
             holder = selection.emit_spread(copier, holder, layout.shape)
-        copier.placed[node] = layout.emit_from_samples(graph, holder, copier.batch)
+        copier.placed[node] = layout.emit_from_samples(graph, holder, copier.sizes)
     constants = 0
     for node in flow.graph.nodes:
         if node not in needed or node in copier.placed:
@@ -131,11 +138,13 @@ def cut_out(
                 constants += 1
             else:
                 copier.placed[node] = flow.values[node]
+        elif node in flow.constant and flow.is_dynamic(node):
+            raise NotLowerableError(f"reads constants that differ along a dynamic dimension ({node.name})")
         elif node.op == "placeholder":
             raise NotLowerableError("adds values that are no functions of the same features")
         else:
             copier.copy(node)
-    result = layout_of(output, flow.batch).emit_to_samples(graph, copier.placed[output], copier.batch)
+    result = layout_of(output, flow.batch).emit_to_samples(graph, copier.placed[output], copier.sizes)
     copier.finish(result)
     return fx.GraphModule(copier.root, graph)
 
@@ -171,7 +180,7 @@ class Selection:
     def emit(self, copier: GraphCopier, node: fx.Node, shape: Sequence[int], name: str) -> fx.Node:
         """Append nodes that select from ``node``, ``[b, *shape]``."""
         if tuple(shape) != (*self.lead, self.size):
-            node = copier.graph.call_function(_ATEN.reshape.default, (node, [copier.batch, *self.lead, self.size]))
+            node = copier.graph.call_function(_ATEN.reshape.default, (node, [copier.rows, *self.lead, self.size]))
         return self._emit_pick(copier, node, name)
 
     def _emit_pick(self, copier: GraphCopier, node: fx.Node, name: str) -> fx.Node:
@@ -190,7 +199,7 @@ class Selection:
         graph = copier.graph
         arguments = (node, 1 + len(self.lead), graph.get_attr("places"))
         spread = graph.call_function(_ATEN.index_select.default, arguments)
-        return graph.call_function(_ATEN.reshape.default, (spread, [copier.batch, *shape]))
+        return graph.call_function(_ATEN.reshape.default, (spread, [copier.rows, *shape]))
 
 
 @dataclass(frozen=True)
@@ -216,7 +225,7 @@ class ChannelSelection(Selection):
         """Append nodes that select from ``node``, ``[b, *shape]``."""
         graph = copier.graph
         if tuple(shape) != (self.size, *self.spatial):
-            node = graph.call_function(_ATEN.reshape.default, (node, [copier.batch, self.size, *self.spatial]))
+            node = graph.call_function(_ATEN.reshape.default, (node, [copier.rows, self.size, *self.spatial]))
         if len(self.used) == self.size:
             return node
         return self._emit_pick(copier, node, name)

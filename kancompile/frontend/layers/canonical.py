@@ -51,7 +51,7 @@ class CanonicalLayer:
         y = graph.call_function(aten.permute.default, (y, [0, 2, 1]))
         if len(self.moved_to) == 2:
             return y
-        return graph.call_function(aten.reshape.default, (y, [copier.batch, *self.moved_to]))
+        return graph.call_function(aten.reshape.default, (y, [copier.rows, *self.moved_to]))
 
 
 def shipped_bytes(layer: CanonicalLayer, levels: int = 256) -> int:

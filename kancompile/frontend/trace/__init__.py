@@ -1,10 +1,11 @@
 """From PyTorch to core ATen operators: tracing, decompositions, and the user's lines."""
 
 from kancompile.frontend.trace.examples import Examples
-from kancompile.frontend.trace.export import export, interface_of, returned_nodes
+from kancompile.frontend.trace.export import Dynamic, export, interface_of, returned_nodes
 from kancompile.frontend.trace.source_lines import node_source
 
 __all__ = [
+    "Dynamic",
     "Examples",
     "export",
     "interface_of",

@@ -25,6 +25,7 @@ from kancompile.data import (
     check_arguments,
     dynamic_dimensions,
     evaluation_mode,
+    export_dynamic,
     load_exported,
     named_leaves,
     register_dataclasses,
@@ -35,9 +36,15 @@ from kancompile.frontend.trace.examples import Examples
 from kancompile.ir import Input, Interface
 from kancompile.named_tensors import Values, by_name, tensors_of
 
+Dynamic = Mapping[str, Mapping[int, str]]
+"""Names of dynamic dimensions beside the batch, by input and number of the dimension; an only input is called ``input``."""
+
 
 def export(
-    model: nn.Module | ExportedProgram | str | os.PathLike[str], example: Values | Sequence[int], trust: bool = False
+    model: nn.Module | ExportedProgram | str | os.PathLike[str],
+    example: Values | Sequence[int],
+    trust: bool = False,
+    dynamic: Dynamic | None = None,
 ) -> ExportedProgram:
     """Trace a model with a dynamic batch and decompose it to core ATen operators.
 
@@ -48,6 +55,7 @@ def export(
         model: module, exported program, or path of a ``.pt2`` file.
         example: an input ``[b, *input_shape]`` (float32), several by name, or ``input_shape`` without the batch.
         trust: whether a ``.pt2`` file may be opened, which can run code.
+        dynamic: dynamic dimensions beside the batch; an exported program says its own.
 
     Raises:
         KanCompileError: a file that is not trusted, the model cannot be traced with a dynamic batch, does not map tensors to
@@ -56,7 +64,7 @@ def export(
     rows = Examples.of(example).first()
     if isinstance(model, nn.Module):
         _check_state(dict(model.named_parameters()), dict(model.named_buffers()))
-        traced = _trace(model, rows)
+        traced = _trace(model, rows, dynamic or {})
     elif isinstance(model, ExportedProgram):
         traced = model
     elif isinstance(model, str | os.PathLike):
@@ -85,22 +93,35 @@ def export(
     return decomposed
 
 
-def interface_of(exported: ExportedProgram, rows: Values) -> Interface:
+def interface_of(exported: ExportedProgram, rows: Values, dynamic: Dynamic | None = None) -> Interface:
     """Name inputs and outputs of an exported program.
 
     Args:
         exported: what :func:`export` returned.
         rows: an input, several by name in the order of the program.
+        dynamic: names of dynamic dimensions; others are called as the program calls them.
     """
     signature = exported.graph_signature
     names = [name for name in signature.user_inputs if isinstance(name, str)]
     inputs = by_name(rows, ["input"] if len(names) == 1 else names)
+    nodes = [node for node in exported.graph.nodes if node.op == "placeholder" and node.name in names]
+    called = {
+        position: {
+            dim: (dynamic or {}).get(name, {}).get(dim, str(size))
+            for dim, size in enumerate(node.meta["val"].shape)
+            if dim and not isinstance(size, int)
+        }
+        for position, (name, node) in enumerate(zip(inputs, nodes, strict=True))
+    }
     places: list[Any] = list(range(len(signature.user_outputs)))
     structure = torch.utils._pytree.tree_unflatten(places, exported.call_spec.out_spec)
     named = {place: name for name, place in named_leaves(structure)}
     outputs = [named[place] for place, node in enumerate(returned_nodes(exported)) if node is not None]
     return Interface(
-        tuple(Input(name, tuple(value.shape[1:]), value.dtype) for name, value in inputs.items()),
+        tuple(
+            Input(name, tuple(value.shape[1:]), value.dtype, called.get(position, {}))
+            for position, (name, value) in enumerate(inputs.items())
+        ),
         tuple(outputs) if len(outputs) > 1 else ("output",),
     )
 
@@ -133,7 +154,7 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     return {operator: rule for operator, rule in {**table, **DECOMPOSITIONS}.items() if operator not in WHOLE}
 
 
-def _trace(model: nn.Module, rows: Values) -> ExportedProgram:
+def _trace(model: nn.Module, rows: Values, dynamic: Dynamic) -> ExportedProgram:
     name = type(model).__name__
     check_arguments(model, rows)
     args, kwargs = arguments(model, rows)
@@ -142,21 +163,32 @@ def _trace(model: nn.Module, rows: Values) -> ExportedProgram:
         try:
             with quiet(), evaluation_mode(model), torch.no_grad():
                 register_dataclasses((args, kwargs, model(*args, **kwargs)))
-                batch = torch.export.Dim("batch")
-                shapes = dynamic_dimensions(model, args, kwargs, {0: batch})
-                traced = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=strict)
+                shapes = dynamic_dimensions(model, args, kwargs, rows, dynamic)
+                traced = export_dynamic(model, args, kwargs, shapes, strict)
         except Exception as error:  # torch.export raises whatever the user's code or the tracer raises
             failures.append((error_source(error), reason(error)))
         else:
             if _has_dynamic_batch(traced):
                 return traced
             failures.append(("", "the batch dimension was specialised to a constant"))
+    if dynamic:
+        _refuse_dynamic(name, dynamic, failures)
     source = next((source for source, _ in failures if source), "")
     reasons = "; strict: ".join(reason for _, reason in failures)
     raise KanCompileError(
         f"model {name!r}: {source + ': ' if source else ''}found code that torch.export cannot trace with a dynamic "
         f"batch ({reasons}), expected tensor operations only; replace choices that depend on data by torch.where and "
         "sizes by x.shape[0]"
+    )
+
+
+def _refuse_dynamic(name: str, dynamic: Dynamic, failures: Sequence[tuple[str, str]]) -> None:
+    """Name the dynamic dimensions that a model keeps torch.export from keeping."""
+    called = sorted({size for sizes in dynamic.values() for size in sizes.values()})
+    source = next((source for source, _ in failures if source), "")
+    raise KanCompileError(
+        f"model {name!r}: {source + ': ' if source else ''}found code that needs a fixed size where {', '.join(called)} "
+        f"should be dynamic ({failures[0][1]}), expected sizes taken from x.shape; mend that line, or leave the dimension fixed"
     )
 
 
@@ -194,7 +226,10 @@ def _check_signature(traced: ExportedProgram, rows: Values) -> None:
                 f"model: found an {what} of {value.dtype} on {value.device}, expected {str(found.dtype).removeprefix('torch.')} "
                 "on cpu; convert the model with .float().cpu() before exporting it"
             )
-        if any(not isinstance(size, int) for size in value.shape[1:]) or value.shape[1:] != found.shape[1:]:
+        fits = value.dim() == found.dim() and all(
+            own == size for own, size in zip(value.shape[1:], found.shape[1:], strict=True) if isinstance(own, int)
+        )
+        if not fits:
             raise KanCompileError(
                 f"model: found the {what} shape {tuple(value.shape)!r}, expected [batch, {', '.join(map(str, found.shape[1:]))}]"
                 "; give the shape that the model was exported with, with only the batch dynamic"
@@ -202,7 +237,14 @@ def _check_signature(traced: ExportedProgram, rows: Values) -> None:
     returned = [_value(node) for node in returned_nodes(traced) if node is not None]
     if not returned:
         raise KanCompileError("model: found no output that is a tensor, expected at least one; return what it computes")
+    batch = inputs[0].meta["val"].shape[0].node.expr
     for value in returned:
+        count = value.shape[0] if value.dim() else 1
+        if isinstance(count, torch.SymInt) and count.node.expr != batch:
+            raise KanCompileError(
+                f"model: found an output of {count} rows for {batch} samples, expected one row for each; a size that the model "
+                "knows, such as that of a reshape, cannot be dynamic"
+            )
         if value.is_floating_point() and value.dtype != torch.float32:
             raise KanCompileError(
                 f"model: found an output of {value.dtype}, expected float32; convert the model with .float()"

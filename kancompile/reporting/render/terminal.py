@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kancompile.compiler import CompiledModel
+from kancompile.ir import Program
 from kancompile.reporting.facts import (
     count_layers,
     float_text,
@@ -46,7 +47,7 @@ def compile_summary(
     """
     manifest = compiled.manifest
     counted = count_layers([layer["name"] for layer in manifest["layers"]], manifest["kinds"])
-    lines = [f"{counted} for {manifest['target']}, measured on {judged_on}", ""]
+    lines = [f"{counted} for {manifest['target']}, measured on {judged_on}", *_sizes(compiled.program), ""]
     lines += aligned(_results(compiled, result, beside), last_left=True)
     lines += ["", *aligned(_layers(compiled, result), last_left=True)]
     lines += [f"{meaning}: {manifest[key]:,}" for key, meaning in _DEVICE_FACTS.items() if key in manifest]
@@ -149,6 +150,16 @@ def _differing(result: Validation) -> str:
     assert result.runtime is not None
     by = f", by at most {number(result.runtime.largest)}" if result.runtime.differing else ""
     return f"{result.runtime.differing} of {result.runtime.count} outputs differ{by}"
+
+
+def _sizes(program: Program) -> list[str]:
+    """Say the sizes that a file takes where there is more to say than a number of features."""
+    inputs = program.interface.inputs
+    if len(inputs) == 1 and len(inputs[0].shape) < 2 and not inputs[0].dynamic:
+        return []
+    fixed = [entry for entry in inputs if len(entry.dynamic) < len(entry.shape)]
+    rest = "; fixed sizes are those of the samples, --dynamic leaves some open" if fixed else ""
+    return [f"takes {', '.join(entry.text() for entry in inputs)}{rest}"]
 
 
 def _warnings(compiled: CompiledModel, result: Validation, beside: BesideFloat | None) -> list[tuple[str, str]]:

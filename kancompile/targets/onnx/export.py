@@ -18,6 +18,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
 
+from kancompile.data import export_dynamic
 from kancompile.errors import KanCompileError, reason
 from kancompile.ir import IntegerContraction, Program
 from kancompile.targets.onnx.arrange_tables import arrange_tables
@@ -67,11 +68,13 @@ def build_model(
         contraction.verify_finished()
     graph_module = (program if plain else arrange_tables(program, pairs)).graph_module.eval()
     interface = program.interface
-    example = tuple(torch.zeros(batch or 2, *entry.shape, dtype=entry.dtype) for entry in interface.inputs)
-    open_batch = tuple({0: torch.export.Dim("batch")} for _ in example) if batch is None else None
+    example = program.arguments(program.zeros(batch or 2))
+    called = [({} if batch is not None else {0: "batch"}) | dict(entry.dynamic) for entry in interface.inputs]
+    made = {name: torch.export.Dim(name) for sizes in called for name in sizes.values()}
+    shapes = tuple({dim: made[name] for dim, name in sizes.items()} for sizes in called)
     with quiet():
         try:
-            exported = torch.export.export(graph_module, example, dynamic_shapes=open_batch)
+            exported = export_dynamic(graph_module, example, {}, shapes if made else None)
             onnx_program = torch.onnx.export(
                 exported,
                 dynamo=True,

@@ -39,6 +39,10 @@ def name_nodes(graph: ir.Graph, program: Program) -> set[ir.Node]:
         value.name = name
     graph.name = "kancompile"
     symbols: dict[str, str] = {}
+    for value, entry in zip(graph.inputs, interface.inputs, strict=True):
+        for dim, size in enumerate(value.shape or ()):
+            if not isinstance(size, int):
+                symbols.setdefault(str(size.value), entry.dynamic.get(dim, "batch"))
     values = list(graph.inputs) + [value for node in graph for value in node.outputs]
     for value in values:
         value.metadata_props.clear()
