@@ -148,7 +148,7 @@ def compile(
         program,
         lowered,
         captured,
-        used if isinstance(used, nn.Module) else captured.graph_module,
+        used if isinstance(used, nn.Module) or captured.declared is not None else captured.graph_module,
         facts | describe_file_bytes(data) | chosen_target.facts(data),
         audit,
         samples,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.export import ExportedProgram
 
 from kancompile.compiler.atomic_write import check_destinations, write_atomically
 from kancompile.compiler.emission import for_target, target_named, write
@@ -58,7 +59,7 @@ class CompiledModel:
     program: Program
     lowered: Program
     captured: Program
-    reference: nn.Module
+    reference: nn.Module | ExportedProgram
     manifest: dict[str, Any]
     audit: KernelAudit
     calibration: Calibration
