@@ -27,7 +27,7 @@ import kancompile
 from benchmarks.results_file import read_results, write_results
 from examples import train_cifar10, train_images
 from examples.zoo import efficient_kan, fast_kan, kagn_conv
-from kancompile.named_tensors import joined
+from kancompile.ir import joined
 from kancompile.progress import quiet, say
 from kancompile.recipe import METHODS
 from kancompile.runtimes.session import RuntimeModel

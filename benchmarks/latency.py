@@ -30,7 +30,7 @@ from benchmarks.measured_models import (
     measured_models,
 )
 from benchmarks.results_file import write_results
-from kancompile.named_tensors import joined
+from kancompile.ir import joined
 from kancompile.progress import quiet, say
 from kancompile.runtimes.machine import describe_machine
 from kancompile.runtimes.session import RuntimeModel

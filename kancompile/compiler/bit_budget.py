@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from kancompile.errors import KanCompileError
-from kancompile.ir import Program
-from kancompile.named_tensors import Values
+from kancompile.ir import Program, Values
 from kancompile.passes import Allocation, allocate_bits, front_table, measure_sensitivities
 from kancompile.progress import say
 from kancompile.recipe import Recipe

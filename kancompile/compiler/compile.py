@@ -21,8 +21,7 @@ from kancompile.compiler.manifest import describe, describe_file_bytes
 from kancompile.compiler.preparation import prepare_model
 from kancompile.data import float32_by_default, load_calibration, load_exported, model_inputs, parameter_bytes
 from kancompile.errors import KanCompileError
-from kancompile.ir import Program
-from kancompile.named_tensors import Values, arrays_of
+from kancompile.ir import Program, Values, arrays_of
 from kancompile.progress import Timings, say
 from kancompile.recipe import Recipe, SettledRecipe, read_recipe
 from kancompile.runtimes import RuntimeModel

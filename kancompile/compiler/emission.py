@@ -7,8 +7,7 @@ from typing import Any
 
 from kancompile.compiler.manifest import metadata_of
 from kancompile.errors import KanCompileError
-from kancompile.ir import Program, with_history
-from kancompile.named_tensors import Values
+from kancompile.ir import Program, Values, with_history
 from kancompile.passes import LookUpMembers, QuantizeOutputs
 from kancompile.progress import Timings
 from kancompile.recipe import Recipe

@@ -26,8 +26,7 @@ from kancompile.compiler.manifest import constant_bytes
 from kancompile.compiler.refinement import NextStep, Refinement
 from kancompile.data import Calibration
 from kancompile.errors import KanCompileError, ThresholdMissedError
-from kancompile.ir import Program
-from kancompile.named_tensors import first_of
+from kancompile.ir import Program, first_of
 from kancompile.passes import ObserveRegion
 from kancompile.progress import quiet, say
 from kancompile.recipe import LayerRecipe, Recipe, SettledRecipe

@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-from kancompile.ir import Program
-from kancompile.named_tensors import Values, joined
+from kancompile.ir import Program, Values, joined
 from kancompile.passes import method_named
 from kancompile.progress import quiet, say
 from kancompile.recipe import SettledRecipe

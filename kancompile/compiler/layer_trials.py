@@ -16,8 +16,7 @@ from torch import Tensor
 
 from kancompile.compiler.manifest import constant_bytes
 from kancompile.errors import KanCompileError
-from kancompile.ir import Program
-from kancompile.named_tensors import Values
+from kancompile.ir import Program, Values
 from kancompile.progress import quiet
 from kancompile.recipe import SettledRecipe
 from kancompile.validation import ErrorMeasure, FloatReplay, LayerPair, samples_that_fit

@@ -13,8 +13,7 @@ from kancompile.compiler.bit_budget import BitBudget
 from kancompile.data import Calibration, check_fits, in_float32, load_exported, precision_note, read_dynamic
 from kancompile.errors import KanCompileError
 from kancompile.frontend import capture
-from kancompile.ir import Program, separate_uses
-from kancompile.named_tensors import Values
+from kancompile.ir import Program, Values, separate_uses
 from kancompile.passes import Lowering, prepare, settle
 from kancompile.progress import Timings
 from kancompile.recipe import Recipe, SettledRecipe

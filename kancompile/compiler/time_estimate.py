@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kancompile.ir import Program
-from kancompile.named_tensors import Values
+from kancompile.ir import Program, Values
 
 _NODE, _LOOK_UP, _PRODUCT = 500.0, 8.2, 0.0053
 """Nanoseconds of ONNX Runtime on one thread for a node, for a row that is looked up and for an 8-bit product."""

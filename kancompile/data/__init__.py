@@ -2,7 +2,6 @@
 
 from kancompile.data.calibration import LEAST_TO_SPLIT, Calibration, load_calibration, stream_batches
 from kancompile.data.data_sources import open_data
-from kancompile.data.dynamic_export import export_dynamic
 from kancompile.data.dynamic_sizes import read_dynamic
 from kancompile.data.entries import ONE
 from kancompile.data.evaluation_mode import evaluation_mode
@@ -39,7 +38,6 @@ __all__ = [
     "dynamic_dimensions",
     "evaluating",
     "evaluation_mode",
-    "export_dynamic",
     "float32_by_default",
     "in_float32",
     "in_order",

@@ -27,7 +27,7 @@ from kancompile.data.sample_arrays import (
 )
 from kancompile.data.tables import from_table
 from kancompile.errors import KanCompileError
-from kancompile.named_tensors import NamedTensors, Values
+from kancompile.ir import NamedTensors, Values
 
 DEFAULT_BATCH_SIZE = 256
 DEFAULT_MAX_SAMPLES = 4096

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from kancompile.data.model import evaluating
 from kancompile.data.model_inputs import unwrapped
 from kancompile.errors import KanCompileError, reason
-from kancompile.named_tensors import NamedTensors, Values, tensors_of
+from kancompile.ir import NamedTensors, Values, tensors_of
 
 _WITHOUT_TENSORS = (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)
 

@@ -18,7 +18,7 @@ from kancompile.data.model_inputs import arguments
 from kancompile.data.model_outputs import outputs_of
 from kancompile.data.state_dict import _most_bytes, apply_state_dict, check_finite_weights, load_state_dict
 from kancompile.errors import KanCompileError, parse_literal
-from kancompile.named_tensors import Values
+from kancompile.ir import Values
 
 
 def load_model(

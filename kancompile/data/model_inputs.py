@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from kancompile.data.model_outputs import named_leaves
 from kancompile.errors import KanCompileError
-from kancompile.named_tensors import NamedTensors, Values, by_name
+from kancompile.ir import NamedTensors, Values, by_name
 
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 

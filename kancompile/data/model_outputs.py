@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from kancompile.errors import KanCompileError
-from kancompile.named_tensors import NamedTensors, Values
+from kancompile.ir import NamedTensors, Values
 
 
 def outputs_of(returned: Any) -> Values:

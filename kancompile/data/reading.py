@@ -17,7 +17,7 @@ from kancompile.data.model_inputs import ModelInputs
 from kancompile.data.sample_arrays import read_arrays, to_array
 from kancompile.data.tables import TABLES, read_table
 from kancompile.errors import KanCompileError
-from kancompile.named_tensors import NamedTensors
+from kancompile.ir import NamedTensors
 
 Arrays = dict[str, NDArray[Any]]
 Read = tuple[Arrays, NDArray[Any] | None]

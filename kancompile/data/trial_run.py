@@ -14,7 +14,7 @@ from kancompile.data.entries import ONE
 from kancompile.data.model import Reference, evaluating
 from kancompile.data.model_inputs import check_arguments, in_order
 from kancompile.errors import KanCompileError, error_source, reason
-from kancompile.named_tensors import Values, by_name, tensors_of
+from kancompile.ir import Values, by_name, tensors_of
 
 # what no other samples would mend
 _OF_THE_MODEL = (AttributeError, NameError, ImportError, NotImplementedError, KeyError, UnboundLocalError, SyntaxError)

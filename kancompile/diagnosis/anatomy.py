@@ -29,8 +29,8 @@ from kancompile.ir import (
     Layer,
     Program,
     TableExpansion,
+    Values,
 )
-from kancompile.named_tensors import Values
 from kancompile.passes import cost_of_pairs
 from kancompile.recipe import SettledRecipe
 

@@ -25,8 +25,7 @@ from kancompile.diagnosis.input_faults import (
     usual_scalings,
 )
 from kancompile.diagnosis.laboratory import Laboratory, Outcome, transformed
-from kancompile.ir import Expansion
-from kancompile.named_tensors import Values, concatenated, first_of
+from kancompile.ir import Expansion, Values, concatenated, first_of
 from kancompile.recipe import SettledRecipe
 from kancompile.validation import Score, outside_grid, points, read_from_input
 

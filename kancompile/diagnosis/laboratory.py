@@ -19,8 +19,9 @@ from kancompile.diagnosis.tune_cache import recalled
 from kancompile.errors import KanCompileError
 from kancompile.ir import (
     Program,
+    Values,
+    first_of,
 )
-from kancompile.named_tensors import Values, first_of
 from kancompile.passes import Lowering, RecentlyUsed, method_named
 from kancompile.progress import quiet
 from kancompile.recipe import SettledRecipe

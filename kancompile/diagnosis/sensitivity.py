@@ -14,8 +14,16 @@ import torch
 from torch import Tensor
 
 from kancompile.diagnosis.laboratory import Laboratory, Outcome
-from kancompile.ir import Contraction, IntegerContraction, JointTable, Layer, Program, TableExpansion, layer_tables
-from kancompile.named_tensors import Values
+from kancompile.ir import (
+    Contraction,
+    IntegerContraction,
+    JointTable,
+    Layer,
+    Program,
+    TableExpansion,
+    Values,
+    layer_tables,
+)
 from kancompile.passes import SplitBranches
 from kancompile.recipe import SettledRecipe
 from kancompile.validation import plain_number

@@ -18,8 +18,7 @@ from kancompile.frontend.flow import Flow, analyse, refuse_batch_dependence, run
 from kancompile.frontend.layers import TOLERANCE, find_layers, uses_of_layers
 from kancompile.frontend.rewrite import rewrite
 from kancompile.frontend.trace import Dynamic, Examples, export, interface_of, node_source
-from kancompile.ir import Program, Unrecognized, check, share_uses
-from kancompile.named_tensors import NamedTensors, Values, tensors_of
+from kancompile.ir import NamedTensors, Program, Unrecognized, Values, check, share_uses, tensors_of
 
 _MOST_REPORTED = 12
 
@@ -36,7 +35,7 @@ def capture(
 
     Args:
         model: trained module (its training flags are restored), exported program, or path of a ``.pt2`` file.
-        example: an input ``[b, *input_shape]`` (float32), several by name (:class:`~kancompile.named_tensors.NamedTensors`), or
+        example: an input ``[b, *input_shape]`` (float32), several by name (:class:`~kancompile.ir.NamedTensors`), or
             ``input_shape`` without the batch. More rows are better: the network is tried with nothing else.
         trust: whether a ``.pt2`` file may be opened: loading one can run any code that it holds.
         dynamic: names of dynamic dimensions beside the batch, by input and number of the dimension.

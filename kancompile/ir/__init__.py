@@ -6,12 +6,23 @@ from kancompile.ir.check import check
 from kancompile.ir.column_order import MOST_PLANES, constant_block, is_in_planes, plane_order, varying_functions
 from kancompile.ir.contraction import AnyContraction, Contraction
 from kancompile.ir.distinct import distinct_inputs
+from kancompile.ir.dynamic_export import export_dynamic
 from kancompile.ir.expansion import AnyExpansion, Branch, Expansion, regroup, to_channels_first, to_channels_last
 from kancompile.ir.geometry import Geometry, PatchSampler, columns_of_groups, flat_weight, group_order, split_groups
 from kancompile.ir.gradients import differentiable, quantized
 from kancompile.ir.index import REAL, HandOver, IndexQuantizer, rows_of
 from kancompile.ir.integer_contraction import GroupMultiplier, IntegerContraction
 from kancompile.ir.joint_table import JointTable
+from kancompile.ir.named_tensors import (
+    NamedTensors,
+    Values,
+    arrays_of,
+    by_name,
+    concatenated,
+    first_of,
+    joined,
+    tensors_of,
+)
 from kancompile.ir.operators import convolution_columns, look_up
 from kancompile.ir.packed_codes import DIGITS, MOST, ZERO_POINT, pack
 from kancompile.ir.polynomial import BreakpointCells, PolynomialExpansion, UniformCells, Zone
@@ -57,6 +68,7 @@ __all__ = [
     "Interface",
     "JointTable",
     "Layer",
+    "NamedTensors",
     "PassChange",
     "PatchSampler",
     "PolynomialExpansion",
@@ -64,18 +76,25 @@ __all__ = [
     "TableExpansion",
     "UniformCells",
     "Unrecognized",
+    "Values",
     "Zone",
+    "arrays_of",
     "attribute",
     "branch_of_column",
+    "by_name",
     "check",
     "columns_of_groups",
+    "concatenated",
     "constant_block",
     "convolution_columns",
     "differentiable",
     "distinct_inputs",
+    "export_dynamic",
+    "first_of",
     "flat_weight",
     "group_order",
     "is_in_planes",
+    "joined",
     "layer_tables",
     "look_up",
     "node_of",
@@ -94,6 +113,7 @@ __all__ = [
     "single_table_behind",
     "split_groups",
     "tables_behind",
+    "tensors_of",
     "tied_columns",
     "to_channels_first",
     "to_channels_last",

@@ -17,8 +17,8 @@ from torch import Tensor, fx, nn
 from kancompile.errors import KanCompileError
 from kancompile.ir.contraction import AnyContraction, Contraction
 from kancompile.ir.expansion import AnyExpansion
+from kancompile.ir.named_tensors import NamedTensors, Values
 from kancompile.ir.table import TableExpansion
-from kancompile.named_tensors import NamedTensors, Values
 
 Kind = TypeVar("Kind", bound=nn.Module)
 

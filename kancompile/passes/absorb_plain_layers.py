@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kancompile.ir import ORDINARY, Branch, Contraction, Expansion, Geometry, Program, Unrecognized, attribute
-from kancompile.named_tensors import Values
+from kancompile.ir import ORDINARY, Branch, Contraction, Expansion, Geometry, Program, Unrecognized, Values, attribute
 
 _ATEN = torch.ops.aten
 _LONGEST_ACTIVATION = 12

@@ -23,8 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from kancompile.ir import AnyExpansion, Branch, Contraction, Expansion, Layer, Program, distinct_inputs
-from kancompile.named_tensors import Values
+from kancompile.ir import AnyExpansion, Branch, Contraction, Expansion, Layer, Program, Values, distinct_inputs
 
 _RANKS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 _POINTS = (1 << 10, 1 << 12)

@@ -23,8 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kancompile.ir import Branch, Contraction, Expansion, Layer, Program, distinct_inputs
-from kancompile.named_tensors import Values
+from kancompile.ir import Branch, Contraction, Expansion, Layer, Program, Values, distinct_inputs
 
 _SAMPLES = 512
 _RANGE_SAMPLES = 64

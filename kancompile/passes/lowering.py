@@ -7,8 +7,7 @@ from collections.abc import Callable
 import torch
 
 from kancompile.errors import KanCompileError
-from kancompile.ir import Program, check, with_history
-from kancompile.named_tensors import Values
+from kancompile.ir import Program, Values, check, with_history
 from kancompile.passes.absorb_plain_layers import AbsorbPlainLayers
 from kancompile.passes.factorize_edges import FactorizeEdges
 from kancompile.passes.factorize_expansions import FactorizeExpansions

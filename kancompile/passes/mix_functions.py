@@ -26,8 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kancompile.ir import MOST_PLANES, Branch, Contraction, Expansion, Layer, Program, distinct_inputs
-from kancompile.named_tensors import Values
+from kancompile.ir import MOST_PLANES, Branch, Contraction, Expansion, Layer, Program, Values, distinct_inputs
 
 _SAMPLES = 64
 _VALUES = 1 << 18

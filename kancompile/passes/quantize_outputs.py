@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kancompile.ir import REAL, IndexQuantizer, IntegerContraction, Program, rows_of
-from kancompile.named_tensors import Values
+from kancompile.ir import REAL, IndexQuantizer, IntegerContraction, Program, Values, rows_of
 
 _LEVELS = 256
 

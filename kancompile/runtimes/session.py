@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kancompile.data import shape_hint
 from kancompile.errors import KanCompileError, first_line, foreign
-from kancompile.named_tensors import NamedTensors, Values, arrays_of
+from kancompile.ir import NamedTensors, Values, arrays_of
 
 ModelFile = str | os.PathLike[str] | bytes
 Arrays = NDArray[Any] | Mapping[str, NDArray[Any]]

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from kancompile.data import evaluating, float32_by_default, in_float32
 from kancompile.errors import KanCompileError, reason
-from kancompile.named_tensors import Values, arrays_of, first_of
+from kancompile.ir import Values, arrays_of, first_of
 from kancompile.progress import track
 from kancompile.runtimes import ModelFile, Runtime, RuntimeModel, available_cores, describe_machine, name_of, seconds_of
 from kancompile.validation.float_export import FloatExport

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 
 from kancompile.data import evaluating, in_float32, in_order
 from kancompile.errors import KanCompileError, reason
-from kancompile.named_tensors import NamedTensors, Values, arrays_of
+from kancompile.ir import NamedTensors, Values, arrays_of
 from kancompile.runtimes import RuntimeModel, describe_machine
 from kancompile.validation.benchmark import COMPILED, EAGER, FLOAT_EXPORT, take_turns, torch_threads
 from kancompile.validation.float_export import FloatExport

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kancompile.errors import KanCompileError
-from kancompile.named_tensors import Values, by_name
+from kancompile.ir import Values, by_name
 
 CONSTANT = 1e-6
 """Share of its mean below which the spread of an output counts as none."""

@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 
 from kancompile.data import arguments, dynamic_dimensions, evaluating, in_float32, register_dataclasses
 from kancompile.errors import KanCompileError, reason
-from kancompile.named_tensors import NamedTensors, Values, by_name
+from kancompile.ir import NamedTensors, Values, by_name
 
 EXPORT_SECONDS = 60.0
 """How long an export may take, after which its process is ended."""

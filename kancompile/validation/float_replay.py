@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kancompile.ir import AnyContraction, Layer, Program
-from kancompile.named_tensors import Values
+from kancompile.ir import AnyContraction, Layer, Program, Values
 from kancompile.validation.layer_pairs import LayerPair
 
 _ELEMENTS = 1 << 23

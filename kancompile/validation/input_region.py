@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kancompile.ir import Expansion, Program
-from kancompile.named_tensors import Values, tensors_of
+from kancompile.ir import Expansion, Program, Values, tensors_of
 
 _PROBES = 513
 _CONSTANT = 1e-4

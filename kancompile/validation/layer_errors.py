@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from kancompile.errors import KanCompileError
-from kancompile.ir import AnyContraction, Program
-from kancompile.named_tensors import Values
+from kancompile.ir import AnyContraction, Program, Values
 from kancompile.validation.error_measures import ErrorMeasure, OutputError, plain_number
 
 

@@ -18,8 +18,7 @@ from kancompile.data import (
     stream_batches,
 )
 from kancompile.errors import KanCompileError, reason
-from kancompile.ir import Program
-from kancompile.named_tensors import Values, by_name, tensors_of
+from kancompile.ir import Program, Values, by_name, tensors_of
 from kancompile.progress import track
 from kancompile.runtimes import ModelFile, RuntimeModel, name_of
 from kancompile.validation.error_measures import ErrorMeasure, plain_number

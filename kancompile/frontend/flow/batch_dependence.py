@@ -17,7 +17,7 @@ from kancompile.errors import KanCompileError, first_line
 from kancompile.frontend.flow.flow import Flow
 from kancompile.frontend.flow.table_rules import misses_table
 from kancompile.frontend.trace import Examples, node_source
-from kancompile.named_tensors import tensors_of
+from kancompile.ir import tensors_of
 
 _TOLERANCE = 1e-4
 

@@ -25,7 +25,7 @@ from kancompile.frontend.flow.matching_products import split_matching_product
 from kancompile.frontend.flow.value_bounds import Bounds, value_bounds
 from kancompile.frontend.flow.verdicts import Call, Follows, Mixes, Stops, Track, operator_name
 from kancompile.frontend.trace import node_source, returned_nodes
-from kancompile.named_tensors import Values, tensors_of
+from kancompile.ir import Values, tensors_of
 
 _SHAPE_ONLY = frozenset(
     {

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kancompile.errors import KanCompileError
-from kancompile.named_tensors import NamedTensors, Values, tensors_of
+from kancompile.ir import NamedTensors, Values, tensors_of
 
 EXAMPLE_ROWS = 3
 """Batch of the example that is traced and analysed: the smallest that torch.export does not specialise, and odd."""

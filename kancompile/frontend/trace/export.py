@@ -25,7 +25,6 @@ from kancompile.data import (
     check_arguments,
     dynamic_dimensions,
     evaluation_mode,
-    export_dynamic,
     load_exported,
     named_leaves,
     register_dataclasses,
@@ -33,8 +32,7 @@ from kancompile.data import (
 from kancompile.errors import KanCompileError, error_source, reason
 from kancompile.frontend.trace.decompositions import DECOMPOSITIONS, WHOLE, is_checked
 from kancompile.frontend.trace.examples import Examples
-from kancompile.ir import Input, Interface
-from kancompile.named_tensors import Values, by_name, tensors_of
+from kancompile.ir import Input, Interface, Values, by_name, export_dynamic, tensors_of
 
 Dynamic = Mapping[str, Mapping[int, str]]
 """Names of dynamic dimensions beside the batch, by input and number of the dimension; an only input is called ``input``."""

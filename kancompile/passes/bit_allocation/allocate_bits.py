@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kancompile.ir import Layer, Program
-from kancompile.named_tensors import Values, joined
+from kancompile.ir import Layer, Program, Values, joined
 from kancompile.passes.bit_allocation.allocation import Allocation, Choice, allocate, pareto_front
 from kancompile.passes.bit_allocation.hawq import Traces, hessian_traces, sensitivity
 from kancompile.passes.rounding_methods import round_to_nearest, search_scale

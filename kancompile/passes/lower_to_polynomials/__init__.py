@@ -23,8 +23,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from kancompile.errors import KanCompileError
-from kancompile.ir import AnyExpansion, Branch, Contraction, Expansion, Layer, PolynomialExpansion, Program
-from kancompile.named_tensors import Values, joined
+from kancompile.ir import (
+    AnyExpansion,
+    Branch,
+    Contraction,
+    Expansion,
+    Layer,
+    PolynomialExpansion,
+    Program,
+    Values,
+    joined,
+)
 from kancompile.passes.lower_to_polynomials.breakpoints import find_breakpoints, merge
 from kancompile.passes.lower_to_polynomials.observed_region import ObserveRegion, Region
 from kancompile.passes.lower_to_polynomials.piecewise_fit import Lowered, lower

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from kancompile.ir import Contraction, Expansion, Layer, Program, node_of, quantizer_in_front
-from kancompile.named_tensors import Values
+from kancompile.ir import Contraction, Expansion, Layer, Program, Values, node_of, quantizer_in_front
 from kancompile.passes.reduce_functions.join import Joined, JoinOptions, Stays, join_layer
 from kancompile.passes.reduce_functions.look_up_time import BALANCE, MOST_COLUMNS, most_columns
 from kancompile.passes.reduce_functions.words import PLANES

@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from kancompile.ir import IntegerContraction, Layer, Program, layer_tables
-from kancompile.named_tensors import Values
+from kancompile.ir import IntegerContraction, Layer, Program, Values, layer_tables
 from kancompile.passes.round_weights.alternatives import best_method
 from kancompile.passes.round_weights.integers import integer_modules, merge_groups
 from kancompile.passes.round_weights.limit_pairs import cost_of_pairs, limit_layer

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kancompile.ir import Layer, Program, differentiable, node_of
-from kancompile.named_tensors import Values, joined
+from kancompile.ir import Layer, Program, Values, differentiable, joined, node_of
 from kancompile.passes.rounding_methods import Block, Brecq, Rounded, RoundingProblem
 
 _CHUNK = 512

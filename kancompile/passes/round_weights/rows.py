@@ -22,6 +22,7 @@ from kancompile.ir import (
     PatchSampler,
     Program,
     TableExpansion,
+    Values,
     branch_of_column,
     columns_of_groups,
     convolution_columns,
@@ -30,7 +31,6 @@ from kancompile.ir import (
     split_groups,
     tied_columns,
 )
-from kancompile.named_tensors import Values
 from kancompile.passes.round_weights.options import RoundingOptions
 from kancompile.passes.rounding_methods import FeatureSource, RoundingProblem
 

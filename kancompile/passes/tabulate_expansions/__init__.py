@@ -13,8 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from kancompile.ir import Expansion, JointTable, Layer, Program, quantizer_in_front
-from kancompile.named_tensors import Values
+from kancompile.ir import Expansion, JointTable, Layer, Program, Values, quantizer_in_front
 from kancompile.passes.tabulate_expansions.choose_index import Range, choose_index
 from kancompile.passes.tabulate_expansions.known import KnownTables
 from kancompile.passes.tabulate_expansions.layer import tabulate_layer

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kancompile.ir import Program, node_of
-from kancompile.named_tensors import Values
+from kancompile.ir import Program, Values, node_of
 from kancompile.progress import track
 from kancompile.validation import ErrorMeasure, FloatReplay, LayerPair, decibel, samples_that_fit
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kancompile.ir import Expansion, JointTable, Program, TableExpansion
-from kancompile.named_tensors import Values
+from kancompile.ir import Expansion, JointTable, Program, TableExpansion, Values
 from kancompile.progress import track
 from kancompile.validation import LayerPair
 

@@ -18,9 +18,8 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
 
-from kancompile.data import export_dynamic
 from kancompile.errors import KanCompileError, reason
-from kancompile.ir import IntegerContraction, Program
+from kancompile.ir import IntegerContraction, Program, export_dynamic
 from kancompile.targets.onnx.arrange_tables import arrange_tables
 from kancompile.targets.onnx.function_planes import deal_planes
 from kancompile.targets.onnx.joint_tables import write_joint_tables
