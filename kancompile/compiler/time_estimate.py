@@ -32,7 +32,7 @@ def estimate_times(program: Program, x: Tensor) -> dict[fx.Node, float]:
     """
     costs = _Costs(program)
     with torch.no_grad():
-        costs.run(x)
+        costs.run(*program.arguments(x))
     return {node: _NODE * nodes + elements / len(x) for node, (nodes, elements) in costs.found.items()}
 
 
