@@ -8,14 +8,15 @@ from typing import Any
 
 from kancompile.cli.command import Command
 from kancompile.cli.exit_codes import OK
-from kancompile.cli.options import add_model, counts
-from kancompile.cli.session import load_float_model, show_result, working
+from kancompile.cli.options import add_data, add_model, counts
+from kancompile.cli.session import load_float_model, opened_data, show_result, working
 from kancompile.errors import KanCompileError
 
 TEXT = """\
 examples:
   kancompile inspect build/model.onnx
   kancompile inspect --model models.py:make_kan --input-shape 784
+  kancompile inspect --model models.py:make_recommender --data train.npz
 
 The first form shows what a compiled file contains. The second shows which KAN layers are found in a model, and for
 every other operation that was looked at why it stays as it is, with the line of code."""
@@ -26,6 +27,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", metavar="MODEL.onnx", help="compiled file")
     add_model(parser, "--model", required=False)
     parser.add_argument("--input-shape", type=counts, metavar="N,N", help="one sample's shape, such as 784 or 3,32,32")
+    add_data(
+        parser, "data", "samples, which several inputs and integers need in place of --input-shape", required=False
+    )
     parser.add_argument("--kernels", action="store_true", help="also ask ONNX Runtime which kernels it uses")
 
 
@@ -63,13 +67,27 @@ def run(options: argparse.Namespace) -> int:
         return OK
     with working(options):
         model = load_float_model(options)
-        if options.input_shape is None and not str(options.model).endswith(".pt2"):
-            raise KanCompileError(
-                "inspect: found no --input-shape, expected one sample's shape, such as 784 or 3,32,32"
-            )
-        program = capture(model, options.input_shape or _exported_shape(model))
+        program = capture(model, _example(options, model))
     show_result(options, describe_program(program), program_table(program))
     return OK
+
+
+def _example(options: argparse.Namespace, model: Any) -> Any:
+    """Give what a model is captured with: samples, or the shape of one."""
+    if options.data is not None:
+        from kancompile.data import check_fits, load_calibration, model_inputs
+
+        inputs = model_inputs(model)
+        samples = load_calibration(
+            opened_data(options), key=options.data_key, name="data", model=inputs, keep_integers=True
+        )
+        return check_fits(model, samples).samples
+    if options.input_shape is None and not str(options.model).endswith(".pt2"):
+        raise KanCompileError(
+            "inspect: found no --input-shape, expected one sample's shape, such as 784 or 3,32,32, or --data FILE with samples, "
+            "which several inputs and integers need"
+        )
+    return options.input_shape or _exported_shape(model)
 
 
 def _exported_shape(model: Any) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from kancompile.compiler.manifest import (
     constant_bytes,
     describe,
     describe_file_bytes,
+    describe_interface,
     describe_layer,
 )
 from kancompile.compiler.preparation import Preparation, prepare_model
@@ -31,6 +32,7 @@ __all__ = [
     "constant_bytes",
     "describe",
     "describe_file_bytes",
+    "describe_interface",
     "describe_layer",
     "left_in_float",
     "manifest_path",

@@ -71,7 +71,7 @@ def describe(program: Program, samples: Calibration, recipe: Recipe, target: str
         "cost_profile": {"name": recipe.costs.name, "sha256": recipe.costs.sha256()},
         "calibration": {"samples": len(samples), "sha256": samples.sha256(), "notes": list(samples.notes)},
         "input_shape": list(program.input_shape),
-        **_interface(program.declared),
+        **({} if program.declared is None else describe_interface(program.declared)),
         "calibrated_range": _range_of(samples),
         "versions": {name: _version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")}
         | {"python": platform.python_version()},
@@ -86,19 +86,17 @@ def describe(program: Program, samples: Calibration, recipe: Recipe, target: str
     }
 
 
-def _interface(declared: Interface | None) -> dict[str, Any]:
-    """Name inputs and outputs where there are several, or others than float32."""
-    if declared is None:
-        return {}
+def describe_interface(interface: Interface) -> dict[str, Any]:
+    """Name inputs and outputs of a program."""
     inputs = [
         {
             "name": entry.name,
             "shape": [entry.dynamic.get(dim, size) for dim, size in enumerate(entry.shape, start=1)],
             "dtype": str(entry.dtype).removeprefix("torch."),
         }
-        for entry in declared.inputs
+        for entry in interface.inputs
     ]
-    return {"inputs": inputs, "outputs": list(declared.outputs)}
+    return {"inputs": inputs, "outputs": list(interface.outputs)}
 
 
 def _range_of(samples: Calibration) -> Any:

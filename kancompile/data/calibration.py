@@ -222,6 +222,8 @@ def load_calibration(
     found, found_labels = (
         whole if whole is not None else _collect(reader, source, shape, max_samples, max_bytes, remarks)
     )
+    if reader.unread:
+        remarks.append(f"{name}: {', '.join(map(repr, reader.unread))} not read, the model's forward has no such input")
     if labels is not None:
         found_labels = to_array(labels, f"{name} labels")
     _check(found, shape, name)

@@ -23,10 +23,12 @@ class Entries:
     Attributes:
         inputs: entry for each input, by its name.
         labels: entry of the labels, ``None`` where there is none.
+        unread: other entries, which the model has no input for.
     """
 
     inputs: Mapping[str, str]
     labels: str | None
+    unread: tuple[str, ...] = ()
 
     @property
     def all(self) -> list[str]:
@@ -56,11 +58,15 @@ def choose_entries(
     known = () if model is None else model.names
     labels = label_key if label_key in keys and label_key not in known else None
     if key is None and model is not None:
-        found = [k for k in keys if k.partition(".")[0] in known]
+        others = [k for k in keys if k != labels]
+        found = [k for k in keys if k.partition(".")[0] in (*known, model.rest)]
+        if found and model.is_named:  # model(**batch)
+            found = others
         missing = [n for n in model.required if n not in {k.partition(".")[0] for k in found}]
         if found and not missing and (len(found) > 1 or len(model.required) == 1):
-            return Entries({ONE: found[0]} if found == list(model.required[:1]) else {k: k for k in found}, labels)
-        others = [k for k in keys if k != labels]
+            unread = tuple(k for k in others if k not in found) if len(known) > 1 else ()
+            only = found == list(model.required[:1])
+            return Entries({ONE: found[0]} if only else {k: k for k in found}, labels, unread)
         if len(model.required) > 1 or (not model.required and model.is_open):
             if model.is_open and not missing:
                 return Entries({k: k for k in others}, labels)
@@ -97,9 +103,19 @@ def parts_of_tuple(item: Sequence[Any], model: ModelInputs | None, name: str) ->
     return _in_order(item, model, name), None
 
 
+def hint_of_several(model: ModelInputs | None) -> str:
+    """Say how several inputs are given to a model that takes one as well; empty for others."""
+    if model is None or not (model.rest or (model.required and model.optional)):
+        return ""
+    parts = ["a", "b"] if model.rest else model.names[:2]
+    return f"; several inputs are passed by name, or as (({', '.join(parts)}), labels), with None where there are no labels"
+
+
 def flattened(item: Mapping[str, Any], front: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the entries of nested dicts and tuples, ``outer.inner`` by name."""
+    """Yield the entries of nested dicts and tuples, ``outer.inner`` by name; ``None`` is left out."""
     for key, value in item.items():
+        if value is None:
+            continue
         if isinstance(value, Mapping):
             yield from flattened(value, f"{front}{key}.")
         elif isinstance(value, tuple) and value and isinstance(value[0], np.ndarray | Tensor):
@@ -109,6 +125,10 @@ def flattened(item: Mapping[str, Any], front: str = "") -> Iterator[tuple[str, A
 
 
 def _in_order(parts: Sequence[Any], model: ModelInputs, name: str) -> dict[str, Any]:
+    if model.rest:
+        known = model.names[: len(parts)]
+        names = [*known, *(f"{model.rest}.{number}" for number in range(len(parts) - len(known)))]
+        return dict(zip(names, parts, strict=True))
     if len(model.required) == 1 and not model.optional:
         return {f"{model.required[0]}.{number}": part for number, part in enumerate(parts)}
     if not len(model.required) <= len(parts) <= len(model.names):
@@ -116,7 +136,7 @@ def _in_order(parts: Sequence[Any], model: ModelInputs, name: str) -> dict[str, 
             f"{name}: found {len(parts)} parts, expected {len(model.required)} inputs {list(model.required)!r} in the order of "
             "the model's forward, and labels behind them where there are any"
         )
-    return dict(zip(model.names, parts, strict=False))
+    return {name: part for name, part in zip(model.names, parts, strict=False) if part is not None}
 
 
 def _one(keys: Sequence[str], key: str | None, label_key: str | None, name: str) -> str:

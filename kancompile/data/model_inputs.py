@@ -29,6 +29,8 @@ class ModelInputs:
         required: those that a call must give.
         optional: those with a default.
         is_open: whether it takes others as well, by ``*args`` or ``**kwargs``.
+        rest: name of ``*args``, empty where there is none.
+        is_named: whether others are taken by name, by ``**kwargs``.
         takes_parts: whether its only input is a dict, a dataclass or a tuple by its annotation.
     """
 
@@ -36,6 +38,8 @@ class ModelInputs:
     optional: tuple[str, ...] = ()
     is_open: bool = False
     takes_parts: bool = False
+    rest: str = ""
+    is_named: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -60,7 +64,9 @@ def model_inputs(model: Any) -> ModelInputs | None:
         required = tuple(p.name for p in plain if p.default is p.empty)
         optional = tuple(p.name for p in plain if p.default is not p.empty)
         takes_parts = len(required) == 1 and _is_structure(_annotation(model, plain[0]))
-        found = ModelInputs(required, optional, len(plain) < len(parameters), takes_parts)
+        rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "")
+        is_named = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        found = ModelInputs(required, optional, len(plain) < len(parameters), takes_parts, rest, is_named)
         if not required and optional and not found.is_open:  # forward(x=None) is called with x nevertheless
             found = ModelInputs(optional[:1], optional[1:])
     else:
@@ -116,11 +122,17 @@ def arguments(model: Any, values: Values) -> tuple[tuple[Any, ...], dict[str, An
     known = {p.name: p for p in parameters if p.kind not in _VARIABLE}
     required = [p.name for p in known.values() if p.default is p.empty]
     heads = dict.fromkeys(name.partition(".")[0] for name in tensors)
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters) and not set(heads) & set(known):
-        return tuple(tensors.values()), {}
-    if len(required) == 1 and not set(heads) & set(known):
+    if len(required) == 1 and not set(heads) & {p.name for p in parameters}:
         return (_whole(tensors, known[required[0]], model),), {}
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+    kinds = {p.kind: p.name for p in parameters}
+    rest = kinds.get(inspect.Parameter.VAR_POSITIONAL)
+    if rest is not None and (rest in heads or inspect.Parameter.VAR_KEYWORD not in kinds):
+        others = tuple(value for name, value in tensors.items() if name.partition(".")[0] not in known)
+        tensors = {name: value for name, value in tensors.items() if name.partition(".")[0] in known}
+        heads = {head: None for head in heads if head in known}
+    else:
+        others = ()
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
         _expect(model, heads, list(known), required)
     given = {
         head: tensors[head]
@@ -132,6 +144,8 @@ def arguments(model: Any, values: Values) -> tuple[tuple[Any, ...], dict[str, An
         )
         for head in heads
     }
+    if others:
+        return (*(given[name] for name in known if name in given), *others), {}
     bound = inspect.signature(model.forward).bind(**given)
     return bound.args, bound.kwargs
 
@@ -157,12 +171,23 @@ def dynamic_dimensions(
 
 
 def register_dataclasses(value: Any) -> None:
-    """Let ``torch.export`` look into the dataclasses that a model takes and returns."""
+    """Let ``torch.export`` look into the dataclasses, and the mappings of own classes, that a model takes and returns."""
+    kind = type(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        if type(value) not in pytree.SUPPORTED_NODES:
-            torch.export.register_dataclass(type(value))
+        if kind not in pytree.SUPPORTED_NODES:
+            torch.export.register_dataclass(kind)
         value = [getattr(value, field.name) for field in dataclasses.fields(value)]
     if isinstance(value, Mapping):
+        if kind not in pytree.SUPPORTED_NODES:
+            pytree.register_pytree_node(
+                kind,
+                lambda held: (list(held.values()), list(held)),
+                lambda values, keys: _filled(kind, dict(zip(keys, values, strict=True))),
+                flatten_with_keys_fn=lambda held: (
+                    [(pytree.MappingKey(key), entry) for key, entry in held.items()],
+                    list(held),
+                ),
+            )
         value = list(value.values())
     if isinstance(value, tuple | list):
         for entry in value:
@@ -191,20 +216,29 @@ def check_arguments(model: nn.Module, values: Values) -> None:
 
 
 def _whole(parts: Mapping[str, Tensor], parameter: inspect.Parameter | None, model: Any) -> Any:
-    """Make one argument of its parts: a dataclass where the annotation is one, a tuple of numbered ones, else a dict."""
+    """Make one argument of its parts: a dataclass, named tuple or mapping as annotated, a tuple of numbered ones, else a dict."""
     kind = None if parameter is None else _annotation(model, parameter)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+    if isinstance(kind, type) and (dataclasses.is_dataclass(kind) or hasattr(kind, "_fields")):
         try:
             return kind(**parts)
         except TypeError as error:
-            fields = [field.name for field in dataclasses.fields(kind)]
+            fields = [*getattr(kind, "_fields", ()), *getattr(kind, "__dataclass_fields__", ())]
             raise KanCompileError(
                 f"model {type(model).__name__!r}: found data named {list(parts)!r}, expected the "
                 f"fields {fields!r} of {kind.__name__}"
             ) from error
     if list(parts) == [str(number) for number in range(len(parts))]:
         return tuple(parts.values())
-    return dict(parts)
+    own = isinstance(kind, type) and issubclass(kind, Mapping) and not inspect.isabstract(kind)
+    return _filled(kind, parts) if own else dict(parts)
+
+
+def _filled(kind: Any, entries: Mapping[str, Any]) -> Any:
+    """Make a mapping of a class without its constructor, which may take anything."""
+    made = kind.__new__(kind) if issubclass(kind, dict) else kind()
+    for key, entry in entries.items():
+        made[key] = entry
+    return made
 
 
 def _annotation(model: nn.Module, parameter: inspect.Parameter) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kancompile.data.entries import ONE, Entries, choose_entries, flattened, parts_of_tuple
+from kancompile.data.entries import ONE, Entries, choose_entries, flattened, hint_of_several, parts_of_tuple
 from kancompile.data.model_inputs import ModelInputs
 from kancompile.data.sample_arrays import read_arrays, to_array
 from kancompile.data.tables import TABLES, read_table
@@ -33,12 +33,14 @@ class Reader:
         model: what the model takes, ``None`` where it is not known: then one input.
         key: array of a mapping or an ``.npz`` that holds the samples of an only input.
         label_key: the same of labels.
+        unread: names of entries that no input of the model has, as they are met.
     """
 
     name: str
     model: ModelInputs | None = None
     key: str | None = None
     label_key: str = "y"
+    unread: dict[str, None] = field(default_factory=dict)
 
     def whole(self, source: Any, is_unlabelled: bool) -> Read | None:
         """Read a source that holds all samples at once; ``None`` where it yields them batch by batch."""
@@ -58,13 +60,21 @@ class Reader:
         several, labels = parts_of_tuple(source, self.model, name)
         if several is not None:
             return _arrays(several, name), None if labels is None else to_array(labels, f"{name} labels")
-        if len(source) != 2 or not all(isinstance(part, np.ndarray | Tensor) for part in source):
+        if not all(isinstance(part, np.ndarray | Tensor) for part in source):
+            return None
+        if len(source) > 2 and hint_of_several(self.model):
+            raise KanCompileError(
+                f"{name}: found a tuple of {len(source)} arrays, expected samples, (samples, labels) or a list of batches"
+                f"{hint_of_several(self.model)}"
+            )
+        if len(source) != 2:
             return None
         inputs, targets = to_array(source[0], name), to_array(source[1], f"{name} labels")
         if is_unlabelled and inputs.ndim > 1 and inputs.shape == targets.shape:
             raise KanCompileError(
                 f"{name}: found a tuple of two arrays of the same shape {inputs.shape!r}, which may be two batches or "
-                "samples with labels; pass a list of batches, or labels= by name"
+                "samples with labels; pass a list of batches, or labels by name, {'x': ..., 'y': ...}"
+                f"{hint_of_several(self.model)}"
             )
         return {ONE: inputs}, targets
 
@@ -88,6 +98,7 @@ class Reader:
             if len(item) > 2:
                 raise KanCompileError(
                     f"{name}: found {len(item)} parts, expected samples or (samples, labels); yield only those"
+                    + hint_of_several(self.model)
                 )
             return {ONE: to_array(item[0], name)}, to_array(item[1], f"{name} labels") if len(item) == 2 else None
         if isinstance(item, np.ndarray | Tensor):
@@ -97,7 +108,9 @@ class Reader:
         )
 
     def _choose(self, keys: Sequence[str], name: str) -> Entries:
-        return choose_entries(keys, self.model, self.key, self.label_key, name)
+        chosen = choose_entries(keys, self.model, self.key, self.label_key, name)
+        self.unread.update(dict.fromkeys(chosen.unread))
+        return chosen
 
     def _items(self, source: Any) -> Iterator[Any]:
         if isinstance(source, Iterable) or hasattr(source, "__getitem__"):
@@ -110,10 +123,10 @@ class Reader:
 
 def _arrays(parts: Mapping[str, Any], name: str) -> Arrays:
     found = {n: to_array(value, f"{name} {n!r}" if n else name) for n, value in parts.items()}
-    sizes = {n: len(array) if array.ndim else None for n, array in found.items()}
+    sizes = {n: f"{len(array)} rows" if array.ndim else "a single number" for n, array in found.items()}
     if len(set(sizes.values())) > 1:
         raise KanCompileError(
-            f"{name}: found {', '.join(f'{size} rows of {n!r}' for n, size in sizes.items())}, expected the same number of every "
+            f"{name}: found {', '.join(f'{size} of {n!r}' for n, size in sizes.items())}, expected the same number of every "
             "input; pass them in step"
         )
     return found

@@ -98,7 +98,7 @@ def check_samples(
     if array.dtype == np.uint8:
         raise KanCompileError(
             f"{name}: found uint8, which usually is raw image data, expected floats scaled as in training; "
-            "pass for instance x.astype('float32') / 255"
+            "pass for instance x.astype('float32') / 255, or numbers that the model looks up as x.astype('int64')"
         )
     if array.dtype.kind not in "fiub":
         way_out = "; leave out columns of text, or encode them as in training" if array.dtype.kind in "OSU" else ""

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from kancompile.data.calibration import Calibration
-from kancompile.data.entries import ONE
+from kancompile.data.entries import ONE, hint_of_several
 from kancompile.data.model import Reference, evaluating
-from kancompile.data.model_inputs import check_arguments, in_order
+from kancompile.data.model_inputs import check_arguments, in_order, model_inputs
 from kancompile.errors import KanCompileError, error_source, reason
-from kancompile.ir import Values, by_name, tensors_of
+from kancompile.ir import NamedTensors, Values, by_name, tensors_of
 
 # what no other samples would mend
 _OF_THE_MODEL = (AttributeError, NameError, ImportError, NotImplementedError, KeyError, UnboundLocalError, SyntaxError)
 _OF_TYPES = re.compile(r"\bdtype|scalar type|[Dd]ouble|Half|BFloat16|c10::complex")
-_OF_INDICES = re.compile(r"Long|\bInt\b|indices|as ind")
+_OF_INDICES = re.compile(r"Long|\bInt\b|indices|as ind|for index")
 _MOST_SIZES, _LARGEST_SIZE = 24, 1 << 16
 
 
@@ -37,16 +37,20 @@ def check_fits(reference: Reference, samples: Calibration) -> Calibration:
         return _ordered(reference, _typed_as(reference, samples))
     if isinstance(reference, nn.Module):
         _check_forward(reference)
-    failures: list[tuple[bool, KanCompileError]] = []
+    failures: list[tuple[int, KanCompileError]] = []
     for typed in _typings(samples):
         try:
             _check_run(reference, typed)
         except KanCompileError as error:
-            # numbers that an embedding does not know say more than that it does not read floats
-            failures.append((not isinstance(error.__cause__, IndexError), error))
+            failures.append((_rank(error.__cause__), error))
         else:
             return _ordered(reference, typed)
     raise min(failures, key=lambda failure: failure[0])[1]
+
+
+def _rank(error: BaseException | None) -> int:
+    """Say how little an error tells: numbers that an embedding does not know most, that it does not read floats least."""
+    return 0 if isinstance(error, IndexError) else 2 if _OF_INDICES.search(str(error)) else 1
 
 
 def _ordered(reference: Reference, samples: Calibration) -> Calibration:
@@ -96,7 +100,8 @@ def _check_run(reference: Reference, samples: Calibration) -> None:
         if value.shape[:1] != torch.Size([len(x)]):
             raise KanCompileError(
                 f"calibration: found samples of shape {shape!r}, for {len(x)} of which the model returns shape "
-                f"{tuple(value.shape)!r}; expected one row for each, so inputs as it was trained with{_other_shape(reference, x)}"
+                f"{tuple(value.shape)!r}; expected one row for each, so inputs as it was trained with"
+                f"{_other_shape(reference, x) or _without(reference, x)}"
             )
 
 
@@ -111,6 +116,17 @@ def _trial_rows(samples: Calibration) -> Values:
     return values
 
 
+def _read_as_indices(error: Exception, x: Values) -> str:
+    """Say which inputs are floats, where the model wanted integers; empty for other errors."""
+    real = {name: value for name, value in by_name(x, [ONE]).items() if value.is_floating_point()}
+    if not real or (isinstance(error, IndexError) and "indices must be" not in str(error)):
+        return ""
+    if not _OF_INDICES.search(str(error)):
+        return ""
+    kinds = {n: "whole numbers as floats" if bool((v == v.round()).all()) else "fractions" for n, v in real.items()}
+    return "found " + ", ".join(f"{kind} in {n!r}" if n else kind for n, kind in kinds.items())
+
+
 def _beyond_vocabulary(error: Exception, x: Values) -> str:
     """Say the range of whole numbers that an embedding refused."""
     if not isinstance(error, IndexError):
@@ -119,7 +135,9 @@ def _beyond_vocabulary(error: Exception, x: Values) -> str:
     ranges = [
         f"{int(value.min())} ... {int(value.max())}{f' in {name!r}' if name else ''}" for name, value in whole.items()
     ]
-    return f", here numbers of the model's vocabulary; found {', '.join(ranges)}" if ranges else ""
+    lengths = sorted({value.shape[1] for value in whole.values() if value.ndim > 1})
+    rows = f", in rows of {' and '.join(map(str, lengths))}, which positions must reach" if lengths else ""
+    return f", here numbers of the model's vocabulary; found {', '.join(ranges)}{rows}" if ranges else ""
 
 
 def _check_forward(model: nn.Module) -> None:
@@ -144,19 +162,27 @@ def _cause(reference: Reference, x: Values, error: Exception) -> str:
             f"{who}, expected float32 throughout; the samples are not the cause: create and convert tensors in forward with the "
             "type of the input (dtype=x.dtype), not with .double(), .half() or a type of their own"
         )
+    if floats := _read_as_indices(error, x):
+        return (
+            f"{who} on samples of shape {shape!r}, expected integers where the model looks up or indexes; {floats}: pass "
+            "those as x.astype('int64'), each under its own name or in the order of forward"
+        )
     if tokens := _beyond_vocabulary(error, x):
         return (
             f"calibration: found samples of shape {shape!r}, on which the model {raised}; expected inputs as it was trained "
             f"with{tokens}"
         )
+    inputs = model_inputs(reference) if isinstance(x, Tensor) else None
+    others = " and on every other shape that was tried" if ONE in shapes else ""
+    call = "model(x)" if ONE in shapes else f"model({', '.join(f'{name}=...' for name in shapes)})"
     if hint := _other_shape(reference, x):
         return (
             f"calibration: found samples of shape {shape!r}, on which the model {raised}; expected inputs as it was trained "
-            f"with{hint}"
+            f"with{hint}{hint_of_several(inputs)}"
         )
     return (
-        f"{who} on samples of shape {shape!r} and on every other shape that was tried, expected one that computes in evaluation "
-        "mode, without gradients, on float32 batches; where model(x) runs in your code, pass such an x"
+        f"{who} on samples of shape {shape!r}{others}, expected one that computes in evaluation "
+        f"mode, without gradients, on float32 batches; where {call} runs in your code, pass such inputs{hint_of_several(inputs)}"
     )
 
 
@@ -172,7 +198,9 @@ def _check_device(model: nn.Module) -> None:
 
 def _other_shape(reference: Reference, x: Values) -> str:
     """Try other layouts and numbers of features, and say which the model takes; empty where it takes none of them."""
-    if not isinstance(x, Tensor) or x.ndim < 2:
+    if not isinstance(x, Tensor):
+        return _other_dimensions(reference, x)
+    if x.ndim < 2:
         return ""
     layouts = [("flat: pass x.reshape(len(x), -1)", x.flatten(1))] if x.ndim > 2 else []
     if x.ndim == 4:
@@ -195,6 +223,29 @@ def _other_shape(reference: Reference, x: Values) -> str:
     return ""
 
 
+def _without(reference: Reference, x: Values) -> str:
+    """Try to leave one optional input out, such as labels, of which a model computes a loss of all samples."""
+    inputs = model_inputs(reference)
+    if isinstance(x, Tensor) or inputs is None:
+        return ""
+    for name in inputs.optional:
+        if name in x.tensors and _takes(reference, NamedTensors({n: v for n, v in x.tensors.items() if n != name})):
+            return f"; without {name!r} it does: leave it out, or name it 'y' where it holds labels to compare with"
+    return ""
+
+
+def _other_dimensions(reference: Reference, x: NamedTensors) -> str:
+    """Try one of several inputs with a last dimension of 1 more, or less."""
+    for name, value in x.tensors.items():
+        tried = {"with a last dimension of 1: pass x[..., None]": value[..., None]}
+        if value.ndim > 1 and value.shape[-1] == 1:
+            tried = {"without its last dimension: pass x[..., 0]": value[..., 0]}
+        for how, other in tried.items():
+            if _takes(reference, NamedTensors({**x.tensors, name: other})):
+                return f"; it takes {name!r} {how}"
+    return ""
+
+
 def _sizes(reference: Reference) -> list[int]:
     """List what may be a number of features: the sizes of the weights, in their order."""
     tensors = reference.parameters() if isinstance(reference, nn.Module) else ()
@@ -202,10 +253,10 @@ def _sizes(reference: Reference) -> list[int]:
     return list(found)[:_MOST_SIZES]
 
 
-def _takes(reference: Reference, x: Tensor) -> bool:
+def _takes(reference: Reference, x: Values) -> bool:
     try:
         with evaluating(reference) as model, torch.no_grad():
             output = model(x)
     except Exception:  # user code may raise anything, and then this is not the shape
         return False
-    return isinstance(output, Tensor) and output.shape[:1] == x.shape[:1]
+    return all(value.shape[:1] == torch.Size([len(x)]) for value in tensors_of(output))

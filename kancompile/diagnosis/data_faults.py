@@ -67,8 +67,9 @@ class DataSuspicions:
             yield from self.few(base)
 
     def preprocessing(self, base: Outcome) -> Cause | None:
-        """Find a scaling that was forgotten, or done once too often; of several inputs none is tried."""
-        if not isinstance(self.laboratory.x, Tensor):
+        """Find a scaling that was forgotten, or done once too often; of several inputs and of integers none is tried."""
+        x = self.laboratory.x
+        if not isinstance(x, Tensor) or not x.is_floating_point():
             return None
         if self.has_data:
             found = self._unlike_data(base)
@@ -83,6 +84,8 @@ class DataSuspicions:
         x, data = lab.x, lab.judging.samples
         mismatch = compare_distributions(x, data)
         if mismatch.distance < _UNLIKE or mismatch.scaled_distance > _EXPLAINED * mismatch.distance:
+            return None
+        if not self._takes(mismatch.scaling):
             return None
         own = lab.judge(lab.lowered(self.recipe), lab.fitting)
         after = self._lowered_on(mismatch.scaling(x), lab.judging)
@@ -112,13 +115,24 @@ class DataSuspicions:
         if lab.judging.targets is None:
             return None
         best: tuple[Score, Score, Scaling] | None = None
-        for scaling in usual_scalings(lab.x):
+        for scaling in filter(self._takes, usual_scalings(lab.x)):
             compared = compare_scores(lab, sets, scaling)
             if compared is not None and (best is None or compared[1].value > best[1].value):
                 best = (*compared, scaling)
         if best is None:
             return None
         return self._scaled(base, best[2], best[0], best[1])
+
+    def _takes(self, scaling: Scaling) -> bool:
+        """Whether the network answers for scaled samples; an embedding refuses tokens that it does not know."""
+        lab = self.laboratory
+        if not bool((lab.x == lab.x.round()).all(0).any()):
+            return True
+        try:
+            lab.program(scaling(lab.x))
+        except (IndexError, RuntimeError):
+            return False
+        return True
 
     def _scaled(
         self,
@@ -163,7 +177,7 @@ class DataSuspicions:
             return None
         low, high = found.low, found.high
         fitting = []
-        for scaling in usual_scalings(lab.x):
+        for scaling in filter(self._takes, usual_scalings(lab.x)):
             scaled = scaling(lab.x)
             if float(((scaled >= low) & (scaled <= high)).double().mean()) >= _ALL:
                 fitting.append((float(scaled.max() - scaled.min()), scaling))

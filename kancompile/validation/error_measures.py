@@ -139,14 +139,16 @@ class ErrorMeasure:
             self._add_tensor(reference, output, what)
             return
         wanted, found = by_name(reference, [what]), by_name(output, [what])
-        if list(wanted) != list(found):
+        # a file calls an output that has the name of an input, such as a state that is fed back, h_1
+        alike = [b == a or b.startswith(f"{a}_") for a, b in zip(wanted, found, strict=False)]
+        if len(wanted) != len(found) or not all(alike):
             raise KanCompileError(
                 f"{what}: found the outputs {list(found)!r}, expected {list(wanted)!r} as the float model gives; compare a file "
                 "with the model it was compiled from"
             )
-        for name, expected in wanted.items():
+        for (name, expected), value in zip(wanted.items(), found.values(), strict=True):
             part = self.parts.setdefault(name, ErrorMeasure())
-            part._add_tensor(expected.float(), found[name].float(), f"{what}, output {name!r}")
+            part._add_tensor(expected.float(), value.float(), f"{what}, output {name!r}")
         parts = list(self.parts.values())
         self.count, self.differing = sum(part.count for part in parts), sum(part.differing for part in parts)
         self.rows, self.absolute = max(part.rows for part in parts), sum(part.absolute for part in parts)

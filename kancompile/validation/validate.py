@@ -105,7 +105,8 @@ class Validation:
         if self.simulated is not None:
             rows.append(["simulation", *self._cells(self.simulated), *self._metric_cells("simulated", names)])
         rows.append(["ONNX Runtime", *self._cells(self.compiled), *self._metric_cells("compiled", names)])
-        rows += [[f"  output {name}", *self._cells(part)] for name, part in self.compiled.parts.items()]
+        no_task = [""] * len(names)
+        rows += [[f"  output {name}", *self._cells(part), *no_task] for name, part in self.compiled.parts.items()]
         lines = [f"{self.model}, {self.n_samples:,} samples", *aligned(rows)]
         lines += [
             text for text in (worst_text(self.compiled), self.paired and f"decisions: {self.paired.text()}") if text

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kancompile.compiler import describe_layer
 from kancompile.data import Calibration
-from kancompile.ir import Program
+from kancompile.ir import Program, Values, first_of
 from kancompile.passes import Lowering
 from kancompile.progress import quiet, track
 from kancompile.recipe import SettledRecipe
@@ -158,11 +158,11 @@ class _Judge:
         total = sum(describe_layer(program, layer)["weight_bytes"] for layer in program.layers())
         return FrontPoint(bits, total, error.sqnr_db, self._metric(outputs), shipped, sensitivity)
 
-    def _metric(self, outputs: Sequence[Tensor]) -> float | None:
+    def _metric(self, outputs: Sequence[Values]) -> float | None:
         """Measure the task on outputs of all samples, ``None`` without labels."""
         if self.labels is None:
             return None
         task = TaskMetric()
         for labels, output in zip(self.labels.split(64), outputs, strict=True):
-            task.add(labels, output, "data")
+            task.add(labels, first_of(output), "data")
         return None if task.score is None else task.score.value

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from kancompile.compiler import describe_interface
 from kancompile.data import float32_by_default, parameter_bytes
 from kancompile.ir import PassChange
 from kancompile.reporting.facts.beside import worse_than_float
@@ -71,6 +72,7 @@ def collect(source: ReportSource, options: ReportOptions | None = None) -> dict[
             "name": source.name,
             "target": manifest["target"],
             "input_shape": list(source.program.input_shape),
+            **describe_interface(source.program.interface),
             "seed": source.seed,
             "sha256": manifest.get("model_sha256"),
             "recipe": source.recipe.to_dict(),
@@ -138,6 +140,10 @@ def _summary(source: ReportSource, options: ReportOptions) -> dict[str, Any]:
         "worst": None if validation.compiled.worst is None else validation.compiled.worst.to_dict(),
         "worst_text": worst_text(validation.compiled),
         "outputs": validation.compiled.n_outputs,
+        "tensors": [
+            {"name": name, "sqnr_db": plain_number(part.sqnr_db), "worst_db": plain_number(part.worst_db)}
+            for name, part in validation.compiled.parts.items()
+        ],
         "notes": list(validation.notes),
         "runtime": {
             "differing": 0 if validation.runtime is None else validation.runtime.differing,

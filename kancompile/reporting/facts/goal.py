@@ -49,7 +49,7 @@ def needs_int16(manifest: Mapping[str, Any], input_shape: Sequence[int], result:
         found.append(
             "spreads of the outputs differ by more than 100 times, where they are compared or added as they are"
         )
-    if not result.is_classifier and result.compiled.n_outputs == input_shape[-1] > 1 and len(input_shape) == 1:
+    if not result.is_classifier and result.compiled.n_outputs > 1 and list(input_shape) == [result.compiled.n_outputs]:
         found.append(
             "outputs have the shape of inputs, where they are fed back (a closed loop, a rollout) and errors of every step add up"
         )

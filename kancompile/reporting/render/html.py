@@ -200,7 +200,8 @@ def _facts(report: Mapping[str, Any]) -> str:
     rows: list[tuple[str, Any]] = [
         ("SHA-256 of the file", model["sha256"] or "not known"),
         ("seed", model["seed"]),
-        ("input", "batch x " + " x ".join(map(str, model["input_shape"]))),
+        *((f"input {entry['name']}", _input_text(entry)) for entry in model["inputs"]),
+        *((f"output {t['name']}", _output_text(t)) for t in report["summary"]["tensors"]),
         ("calibration", f"{model['calibration']['samples']} samples, SHA-256 {model['calibration']['sha256']}"),
         ("recipe", ", ".join(f"{key} = {value}" for key, value in recipe.items())),
     ]
@@ -212,6 +213,14 @@ def _facts(report: Mapping[str, Any]) -> str:
         rows.append(("times measured on", ", ".join(f"{k} {v}" for k, v in report["summary"]["machine"].items())))
     body = [[escape(str(key)), _wrapped(value)] for key, value in rows]
     return table(["", ""], body, wrap={1})
+
+
+def _input_text(entry: Mapping[str, Any]) -> str:
+    return f"{entry['dtype']}, {' x '.join(map(str, ['batch', *entry['shape']]))}"
+
+
+def _output_text(tensor: Mapping[str, Any]) -> str:
+    return f"SQNR {decibels(tensor['sqnr_db'])}, worst output {decibels(tensor['worst_db'])}"
 
 
 def _wrapped(value: Any) -> str:

@@ -71,6 +71,8 @@ def _results(compiled: CompiledModel, result: Validation, beside: BesideFloat | 
     among = "" if error.parts else f" of 0 ... {error.n_outputs - 1}"
     which = "" if error.n_outputs == 1 else f" ({worst.called}{among})"
     rows.append([f"worst output{which}", "", f"{worst.sqnr_db:.2f} dB", _shares(worst)])
+    for name, part in error.parts.items():
+        rows.append([f"  output {name}", "", f"{part.sqnr_db:.2f} dB", f"worst {part.worst_db:.2f} dB"])
     if result.is_classifier and error.agreement is not None:
         rows.append(["top-1 agreement", "", f"{error.agreement:.2f} %", ""])
     return rows + _beside(compiled, beside)
