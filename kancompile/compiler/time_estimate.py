@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.ir import Program
+from kancompile.named_tensors import Values
 
 _NODE, _LOOK_UP, _PRODUCT = 500.0, 8.2, 0.0053
 """Nanoseconds of ONNX Runtime on one thread for a node, for a row that is looked up and for an 8-bit product."""
@@ -18,13 +19,14 @@ _OF_ELEMENTS = frozenset(
     (
         *("add", "sub", "rsub", "mul", "div", "neg", "relu", "abs", "clamp", "maximum", "minimum", "where", "full"),
         *("mean", "sum", "amax", "amin", "avg_pool2d", "max_pool2d_with_indices", "copy", "_to_copy", "clone"),
-        *("view", "reshape", "permute", "cat", "slice", "select", "index_select", "constant_pad_nd", "expand"),
+        *("view", "reshape", "permute", "cat", "slice", "select", "constant_pad_nd", "expand"),
     )
 )
+_PICKS = frozenset(("embedding", "gather", "index", "index_select"))  # which read no more than they give
 
 
-def estimate_times(program: Program, x: Tensor) -> dict[fx.Node, float]:
-    """Estimate for every node the nanoseconds of one sample.
+def estimate_times(program: Program, x: Values) -> dict[fx.Node, float]:
+    """Estimate for every node that depends on an input the nanoseconds of one sample; runtimes fold the others at load.
 
     Args:
         program: lowered or not.
@@ -32,7 +34,7 @@ def estimate_times(program: Program, x: Tensor) -> dict[fx.Node, float]:
     """
     costs = _Costs(program)
     with torch.no_grad():
-        costs.run(x)
+        costs.run(*program.arguments(x))
     return {node: _NODE * nodes + elements / len(x) for node, (nodes, elements) in costs.found.items()}
 
 
@@ -43,6 +45,7 @@ class _Costs(fx.Interpreter):
         super().__init__(program.graph_module)
         self.extra_traceback = False
         self.found: dict[fx.Node, tuple[int, float]] = {}
+        self.varying: set[fx.Node] = set()
         self.of_module: dict[str, tuple[int, float]] = {}  # nodes, and nanoseconds for an element of the result
         for layer in program.layers():
             product = _FLOAT_PRODUCT if program.is_float(layer) else _PRODUCT
@@ -54,6 +57,9 @@ class _Costs(fx.Interpreter):
     def run_node(self, node: fx.Node) -> Any:
         arguments = [self.env[source] for source in node.all_input_nodes]
         result = super().run_node(node)
+        if node.op != "placeholder" and self.varying.isdisjoint(node.all_input_nodes):
+            return result
+        self.varying.add(node)
         size = sum(value.numel() for value in (result if isinstance(result, tuple) else (result,)) if _is_tensor(value))
         if node.op == "call_module":
             nodes, element = self.of_module[str(node.target)]
@@ -69,6 +75,8 @@ def _nanoseconds(operator: str, arguments: list[Any], size: int, read: int) -> f
         return _FLOAT_PRODUCT * size * int(arguments[-1].shape[-2])
     if operator == "convolution":
         return _FLOAT_PRODUCT * size * int(arguments[1][0].numel())
+    if operator in _PICKS:
+        return _ELEMENT * size
     return (_ELEMENT if operator in _OF_ELEMENTS else _FUNCTION) * max(size, read)
 
 

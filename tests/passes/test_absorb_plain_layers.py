@@ -14,6 +14,7 @@ from kancompile.compiler.compile import compile
 from kancompile.compiler.left_in_float import left_in_float
 from kancompile.frontend import capture
 from kancompile.ir import Contraction, check
+from kancompile.named_tensors import NamedTensors
 from kancompile.passes.absorb_plain_layers import AbsorbPlainLayers
 from kancompile.reporting.facts.layer_kinds import count_layers
 from kancompile.runtimes.session import RuntimeModel
@@ -146,6 +147,25 @@ def test_what_stays_in_float_is_ranked_by_its_share_of_the_time() -> None:
     assert [part["operator"] for part in parts] == ["native_layer_norm", "relu"]
     assert 0 < parts[1]["share"] < 0.1 < parts[0]["share"] < 1
     assert parts[1]["source"].startswith("test_absorb_plain_layers.py:")
+
+
+def test_what_stays_in_float_of_several_inputs_is_what_depends_on_one() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.kan = nn.Embedding(4096, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor, word: Tensor) -> Tensor:
+            before = torch.arange(5)[:, None] >= torch.arange(5)
+            weight = torch.softmax(torch.where(before, x @ x.mT, -1e9), dim=2)
+            return self.kan(torch.sin(weight @ self.words(word)))
+
+    generator = torch.Generator().manual_seed(2)
+    word = torch.randint(4096, (4, 5), generator=generator)
+    x = NamedTensors({"x": torch.randn(4, 5, 8, generator=generator), "word": word})
+    parts = {part["operator"]: part["share"] for part in left_in_float(capture(Attending(), x), x)}
+    assert set(parts) == {"bmm", "_softmax", "where", "embedding"}, "the mask is a constant, which runtimes fold"
+    assert 0 < parts["embedding"] < 0.2, "of 4096 rows 5 are read"
 
 
 def test_row_numbers_of_ordinary_layers_are_not_looked_up() -> None:
