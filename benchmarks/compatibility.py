@@ -30,6 +30,7 @@ from torch import nn
 import kancompile
 from benchmarks.client_models import CLIENTS
 from benchmarks.digit_models import Digits, FamilyModel, build_seeded, load, train
+from benchmarks.marked_section import FIELD_SECTION, marked_section, replace_section
 from benchmarks.results_file import read_results, write_results
 from benchmarks.zoo_models import ZOO
 from kancompile.compiler.atomic_write import write_atomically
@@ -387,7 +388,11 @@ def main() -> int:
                 write_results(arguments.results, known)
         rows.append(Row(**known[key]))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically({arguments.out: page(rows).encode()}, force=True)
+    text = page(rows)
+    kept = marked_section(arguments.out.read_text(encoding="utf-8"), FIELD_SECTION) if arguments.out.is_file() else None
+    if kept is not None:  # what benchmarks.field writes there
+        text = replace_section(text, FIELD_SECTION, kept)
+    write_atomically({arguments.out: text.encode()}, force=True)
     print(f"wrote {arguments.out}", file=sys.stderr)
     if arguments.folder is None and not arguments.only:
         write_results(FIGURES, {f"{row.family}, {row.source}": figures(row) for row in rows if not row.error})

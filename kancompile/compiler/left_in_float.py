@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from kancompile.compiler.time_estimate import estimate_times
 from kancompile.frontend import node_source
-from kancompile.ir import Program
+from kancompile.ir import Program, Values
 
 _REASONS = {
     "native_layer_norm": "a normalisation has no integer kernel in ONNX Runtime",
@@ -23,6 +23,7 @@ _REASONS = {
     "convolution": "transposed, or its kernel depends on the data",
     "mean": "no integer kernel in ONNX Runtime for means over any dimensions",
     "sum": "no integer kernel in ONNX Runtime",
+    "embedding": "rows of a table, picked by integers: nothing is computed",
     "avg_pool2d": "an average of real values; an integer kernel where a quantizer stands directly behind",
 }
 
@@ -42,7 +43,7 @@ _FREE = frozenset(
 )
 
 
-def left_in_float(program: Program, x: Tensor) -> list[dict[str, Any]]:
+def left_in_float(program: Program, x: Values) -> list[dict[str, Any]]:
     """Say which operators of a program are neither integer modules nor mere moves of values, and why.
 
     Args:
@@ -57,7 +58,7 @@ def left_in_float(program: Program, x: Tensor) -> list[dict[str, Any]]:
     nodes: dict[str, list[fx.Node]] = {}
     targets: dict[str, torch._ops.OpOverload] = {}
     for node in program.graph_module.graph.nodes:
-        if not isinstance(node.target, torch._ops.OpOverload):
+        if node not in times or not isinstance(node.target, torch._ops.OpOverload):
             continue
         operator = str(node.target.overloadpacket.__name__)
         if operator not in _FREE:

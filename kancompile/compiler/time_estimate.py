@@ -18,13 +18,14 @@ _OF_ELEMENTS = frozenset(
     (
         *("add", "sub", "rsub", "mul", "div", "neg", "relu", "abs", "clamp", "maximum", "minimum", "where", "full"),
         *("mean", "sum", "amax", "amin", "avg_pool2d", "max_pool2d_with_indices", "copy", "_to_copy", "clone"),
-        *("view", "reshape", "permute", "cat", "slice", "select", "index_select", "constant_pad_nd", "expand"),
+        *("view", "reshape", "permute", "cat", "slice", "select", "constant_pad_nd", "expand"),
     )
 )
+_PICKS = frozenset(("embedding", "gather", "index", "index_select"))  # which read no more than they give
 
 
 def estimate_times(program: Program, x: Values) -> dict[fx.Node, float]:
-    """Estimate for every node the nanoseconds of one sample.
+    """Estimate for every node that depends on an input the nanoseconds of one sample; runtimes fold the others at load.
 
     Args:
         program: lowered or not.
@@ -43,6 +44,7 @@ class _Costs(fx.Interpreter):
         super().__init__(program.graph_module)
         self.extra_traceback = False
         self.found: dict[fx.Node, tuple[int, float]] = {}
+        self.varying: set[fx.Node] = set()
         self.of_module: dict[str, tuple[int, float]] = {}  # nodes, and nanoseconds for an element of the result
         for layer in program.layers():
             product = _FLOAT_PRODUCT if program.is_float(layer) else _PRODUCT
@@ -54,6 +56,9 @@ class _Costs(fx.Interpreter):
     def run_node(self, node: fx.Node) -> Any:
         arguments = [self.env[source] for source in node.all_input_nodes]
         result = super().run_node(node)
+        if node.op != "placeholder" and self.varying.isdisjoint(node.all_input_nodes):
+            return result
+        self.varying.add(node)
         size = sum(value.numel() for value in (result if isinstance(result, tuple) else (result,)) if _is_tensor(value))
         if node.op == "call_module":
             nodes, element = self.of_module[str(node.target)]
@@ -69,6 +74,8 @@ def _nanoseconds(operator: str, arguments: list[Any], size: int, read: int) -> f
         return _FLOAT_PRODUCT * size * int(arguments[-1].shape[-2])
     if operator == "convolution":
         return _FLOAT_PRODUCT * size * int(arguments[1][0].numel())
+    if operator in _PICKS:
+        return _ELEMENT * size
     return (_ELEMENT if operator in _OF_ELEMENTS else _FUNCTION) * max(size, read)
 
 

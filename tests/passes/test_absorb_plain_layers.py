@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.functional import scaled_dot_product_attention
 
 from kancompile.compiler.compile import compile
 from kancompile.compiler.left_in_float import left_in_float
 from kancompile.frontend import capture
-from kancompile.ir import Contraction, check
+from kancompile.ir import Contraction, NamedTensors, check
 from kancompile.passes.absorb_plain_layers import AbsorbPlainLayers
 from kancompile.reporting.facts.layer_kinds import count_layers
 from kancompile.runtimes.session import RuntimeModel
@@ -146,6 +147,72 @@ def test_what_stays_in_float_is_ranked_by_its_share_of_the_time() -> None:
     assert [part["operator"] for part in parts] == ["native_layer_norm", "relu"]
     assert 0 < parts[1]["share"] < 0.1 < parts[0]["share"] < 1
     assert parts[1]["source"].startswith("test_absorb_plain_layers.py:")
+
+
+@pytest.mark.parametrize("layer", ["linear", "linear without bias", "product"])
+def test_layers_of_transposed_tokens_are_taken_up(layer: str) -> None:
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.front, self.kan = nn.Linear(6, 6), nn.Linear(16, 3)
+            self.mix = nn.Linear(5, 8, bias=layer == "linear")
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.front(x).transpose(1, 2)
+            x = x @ self.mix.weight.T if layer == "product" else self.mix(x)
+            return self.kan(torch.cat([torch.sin(2 * x), x * x], dim=2))
+
+    model = Mixing()
+    x = torch.randn(8, 5, 6, generator=torch.Generator().manual_seed(2))
+    absorbed = AbsorbPlainLayers()(capture(model, x), x)
+    assert len(absorbed.layers()) == 3
+    assert not left_in_float(absorbed, x)
+    torch.testing.assert_close(absorbed(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask", ["none", "causal", "padding"])
+def test_attention_looks_for_empty_rows_only_where_a_mask_can_make_one(mask: str) -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts, self.out, self.kan = nn.Linear(8, 24), nn.Linear(8, 8), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            b, tokens, width = x.shape
+            q, k, v = self.parts(x).view(b, tokens, 3, 2, width // 2).permute(2, 0, 3, 1, 4)
+            seen = x[:, None, None, :, 0] > 0 if mask == "padding" else None
+            y = scaled_dot_product_attention(q, k, v, seen, is_causal=mask == "causal")
+            y = self.out(y.transpose(1, 2).reshape(b, tokens, width))
+            return self.kan(torch.cat([torch.sin(2 * y), y * y], dim=2))
+
+    model = Attending()
+    x = torch.randn(8, 5, 8, generator=torch.Generator().manual_seed(2))
+    x[0, :, 0] = -1  # of this sample no token is seen
+    absorbed = AbsorbPlainLayers()(capture(model, x), x)
+    torch.testing.assert_close(absorbed(x), model(x), rtol=1e-4, atol=1e-5)
+    operators = {part["operator"] for part in left_in_float(absorbed, x)}
+    assert {"bmm", "_softmax"} <= operators
+    assert ("where" in operators) == ("logical_not" in operators) == (mask == "padding")
+    assert sum(kind == "ordinary" for kind in absorbed.kinds.values()) == 2
+
+
+def test_what_stays_in_float_of_several_inputs_is_what_depends_on_one() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.kan = nn.Embedding(4096, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor, word: Tensor) -> Tensor:
+            before = torch.arange(5)[:, None] >= torch.arange(5)
+            weight = torch.softmax(torch.where(before, x @ x.mT, -1e9), dim=2)
+            return self.kan(torch.sin(weight @ self.words(word)))
+
+    generator = torch.Generator().manual_seed(2)
+    word = torch.randint(4096, (4, 5), generator=generator)
+    x = NamedTensors({"x": torch.randn(4, 5, 8, generator=generator), "word": word})
+    parts = {part["operator"]: part["share"] for part in left_in_float(capture(Attending(), x), x)}
+    assert set(parts) == {"bmm", "_softmax", "where", "embedding"}, "the mask is a constant, which runtimes fold"
+    assert 0 < parts["embedding"] < 0.2, "of 4096 rows 5 are read"
 
 
 def test_row_numbers_of_ordinary_layers_are_not_looked_up() -> None:

@@ -53,8 +53,55 @@ def embedding_bag(
     return (summed, *nothing)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    """Apply a linear layer to rows of transposed tokens, too, for which PyTorch expands the weight to one of every sample."""
+    if x.dim() < 3 or x.is_contiguous():
+        return _of_pytorch(_ATEN.linear.default, x, weight, bias)
+    rows = torch.nn.functional.linear(x.reshape(-1, x.shape[-1]), weight, bias)
+    return rows.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def product_with_a_matrix(x: Tensor, matrix: Tensor) -> Any:
+    """Multiply as :func:`linear` does."""
+    if x.dim() < 3 or matrix.dim() != 2 or x.is_contiguous():
+        return _of_pytorch(_ATEN.matmul.default, x, matrix)
+    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], matrix.shape[1])
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Mix values by the softmax of scores, for attention without a mask of the user's.
+
+    PyTorch's form looks for rows whose scores are all -inf, which nothing but such a mask can bring about.
+    """
+    if attn_mask is not None or dropout_p or enable_gqa:
+        given = (query, key, value, attn_mask, dropout_p, is_causal)
+        return _of_pytorch(_ATEN.scaled_dot_product_attention.default, *given, scale=scale, enable_gqa=enable_gqa)
+    scores = query * (query.shape[-1] ** -0.5 if scale is None else scale) @ key.mT
+    if is_causal:
+        scores = scores + torch.full(scores.shape[-2:], -torch.inf, dtype=scores.dtype, device=scores.device).triu(1)
+    return torch.softmax(scores, dim=-1) @ value
+
+
+def _of_pytorch(operator: Any, *given: Any, **named: Any) -> Any:
+    """Decompose as PyTorch does: its kernel, since ``decompose`` would find our form again."""
+    return operator._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *given, **named)
+
+
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     _ATEN.sum.dim_IntList: sum_of_dimensions,
+    _ATEN.linear.default: linear,
+    _ATEN.matmul.default: product_with_a_matrix,
+    _ATEN.scaled_dot_product_attention.default: attention,
     _ATEN._embedding_bag.default: embedding_bag,
     _ATEN._embedding_bag_forward_only.default: embedding_bag,
 }
