@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kancompile.data.entries import ONE
+from kancompile.data.entries import ONE, not_one
 from kancompile.data.model_inputs import ModelInputs
 from kancompile.data.reading import Arrays, Reader
 from kancompile.data.sample_arrays import (
@@ -133,7 +133,17 @@ class Calibration:
         return replace(self, inputs=_one_or_all(arrays), remarks=tuple(remarks))
 
     def like(self, other: Calibration) -> Calibration:
-        """Give these samples with the types and the order that others have, which a model was tried with."""
+        """Give these samples with the types and the order that others have, which a model was tried with.
+
+        Raises:
+            KanCompileError: they have other names.
+        """
+        if set(self.arrays) != set(other.arrays):
+            if ONE in other.arrays:
+                raise not_one(list(self.arrays), "x", self.name)
+            raise KanCompileError(
+                f"{self.name}: found arrays {list(self.arrays)!r}, expected {list(other.arrays)!r} as the calibration data have"
+            )
         real = [name for name, array in other.arrays.items() if array.dtype.kind == "f"]
         typed = self.as_floats([n for n, array in self.arrays.items() if n in real and array.dtype.kind in "ib"])
         return typed.in_order(list(other.arrays))

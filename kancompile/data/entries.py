@@ -150,9 +150,14 @@ def _one(keys: Sequence[str], key: str | None, label_key: str | None, name: str)
         others = [candidate for candidate in keys if candidate != label_key]
         if len(others) == 1:
             return others[0]
+    raise not_one(keys, wanted, name)
+
+
+def not_one(keys: Sequence[str], wanted: str, name: str) -> KanCompileError:
+    """Say that one of several arrays has to be named."""
     # samples are called as the option that names them, perhaps followed by their file
     called = name.partition(" ")[0].lstrip("-")
     option = f"--{called}-key NAME, in Python " if called in ("calibration", "data") else ""
-    raise KanCompileError(
+    return KanCompileError(
         f"{name}: found arrays {list(keys)!r}, expected one named {wanted!r}; name it with {option}key="
     )

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from kancompile.data.calibration import Calibration
-from kancompile.data.entries import ONE, hint_of_several
+from kancompile.data.entries import ONE, hint_of_several, not_one
+from kancompile.data.float32_copy import in_float32
 from kancompile.data.model import Reference, evaluating
 from kancompile.data.model_inputs import check_arguments, in_order, model_inputs
 from kancompile.errors import KanCompileError, error_source, reason
@@ -35,6 +36,7 @@ def check_fits(reference: Reference, samples: Calibration) -> Calibration:
     """
     if isinstance(reference, ExportedProgram):
         return _ordered(reference, _typed_as(reference, samples))
+    reference = in_float32(reference, samples.samples[:2])
     if isinstance(reference, nn.Module):
         _check_forward(reference)
     failures: list[tuple[int, KanCompileError]] = []
@@ -45,6 +47,12 @@ def check_fits(reference: Reference, samples: Calibration) -> Calibration:
             failures.append((_rank(error.__cause__), error))
         else:
             return _ordered(reference, typed)
+    inputs = model_inputs(reference)
+    one = inputs if inputs is not None and len(inputs.required) == 1 and not inputs.takes_parts else None
+    if (
+        one is not None and len(samples.arrays) > 1 and not set(samples.arrays) & set(one.names)
+    ):  # it might have been a dict
+        raise not_one(list(samples.arrays), "x", samples.name)
     raise min(failures, key=lambda failure: failure[0])[1]
 
 

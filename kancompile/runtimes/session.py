@@ -212,9 +212,10 @@ class RuntimeModel:
         names = list(self.input_shapes)
         found = dict(x) if isinstance(x, Mapping) else {names[0]: x}
         if set(found) != set(names):
+            one = "" if len(names) > 1 else f"; name it with --{what}-key NAME, in Python key="
             raise KanCompileError(
                 f"{what}: found the inputs {list(found) if isinstance(x, Mapping) else 'of one array'!r}, expected {names!r} as "
-                f"{self.name} has them; pass arrays by those names"
+                f"{self.name} has them{one or '; pass arrays by those names'}"
             )
         return {
             name: found[name] if found[name].dtype == kind else found[name].astype(kind)
