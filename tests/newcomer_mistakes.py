@@ -31,11 +31,6 @@ class TwoInputs(_Wrapped):
         return self.model(x) + condition  # type: ignore[no-any-return]
 
 
-class SeveralOutputs(_Wrapped):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.model(x), x
-
-
 class WithoutForward(_Wrapped):
     pass
 
@@ -153,8 +148,7 @@ MISTAKES: dict[str, Callable[[Path], Any]] = {
     "weights in bfloat16": lambda _: compiled(model=make_model().bfloat16()),
     "float64 in the code of `forward`": lambda _: compiled(model=Doubled()),
     "weights on another device": lambda _: compiled(model=make_model().to("meta")),
-    "two inputs": lambda _: compiled(model=TwoInputs()),
-    "several outputs": lambda _: compiled(model=SeveralOutputs()),
+    "one array for two inputs": lambda _: compiled(model=TwoInputs()),
     "no `forward`": lambda _: compiled(model=WithoutForward()),
     "an error in the model's own code": lambda _: compiled(model=Misspelled()),
     "a choice that depends on data": lambda _: compiled(model=Choosing()),

@@ -74,7 +74,7 @@ def choose_entries(
                 f"{name}: found arrays {list(keys)!r}, expected {list(model.required)!r} as the model's forward names its "
                 f"inputs; missing: {missing!r}"
             )
-        if model.takes_parts or (len(others) > 1 and "x" not in keys):
+        if model.takes_parts or (len(others) > 1 and "x" not in keys and not model.takes_tensor):
             return Entries({k: k for k in others}, labels)
     return Entries({ONE: _one(keys, key, labels, name)}, labels)
 

@@ -138,8 +138,10 @@ def _evaluating(reference: Any) -> Iterator[Callable[..., Any]]:
     elif callable(reference):
         yield reference
     else:
+        weights = isinstance(reference, Mapping)
         raise KanCompileError(
             f"reference: found {type(reference).__name__}, expected a torch.nn.Module or an ExportedProgram"
+            + ("; these are weights alone: build the model and call its load_state_dict" if weights else "")
         )
 
 

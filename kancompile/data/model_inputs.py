@@ -32,6 +32,7 @@ class ModelInputs:
         rest: name of ``*args``, empty where there is none.
         is_named: whether others are taken by name, by ``**kwargs``.
         takes_parts: whether its only input is a dict, a dataclass or a tuple by its annotation.
+        takes_tensor: whether its only input is a tensor by its annotation.
     """
 
     required: tuple[str, ...]
@@ -40,6 +41,7 @@ class ModelInputs:
     takes_parts: bool = False
     rest: str = ""
     is_named: bool = False
+    takes_tensor: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -66,7 +68,9 @@ def model_inputs(model: Any) -> ModelInputs | None:
         takes_parts = len(required) == 1 and _is_structure(_annotation(model, plain[0]))
         rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "")
         is_named = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        found = ModelInputs(required, optional, len(plain) < len(parameters), takes_parts, rest, is_named)
+        is_tensor = len(required) == 1 and _annotation(model, plain[0]) is Tensor
+        is_open = len(plain) < len(parameters)
+        found = ModelInputs(required, optional, is_open, takes_parts, rest, is_named, is_tensor)
         if not required and optional and not found.is_open:  # forward(x=None) is called with x nevertheless
             found = ModelInputs(optional[:1], optional[1:])
     else:

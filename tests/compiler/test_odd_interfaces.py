@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 import kancompile
 from kancompile.cli.main import main
+from kancompile.compiler import describe_interface
 from kancompile.errors import KanCompileError
+from kancompile.ir import Input, Interface
 from kancompile.reporting.schema import report_schema
 from tests.interfaces import DictInput, Diffusion, Rbf, Tokens, Two
 
@@ -232,6 +234,12 @@ def test_labels_and_several_outputs_on_the_command_line(folder: Path, capsys: py
     assert "2 KAN layers" in capsys.readouterr().out
     assert main(["inspect", "--model", "users.py:Classifier"]) == 2
     assert "--data FILE" in capsys.readouterr().err
+
+
+def test_an_open_length_fits_the_schema() -> None:
+    found = describe_interface(Interface((Input("x", (5, 4), dynamic={1: "time"}),)))
+    jsonschema.validate(found["inputs"], report_schema()["properties"]["model"]["properties"]["inputs"])
+    assert found["inputs"][0]["shape"] == ["time", 4]
 
 
 def test_diagnosis_scales_no_tokens() -> None:

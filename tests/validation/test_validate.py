@@ -332,7 +332,7 @@ def test_the_reference_keeps_its_mode() -> None:
         (lambda: validate(_file(WEIGHT), _linear(WEIGHT), X[:, :3]), r"samples of shape \(3,\), expected \(4,\)"),
         (lambda: validate(_file(WEIGHT), _linear(WEIGHT[:, :2]), X), r"output shape \(37, 3\), expected \(37, 2\)"),
         (lambda: validate(_file(WEIGHT), _linear(WEIGHT[:3]), X), "reference: raised RuntimeError"),
-        (lambda: validate(_file(WEIGHT), lambda x: (x, x), X), "reference: found 2 outputs, expected one"),
+        (lambda: validate(_file(WEIGHT), lambda x: (x, x), X), "found the outputs .'output'., expected .'output_0', 'output_1'."),
         (lambda: validate(_file(WEIGHT), 3, X), "reference: found int"),  # type: ignore[arg-type]
         (lambda: validate(_file(WEIGHT), _linear(WEIGHT), X, max_drop=1), "without labels, expected .*folder.*loader of"),
         (lambda: validate(_file(WEIGHT[:, :1]), _linear(WEIGHT[:, :1]), X, min_agreement=1), "no class scores"),
@@ -407,7 +407,7 @@ def _effect_of_one_row(program: Program) -> Tensor:
     return effect * contraction.scales[0].double()
 
 
-def test_a_runtime_model_refuses_several_inputs() -> None:
+def test_a_runtime_model_takes_several_inputs_by_name() -> None:
     graph = helper.make_graph(
         [helper.make_node("Add", ["a", "b"], ["c"])],
         "sum",
@@ -416,8 +416,13 @@ def test_a_runtime_model_refuses_several_inputs() -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     onnx.checker.check_model(model)
-    with pytest.raises(KanCompileError, match="expected one of type"):
-        RuntimeModel(model.SerializeToString())
+    loaded = RuntimeModel(model.SerializeToString())
+    inputs = {"b": np.ones((2, N_IN), np.float32), "a": np.full((2, N_IN), 2, np.float32)}
+    assert np.array_equal(loaded.run(inputs)[0], np.full((2, N_IN), 3, np.float32))
+    with pytest.raises(KanCompileError, match="found the inputs 'of one array', expected"):
+        loaded.run(inputs["a"])
+    with pytest.raises(KanCompileError, match="found the inputs \\['a', 'b'\\], expected one for this"):
+        _ = loaded.input_shape
 
 
 def test_a_file_of_one_batch_size_is_given_all_samples() -> None:
