@@ -16,6 +16,7 @@ from kancompile.data.model_inputs import (
     dynamic_dimensions,
     in_order,
     model_inputs,
+    named_forward,
     register_dataclasses,
 )
 from kancompile.data.model_outputs import named_leaves, outputs_of
@@ -46,6 +47,7 @@ __all__ = [
     "load_model",
     "load_state_dict",
     "model_inputs",
+    "named_forward",
     "named_leaves",
     "open_data",
     "outputs_of",

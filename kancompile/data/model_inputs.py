@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,6 +173,34 @@ def dynamic_dimensions(
             called = {0: "batch", **(dynamic or {}).get(names.get(id(leaf), ""), {})}
             shapes[leaf] = {dim: made.setdefault(size, torch.export.Dim(size)) for dim, size in called.items()}
     return shapes.dynamic_shapes(model, args, kwargs)
+
+
+@contextmanager
+def named_forward(model: nn.Module, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Give ``forward(**kwargs)`` the names that are passed; ``torch.export`` takes no dynamic shapes without them."""
+    forward = model.forward
+    plain = [p for p in _parameters(model) or () if p.kind not in _VARIABLE]
+    if set(kwargs) <= {p.name for p in plain}:
+        yield
+        return
+
+    def named(*args: Any, **given: Any) -> Any:
+        return forward(*args, **given)
+
+    extra = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY)
+        for name in kwargs
+        if name not in {p.name for p in plain}
+    ]
+    named.__signature__ = inspect.Signature([*plain, *extra])  # type: ignore[attr-defined]
+    before = vars(model).get("forward")
+    model.forward = named  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.forward
+        if before is not None:
+            model.forward = before
 
 
 def register_dataclasses(value: Any) -> None:

@@ -45,6 +45,13 @@ class OneAndMore(Two):
         return super().forward(x, rest[0])
 
 
+class Named(Two):
+    """Takes ``**batch``."""
+
+    def forward(self, **batch: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(batch["x"], batch["t"])
+
+
 class Output(OrderedDict[str, Any]):
     """What Hugging Face models return is of such a kind."""
 
@@ -130,6 +137,7 @@ def check(compiled: kancompile.CompiledModel, data: Any) -> None:
         (AnyNumber(), ((X, T), None), ["inputs.0", "inputs.1"]),
         (AnyNumber(), ((X, T), CLASSES), ["inputs.0", "inputs.1"]),
         (AnyNumber(), {"x": X, "t": T}, ["x", "t"]),
+        (Named(), {"x": X, "t": T}, ["x", "t"]),
         (OneAndMore(), ((X, T), None), ["x", "rest.0"]),
         (OneAndMore(), {"rest.0": T, "x": X}, ["x", "rest.0"]),
         (TakesPair(), {"ids": STEPS, "image": X}, ["image", "ids"]),
@@ -137,7 +145,18 @@ def check(compiled: kancompile.CompiledModel, data: Any) -> None:
         (Diffusion(), {"x": X, "t": STEPS, "mask": None}, ["x", "t"]),
         (Diffusion(), (X, STEPS, None), ["x", "t"]),
     ],
-    ids=["any", "any with labels", "any by name", "more", "more by name", "pair", "mapping", "none", "none in a tuple"],
+    ids=[
+        "any",
+        "any with labels",
+        "any by name",
+        "named",
+        "more",
+        "more by name",
+        "pair",
+        "mapping",
+        "none",
+        "none in a tuple",
+    ],
 )
 def test_arguments_of_every_kind(model: nn.Module, data: Any, inputs: list[str]) -> None:
     compiled = kancompile.compile(model, data)

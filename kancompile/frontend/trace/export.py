@@ -26,6 +26,7 @@ from kancompile.data import (
     dynamic_dimensions,
     evaluation_mode,
     load_exported,
+    named_forward,
     named_leaves,
     register_dataclasses,
 )
@@ -159,7 +160,7 @@ def _trace(model: nn.Module, rows: Values, dynamic: Dynamic) -> ExportedProgram:
     failures: list[tuple[str, str]] = []
     for strict in (False, True):
         try:
-            with quiet(), evaluation_mode(model), torch.no_grad():
+            with quiet(), evaluation_mode(model), named_forward(model, kwargs), torch.no_grad():
                 register_dataclasses((args, kwargs, model(*args, **kwargs)))
                 shapes = dynamic_dimensions(model, args, kwargs, rows, dynamic)
                 traced = export_dynamic(model, args, kwargs, shapes, strict)
