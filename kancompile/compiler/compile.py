@@ -56,6 +56,7 @@ def compile(
         trust: whether a ``.pt2`` file may be opened: loading one can run any code that it holds.
         dynamic: dimensions beside the batch that the file leaves open, such as the length of a sequence: ``"x: batch, time, 8"``,
             or ``{"x": {1: Dim("time")}}`` as ``torch.export`` takes it. All others have the sizes of the samples.
+            ``"auto"`` leaves open what can be without losing a layer.
 
     Raises:
         KanCompileError: bad input of any kind; nothing is written.

@@ -12,12 +12,14 @@ import torch
 from kancompile.compiler.bit_budget import BitBudget
 from kancompile.data import Calibration, check_fits, in_float32, load_exported, precision_note, read_dynamic
 from kancompile.errors import KanCompileError
-from kancompile.frontend import capture
+from kancompile.frontend import Dynamic, capture, open_sizes
 from kancompile.ir import Program, Values, separate_uses
 from kancompile.passes import Lowering, prepare, settle
 from kancompile.progress import Timings
 from kancompile.recipe import Recipe, SettledRecipe
 
+AUTO = "auto"
+"""Every dimension that can be dynamic is."""
 _PROBED = 64
 """Samples that the capture of a network may try it with."""
 
@@ -79,7 +81,8 @@ def prepare_model(
         captured: the captured model, where there is one already.
         trust: whether a ``.pt2`` file may be opened.
         timings: keeps the seconds of each stage.
-        dynamic: dynamic dimensions beside the batch, as :func:`kancompile.data.read_dynamic` reads them.
+        dynamic: dynamic dimensions beside the batch, as :func:`kancompile.data.read_dynamic` reads them; ``"auto"`` for all
+            that can be.
 
     Raises:
         KanCompileError: the model does not take such samples, cannot be captured, yields NaN or infinity on them, or a pattern
@@ -93,8 +96,11 @@ def prepare_model(
         used = in_float32(model, samples.samples[:2])
         samples = check_fits(used, samples)
         example = samples.samples[:_PROBED]
-        sizes = None if dynamic is None else read_dynamic(dynamic, samples)
-        captured = timings.measure("capture", lambda: capture(used, example, trust=trust, dynamic=sizes))
+        if dynamic in (AUTO, [AUTO]):
+            captured = timings.measure("capture", lambda: _capture_open(used, example, trust))
+        else:
+            sizes = None if dynamic is None else read_dynamic(dynamic, samples)
+            captured = timings.measure("capture", lambda: capture(used, example, trust=trust, dynamic=sizes))
     found, x = separate_uses(captured), samples.samples
     found = replace(found, notes=(*found.notes, *precision_note(model, used)))
     allocates = recipe.max_bytes is not None or recipe.allocated_bits is not None
@@ -108,6 +114,28 @@ def prepare_model(
     budget = timings.measure("sensitivities", lambda: BitBudget(program, x, recipe, seed))
     allocated, front = budget.allocated()
     return Preparation(program, samples, allocated.settled(chosen.layers), budget, front, seed, device, used)
+
+
+def _capture_open(model: Any, example: Values, trust: bool) -> Program:
+    """Capture with every size open that the model takes of any value and with which every layer is found all the same."""
+    captured = capture(model, example, trust=trust)
+    wanted = [layer.name for layer in captured.layers()]
+    kept: Dynamic = {}
+    for size in open_sizes(model, example):
+        tried = {name: {**kept.get(name, {}), **size.get(name, {})} for name in {**kept, **size}}
+        try:
+            found = capture(model, example, trust=trust, dynamic=tried)
+        except KanCompileError:  # what torch.export keeps may be no size of rows
+            continue
+        if [layer.name for layer in found.layers()] == wanted:
+            captured, kept = found, tried
+    shown = ", ".join(entry.text() for entry in captured.interface.inputs)
+    note = (
+        f"dynamic: takes {shown}"
+        if kept
+        else "dynamic: no size beside the batch can be left open without losing a layer"
+    )
+    return replace(captured, notes=(*captured.notes, note))
 
 
 def _check_activations(program: Program, x: Values) -> None:

@@ -167,3 +167,16 @@ def test_wrong_forms(given: Any, words: str) -> None:
     samples = load_calibration({"x": X, "m": X[..., 0]}, model=kancompile.data.ModelInputs(("x", "m")))
     with pytest.raises(KanCompileError, match=words):
         read_dynamic(given, samples)
+
+
+def test_what_can_be_open_is_found() -> None:
+    mask = RNG.random((100, 12)) > 0.2
+    compiled = kancompile.compile(Series(), {"x": X, "mask": mask}, dynamic="auto")
+    assert shapes_of(compiled)[0] == [["batch", "x_1", 6], ["batch", "x_1"]]
+    assert "dynamic: takes x [batch, x_1, 6], mask [batch, x_1]" in compiled.manifest["notes"]
+
+
+def test_nothing_is_opened_that_loses_a_layer() -> None:
+    compiled = kancompile.compile(Fixed(), X, dynamic="auto")
+    assert shapes_of(compiled)[0] == [["batch", 12, 6]]
+    assert any(note.startswith("dynamic: no size") for note in compiled.manifest["notes"])

@@ -2,6 +2,7 @@
 
 from kancompile.frontend.trace.examples import Examples
 from kancompile.frontend.trace.export import Dynamic, export, interface_of, returned_nodes
+from kancompile.frontend.trace.open_sizes import open_sizes
 from kancompile.frontend.trace.source_lines import node_source
 
 __all__ = [
@@ -10,5 +11,6 @@ __all__ = [
     "export",
     "interface_of",
     "node_source",
+    "open_sizes",
     "returned_nodes",
 ]
