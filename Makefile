@@ -45,9 +45,10 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.latency --data $(DATA)
 	$(BIN)/python -m benchmarks.limit --data $(DATA)
 
-# fails where files of the compatibility table have grown or lost precision against benchmarks/compatibility.json
+# fails where files of the compatibility page have grown or lost precision against benchmarks/compatibility.json and field.json
 bench-check: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.compatibility --check
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.field --check
 
 clean:
 	rm -rf $(VENV) build dist docs/_build *.egg-info
