@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,12 @@ from torch.nn import functional
 
 from benchmarks.field_layers import ChebyshevKan, GaussianKan, LocalSplineKan
 from examples.zoo.efficient_kan import KANLinear
+from examples.zoo.fast_kan import FastKANLayer
 
-KAN_LAYERS = (ChebyshevKan, GaussianKan, KANLinear, LocalSplineKan)
+KAN_LAYERS = (ChebyshevKan, FastKANLayer, GaussianKan, KANLinear, LocalSplineKan)
+
+KanMaker = Callable[[int, int], nn.Module]
+"""Makes a KAN layer from the widths of its input and output."""
 
 
 class GraphKan(nn.Module):
@@ -118,10 +123,10 @@ class Autoencoder(nn.Module):
 class TokenKanBlock(nn.Module):
     """The block of U-KAN: a layer norm, then KAN, depthwise convolution, batch norm and ReLU, twice: ``[b, c, h, w]``."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, kan: KanMaker) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.kans = nn.ModuleList(GaussianKan(channels, channels) for _ in range(2))
+        self.kans = nn.ModuleList(kan(channels, channels) for _ in range(2))
         self.depthwise = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(channels, channels, 3, padding=1, groups=channels), nn.BatchNorm2d(channels), nn.ReLU()
@@ -142,10 +147,10 @@ class TokenKanBlock(nn.Module):
 class TokenKanNet(nn.Module):
     """A convolutional stem, a block of U-KAN and a KAN head: ``[b, 1, 8, 8]`` -> logits ``[b, 10]``."""
 
-    def __init__(self, channels: int = 24) -> None:
+    def __init__(self, kan: KanMaker = GaussianKan, channels: int = 24) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, channels, 3, stride=2, padding=1), nn.BatchNorm2d(channels), nn.ReLU())
-        self.block, self.head = TokenKanBlock(channels), GaussianKan(channels, 10)
+        self.block, self.head = TokenKanBlock(channels, kan), kan(channels, 10)
 
     def forward(self, image: Tensor) -> Tensor:
         logits: Tensor = self.head(self.block(self.stem(image)).mean((2, 3)))

@@ -25,6 +25,7 @@ from benchmarks.field_models import (
     ResNetKan,
     TokenKanNet,
 )
+from examples.zoo.fast_kan import FastKANLayer
 
 Tensors = dict[str, Tensor]
 Loss = Callable[[nn.Module, Sequence[Tensor], Sequence[Tensor]], Tensor]
@@ -238,6 +239,12 @@ def _character_model() -> nn.Module:
     return CharacterModel(len(_characters()), _WINDOW)
 
 
+def _fast_tokens() -> nn.Module:
+    """Make the block of U-KAN of layers that normalise their input themselves, beside a branch that reads it as it is."""
+    generator = torch.Generator().manual_seed(0)
+    return TokenKanNet(lambda n_in, n_out: FastKANLayer(n_in, n_out, generator))
+
+
 FIELD: tuple[FieldModel, ...] = (
     FieldModel("graph KAN, features and adjacency", GraphKan, _graphs, _classes, _accuracy, 60),
     FieldModel("diffusion step, image and time", DiffusionStep, _noisy, _squares, _r2, 12),
@@ -245,6 +252,7 @@ FIELD: tuple[FieldModel, ...] = (
     FieldModel("character model, attention and KAN", _character_model, _windows, _classes, _predicted, 15),
     FieldModel("autoencoder, image out", Autoencoder, _pictures, _squares, _r2, 40),
     FieldModel("U-KAN block", TokenKanNet, _images, _classes, _accuracy),
+    FieldModel("U-KAN block, FastKAN layers", _fast_tokens, _images, _classes, _accuracy),
     FieldModel("mixture of KAN experts", Experts, _vectors, _classes, _accuracy),
     FieldModel("local splines, gathered", LocalSplineNet, _vectors, _classes, _accuracy),
     FieldModel("heat equation, float64", HeatEquation, _points, _residual, _r2, 40, 1e-2),
