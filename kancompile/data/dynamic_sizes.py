@@ -31,7 +31,8 @@ def read_dynamic(given: Any, samples: Calibration) -> dict[str, dict[int, str]]:
     """
     shapes = {name or INPUT: (len(samples), *array.shape[1:]) for name, array in samples.arrays.items()}
     found: dict[str, dict[int, str]] = {}
-    for name, sizes in _entries(given, shapes):
+    for called, sizes in _entries(given, shapes):
+        name = called if len(shapes) > 1 else INPUT  # whatever the model calls its only input
         if name not in shapes:
             raise KanCompileError(f"dynamic: found input {name!r}, expected one of {list(shapes)!r}")
         shape = shapes[name]
@@ -39,13 +40,13 @@ def read_dynamic(given: Any, samples: Calibration) -> dict[str, dict[int, str]]:
             named = {int(dim): str(getattr(size, "__name__", size)) for dim, size in sizes.items()}
         else:
             named = _named(name, [part.strip() for part in sizes.split(",")], shape)
-        for dim, called in named.items():
-            if not 0 <= dim < len(shape) or not called.isidentifier() or (called == BATCH) != (dim == 0):
+        for dim, size in named.items():
+            if not 0 <= dim < len(shape) or not size.isidentifier() or (size == BATCH) != (dim == 0):
                 raise KanCompileError(
-                    f"dynamic: found {called!r} for dimension {dim} of {name!r}, expected a name such as time, not {BATCH!r}, "
+                    f"dynamic: found {size!r} for dimension {dim} of {name!r}, expected a name such as time, not {BATCH!r}, "
                     f"for one of the dimensions 1 ... {len(shape) - 1}"
                 )
-        found[name] = {dim: called for dim, called in named.items() if dim}
+        found[name] = {dim: size for dim, size in named.items() if dim}
     _check_sizes(found, shapes)
     return {name: sizes for name, sizes in found.items() if sizes}
 

@@ -152,6 +152,12 @@ def test_forms(given: Any, found: dict[str, dict[int, str]]) -> None:
     assert read_dynamic(given, samples) == found
 
 
+def test_an_only_input_may_be_called_as_the_model_calls_it() -> None:
+    samples = load_calibration(X)
+    for given in ("x: batch, time, 6", "batch, time, 6", {"x": {1: "time"}}, {1: "time"}):
+        assert read_dynamic(given, samples) == {"input": {1: "time"}}
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
