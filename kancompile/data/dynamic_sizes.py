@@ -32,7 +32,7 @@ def read_dynamic(given: Any, samples: Calibration) -> dict[str, dict[int, str]]:
     shapes = {name or INPUT: (len(samples), *array.shape[1:]) for name, array in samples.arrays.items()}
     found: dict[str, dict[int, str]] = {}
     for called, sizes in _entries(given, shapes):
-        name = called if len(shapes) > 1 else INPUT  # whatever the model calls its only input
+        name = called if len(shapes) > 1 else next(iter(shapes))  # whatever the model calls its only input
         if name not in shapes:
             raise KanCompileError(f"dynamic: found input {name!r}, expected one of {list(shapes)!r}")
         shape = shapes[name]
