@@ -148,7 +148,9 @@ def _cause(error: Exception) -> str:
 
 def _rows(example: Values | Sequence[int]) -> Values:
     """Give two samples: zeros where only their shape is known."""
-    return example[:2] if isinstance(example, torch.Tensor | NamedTensors) else torch.zeros(2, *example)
+    if isinstance(example, torch.Tensor | NamedTensors):
+        return example[:2].clone()  # of a view torch.export traces what it is a view of as well
+    return torch.zeros(2, *example)
 
 
 def _state(reference: nn.Module | ExportedProgram, example: Values) -> str:

@@ -141,7 +141,7 @@ def test_given_data_is_used(net_file: bytes) -> None:
         ({"threads": (-1,)}, "threads is"),
         ({"repeats": 2}, "repeats is"),
         ({"warmup": 0}, "warmup is"),
-        ({"data": torch.zeros(2, 5)}, r"found shape \(2, 5\), expected \[n, 4\]"),
+        ({"data": torch.zeros(2, 5)}, r"found samples of shape \(5,\), expected \(4,\)"),
     ],
 )
 def test_wrong_settings_are_refused(options: dict[str, Any], text: str, net: Net, net_file: bytes) -> None:

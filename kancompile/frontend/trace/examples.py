@@ -60,7 +60,7 @@ class Examples:
     def first(self, count: int = EXAMPLE_ROWS) -> Values:
         """Give the first rows; made ones behind them where there are fewer."""
         if len(self.rows) >= count:
-            return self.rows[:count]
+            return self.rows[:count].clone()  # of a view torch.export traces what it is a view of as well
         made = self.made(count - len(self.rows), torch.Generator().manual_seed(0))
         if isinstance(self.rows, Tensor):
             return torch.cat([self.rows, *tensors_of(made)])
