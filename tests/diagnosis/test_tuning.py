@@ -39,7 +39,7 @@ PLANTED = ["--layer", FIRST, "weight_bits=2", "method=uniform", "--layer", HIDDE
 
 @pytest.fixture(autouse=True)
 def captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    def again(model: nn.Module, x: Tensor, trust: bool = False) -> Program:
+    def again(model: nn.Module, x: Tensor, trust: bool = False, dynamic: None = None) -> Program:
         return captured("chebyshev_kan" if isinstance(model, ChebyKAN) else "efficient_kan")
 
     monkeypatch.setattr("kancompile.compiler.preparation.capture", again)

@@ -140,7 +140,7 @@ class _Planner:
     def call_function(self, node: fx.Node) -> Any:
         name = _operator_name(node)
         sources = [self.values[source] for source in node.all_input_nodes]
-        if sources and all(isinstance(value, Tensor) for value in sources):
+        if sources and all(isinstance(value, Tensor | int) for value in sources):  # constants, and sizes of one sample
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__)
             return node.target(*args, **kwargs)  # type: ignore[operator]
         handler: Callable[..., Any] = _FUNCTIONS.get(name, _Planner._of_codes)
