@@ -133,7 +133,7 @@ def run(options: argparse.Namespace) -> int:
         untrained = weights_note(options)
         if options.held_out and not divided.is_held_out:
             say(f"calibration: only {len(samples)} samples, none held out; the result is measured on the same samples")
-        export = FloatExport(model, check_fits(model, samples).samples[:2])  # meanwhile, in a process of its own
+        export = FloatExport(model, check_fits(model, samples).first(2))  # meanwhile, in a process of its own
         try:
             compiled = compile_model(
                 model,

@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -19,7 +18,7 @@ from kancompile.compiler.error_gate import ErrorGate
 from kancompile.compiler.fresh_data import fresh_data_error
 from kancompile.compiler.manifest import describe, describe_file_bytes
 from kancompile.compiler.preparation import prepare_model
-from kancompile.data import float32_by_default, load_calibration, load_exported, model_inputs, parameter_bytes
+from kancompile.data import float32_by_default, load_calibration, model_inputs, opened, parameter_bytes
 from kancompile.errors import KanCompileError
 from kancompile.ir import Program, Values, arrays_of
 from kancompile.progress import Timings, say
@@ -77,8 +76,7 @@ def compile(
             "measure; leave it out, and measure on the device"
         )
     check_target(chosen_target, whole)
-    if isinstance(model, str | os.PathLike):
-        model = load_exported(Path(model), trust)
+    model = opened(model, trust)
     samples = load_calibration(
         calibration,
         max_samples=whole.calibration_samples,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from kancompile.compiler.bit_budget import BitBudget
-from kancompile.data import Calibration, check_fits, in_float32, load_exported, precision_note, read_dynamic
+from kancompile.data import Calibration, check_fits, in_float32, opened, precision_note, read_dynamic
 from kancompile.errors import KanCompileError
 from kancompile.frontend import Dynamic, capture, open_sizes
 from kancompile.ir import Program, Values, separate_uses
@@ -91,11 +89,10 @@ def prepare_model(
     timings = Timings() if timings is None else timings
     used = model
     if captured is None:
-        if isinstance(model, str | os.PathLike):
-            model = load_exported(Path(model), trust)
-        used = in_float32(model, samples.samples[:2])
+        model = opened(model, trust)
+        used = in_float32(model, samples.first(2))
         samples = check_fits(used, samples)
-        example = samples.samples[:_PROBED]
+        example = samples.first(_PROBED)
         if dynamic in (AUTO, [AUTO]):
             captured = timings.measure("capture", lambda: _capture_open(used, example, trust))
         else:

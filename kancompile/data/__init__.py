@@ -5,7 +5,7 @@ from kancompile.data.data_sources import open_data
 from kancompile.data.dynamic_sizes import read_dynamic
 from kancompile.data.entries import ONE
 from kancompile.data.evaluation_mode import evaluation_mode
-from kancompile.data.exported_file import load_exported
+from kancompile.data.exported_file import load_exported, opened
 from kancompile.data.float32_copy import float32_by_default, in_float32, precision_note
 from kancompile.data.held_out import DividedSamples, read_divided
 from kancompile.data.model import Reference, evaluating, load_model, parameter_bytes, parse_factory_args
@@ -50,6 +50,7 @@ __all__ = [
     "named_forward",
     "named_leaves",
     "open_data",
+    "opened",
     "outputs_of",
     "parameter_bytes",
     "parse_factory_args",

@@ -20,6 +20,8 @@ from kancompile.data.sample_arrays import (
     check_finite,
     check_labels,
     check_samples,
+    note_constants,
+    note_raw_pixels,
     to_array,
     to_float32,
     to_integers,
@@ -83,6 +85,10 @@ class Calibration:
         """All samples as one fresh tensor ``[n, *input_shape]``, or several by name."""
         return self._tensors(slice(None))
 
+    def first(self, count: int) -> Any:
+        """The first samples alone, as :attr:`samples` gives all."""
+        return self._tensors(slice(count))
+
     @property
     def labels(self) -> Tensor | None:
         """Labels as one fresh tensor ``[n, ...]``, or ``None``."""
@@ -95,7 +101,7 @@ class Calibration:
         for name, array in self.arrays.items():
             if array.dtype == np.float32:
                 what = f"{self.name} {name!r}" if name else self.name
-                found += [*_note_constants(array, what), *_note_raw_pixels(array, what)]
+                found += [*note_constants(array, what), *note_raw_pixels(array, what)]
         return tuple(dict.fromkeys([*self.remarks, *found]))
 
     def batches(self) -> Iterator[tuple[Values, Tensor | None]]:
@@ -396,21 +402,6 @@ def _called(name: str, key: str) -> str:
 
 def _one_or_all(arrays: Arrays) -> Any:
     return arrays.get(ONE, arrays)
-
-
-def _note_constants(inputs: NDArray[np.float32], name: str) -> list[str]:
-    flat = inputs.reshape(len(inputs), -1)
-    constant = int((flat.min(0) == flat.max(0)).sum())
-    return [f"{name}: {constant} of {flat.shape[1]} features are constant"] if constant else []
-
-
-def _note_raw_pixels(inputs: NDArray[np.float32], name: str) -> list[str]:
-    """Hint at whole numbers from 0 up to 255, the form of images before they are scaled."""
-    low, high = float(inputs.min()), float(inputs.max())
-    if low < 0 or not 128 <= high <= 255 or not np.array_equal(inputs, np.rint(inputs)):
-        return []
-    found = f"{name}: whole numbers {low:.0f} ... {high:.0f}, which look like raw pixels"
-    return [f"{found}; where the model was trained on 0 ... 1, pass x / 255"]
 
 
 def _locked(array: NDArray[Any]) -> NDArray[Any]:

@@ -7,12 +7,23 @@ Python source. No check of the archive closes all of these doors, so that a file
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
 from kancompile.errors import KanCompileError, reason
+
+
+def opened(model: Any, trust: bool = False) -> Any:
+    """Load a model that is given by the path of a ``.pt2`` file; any other is returned as it is.
+
+    Raises:
+        KanCompileError: see :func:`load_exported`.
+    """
+    return load_exported(Path(model), trust) if isinstance(model, str | os.PathLike) else model
 
 
 def load_exported(path: Path, trust: bool = False) -> ExportedProgram:

@@ -193,3 +193,19 @@ def check_finite(inputs: NDArray[np.float32], rows: NDArray[np.int64], name: str
             f"{int(bad.reshape(len(inputs), -1).any(1).sum())} samples), expected finite float32 values; "
             "drop or repair those samples"
         )
+
+
+def note_constants(inputs: NDArray[np.float32], name: str) -> list[str]:
+    """Count features that never change."""
+    flat = inputs.reshape(len(inputs), -1)
+    constant = int((flat.min(0) == flat.max(0)).sum())
+    return [f"{name}: {constant} of {flat.shape[1]} features are constant"] if constant else []
+
+
+def note_raw_pixels(inputs: NDArray[np.float32], name: str) -> list[str]:
+    """Hint at whole numbers from 0 up to 255, the form of images before they are scaled."""
+    low, high = float(inputs.min()), float(inputs.max())
+    if low < 0 or not 128 <= high <= 255 or not np.array_equal(inputs, np.rint(inputs)):
+        return []
+    found = f"{name}: whole numbers {low:.0f} ... {high:.0f}, which look like raw pixels"
+    return [f"{found}; where the model was trained on 0 ... 1, pass x / 255"]

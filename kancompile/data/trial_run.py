@@ -36,7 +36,7 @@ def check_fits(reference: Reference, samples: Calibration) -> Calibration:
     """
     if isinstance(reference, ExportedProgram):
         return _ordered(reference, _typed_as(reference, samples))
-    reference = in_float32(reference, samples.samples[:2])
+    reference = in_float32(reference, samples.first(2))
     if isinstance(reference, nn.Module):
         _check_forward(reference)
     failures: list[tuple[int, KanCompileError]] = []
@@ -62,7 +62,7 @@ def _rank(error: BaseException | None) -> int:
 
 
 def _ordered(reference: Reference, samples: Calibration) -> Calibration:
-    first: Values = samples.samples[:1]
+    first: Values = samples.first(1)
     return samples.in_order(list(by_name(in_order(reference, first), [ONE])))
 
 

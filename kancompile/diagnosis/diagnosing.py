@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +15,8 @@ from kancompile.data import (
     Calibration,
     float32_by_default,
     load_calibration,
-    load_exported,
     model_inputs,
+    opened,
     read_divided,
 )
 from kancompile.diagnosis.anatomy import Anatomy, dissect
@@ -85,8 +84,7 @@ def diagnose(
         KanCompileError: bad input of any kind.
     """
     chosen = read_recipe(recipe)
-    if isinstance(model, str | os.PathLike):
-        model = load_exported(Path(model), trust)
+    model = opened(model, trust)
     fitting, judging, judged_on = samples_for(calibration, data, chosen, held_out, seed, model=model)
     laboratory = open_laboratory(model, fitting, judging, chosen, seed, device, trust=trust)
     return examine(laboratory, judged_on, data is not None, exact)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from kancompile.compiler import Rung, describe, write
-from kancompile.data import float32_by_default, load_exported
+from kancompile.data import float32_by_default, opened
 from kancompile.diagnosis.anatomy import Anatomy, dissect
 from kancompile.diagnosis.cause import PRECISION, Change
 from kancompile.diagnosis.diagnosing import layer_suspects, open_laboratory, samples_for
@@ -213,8 +213,7 @@ def tune(
     start = replace(
         start, max_bytes=None, bits_average=None, method="auto" if start.method == "hawq-v2" else start.method
     )
-    if isinstance(model, str | os.PathLike):
-        model = load_exported(Path(model), trust)
+    model = opened(model, trust)
     fitting, judging, judges = samples_for(calibration, data, start, held_out, seed, model=model)
     if max_drop is not None and judging.targets is None:
         raise KanCompileError(

@@ -122,7 +122,7 @@ def _summary(source: ReportSource, options: ReportOptions) -> dict[str, Any]:
     size = manifest.get("model_bytes", len(source.session_bytes))
     beside = BesideFloat(None, size, "", (), ("not compared with a float export",))
     if options.float_export:
-        export = FloatExport(source.reference, source.judging.samples[:2])
+        export = FloatExport(source.reference, source.judging.first(2))
         x = source.judging.samples
         beside = measure_beside_float(source.reference, export, source.session_bytes, size, x, options.latency)
     compared = beside.to_dict()
