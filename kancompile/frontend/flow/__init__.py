@@ -1,5 +1,6 @@
 """Follow by element ids what every element of a traced network depends on."""
 
+from kancompile.frontend.flow.axes import Axes, ReorderedSelection
 from kancompile.frontend.flow.batch_dependence import refuse_batch_dependence, run
 from kancompile.frontend.flow.batch_layout import BatchLayout, NotLowerableError, layout_of
 from kancompile.frontend.flow.flow import Flow, analyse, live_nodes
@@ -9,12 +10,14 @@ from kancompile.frontend.flow.table_rules import misses_table
 from kancompile.frontend.flow.verdicts import Track, operator_name
 
 __all__ = [
+    "Axes",
     "BatchLayout",
     "ChannelSelection",
     "Cut",
     "Flow",
     "GraphCopier",
     "NotLowerableError",
+    "ReorderedSelection",
     "Selection",
     "Track",
     "analyse",

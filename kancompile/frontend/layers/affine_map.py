@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.errors import reason
-from kancompile.frontend.flow import NotLowerableError
+from kancompile.frontend.flow import Axes, NotLowerableError
 
 _CHUNK_ELEMENTS = 1 << 23
 """Elements of the largest intermediate tensor of one chunk (32 MiB in float32)."""
@@ -25,18 +25,18 @@ def affine_map(
     columns: Sequence[Tensor],
     n_out: int,
     row_elements: int,
-    tokens_last: bool = False,
+    order: Axes,
 ) -> tuple[list[Tensor], Tensor]:
     """Compute ``y = sum of matrix_j @ x_j + bias`` of a module that is affine in its inputs.
 
     Args:
-        module: maps tensors ``[b, *shape_j]`` to ``[b, tokens * n_out elements]``, samples independent of each other.
+        module: maps tensors ``[b, *shape_j]`` to ``[b, *]`` of ``tokens * n_out`` elements, samples independent of each other.
         base: float32 ``[*shape_j]``, where the bias is taken: 0, or the value of an element that is constant.
         columns: int64 ``[tokens, c_j]``, for each token the flattened elements of input ``j`` that it is made of. With
             several tokens, their maps are taken to be the same and separate; the caller has to confirm it.
         n_out: outputs of one token.
         row_elements: elements for one sample of the largest intermediate tensor, which sets the chunk size.
-        tokens_last: the module yields ``[b, n_out * tokens elements]``.
+        order: brings what the module yields to ``[b, tokens, n_out]``.
 
     Returns:
         float32 matrices ``[n_out, c_j]`` and the bias ``[n_out]``.
@@ -54,8 +54,7 @@ def affine_map(
             places = torch.arange(len(wanted))
             rows = -(-len(wanted) // tokens)
             inputs = [value.expand(rows, *value.shape).clone().requires_grad_() for value in base]
-            outputs = module(*inputs)
-            outputs = outputs.reshape(rows, n_out, tokens).mT if tokens_last else outputs.reshape(rows, tokens, n_out)
+            outputs = order(module(*inputs), (tokens, n_out))
             bias = outputs[0, 0].detach()
             try:
                 gradients = torch.autograd.grad(

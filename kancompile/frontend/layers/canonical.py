@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from kancompile.frontend.flow import Flow, GraphCopier, Selection
+from kancompile.frontend.flow import Axes, Flow, GraphCopier, Selection
 from kancompile.frontend.layers.columns import sample_points, sample_tokens
 from kancompile.frontend.layers.regions import Region
 from kancompile.ir import Contraction, Expansion
@@ -29,7 +29,8 @@ class CanonicalLayer:
         anchors: node that each expansion reads.
         selections: which of its elements, ``None`` for all.
         expansions, contraction: the modules.
-        moved_to: shape of the target ``(n_out, *tokens)`` where the contraction yields ``[b, tokens, n_out]``, else ``None``.
+        order: from what the contraction yields, ``[b, tokens, n_out]``, to the target, ``None`` where these are the same.
+        shape: of the target.
     """
 
     region: Region
@@ -37,21 +38,16 @@ class CanonicalLayer:
     selections: tuple[Selection | None, ...]
     expansions: tuple[Expansion, ...]
     contraction: Contraction
-    moved_to: tuple[int, ...] | None = None
+    order: Axes | None = None
+    shape: tuple[int, ...] = ()
 
     def moved(self, y: Tensor) -> Tensor:
         """Bring what the contraction yields, ``[b, *]``, into the order of the target."""
-        return y if self.moved_to is None else y.transpose(1, 2).reshape(-1, *self.moved_to)
+        return y if self.order is None else self.order(y, self.shape)
 
     def emit_moved(self, copier: GraphCopier, y: fx.Node) -> fx.Node:
         """Append nodes that bring the contraction's outputs into the order of the target."""
-        if self.moved_to is None:
-            return y
-        graph, aten = copier.graph, torch.ops.aten
-        y = graph.call_function(aten.permute.default, (y, [0, 2, 1]))
-        if len(self.moved_to) == 2:
-            return y
-        return graph.call_function(aten.reshape.default, (y, [copier.rows, *self.moved_to]))
+        return y if self.order is None else self.order.emit(copier, y, self.contraction.out_shape, self.shape)
 
 
 def shipped_bytes(layer: CanonicalLayer, levels: int = 256) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,10 +10,11 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.frontend.flow import (
-    BatchLayout,
+    Axes,
     Cut,
     Flow,
     NotLowerableError,
+    ReorderedSelection,
     Selection,
     cut_out,
     follow,
@@ -28,25 +27,12 @@ from kancompile.frontend.layers.canonical import CanonicalLayer, positions_of
 from kancompile.frontend.layers.columns import Columns, merge_columns, sample_points, sample_tokens, tokens_are_alike
 from kancompile.frontend.layers.recognition import is_kan, refuse_other_layers, refuse_plain
 from kancompile.frontend.layers.regions import Region, unmoved
+from kancompile.frontend.layers.token_axes import TokenAxes
 from kancompile.ir import Branch, Contraction, Expansion
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """How a layer that has the same map for every token finds features and tokens in its tensors.
-
-    Attributes:
-        channels_first: the first dimension of the anchors holds the features of a token, all others are tokens, as where a
-            convolution is in front; else the last dimension holds features.
-        outputs_first: the last dimensions of the target are tokens, as where a convolution is behind; else the first ones.
-    """
-
-    channels_first: bool = False
-    outputs_first: bool = False
-
-
 def canonicalize(
-    flow: Flow, region: Region, name: str, cuts: Sequence[Cut], tokens: Tokens | None, largest: int
+    flow: Flow, region: Region, name: str, cuts: Sequence[Cut], tokens: TokenAxes | None, largest: int
 ) -> CanonicalLayer:
     """Build the modules of one layer.
 
@@ -63,21 +49,19 @@ def canonicalize(
         NotLowerableError: the layer is no KAN layer or cannot take this form; the text says why.
     """
     refuse_other_layers(flow, region)
-    target = layout_of(region.target, flow.batch)
-    anchors = [layout_of(cut.anchor, flow.batch) for cut in cuts]
-    lead = () if tokens is None else _lead(target, anchors, tokens)
-    channels_first = tokens is not None and tokens.channels_first
-    outputs_first = tokens is not None and tokens.outputs_first
-    arranged = [
-        _arrange(flow, anchor, cuts, lead, channels_first) for anchor in dict.fromkeys(cut.anchor for cut in cuts)
-    ]
+    target = layout_of(region.target, flow.batch).shape
+    shapes = {cut.anchor: layout_of(cut.anchor, flow.batch).shape for cut in cuts}
+    if tokens is None:
+        every = {anchor: Axes.joined(shape, range(len(shape))) for anchor, shape in shapes.items()}
+        tokens = TokenAxes((), False, every, Axes.joined(target, range(len(target))))
+    arranged = [_arrange(flow, anchor, shape, cuts, tokens) for anchor, shape in shapes.items()]
     inputs = [part for part in arranged if part is not None]
-    weights, bias = _weights(flow, region, cuts, inputs, target, lead, outputs_first, largest)
+    weights, bias = _weights(flow, region, cuts, inputs, target, tokens, largest)
     kept, kan = [], False
     for part, weight in zip(inputs, weights, strict=True):
         columns = Columns(part.expansion, weight)
         values = sample_tokens(columns.expansion, sample_points())
-        if lead and not tokens_are_alike(columns.expansion):
+        if tokens.lead and not tokens_are_alike(columns.expansion):
             raise NotLowerableError("functions differ between tokens")
         merged, shift, values = merge_columns(columns, values, flow.values[part.anchor])
         bias = bias + shift.sum(1)
@@ -85,14 +69,16 @@ def canonicalize(
             kan = kan or is_kan(merged.expansion, values)
             kept.append((part, merged))
     refuse_plain([columns.expansion for _, columns in kept], kan, "linear layer")
-    out_shape = (math.prod(lead), len(bias)) if outputs_first else target.shape
+    stays = tokens.target.stays
+    out_shape = target if stays else (tokens.tokens, len(bias))
     return CanonicalLayer(
         region,
         tuple(part.anchor for part, _ in kept),
         tuple(part.selection for part, _ in kept),
         tuple(columns.expansion for _, columns in kept),
         Contraction(name, torch.cat([columns.weight.flatten(1) for _, columns in kept], dim=1), bias, out_shape),
-        target.shape if outputs_first else None,
+        None if stays else tokens.target.inverse,
+        target,
     )
 
 
@@ -107,39 +93,35 @@ class _Inputs:
 
 
 def _arrange(
-    flow: Flow, anchor: fx.Node, cuts: Sequence[Cut], lead: tuple[int, ...], channels_first: bool
+    flow: Flow, anchor: fx.Node, shape: tuple[int, ...], cuts: Sequence[Cut], tokens: TokenAxes
 ) -> _Inputs | None:
     """Make the cuts of one anchor branches of one expansion, ``None`` where all of them are constant."""
-    shape = layout_of(anchor, flow.batch).shape
-    size = math.prod(shape) // math.prod(lead)
+    size, lead, axes = math.prod(shape) // tokens.tokens, tokens.lead, tokens.anchors[anchor]
     own = [number for number, cut in enumerate(cuts) if cut.anchor is anchor]
-
-    def arranged(of_element: Tensor) -> Tensor:
-        """Bring what belongs to the anchor's elements, ``[elements, k]``, to ``[*lead, size, k]``."""
-        if channels_first:
-            return of_element.reshape(size, *lead, -1).movedim(0, -2).contiguous()
-        return of_element.reshape(*lead, size, -1)
-
-    positions = [arranged(positions_of(cuts[number].origin, math.prod(shape))) for number in own]
-    used = torch.cat([position >= 0 for position in positions], dim=-1).any(-1).reshape(-1, size)
+    numbers = axes(torch.arange(math.prod(shape)), (*lead, size))[0]  # element of the anchor at [*lead, n]
+    places = [positions_of(cuts[number].origin, math.prod(shape))[numbers] for number in own]
+    used = torch.cat([place >= 0 for place in places], dim=-1).any(-1).reshape(-1, size)
     if not bool(used.any()):
         return None
     if not bool((used == used[:1]).all()):
         raise NotLowerableError("inputs differ between tokens")
-    if channels_first and not bool(used.all()):
-        raise NotLowerableError("some channels are not read")
-    selection = None if bool(used.all()) else Selection(lead, size, torch.nonzero(used[0]).flatten())
+    chosen = torch.nonzero(used[0]).flatten()
+    channels_first = tokens.channels_first and bool(used.all())
+    selection: Selection | None = None
+    if not axes.stays and not channels_first:
+        selection = ReorderedSelection(lead, size, chosen, axes)
+    elif not bool(used.all()):
+        selection = Selection(lead, size, chosen)
     branches = []
-    for number, position in zip(own, positions, strict=True):
-        node = cuts[number].node
-        if selection is not None:
-            position = position[..., selection.used, :]
+    for number, place in zip(own, places, strict=True):
+        node, position = cuts[number].node, place[..., chosen, :].contiguous()
         if node is anchor:
-            position = arranged(torch.arange(position.numel())[:, None])
+            read = numbers if selection is None else torch.arange(position.numel())
+            position = read.reshape(position.shape).contiguous()
         inner = None if node is anchor else cut_out(flow, [anchor], node, selection)
         branches.append(Branch(node.name, inner, position))
-    read = shape if selection is None else selection.shape
-    return _Inputs(anchor, selection, Expansion(read, branches, channels_first), tuple(own))
+    expansion = Expansion(shape if selection is None else selection.shape, branches, channels_first)
+    return _Inputs(anchor, selection, expansion, tuple(own))
 
 
 def _weights(
@@ -147,25 +129,25 @@ def _weights(
     region: Region,
     cuts: Sequence[Cut],
     inputs: Sequence[_Inputs],
-    target: BatchLayout,
-    lead: tuple[int, ...],
-    outputs_first: bool,
+    target: tuple[int, ...],
+    tokens: TokenAxes,
     largest: int,
 ) -> tuple[list[Tensor], Tensor]:
     """Read the affine map off the graph: weights ``[n_out, n_in, k]`` of each expansion, and the bias with all constants."""
-    tokens = math.prod(lead)
+    count = tokens.tokens
     places: dict[int, Tensor] = {}  # cut -> [tokens, n_in, k]
     for part in inputs:
         for number, branch in zip(part.cuts, part.expansion.branches, strict=True):
             assert isinstance(branch, Branch)
             position = branch.position
             if cuts[number].node is part.anchor and part.selection is not None:
-                whole = torch.arange(cuts[number].origin.numel()).reshape(*lead, -1, 1)
-                position = whole[..., part.selection.used, :]
-            places[number] = position.reshape(tokens, *position.shape[-2:])
-    nothing = torch.empty(tokens, 0, dtype=torch.int64)
+                elements = torch.arange(cuts[number].origin.numel())
+                whole = tokens.anchors[part.anchor](elements, (count, part.selection.size))[0]
+                position = whole[:, part.selection.used, None]
+            places[number] = position.reshape(count, *position.shape[-2:])
+    nothing = torch.empty(count, 0, dtype=torch.int64)
     columns = [places[n].clamp(min=0).flatten(1) if n in places else nothing for n in range(len(cuts))]
-    n_out = math.prod(target.shape) // tokens
+    n_out = math.prod(target) // count
     n_columns = sum(part.shape[1] for part in columns)
     if n_out * n_columns > largest:
         raise NotLowerableError(f"a dense matrix of {n_out} x {n_columns} weights would be too large")
@@ -174,7 +156,7 @@ def _weights(
         value.view(-1)[cut.origin < 0] = cut.constants
     row_elements = largest_row(flow, [*region.affine, *region.cuts])
     map_of_cuts = cut_out(flow, region.cuts, region.target)
-    matrices, bias = affine_map(map_of_cuts, base, columns, n_out, row_elements, outputs_first)
+    matrices, bias = affine_map(map_of_cuts, base, columns, n_out, row_elements, tokens.target)
     weights = []
     for part in inputs:
         first = [(matrices[number], places[number][0]) for number in part.cuts]
@@ -197,35 +179,3 @@ def located(flow: Flow, region: Region) -> list[list[Cut]]:
         except NotLowerableError:
             pass  # something else reads them, too
     return found
-
-
-def possible_tokens(flow: Flow, region: Region, cuts: Sequence[Cut]) -> list[Tokens]:
-    """List where shapes allow tokens to stand."""
-    try:
-        target = layout_of(region.target, flow.batch)
-        anchors = [layout_of(cut.anchor, flow.batch) for cut in cuts]
-    except NotLowerableError:
-        return []
-    ways = (Tokens(), Tokens(True), Tokens(False, True), Tokens(True, True))
-    return [tokens for tokens in ways if _lead(target, anchors, tokens)]
-
-
-def _lead(target: BatchLayout, anchors: Sequence[BatchLayout], tokens: Tokens) -> tuple[int, ...]:
-    """Dimensions of tokens that the anchors and the target share, dimensions of size 1 aside.
-
-    Beside channels they may be flattened in the target, as where an image becomes a sequence of patches or the reverse.
-    """
-    if tokens.channels_first:
-        lead = tuple(anchors[0].shape[1:])
-        alike = all(tuple(layout.shape[1:]) == lead for layout in anchors)
-    else:
-        shapes = [[size for size in layout.shape if size != 1] for layout in anchors]
-        lead = tuple(shapes[0][:-1])
-        alike = all(tuple(shape[:-1]) == lead for shape in shapes)
-    if not alike or math.prod(lead) == 1:
-        return ()
-    if tokens.outputs_first:
-        return lead if math.prod(lead) in itertools.accumulate(target.shape[:0:-1], operator.mul) else ()
-    if tokens.channels_first:
-        return lead if math.prod(lead) in itertools.accumulate(target.shape[:-1], operator.mul) else ()
-    return lead if target.shape[: len(lead)] == lead else ()

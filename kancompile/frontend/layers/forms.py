@@ -9,11 +9,13 @@ from kancompile.errors import first_line
 from kancompile.frontend.flow import Flow, NotLowerableError, misses_table
 from kancompile.frontend.layers.canonical import CanonicalLayer, shipped_bytes
 from kancompile.frontend.layers.convolution import canonicalize_convolution
-from kancompile.frontend.layers.dense import canonicalize, located, possible_tokens
+from kancompile.frontend.layers.dense import canonicalize, located
 from kancompile.frontend.layers.patches import canonicalize_patches, find_patches
 from kancompile.frontend.layers.pixelwise_map import is_over_positions
 from kancompile.frontend.layers.probing import confirm
+from kancompile.frontend.layers.recognition import PlainLayerError
 from kancompile.frontend.layers.regions import Region, without_final_movement
+from kancompile.frontend.layers.token_axes import find_tokens
 
 
 def best_layer(flow: Flow, candidates: Sequence[Region], name: str, largest: int) -> CanonicalLayer:
@@ -65,13 +67,16 @@ def _canonical_layer(flow: Flow, region: Region, name: str, largest: int) -> Can
     ways = located(flow, region)
     parts = dict.fromkeys((region, without_final_movement(flow, region)))
     for part, cuts in itertools.product(parts, ways):
-        for tokens in possible_tokens(flow, part, cuts):
-            try:
+        try:
+            tokens = find_tokens(flow, part, cuts)
+            if tokens is not None:
                 layer = canonicalize(flow, part, name, cuts, tokens, largest)
                 confirm(flow, layer)
                 return layer
-            except NotLowerableError:
-                pass  # those dimensions are no tokens; the form below says what is wrong if anything is
+        except PlainLayerError:
+            raise
+        except NotLowerableError:
+            pass  # tokens have functions of their own; the form below says what is wrong if anything is
     try:
         layer = canonicalize(flow, region, name, ways[0], None, largest)
         confirm(flow, layer)

@@ -222,6 +222,9 @@ class Search:
                 if _is_concatenation(node) and self._density(inputs) < _LEAST_DENSITY:
                     keep.append((node, "concatenation of layers"))
                     continue
+                if not _is_concatenation(node) and any(self._is_repeated(source, node) for source in inputs):
+                    keep.append((node, "sum of layers, one of which is repeated"))
+                    continue
             for source in inputs:
                 if source in flow.linear and source not in seen and not self.is_end(source):
                     seen.add(source)
@@ -237,6 +240,12 @@ class Search:
                 return False
             node = inputs[0]
         return True
+
+    def _is_repeated(self, node: fx.Node, join: fx.Node) -> bool:
+        """Whether a value is a layer's output that a sum repeats along an axis which that layer does not have."""
+        flow = self.flow
+        track = flow.track(node)
+        return flow.anchors[track.anchor] and len(torch.unique(track.ids[track.ids >= 0])) < flow.values[join].numel()
 
     def _density(self, inputs: Sequence[fx.Node]) -> float:
         """Share of nonzero blocks in the matrix that maps all elements the inputs depend on to the inputs."""
