@@ -14,8 +14,8 @@ from kancompile.frontend.layers.patches import canonicalize_patches, find_patche
 from kancompile.frontend.layers.pixelwise_map import is_over_positions
 from kancompile.frontend.layers.probing import confirm
 from kancompile.frontend.layers.recognition import PlainLayerError
-from kancompile.frontend.layers.regions import Region, without_final_movement
-from kancompile.frontend.layers.token_axes import find_tokens
+from kancompile.frontend.layers.regions import Region, origin_of_target, without_final_movement
+from kancompile.frontend.layers.token_axes import TokenAxes, find_tokens
 
 
 def best_layer(flow: Flow, candidates: Sequence[Region], name: str, largest: int) -> CanonicalLayer:
@@ -69,7 +69,7 @@ def _canonical_layer(flow: Flow, region: Region, name: str, largest: int) -> Can
     for part, cuts in itertools.product(parts, ways):
         try:
             tokens = find_tokens(flow, part, cuts)
-            if tokens is not None:
+            if tokens is not None and (part is not region or len(parts) == 1 or _keeps_features(flow, part, tokens)):
                 layer = canonicalize(flow, part, name, cuts, tokens, largest)
                 confirm(flow, layer)
                 return layer
@@ -83,3 +83,13 @@ def _canonical_layer(flow: Flow, region: Region, name: str, largest: int) -> Can
     except NotLowerableError as error:
         raise refusal or error from error
     return layer
+
+
+def _keeps_features(flow: Flow, region: Region, tokens: TokenAxes) -> bool:
+    """Whether final movements leave the outputs of a token in order.
+
+    Else these stay behind the layer, as the next one may read what is moved.
+    """
+    origin = origin_of_target(flow, region)
+    outputs = tokens.target(origin, (tokens.tokens, len(origin) // tokens.tokens))[0]
+    return bool((outputs.diff(dim=1) > 0).all())

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from kancompile.frontend.flow import Flow, NotLowerableError, Track, locate, operator_name
+from kancompile.frontend.flow import Flow, NotLowerableError, Track, follow, locate, operator_name
 from kancompile.frontend.layers.minimum_cut import minimum_cut
 from kancompile.frontend.layers.pixelwise_map import can_be_added, is_over_positions
 
@@ -30,6 +30,7 @@ _ONE_NODE = 1 << 20
 _OUT_OF_ORDER = 1 << 10
 """Factor on the cost of a node whose samples do not stand one after the other: it could only be cut in vain."""
 
+_SUMS = frozenset({"add", "sub", "rsub"})
 _MOVEMENTS = frozenset({"view", "_unsafe_view", "reshape", "permute", "transpose", "t", "clone", "alias", "unsqueeze"})
 
 
@@ -54,6 +55,11 @@ def without_final_movement(flow: Flow, region: Region) -> Region:
     if target not in region.affine:
         return region
     return Region(target, region.cuts, region.affine[: region.affine.index(target) + 1])
+
+
+def origin_of_target(flow: Flow, region: Region) -> Tensor:
+    """Give for every element of a region's target which element it is of the target without its final movements."""
+    return locate(flow, region.target, follow(flow, unmoved(flow, region.target), [region.target])).origin
 
 
 def unmoved(flow: Flow, node: fx.Node) -> fx.Node:
@@ -222,7 +228,7 @@ class Search:
                 if _is_concatenation(node) and self._density(inputs) < _LEAST_DENSITY:
                     keep.append((node, "concatenation of layers"))
                     continue
-                if not _is_concatenation(node) and any(self._is_repeated(source, node) for source in inputs):
+                if operator_name(node) in _SUMS and any(self._is_repeated(source, node) for source in inputs):
                     keep.append((node, "sum of layers, one of which is repeated"))
                     continue
             for source in inputs:
