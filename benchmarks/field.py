@@ -29,8 +29,7 @@ from torch import nn
 import kancompile
 from benchmarks.compilation_cost import peak_memory
 from benchmarks.digit_models import build_seeded
-from benchmarks.field_models import KAN_LAYERS
-from benchmarks.field_tasks import FIELD, FieldModel, Tensors, field_model, train_model
+from benchmarks.field_tasks import FIELD, KAN_LAYERS, FieldModel, Tensors, field_model, train_model
 from benchmarks.marked_section import FIELD_SECTION, replace_section
 from benchmarks.results_file import read_results, write_results
 from kancompile.compiler.atomic_write import write_atomically

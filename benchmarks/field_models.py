@@ -11,9 +11,6 @@ from torch.nn import functional
 
 from benchmarks.field_layers import ChebyshevKan, GaussianKan, LocalSplineKan
 from examples.zoo.efficient_kan import KANLinear
-from examples.zoo.fast_kan import FastKANLayer
-
-KAN_LAYERS = (ChebyshevKan, FastKANLayer, GaussianKan, KANLinear, LocalSplineKan)
 
 KanMaker = Callable[[int, int], nn.Module]
 """Makes a KAN layer from the widths of its input and output."""

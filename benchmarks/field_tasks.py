@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.digit_models import N_TEST, build_seeded, load
+from benchmarks.field_layers import ChebyshevKan, GaussianKan, LocalSplineKan
 from benchmarks.field_models import (
     Autoencoder,
     CharacterModel,
@@ -25,8 +26,21 @@ from benchmarks.field_models import (
     ResNetKan,
     TokenKanNet,
 )
+from benchmarks.field_transformers import (
+    DeepChain,
+    GroupedRational,
+    KanGpt,
+    KanTransformer,
+    KanUNet,
+    Mixer,
+    RationalTransformer,
+    RowAndColumnMixer,
+)
+from examples.zoo.efficient_kan import KANLinear
 from examples.zoo.fast_kan import FastKANLayer
+from examples.zoo.spline_conv import SplineConv2d
 
+KAN_LAYERS = (ChebyshevKan, FastKANLayer, GaussianKan, GroupedRational, KANLinear, LocalSplineKan, SplineConv2d)
 Tensors = dict[str, Tensor]
 Loss = Callable[[nn.Module, Sequence[Tensor], Sequence[Tensor]], Tensor]
 _TEXT = Path(__file__).parent.parent / "LICENSE"
@@ -121,6 +135,13 @@ def _pictures() -> Examples:
     """Images that are their own targets."""
     image = _images().inputs["image"]
     return Examples({"image": image}, (image,))
+
+
+def _grainy() -> Examples:
+    """Images under noise; the images are the targets."""
+    image = _several(_images())[0]
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(1))
+    return Examples({"image": image + 0.5 * noise}, (image,))
 
 
 def _graphs() -> Examples:
@@ -239,6 +260,10 @@ def _character_model() -> nn.Module:
     return CharacterModel(len(_characters()), _WINDOW)
 
 
+def _kan_gpt() -> nn.Module:
+    return KanGpt(len(_characters()), _WINDOW)
+
+
 def _fast_tokens() -> nn.Module:
     """Make the block of U-KAN of layers that normalise their input themselves, beside a branch that reads it as it is."""
     generator = torch.Generator().manual_seed(0)
@@ -258,6 +283,13 @@ FIELD: tuple[FieldModel, ...] = (
     FieldModel("heat equation, float64", HeatEquation, _points, _residual, _r2, 40, 1e-2),
     FieldModel("residual KAN", ResidualKan, _vectors, _classes, _accuracy),
     FieldModel("ResNet, KAN head", ResNetKan, _images, _classes, _accuracy, 12),
+    FieldModel("KAN-GPT, 4 blocks", _kan_gpt, _windows, _classes, _predicted, 12),
+    FieldModel("Kolmogorov-Arnold transformer, 4 blocks", RationalTransformer, _images, _classes, _accuracy, 30, 2e-3),
+    FieldModel("vision transformer with KAN blocks", KanTransformer, _images, _classes, _accuracy, 30),
+    FieldModel("mixer of tokens and channels", Mixer, _images, _classes, _accuracy, 20),
+    FieldModel("mixer of rows, columns and channels", RowAndColumnMixer, _images, _classes, _accuracy, 20),
+    FieldModel("U-Net of KAN convolutions", KanUNet, _grainy, _squares, _r2, 6),
+    FieldModel("chain of 24 layers", DeepChain, _vectors, _classes, _accuracy, 30, 2e-3),
 )
 """Kinds of networks, in the order of the table."""
 
