@@ -18,8 +18,9 @@ behind planes stand constant columns, of weights of at most 64, which are only k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -160,20 +161,49 @@ class AdjacentPairs:
             result[part] = torch.where(codes[:, :, which] > 0, left // codes[:, :, which].clamp(min=1), 127).amin(1)
         return result.clamp(max=127)
 
-    def _joint(self, pair: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
-        """Yield, for pairs within one table, their places in ``pair`` and codes ``[e', rows, 2]``, in chunks."""
-        joint = (self.start[pair] >= 0).nonzero().flatten()
-        parts = []
-        for levels in self.levels[pair[joint]].unique().tolist():
-            alike = joint[self.levels[pair[joint]] == levels]
-            for part in alike.split(max(1, _ELEMENTS // (2 * levels))):
-                at = pair[part]
-                rows = self.start[at, None] + torch.arange(levels)
-                codes = self.codes[rows[:, :, None], self.code_columns[at][:, None]].to(torch.int64)
-                if self.outside is not None:
-                    codes = torch.cat([codes, torch.full_like(codes[:, :1], self.outside)], dim=1)
-                parts.append((part, codes))
-        return parts
+    def _joint(self, pair: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield, for pairs within one table, places in ``pair`` and codes that decide, ``[e', points, 2]``, in chunks."""
+        number, points = self._fronts
+        joint = (number[pair] >= 0).nonzero().flatten()
+        for part in joint.split(max(1, _ELEMENTS // (2 * points.shape[1]))):
+            yield part, points[number[pair[part]]]
+
+    @cached_property
+    def _fronts(self) -> tuple[Tensor, Tensor]:
+        """Codes of two columns of a table that none of its other rows exceeds in both, which alone decide what fits.
+
+        Returns:
+            int64 ``[p]``, number of each pair's front, -1 where a pair has none; int64 ``[fronts, points, 2]``, filled up with 0.
+        """
+        number = torch.full((len(self.columns),), -1)
+        joint = (self.start >= 0).nonzero().flatten()
+        keys = torch.cat([self.levels[joint, None], self.start[joint, None], self.code_columns[joint]], dim=1)
+        keys, number[joint] = keys.unique(dim=0, return_inverse=True)
+        fronts = [
+            self._front(part)
+            for alike in _runs(keys)
+            for part in alike.split(max(1, _ELEMENTS // (2 * int(alike[0, 0]))))
+        ]
+        most = max((front.shape[1] for front in fronts), default=1)
+        padded = [torch.nn.functional.pad(front, (0, 0, 0, most - front.shape[1])) for front in fronts]
+        return number, torch.cat(padded) if padded else torch.zeros(0, 1, 2, dtype=torch.int64)
+
+    def _front(self, keys: Tensor) -> Tensor:
+        rows = keys[:, 1:2] + torch.arange(int(keys[0, 0]))
+        codes = self.codes[rows[:, :, None], keys[:, None, 2:]].to(torch.int64)  # [n, rows, 2]
+        if self.outside is not None:
+            codes = torch.cat([codes, torch.full_like(codes[:, :1], self.outside)], dim=1)
+        order = (codes[..., 0] * 256 + codes[..., 1]).sort(dim=1, descending=True).values
+        second = order % 256
+        before = torch.nn.functional.pad(second.cummax(1).values[:, :-1], (1, 0), value=-1)
+        decides = second > before
+        order = torch.where(decides, order, 0).sort(dim=1, descending=True).values[:, : int(decides.sum(1).max())]
+        return torch.stack([order // 256, order % 256], dim=2)
+
+
+def _runs(keys: Tensor) -> list[Tensor]:
+    """Divide sorted rows where their first number changes."""
+    return list(keys.split(keys[:, 0].unique_consecutive(return_counts=True)[1].tolist())) if len(keys) else []
 
 
 def linear_pairs(tables: Sequence[TableExpansion], group_sizes: Sequence[int]) -> AdjacentPairs:
