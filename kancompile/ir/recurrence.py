@@ -83,7 +83,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 def _gradients(kind: str, ctx: Any, gradients: list[Tensor]) -> tuple[Any, ...]:
     x, weight, recurrent, bias, *states = given = ctx.saved_tensors
     wanted = [tensor for tensor in given if tensor is not None and tensor.requires_grad]
-    with torch.enable_grad(), torch.backends.mkldnn.flags(enabled=False):  # whose kernel has no second derivative
+    with torch.enable_grad():
         outputs = _computed(kind, x, weight, recurrent, bias, states)
     # sensitivities take derivatives of these
     found = iter(torch.autograd.grad(outputs, wanted, gradients, create_graph=torch.is_grad_enabled()))
