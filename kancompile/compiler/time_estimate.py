@@ -59,7 +59,7 @@ class _Costs(fx.Interpreter):
         if node.op != "placeholder" and self.varying.isdisjoint(node.all_input_nodes):
             return result
         self.varying.add(node)
-        size = sum(value.numel() for value in (result if isinstance(result, tuple | list) else (result,)) if _is_tensor(value))
+        size = sum(value.numel() for value in torch.utils._pytree.tree_leaves(result) if _is_tensor(value))
         if node.op == "call_module":
             nodes, element = self.of_module[str(node.target)]
             self.found[node] = (nodes, element * size)
@@ -74,8 +74,8 @@ def _nanoseconds(operator: str, arguments: list[Any], size: int, read: int) -> f
         return _FLOAT_PRODUCT * size * int(arguments[-1].shape[-2])
     if operator in RECURRENCES:
         (steps, batch, _), (directions, gates, _) = arguments[0].shape, arguments[1].shape
-        products = arguments[1].numel() + arguments[2].numel()
-        return steps * batch * (_FLOAT_PRODUCT * products + _FUNCTION * directions * gates)
+        products = int(arguments[1].numel() + arguments[2].numel())
+        return float(steps * batch) * (_FLOAT_PRODUCT * products + _FUNCTION * int(directions * gates))
     if operator == "convolution":
         return _FLOAT_PRODUCT * size * int(arguments[1][0].numel())
     if operator in _PICKS:

@@ -108,4 +108,4 @@ def drop_zero_states(graph: fx.Graph) -> None:
 def _is_zero(node: fx.Node) -> bool:
     while str(node.target) in _SELECTIONS:
         node = node.args[0]  # type: ignore[assignment]
-    return node.target is torch.ops.aten.full.default and node.args[1] == 0
+    return node.target is torch.ops.aten.full.default and bool(node.args[1] == 0)
