@@ -25,6 +25,7 @@ from benchmarks.field_models import (
     ResNetKan,
     TokenKanNet,
 )
+from benchmarks.field_sequences import GruKan, LstmKan
 from examples.zoo.fast_kan import FastKANLayer
 
 Tensors = dict[str, Tensor]
@@ -108,6 +109,12 @@ def _images() -> Examples:
 def _vectors() -> Examples:
     images = _images()
     return Examples({"x": images.inputs["image"].flatten(1)}, images.targets)
+
+
+def _rows() -> Examples:
+    """Images as sequences of their 8 rows."""
+    images = _images()
+    return Examples({"x": images.inputs["image"][:, 0]}, images.targets)
 
 
 def _several(examples: Examples) -> tuple[Tensor, Tensor]:
@@ -258,6 +265,8 @@ FIELD: tuple[FieldModel, ...] = (
     FieldModel("heat equation, float64", HeatEquation, _points, _residual, _r2, 40, 1e-2),
     FieldModel("residual KAN", ResidualKan, _vectors, _classes, _accuracy),
     FieldModel("ResNet, KAN head", ResNetKan, _images, _classes, _accuracy, 12),
+    FieldModel("LSTM + KAN head", LstmKan, _rows, _classes, _accuracy, 40),
+    FieldModel("GRU + KAN head", lambda: GruKan(len(_characters())), _windows, _classes, _predicted, 15),
 )
 """Kinds of networks, in the order of the table."""
 
