@@ -26,6 +26,7 @@ from benchmarks.field_models import (
     ResNetKan,
     TokenKanNet,
 )
+from benchmarks.field_sequences import GruKan, LstmKan
 from benchmarks.field_transformers import (
     DeepChain,
     GroupedRational,
@@ -122,6 +123,12 @@ def _images() -> Examples:
 def _vectors() -> Examples:
     images = _images()
     return Examples({"x": images.inputs["image"].flatten(1)}, images.targets)
+
+
+def _rows() -> Examples:
+    """Images as sequences of their 8 rows."""
+    images = _images()
+    return Examples({"x": images.inputs["image"][:, 0]}, images.targets)
 
 
 def _several(examples: Examples) -> tuple[Tensor, Tensor]:
@@ -283,6 +290,8 @@ FIELD: tuple[FieldModel, ...] = (
     FieldModel("heat equation, float64", HeatEquation, _points, _residual, _r2, 40, 1e-2),
     FieldModel("residual KAN", ResidualKan, _vectors, _classes, _accuracy),
     FieldModel("ResNet, KAN head", ResNetKan, _images, _classes, _accuracy, 12),
+    FieldModel("LSTM + KAN head", LstmKan, _rows, _classes, _accuracy, 40),
+    FieldModel("GRU + KAN head", lambda: GruKan(len(_characters())), _windows, _classes, _predicted, 15),
     FieldModel("KAN-GPT, 4 blocks", _kan_gpt, _windows, _classes, _predicted, 12),
     FieldModel("Kolmogorov-Arnold transformer, 4 blocks", RationalTransformer, _images, _classes, _accuracy, 30, 2e-3),
     FieldModel("vision transformer with KAN blocks", KanTransformer, _images, _classes, _accuracy, 30),

@@ -77,6 +77,7 @@ SLOW = (
     "docs/methods.md",
     "docs/pykan.md",
     "docs/report.md",
+    "docs/sequences.md",
     "docs/several_inputs.md",
     "docs/targets/",
     "docs/troubleshooting.md",

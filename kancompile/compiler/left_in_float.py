@@ -9,7 +9,7 @@ from torch import fx
 
 from kancompile.compiler.time_estimate import estimate_times
 from kancompile.frontend import node_source
-from kancompile.ir import Program, Values
+from kancompile.ir import RECURRENCES, Program, Values
 
 _REASONS = {
     "native_layer_norm": "a normalisation has no integer kernel in ONNX Runtime",
@@ -23,6 +23,9 @@ _REASONS = {
     "convolution": "transposed, or its kernel depends on the data",
     "mean": "no integer kernel in ONNX Runtime for means over any dimensions",
     "sum": "no integer kernel in ONNX Runtime",
+    **dict.fromkeys(
+        RECURRENCES, "a recurrent layer, in float: ONNX Runtime's 8-bit form rounds states by ranges of the moment"
+    ),
     "embedding": "rows of a table, picked by integers: nothing is computed",
     "avg_pool2d": "an average of real values; an integer kernel where a quantizer stands directly behind",
 }

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kancompile.ir import Program, Values
+from kancompile.ir import RECURRENCES, Program, Values
 
 _NODE, _LOOK_UP, _PRODUCT = 500.0, 8.2, 0.0053
 """Nanoseconds of ONNX Runtime on one thread for a node, for a row that is looked up and for an 8-bit product."""
@@ -59,7 +59,7 @@ class _Costs(fx.Interpreter):
         if node.op != "placeholder" and self.varying.isdisjoint(node.all_input_nodes):
             return result
         self.varying.add(node)
-        size = sum(value.numel() for value in (result if isinstance(result, tuple) else (result,)) if _is_tensor(value))
+        size = sum(value.numel() for value in torch.utils._pytree.tree_leaves(result) if _is_tensor(value))
         if node.op == "call_module":
             nodes, element = self.of_module[str(node.target)]
             self.found[node] = (nodes, element * size)
@@ -72,6 +72,10 @@ class _Costs(fx.Interpreter):
 def _nanoseconds(operator: str, arguments: list[Any], size: int, read: int) -> float:
     if operator in ("mm", "addmm", "bmm", "baddbmm"):
         return _FLOAT_PRODUCT * size * int(arguments[-1].shape[-2])
+    if operator in RECURRENCES:
+        (steps, batch, _), (directions, gates, _) = arguments[0].shape, arguments[1].shape
+        products = int(arguments[1].numel() + arguments[2].numel())
+        return float(steps * batch) * (_FLOAT_PRODUCT * products + _FUNCTION * int(directions * gates))
     if operator == "convolution":
         return _FLOAT_PRODUCT * size * int(arguments[1][0].numel())
     if operator in _PICKS:

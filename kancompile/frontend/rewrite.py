@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import fx, nn
 
-from kancompile.frontend.flow import Flow, GraphCopier, layout_of, live_nodes
+from kancompile.frontend.flow import Flow, GraphCopier, is_fixed, layout_of, live_nodes
 from kancompile.frontend.layers import CanonicalLayer
+from kancompile.ir import RECURRENCES
 
 
 def rewrite(flow: Flow, layers: Sequence[CanonicalLayer]) -> fx.GraphModule:
@@ -32,6 +33,8 @@ def rewrite(flow: Flow, layers: Sequence[CanonicalLayer]) -> fx.GraphModule:
             continue
         if node in flow.parameter_of:
             copier.place_constant(node, node.name)
+        elif is_fixed(flow, node) and any(reader.target in RECURRENCES.values() for reader in node.users):
+            copier.place_constant(node, node.name)  # weights, which they read in another order than the user's
         elif node in layer_of:
             number, layer = layer_of[node]
             features = []

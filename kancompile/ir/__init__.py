@@ -27,6 +27,7 @@ from kancompile.ir.operators import convolution_columns, look_up
 from kancompile.ir.packed_codes import DIGITS, MOST, ZERO_POINT, pack
 from kancompile.ir.polynomial import BreakpointCells, PolynomialExpansion, UniformCells, Zone
 from kancompile.ir.program import ORDINARY, Input, Interface, Layer, PassChange, Program, Unrecognized, attribute
+from kancompile.ir.recurrence import GATES, RECURRENCES, onnx_gates
 from kancompile.ir.show import show, with_history
 from kancompile.ir.table import TableExpansion
 from kancompile.ir.uses import separate_uses, share_uses
@@ -44,12 +45,14 @@ from kancompile.ir.wiring import (
 
 __all__ = [
     "DIGITS",
+    "GATES",
     "LARGEST_PART",
     "MOST",
     "MOST_PLANES",
     "MOST_SHIFT",
     "ORDINARY",
     "REAL",
+    "RECURRENCES",
     "ZERO_POINT",
     "AnyContraction",
     "AnyExpansion",
@@ -98,6 +101,7 @@ __all__ = [
     "layer_tables",
     "look_up",
     "node_of",
+    "onnx_gates",
     "pack",
     "plane_order",
     "quantized",

@@ -58,6 +58,7 @@ class Target:
         joint_tables: whether it can look inputs up in pairs; for others every input is looked up by itself.
         quantized_outputs: whether what a network returns must have 8 bits.
         several_tensors: whether its files may have several inputs and outputs, and integers among them.
+        recurrent_layers: whether it has an operator for an LSTM, a GRU or a plain recurrent layer.
     """
 
     name: str
@@ -72,3 +73,4 @@ class Target:
     joint_tables: bool = False
     quantized_outputs: bool = False
     several_tensors: bool = True
+    recurrent_layers: bool = True

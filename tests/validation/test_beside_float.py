@@ -93,11 +93,18 @@ def _layer(name: str, bits: int, weights: int, table: int, levels: int = 256) ->
     ],
 )
 def test_a_larger_file_has_its_cause_and_an_option(layer: dict[str, Any], storage: str, wanted: str) -> None:
-    manifest = {"layers": [layer], "recipe": {"storage": storage}}
+    manifest = {"layers": [layer], "recipe": {"storage": storage}, "left_in_float": []}
     (text,) = worse_than_float(manifest, BesideFloat(50000, 100000, "", (), ()))
     assert text.startswith("the file is 2.0 times as large as the float export")
     assert wanted in text
     assert worse_than_float(manifest, BesideFloat(100000, 50000, "", (), ())) == []
+
+
+def test_weights_that_both_files_have_are_no_cause() -> None:
+    layer, left = _layer("a", 16, 2000, 50000), [{"operator": "lstm"}]
+    manifest = {"layers": [layer], "recipe": {"storage": "smallest"}, "left_in_float": left}
+    (text,) = worse_than_float(manifest, BesideFloat(190000, 210000, "", (), ()))
+    assert "layer 'a' holds 52,000 bytes in more than 8 bits" in text
 
 
 @pytest.mark.parametrize(

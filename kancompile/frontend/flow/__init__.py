@@ -5,7 +5,7 @@ from kancompile.frontend.flow.batch_dependence import refuse_batch_dependence, r
 from kancompile.frontend.flow.batch_layout import BatchLayout, NotLowerableError, layout_of
 from kancompile.frontend.flow.flow import Flow, analyse, live_nodes
 from kancompile.frontend.flow.origins import Cut, follow, locate
-from kancompile.frontend.flow.subgraph import ChannelSelection, GraphCopier, Selection, cut_out, largest_row
+from kancompile.frontend.flow.subgraph import ChannelSelection, GraphCopier, Selection, cut_out, is_fixed, largest_row
 from kancompile.frontend.flow.table_rules import misses_table
 from kancompile.frontend.flow.verdicts import Track, operator_name
 
@@ -23,6 +23,7 @@ __all__ = [
     "analyse",
     "cut_out",
     "follow",
+    "is_fixed",
     "largest_row",
     "layout_of",
     "live_nodes",

@@ -226,6 +226,9 @@ class _Step:
             )
         call = Call(node, self.name, value, args, kwargs, tracks, flow.bounds)
         match judge(call):
+            case Follows(ids) if isinstance(ids, Tensor) and self._leaves_dynamic_sizes(sources):
+                flow.used.update(track.anchor for track in tracks.values())
+                _start_anchor(flow, node, defined=False)
             case Follows(ids, linear):
                 anchor = next(iter(tracks.values())).anchor
                 if linear:
@@ -255,6 +258,11 @@ class _Step:
                     _start_anchor(flow, node, defined=False)
                 else:
                     flow.tracks[node] = tuple(None for _ in value)
+
+    def _leaves_dynamic_sizes(self, sources: Iterable[fx.Node]) -> bool:
+        """Whether a node picks from a dynamic dimension, such as the last step of a sequence: rows are others behind it."""
+        flow = self.flow
+        return not flow.is_dynamic(self.node) and any(flow.is_dynamic(source) for source in sources)
 
     def _is_of_whole_numbers(self, node: fx.Node) -> bool:
         """Whether a value comes from integer inputs by operators on integers alone, such as tokens that are shifted by one."""

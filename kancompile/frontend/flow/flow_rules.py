@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from kancompile.frontend.flow.table_rules import read, write
 from kancompile.frontend.flow.verdicts import CONSTANT, Call, Follows, Mixes, Stops, Verdict, combine, merge_along
+from kancompile.ir import RECURRENCES
 
 # --- movement -------------------------------------------------------------------------------------------------------
 
@@ -298,6 +299,12 @@ def max_pool(call: Call) -> Verdict:
 
 Rule = Callable[[Call], Verdict | None]
 
+
+def recurrence(call: Call) -> Verdict:
+    """Every step of a recurrent layer depends on all inputs of the steps before."""
+    return Stops("a recurrent layer stays in float, as one operator for all steps")
+
+
 RULES: dict[str, tuple[Rule, ...]] = {
     **dict.fromkeys(_MOVED, (movement,)),
     "where": (movement, pointwise),
@@ -321,6 +328,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         (reduction,),
     ),
     **dict.fromkeys(("_softmax", "_log_softmax", "sort", "topk", "cumsum", "cumprod"), (along_one_dimension,)),
+    **dict.fromkeys(RECURRENCES, (recurrence,)),
     "native_layer_norm": (layer_norm,),
     **dict.fromkeys(("native_group_norm", "_native_batch_norm_legit"), (normalisation,)),
     **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d"), (max_pool,)),

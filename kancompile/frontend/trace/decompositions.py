@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kancompile.frontend.trace.recurrence import WHOLE_RECURRENCES
+
 _ATEN = torch.ops.aten
 _SUM = 0  # modes of embedding_bag
 _MEAN = 1
@@ -104,6 +106,7 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     _ATEN.scaled_dot_product_attention.default: attention,
     _ATEN._embedding_bag.default: embedding_bag,
     _ATEN._embedding_bag_forward_only.default: embedding_bag,
+    **WHOLE_RECURRENCES,
 }
 WHOLE = frozenset({_ATEN.im2col.default})
 """Operators that are not decomposed."""

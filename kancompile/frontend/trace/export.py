@@ -33,6 +33,7 @@ from kancompile.data import (
 from kancompile.errors import KanCompileError, error_source, reason
 from kancompile.frontend.trace.decompositions import DECOMPOSITIONS, WHOLE, is_checked
 from kancompile.frontend.trace.examples import Examples
+from kancompile.frontend.trace.recurrence import WholeRecurrences, drop_zero_states
 from kancompile.ir import Input, Interface, Values, by_name, export_dynamic, tensors_of
 
 Dynamic = Mapping[str, Mapping[int, str]]
@@ -81,6 +82,7 @@ def export(
     _check_signature(traced, rows)
     with quiet():
         decomposed: ExportedProgram = traced.run_decompositions(_decompositions())
+    drop_zero_states(decomposed.graph)
     _check_decomposition(traced, decomposed, rows)
     _check_writes(decomposed, isinstance(model, nn.Module))
     state = {**decomposed.state_dict, **decomposed.constants}
@@ -163,7 +165,8 @@ def _trace(model: nn.Module, rows: Values, dynamic: Dynamic) -> ExportedProgram:
             with quiet(), evaluation_mode(model), named_forward(model, kwargs), torch.no_grad():
                 register_dataclasses((args, kwargs, model(*args, **kwargs)))
                 shapes = dynamic_dimensions(model, args, kwargs, rows, dynamic)
-                traced = export_dynamic(model, args, kwargs, shapes, strict)
+                with WholeRecurrences():
+                    traced = export_dynamic(model, args, kwargs, shapes, strict)
         except Exception as error:  # torch.export raises whatever the user's code or the tracer raises
             failures.append((error_source(error), reason(error)))
         else:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kancompile.data import arguments, evaluation_mode, named_leaves
 from kancompile.frontend.trace.examples import Examples
 from kancompile.frontend.trace.export import Dynamic, quiet
+from kancompile.frontend.trace.recurrence import WholeRecurrences
 from kancompile.ir import Values, by_name
 
 
@@ -33,7 +34,7 @@ def open_sizes(model: Any, example: Values) -> list[Dynamic]:
     for leaf in leaves:
         shapes[leaf] = dict.fromkeys(range(leaf.dim()), torch.export.Dim.AUTO)
     try:
-        with quiet(), evaluation_mode(model), torch.no_grad():
+        with quiet(), evaluation_mode(model), torch.no_grad(), WholeRecurrences():
             traced = torch.export.export(
                 model, args, kwargs, dynamic_shapes=shapes.dynamic_shapes(model, args, kwargs), strict=False
             )

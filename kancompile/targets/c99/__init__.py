@@ -59,6 +59,7 @@ TARGET = Target(
     loads_in_ort=False,
     facts=facts,
     several_tensors=False,
+    recurrent_layers=False,
 )
 
 __all__ = ["TARGET"]

@@ -297,4 +297,12 @@ class _Shapes(fx.Interpreter):
         return (-1, *two[1:])
 
 
-TARGET = Target("litert", ".tflite", (2, 3, 4, 5, 6, 7, 8), emit, loads_in_ort=False, several_tensors=False)
+TARGET = Target(
+    "litert",
+    ".tflite",
+    (2, 3, 4, 5, 6, 7, 8),
+    emit,
+    loads_in_ort=False,
+    several_tensors=False,
+    recurrent_layers=False,
+)

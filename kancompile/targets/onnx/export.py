@@ -28,6 +28,7 @@ from kancompile.targets.onnx.narrow_weights import NarrowWeights, store_narrow_w
 from kancompile.targets.onnx.padded_tables import store_padded_tables
 from kancompile.targets.onnx.pair_tables import build_pair_tables
 from kancompile.targets.onnx.translate_convolutions import CONVOLUTION_TRANSLATIONS
+from kancompile.targets.onnx.translate_recurrence import RECURRENCE_TRANSLATIONS
 from kancompile.targets.onnx.translation import TRANSLATIONS
 from kancompile.targets.onnx.wide_codes import store_wide_codes
 
@@ -78,7 +79,7 @@ def build_model(
                 exported,
                 dynamo=True,
                 opset_version=OPSET,
-                custom_translation_table=TRANSLATIONS | CONVOLUTION_TRANSLATIONS,
+                custom_translation_table=TRANSLATIONS | CONVOLUTION_TRANSLATIONS | RECURRENCE_TRANSLATIONS,
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
