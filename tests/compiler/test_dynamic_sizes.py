@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,47 @@ def test_tokens_of_any_length() -> None:
         with torch.no_grad():
             expected = Tokens()(torch.from_numpy(ids))
         assert error_db(session.run(None, {"input": ids})[0], expected) > 20
+
+
+class Between(nn.Module):
+    """Two layers, and something that mixes the steps of a sequence between them."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.between = Rbf(6, 8), Rbf(8, 3), between
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.between(self.a(x)))
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda y: y.mean(1),
+        lambda y: torch.sin(y).mean(1),
+        lambda y: y.sum(1) / y.shape[1],
+        lambda y: y.amax(1),
+        lambda y: y[:, -1],
+        lambda y: y - y.mean(1, keepdim=True),
+        lambda y: y.flip(1),
+        lambda y: y.cumsum(1) / y.shape[1],
+        lambda y: torch.cat([y[:, :1], y], 1),
+        lambda y: y[:, :1].expand(-1, y.shape[1], -1) * 1.0,
+    ],
+)
+def test_steps_of_any_number_may_be_mixed_between_layers(between: Callable[[Tensor], Tensor]) -> None:
+    model = Between(between)
+    compiled = kancompile.compile(model, X, dynamic="batch, time, 6", recipe={"goal_sqnr": None})
+    assert {"a", "b"} <= {layer.name for layer in compiled.program.layers()}
+    assert not any(compiled.program.is_float(layer) for layer in compiled.program.layers())
+    for length in (12, 5):
+        x = X[:40, :length]
+        torch.testing.assert_close(compiled.captured(torch.from_numpy(x)), model(torch.from_numpy(x)).detach())
+        result = compiled.validate(x)
+        assert result.compiled.sqnr_db > 15  # fewer steps have means farther apart
+        assert result.runtime is not None
+        assert result.runtime.differing == 0
 
 
 def test_the_model_says_how_long_its_sequences_may_be() -> None:
