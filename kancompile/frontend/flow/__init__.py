@@ -3,6 +3,7 @@
 from kancompile.frontend.flow.batch_dependence import refuse_batch_dependence, run
 from kancompile.frontend.flow.batch_layout import BatchLayout, NotLowerableError, layout_of
 from kancompile.frontend.flow.flow import Flow, analyse, live_nodes
+from kancompile.frontend.flow.images import emit_image, image_order, image_shape, whole_image
 from kancompile.frontend.flow.origins import Cut, follow, locate
 from kancompile.frontend.flow.subgraph import ChannelSelection, GraphCopier, Selection, cut_out, largest_row
 from kancompile.frontend.flow.table_rules import misses_table
@@ -19,7 +20,10 @@ __all__ = [
     "Track",
     "analyse",
     "cut_out",
+    "emit_image",
     "follow",
+    "image_order",
+    "image_shape",
     "largest_row",
     "layout_of",
     "live_nodes",
@@ -28,4 +32,5 @@ __all__ = [
     "operator_name",
     "refuse_batch_dependence",
     "run",
+    "whole_image",
 ]

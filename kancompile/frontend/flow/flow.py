@@ -76,13 +76,14 @@ class Flow:
     barriers: dict[fx.Node, str] = field(default_factory=dict)
 
     @property
-    def symbols(self) -> dict[sympy.Symbol, tuple[fx.Node, int]]:
-        """The batch size and dynamic sizes, and of which dimension of which input each is."""
-        found: dict[sympy.Symbol, tuple[fx.Node, int]] = {}
+    def symbols(self) -> dict[sympy.Symbol, tuple[fx.Node, int, int]]:
+        """The batch size and dynamic sizes: which dimension of which input is that many times as large."""
+        found: dict[sympy.Symbol, tuple[fx.Node, int, int]] = {}
         for node in self.inputs:
             for dim, size in enumerate(node.meta["val"].shape):
                 if not isinstance(size, int):
-                    found.setdefault(size.node.expr, (node, dim))
+                    times, symbol = size.node.expr.as_coeff_Mul()
+                    found.setdefault(symbol, (node, dim, int(times)))
         return found
 
     @property
@@ -90,12 +91,34 @@ class Flow:
         """Dynamic sizes beside that of the batch."""
         return [symbol for symbol in self.symbols if symbol != self.batch]
 
+    @property
+    def example_sizes(self) -> dict[sympy.Symbol, int]:
+        """Dynamic sizes of the example."""
+        found = self.symbols
+        return {
+            symbol: self.values[found[symbol][0]].shape[found[symbol][1]] // found[symbol][2] for symbol in self.dynamic
+        }
+
     def is_dynamic(self, node: fx.Node) -> bool:
         """Whether the shape of a tensor depends on a dynamic size beside that of the batch."""
         value = node.meta.get("val")
         sizes: Iterable[Any] = value.shape if isinstance(value, Tensor) else ()
         symbols = {symbol for size in sizes if isinstance(size, torch.SymInt) for symbol in size.node.expr.free_symbols}
         return bool(symbols & set(self.dynamic))
+
+    def differs_along_dynamic(self, node: fx.Node) -> bool:
+        """Whether the values of a tensor differ along a dimension whose size is dynamic."""
+        if not self.is_dynamic(node):
+            return False
+        value, symbols = self.values[node], set(self.dynamic)
+        open_dims = [
+            dim
+            for dim, size in enumerate(node.meta["val"].shape)
+            if isinstance(size, torch.SymInt) and size.node.expr.free_symbols & symbols
+        ]
+        return any(
+            not torch.equal(value, value.narrow(dim, 0, 1).expand_as(value)) for dim in open_dims if value.numel()
+        )
 
     @property
     def rows(self) -> int:

@@ -30,6 +30,8 @@ class CanonicalLayer:
         selections: which of its elements, ``None`` for all.
         expansions, contraction: the modules.
         moved_to: shape of the target ``(n_out, *tokens)`` where the contraction yields ``[b, tokens, n_out]``, else ``None``.
+        pixel: of a layer over images of a dynamic size, which reads and yields ``[b, channels, *spatial]``: the spatial shape
+            that its expansions are of, 1 where that is dynamic; else ``None``.
     """
 
     region: Region
@@ -38,6 +40,12 @@ class CanonicalLayer:
     expansions: tuple[Expansion, ...]
     contraction: Contraction
     moved_to: tuple[int, ...] | None = None
+    pixel: tuple[int, ...] | None = None
+
+    @property
+    def any_size(self) -> bool:
+        """Whether it reads and yields images of any size."""
+        return self.pixel is not None
 
     def moved(self, y: Tensor) -> Tensor:
         """Bring what the contraction yields, ``[b, *]``, into the order of the target."""

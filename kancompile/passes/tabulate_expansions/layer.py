@@ -194,7 +194,7 @@ def _mean_error(
     looked_up = contraction.replace(weight=weight, bias=bias, zero_point=zero_point, output=None, codes=None)
     count = len(next(iter(inputs.values())))
     places = max(1, math.prod(contraction.out_shape) // contraction.n_out)
-    columns = sum(math.prod(table.in_shape) * table.k for table in tables)
+    columns = sum(inputs[target][0].numel() * t.k for target, t in zip(layer.expansions, tables, strict=True))
     wanted = max(_MEAN_SAMPLES, min(_MEAN_ROWS // places, _MEAN_ELEMENTS // columns))
     picked = torch.linspace(0, count - 1, min(count, wanted)).long()
     x = [inputs[target][picked] for target in layer.expansions]
