@@ -28,6 +28,7 @@ from kancompile.data import (
     load_exported,
     named_forward,
     named_leaves,
+    output_names,
     register_dataclasses,
 )
 from kancompile.errors import KanCompileError, error_source, reason
@@ -127,7 +128,7 @@ def interface_of(exported: ExportedProgram, rows: Values, dynamic: Dynamic | Non
             Input(name, tuple(value.shape[1:]), value.dtype, called[position], other[position])
             for position, (name, value) in enumerate(inputs.items())
         ),
-        tuple(outputs) if len(outputs) > 1 else ("output",),
+        tuple(output_names(outputs, inputs)) if len(outputs) > 1 else ("output",),
     )
 
 
