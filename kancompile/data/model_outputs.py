@@ -32,7 +32,8 @@ def outputs_of(returned: Any, inputs: Collection[str] = ()) -> Values:
             "tensors, in a tuple, a dict or a dataclass where they are several"
         )
     if len(found) == 1:
-        return next(iter(found.values()))
+        only: Tensor = next(iter(found.values()))
+        return only
     return NamedTensors(dict(zip(output_names(found, inputs), found.values(), strict=True)))
 
 

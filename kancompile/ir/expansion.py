@@ -233,7 +233,7 @@ class Expansion(AnyExpansion):
 
     def _larger_sides(self, x: Tensor) -> list[int]:
         """Give the dimensions along which its functions are those of one pixel and an image has more, or any number."""
-        if not self.channels_first:
+        if not self.channels_first or x.dim() != 1 + len(self.anchor_shape):
             return []
         sizes = zip(x.shape[2:], self.anchor_shape[1:], strict=True)
         return [

@@ -18,11 +18,15 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.ir import ORDINARY, Branch, Contraction, Expansion, Geometry, Program, Unrecognized, Values, attribute
+from kancompile.passes.shared_products import split_shared_products
 
 _ATEN = torch.ops.aten
 _LONGEST_ACTIVATION = 12
 _CONTRACTIONS = (_ATEN.addmm.default, _ATEN.mm.default, _ATEN.convolution.default)
-_MOVES = ("t.default", "permute.default", "transpose.int")
+_MOVES = (
+    *("t.default", "permute.default", "transpose.int", "view.default", "reshape.default", "_unsafe_view.default"),
+    *("unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims", "expand.default", "clone.default"),
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,9 @@ class AbsorbPlainLayers:
             x: inputs ``[n, *input_shape]``, of which two are evaluated for the shapes.
         """
         values = _Values(program, x[:2])
+        split = split_shared_products(program, lambda node: _constant(program, node, values.of))
+        if split is not program:
+            program, values = split, _Values(split, x[:2])
         taken = {layer.name for layer in program.layers()}
         found: list[tuple[str, str, _Plain]] = []
         owners: dict[str, str] = {}

@@ -97,7 +97,7 @@ def test_layers_are_found_and_hold_at_every_size(model: nn.Module, kernels: list
 
 @pytest.mark.parametrize("model", [Pyramid(), nn.Sequential(UnfoldConv(3, 4), UnfoldConv(4, 3, 0)), plain_first()])
 def test_one_file_for_every_size(model: nn.Module) -> None:
-    compiled = kancompile.compile(model.eval(), IMAGES, recipe=Recipe(goal_sqnr=20), dynamic=DYNAMIC)
+    compiled = kancompile.compile(model.eval(), IMAGES, recipe=Recipe(goal_sqnr=None), dynamic=DYNAMIC)
     assert not any(compiled.program.is_float(layer) for layer in compiled.program.layers())
     session = onnxruntime.InferenceSession(compiled.model_bytes)
     assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
@@ -108,7 +108,7 @@ def test_one_file_for_every_size(model: nn.Module) -> None:
         with torch.no_grad():
             expected = model(x)
         noise = (torch.from_numpy(found) - expected).square().mean()
-        assert float(expected.var() / noise) > 100
+        assert float(expected.var() / noise) > 30
 
 
 def test_float_layers_take_every_size() -> None:
