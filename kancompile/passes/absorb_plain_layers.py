@@ -80,16 +80,16 @@ class _Plain:
 
 
 class _Values(fx.Interpreter):
-    """The value of every node, and where sizes are dynamic that of smaller inputs."""
+    """The value of every node, and where sizes are dynamic that of inputs of other sizes."""
 
-    def __init__(self, program: Program, x: Values) -> None:
+    def __init__(self, program: Program, x: Values, resized: bool = True) -> None:
         super().__init__(program.graph_module, garbage_collect_values=False)
         self.extra_traceback = False
         with torch.no_grad():
             self.run(*program.arguments(x))
-        self.smaller = None
-        if any(entry.dynamic for entry in program.interface.inputs):
-            self.smaller = _Values(replace(program, declared=None), program.interface.resized(x))
+        self.other = None
+        if resized and any(entry.dynamic for entry in program.interface.inputs):
+            self.other = _Values(program, program.interface.resized(x), resized=False)
 
     def of(self, node: fx.Node) -> Any:
         return self.env.get(node)
@@ -97,7 +97,7 @@ class _Values(fx.Interpreter):
     def pixel(self, node: fx.Node) -> tuple[int, ...]:
         """Give the shape of an image ``[b, channels, *spatial]`` without the batch, dynamic sizes as 1."""
         shape = self.of(node).shape[1:]
-        other = shape if self.smaller is None else self.smaller.of(node).shape[1:]
+        other = shape if self.other is None else self.other.of(node).shape[1:]
         return tuple(size if size == found else 1 for size, found in zip(shape, other, strict=True))
 
 
