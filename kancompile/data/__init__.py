@@ -19,7 +19,7 @@ from kancompile.data.model_inputs import (
     named_forward,
     register_dataclasses,
 )
-from kancompile.data.model_outputs import named_leaves, outputs_of
+from kancompile.data.model_outputs import named_leaves, output_names, outputs_of
 from kancompile.data.sample_arrays import shape_hint
 from kancompile.data.state_dict import load_state_dict
 from kancompile.data.tables import TABLES, read_table
@@ -51,6 +51,7 @@ __all__ = [
     "named_leaves",
     "open_data",
     "opened",
+    "output_names",
     "outputs_of",
     "parameter_bytes",
     "parse_factory_args",

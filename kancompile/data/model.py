@@ -18,7 +18,7 @@ from kancompile.data.model_inputs import arguments
 from kancompile.data.model_outputs import outputs_of
 from kancompile.data.state_dict import _most_bytes, apply_state_dict, check_finite_weights, load_state_dict
 from kancompile.errors import KanCompileError, parse_literal
-from kancompile.ir import Values
+from kancompile.ir import Values, by_name
 
 
 def load_model(
@@ -123,7 +123,7 @@ def evaluating(reference: Any) -> Iterator[Callable[[Values], Values]]:
 
         def call(values: Values) -> Values:
             args, kwargs = arguments(reference, values)
-            return outputs_of(model(*args, **kwargs))
+            return outputs_of(model(*args, **kwargs), by_name(values, ["input"]))
 
         yield call
 

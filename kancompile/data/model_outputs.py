@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -12,8 +13,10 @@ from kancompile.errors import KanCompileError
 from kancompile.ir import NamedTensors, Values
 
 
-def outputs_of(returned: Any) -> Values:
+def outputs_of(returned: Any, inputs: Collection[str] = ()) -> Values:
     """Give one tensor itself, several by name: keys, fields, ``output_0`` for the first entry of a tuple; ``None`` is left out.
+
+    An output that has the name of one of the ``inputs``, such as a state that is fed back, is called ``h_1`` in place of ``h``.
 
     Raises:
         KanCompileError: something else than tensors was returned.
@@ -28,7 +31,20 @@ def outputs_of(returned: Any) -> Values:
             f"model: found an output{f' {name!r}' if name else ''} of {kind}, expected tensors; wrap the model to return "
             "tensors, in a tuple, a dict or a dataclass where they are several"
         )
-    return next(iter(found.values())) if len(found) == 1 else NamedTensors(found)
+    if len(found) == 1:
+        only: Tensor = next(iter(found.values()))
+        return only
+    return NamedTensors(dict(zip(output_names(found, inputs), found.values(), strict=True)))
+
+
+def output_names(names: Collection[str], inputs: Collection[str]) -> list[str]:
+    """Tell outputs from inputs of the same name, since a name stands for one tensor in a file: ``h_1`` in place of ``h``."""
+    taken, found = {*names, *inputs}, []
+    for name in names:
+        free = (f"{name}_{number}" for number in itertools.count(1))
+        found.append(next(other for other in free if other not in taken) if name in inputs else name)
+        taken.add(found[-1])
+    return found
 
 
 def named_leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:

@@ -368,7 +368,8 @@ def compare_scores(laboratory: Laboratory, sets: Sequence[Calibration], scaling:
 def _by_feature_shape(x: Tensor, expansion: Expansion) -> Tensor:
     """View model inputs as the expansion groups them, ``[n, *, n_in]``."""
     if expansion.channels_first:
-        return x.reshape(len(x), *expansion.anchor_shape).movedim(1, -1)
+        fits = x[0].numel() == math.prod(expansion.anchor_shape)  # else an image of any size
+        return (x.reshape(len(x), *expansion.anchor_shape) if fits else x).movedim(1, -1)
     return x.reshape(len(x), *expansion.in_shape)
 
 

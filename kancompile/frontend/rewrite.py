@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
 from torch import fx, nn
 
-from kancompile.frontend.flow import Flow, GraphCopier, is_fixed, layout_of, live_nodes
+from kancompile.frontend.flow import Flow, GraphCopier, emit_image, is_fixed, layout_of, live_nodes
 from kancompile.frontend.layers import CanonicalLayer
 from kancompile.ir import RECURRENCES
 
@@ -23,8 +24,9 @@ def rewrite(flow: Flow, layers: Sequence[CanonicalLayer]) -> fx.GraphModule:
     graph = copier.graph
     for node in flow.inputs:
         copier.placed[node] = graph.placeholder("x" if len(flow.inputs) == 1 else node.name)
-    for symbol, (holder, dim) in flow.symbols.items():
-        copier.sizes[symbol] = graph.call_function(torch.ops.aten.sym_size.int, (copier.placed[holder], dim))
+    for symbol, (holder, dim, times) in flow.symbols.items():
+        size = graph.call_function(torch.ops.aten.sym_size.int, (copier.placed[holder], dim))
+        copier.sizes[symbol] = size if times == 1 else graph.call_function(operator.floordiv, (size, times))
     modules: dict[str, nn.Module] = {}
     in_samples: dict[fx.Node, fx.Node] = {}  # targets as [b, *shape of one sample]
     live = live_nodes(flow.outputs)
@@ -42,14 +44,23 @@ def rewrite(flow: Flow, layers: Sequence[CanonicalLayer]) -> fx.GraphModule:
                 name = f"layer{number}_expand{position}"
                 modules[name] = expansion
                 layout, selection = layout_of(anchor, flow.batch), layer.selections[position]
-                source = in_samples.get(anchor)
-                if source is None:
-                    source = layout.emit_to_samples(graph, copier.placed[anchor], copier.sizes)
+                called = f"layer{number}_inputs{position}"
+                source: fx.Node | None
+                if layer.pixel is not None:
+                    source, shape = emit_image(graph, copier.placed[anchor], layout), layer.pixel
+                    shape = shape if selection is None else (selection.size, *shape)
+                else:
+                    source, shape = in_samples.get(anchor), layout.shape
+                    if source is None:
+                        source = layout.emit_to_samples(graph, copier.placed[anchor], copier.sizes)
                 if selection is not None:
-                    source = selection.emit(copier, source, layout.shape, f"layer{number}_inputs{position}")
+                    source = selection.emit(copier, source, shape, called)
                 features.append(graph.call_module(name, (source,)))
             modules[f"layer{number}_contract"] = layer.contraction
             result = layer.emit_moved(copier, graph.call_module(f"layer{number}_contract", tuple(features)))
+            if layer.any_size:
+                copier.placed[node] = result
+                continue
             in_samples[node] = result
             copier.placed[node] = layout_of(node, flow.batch).emit_from_samples(graph, result, copier.sizes)
         else:

@@ -197,7 +197,8 @@ class AnyContraction(nn.Module):
             expect(self.layer, "input channels left over by the groups", expansion.n_in % self.groups, 0)
             expect(self.layer, "spatial dimensions", len(expansion.in_shape) - 1, len(self.kernel))
             out_shape = (self.n_out, *self.geometry.out_size(expansion.in_shape[:-1], self.kernel))
-            if out_shape != self.out_shape:
+            sides = zip(expansion.in_shape[:-1], out_shape[1:], self.out_shape[1:], strict=True)
+            if out_shape[0] != self.out_shape[0] or any(size > 1 and a != b for size, a, b in sides):  # 1: any size
                 raise KanCompileError(
                     f"layer {self.layer!r}: found output shape {self.out_shape!r}, expected {out_shape!r} for an input "
                     f"of {expansion.in_shape!r} (channels last)"

@@ -189,7 +189,8 @@ class Expansion(AnyExpansion):
         branches: regions whose functions stand side by side along ``k``.
         in_shape: ``(*, n_in)``: the anchor's elements, regrouped.
         channels_first: whether the anchor is ``(n_in, *)``, that is, ``in_shape`` is the anchor's shape with the first
-            dimension moved to the end, as in front of a convolution. The positions of the branches are channels last.
+            dimension moved to the end, as in front of a convolution. The positions of the branches are channels last. Where
+            a side of the anchor is 1, it reads images of any such side, whose pixels all have the functions of that one.
     """
 
     def __init__(self, anchor_shape: Sequence[int], branches: Sequence[Branch], channels_first: bool = False) -> None:
@@ -215,22 +216,44 @@ class Expansion(AnyExpansion):
         return len(self.branches) == 1 and self.branches[0].region is None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``[b, *anchor_shape]`` to ``[b, *, n_in, k]``."""
+        """Map ``[b, *anchor_shape]`` to ``[b, *, n_in, k]``; of an image larger than one pixel, every pixel of it."""
+        sides = self._larger_sides(x)
+        if not sides:
+            return self._of_image(x)
+        fixed = [dim for dim in range(2, x.dim()) if dim not in sides]
+        rows = x.permute([0, *sides, 1, *fixed]).reshape(-1, *self.anchor_shape)
+        lead = [x.shape[dim] for dim in (0, *sides, *fixed)]
+        values = self._of_image(rows).reshape(*lead, self.n_in, self.k)
+        order = [1 + [*sides, *fixed].index(dim) for dim in range(2, x.dim())]
+        return values.permute([0, *order, -2, -1]) if fixed else values
+
+    def _of_image(self, x: Tensor) -> Tensor:
         values = [branch(x) for branch in self.branches]
         return values[0] if len(values) == 1 else torch.cat(values, dim=-1)
 
-    def sample(self, points: Tensor) -> Tensor:
+    def _larger_sides(self, x: Tensor) -> list[int]:
+        """Give the dimensions along which its functions are those of one pixel and an image has more, or any number."""
+        if not self.channels_first or x.dim() != 1 + len(self.anchor_shape):
+            return []
+        sizes = zip(x.shape[2:], self.anchor_shape[1:], strict=True)
+        return [
+            dim for dim, (size, own) in enumerate(sizes, 2) if own == 1 and not (isinstance(size, int) and size == 1)
+        ]
+
+    def sample(self, points: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         """Evaluate all functions of all inputs at the same points, in float32 as the model computes them.
 
         Args:
             points: ``[n]`` input values.
+            shape: of what it reads, where that is an image of another size than ``anchor_shape``.
 
         Returns:
             float32 ``[n, *, n_in, k]``.
         """
-        filled = points.to(torch.float32).reshape(-1, *[1] * len(self.anchor_shape))
+        shape = self.anchor_shape if shape is None else tuple(shape)
+        filled = points.to(torch.float32).reshape(-1, *[1] * len(shape))
         with torch.no_grad():
-            values: Tensor = self(filled.expand(-1, *self.anchor_shape).contiguous())
+            values: Tensor = self(filled.expand(-1, *shape).contiguous())
         return values
 
     def sample_inputs(self, points: Tensor) -> Tensor:

@@ -47,10 +47,12 @@ class Repeat(nn.Module):
         self.register_buffer("matrix", torch.kron(torch.eye(size), torch.ones(1, k)))
 
     def forward(self, t: Tensor) -> Tensor:
-        """Map ``[b, *shape]`` to ``[b, *shape, k]``."""
+        """Map ``[b, *shape]`` to ``[b, *shape, k]``; of shapes with sides of 1, ``[b, *, k]`` of an image of any size."""
         if self.k == 1:
             return t.unsqueeze(-1)
-        return torch.matmul(t.reshape(-1, self.matrix.shape[0]), self.matrix).reshape(-1, *self.shape, self.k)
+        fixed = all(isinstance(size, int) and size == own for size, own in zip(t.shape[1:], self.shape, strict=True))
+        sizes = (-1, *self.shape) if fixed else tuple(t.shape)
+        return torch.matmul(t.reshape(-1, self.matrix.shape[0]), self.matrix).reshape(*sizes, self.k)
 
 
 def group_size(shape: Sequence[int]) -> int:

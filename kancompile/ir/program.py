@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from kancompile.errors import KanCompileError
 from kancompile.ir.contraction import AnyContraction, Contraction
 from kancompile.ir.expansion import AnyExpansion
-from kancompile.ir.named_tensors import NamedTensors, Values
+from kancompile.ir.named_tensors import NamedTensors, Values, tensors_of
 from kancompile.ir.table import TableExpansion
 
 Kind = TypeVar("Kind", bound=nn.Module)
@@ -92,12 +92,21 @@ class Input:
         dtype: float32, or an integer type or bool, whose values the network reads as they are.
         dynamic: names of its dynamic dimensions beside the batch, by number in ``[batch, *shape]``; ``shape`` has the sizes of
             the samples there.
+        other: another size that the network takes in each of them.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
     dynamic: Mapping[int, str] = field(default_factory=dict)
+    other: Mapping[int, int] = field(default_factory=dict)
+
+    def resized(self, value: Tensor) -> Tensor:
+        """Cut or repeat a value along dynamic dimensions to their other sizes."""
+        for dim, size in self.other.items():
+            copies = -(-size // value.shape[dim])
+            value = torch.cat([value] * copies, dim).narrow(dim, 0, size)
+        return value
 
     def text(self) -> str:
         """Write its shape for people."""
@@ -116,6 +125,11 @@ class Interface:
 
     inputs: tuple[Input, ...]
     outputs: tuple[str, ...] = ("output",)
+
+    def resized(self, x: Values) -> Values:
+        """Bring inputs to the other sizes of dynamic dimensions."""
+        made = {entry.name: entry.resized(value) for entry, value in zip(self.inputs, tensors_of(x), strict=True)}
+        return next(iter(made.values())) if isinstance(x, Tensor) else NamedTensors(made)
 
 
 @dataclass(frozen=True)

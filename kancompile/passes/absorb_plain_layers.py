@@ -18,11 +18,15 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.ir import ORDINARY, Branch, Contraction, Expansion, Geometry, Program, Unrecognized, Values, attribute
+from kancompile.passes.shared_products import split_shared_products
 
 _ATEN = torch.ops.aten
 _LONGEST_ACTIVATION = 12
 _CONTRACTIONS = (_ATEN.addmm.default, _ATEN.mm.default, _ATEN.convolution.default)
-_MOVES = ("t.default", "permute.default", "transpose.int")
+_MOVES = (
+    *("t.default", "permute.default", "transpose.int", "view.default", "reshape.default", "_unsafe_view.default"),
+    *("unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims", "expand.default", "clone.default"),
+)
 
 
 @dataclass(frozen=True)
@@ -44,16 +48,17 @@ class AbsorbPlainLayers:
             program: a captured program.
             x: inputs ``[n, *input_shape]``, of which two are evaluated for the shapes.
         """
-        values = _Values(program.graph_module)
-        with torch.no_grad():
-            values.run(*program.arguments(x[:2]))
+        values = _Values(program, x[:2])
+        split = split_shared_products(program, lambda node: _constant(program, node, values.of))
+        if split is not program:
+            program, values = split, _Values(split, x[:2])
         taken = {layer.name for layer in program.layers()}
         found: list[tuple[str, str, _Plain]] = []
         owners: dict[str, str] = {}
         kinds = dict(program.kinds)
         for node in program.graph_module.graph.nodes:
             name = _name(node, taken)
-            layer = _plain_layer(program, node, name, values.of)
+            layer = _plain_layer(program, node, name, values)
             if layer is not None and self.wanted(name):
                 taken.add(name)
                 target, layer = _with_batch_norm(program, node, layer, values.of)
@@ -75,14 +80,25 @@ class _Plain:
 
 
 class _Values(fx.Interpreter):
-    """Keep the value of every node."""
+    """The value of every node, and where sizes are dynamic that of inputs of other sizes."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module, garbage_collect_values=False)
+    def __init__(self, program: Program, x: Values, resized: bool = True) -> None:
+        super().__init__(program.graph_module, garbage_collect_values=False)
         self.extra_traceback = False
+        with torch.no_grad():
+            self.run(*program.arguments(x))
+        self.other = None
+        if resized and any(entry.dynamic for entry in program.interface.inputs):
+            self.other = _Values(program, program.interface.resized(x), resized=False)
 
     def of(self, node: fx.Node) -> Any:
         return self.env.get(node)
+
+    def pixel(self, node: fx.Node) -> tuple[int, ...]:
+        """Give the shape of an image ``[b, channels, *spatial]`` without the batch, dynamic sizes as 1."""
+        shape = self.of(node).shape[1:]
+        other = shape if self.other is None else self.other.of(node).shape[1:]
+        return tuple(size if size == found else 1 for size, found in zip(shape, other, strict=True))
 
 
 def _weight_name(node: fx.Node) -> str:
@@ -92,15 +108,15 @@ def _weight_name(node: fx.Node) -> str:
     return str(_unmoved(weight).target)
 
 
-def _plain_layer(program: Program, node: fx.Node, name: str, value: Callable[[fx.Node], Any]) -> _Plain | None:
+def _plain_layer(program: Program, node: fx.Node, name: str, values: _Values) -> _Plain | None:
     if node.op != "call_function":
         return None
     if node.target is _ATEN.addmm.default and not node.kwargs:
-        return _linear(program, name, node.args[1], node.args[2], node.args[0], value)
+        return _linear(program, name, node.args[1], node.args[2], node.args[0], values.of)
     if node.target is _ATEN.mm.default:
-        return _linear(program, name, node.args[0], node.args[1], None, value)
+        return _linear(program, name, node.args[0], node.args[1], None, values.of)
     if node.target is _ATEN.convolution.default:
-        return _convolution(program, node, name, value)
+        return _convolution(program, node, name, values)
     return None
 
 
@@ -122,7 +138,8 @@ def _linear(
     )
 
 
-def _convolution(program: Program, node: fx.Node, name: str, value: Callable[[fx.Node], Any]) -> _Plain | None:
+def _convolution(program: Program, node: fx.Node, name: str, values: _Values) -> _Plain | None:
+    value = values.of
     x, weight, bias, stride, padding, dilation, transposed, _, groups = node.args
     kernel, offset = _constant(program, weight, value), _constant(program, bias, value)
     if kernel is None or transposed or (bias is not None and offset is None) or not isinstance(x, fx.Node):
@@ -132,7 +149,7 @@ def _convolution(program: Program, node: fx.Node, name: str, value: Callable[[fx
     if inputs.dtype != torch.float32 or inputs.dim() != dims + 2 or _constant(program, x, value) is not None:
         return None
     source, region = _activation(program, x, value)
-    shape = tuple(inputs.shape[1:])
+    shape = values.pixel(x)
     position = torch.arange(math.prod(shape)).reshape(shape).movedim(0, -1)[..., None]
     sides = [_sides(argument, dims) for argument in (stride, padding, dilation)]
     assert isinstance(groups, int)

@@ -81,9 +81,16 @@ def samples_that_fit(program: Program, x: Values) -> int:
     """Return how many samples can be kept at every node, and expanded by the widest layer."""
     replay = FloatReplay(program, x[:2])
     kept = sum(value.numel() for value in replay.values.values())
-    widest = max((_expanded(program, layer) for layer in program.layers()), default=0)
+    widest = max((_expanded(replay, layer) for layer in program.layers()), default=0)
     return max(_FEW, min(_MANY, len(x), _ELEMENTS // max(1, kept // 2 + widest)))
 
 
-def _expanded(program: Program, layer: Layer) -> int:
-    return sum(torch.Size(expansion.in_shape).numel() * expansion.k for expansion in program.expansions(layer))
+def _expanded(replay: FloatReplay, layer: Layer) -> int:
+    """Count the values of a layer's functions for one sample; an image may have more pixels than its expansion."""
+    total = 0
+    calls = replay.program.calls()
+    for target, expansion in zip(layer.expansions, replay.program.expansions(layer), strict=True):
+        read = replay.values.get(calls[target][0].all_input_nodes[0].name)
+        inputs = torch.Size(expansion.in_shape).numel()
+        total += max(inputs, 0 if read is None else read[0].numel()) * expansion.k
+    return total

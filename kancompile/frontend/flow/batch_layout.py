@@ -93,7 +93,7 @@ def layout_of(node: fx.Node, batch: sympy.Symbol) -> BatchLayout:
         NotLowerableError: not exactly one dimension is a multiple of the batch size, or several such dimensions are more than
             the batch and dynamic sizes.
     """
-    shape = node.meta["val"].shape
+    shape = [_known(size) for size in node.meta["val"].shape]
     symbolic = [dim for dim, size in enumerate(shape) if not isinstance(size, int)]
     with_batch = [dim for dim in symbolic if batch in shape[dim].node.expr.free_symbols]
     if len(with_batch) != 1:
@@ -104,12 +104,21 @@ def layout_of(node: fx.Node, batch: sympy.Symbol) -> BatchLayout:
     is_product = rows.is_Symbol or (rows.is_Mul and all(part.is_Symbol for part in rows.args))
     if not factor.is_Integer or not is_product:
         raise NotLowerableError(f"dimension {dims[0]} of {node.name} is not a multiple of the batch size")
-    if len(dims) > 1 and (factor != 1 or not all(size.is_Symbol for size in expressions)):
+    if len(dims) > 1 and expressions[0] != batch:
         raise NotLowerableError(
             f"{node.name} has {len(dims)} dynamic dimensions that are not the batch and dynamic sizes alone"
         )
     rest = tuple(int(size) for dim, size in enumerate(shape) if dim not in dims)
     return BatchLayout(dims, expressions, int(factor), rest if factor == 1 else (int(factor), *rest))
+
+
+def _known(size: Any) -> Any:
+    """Give the number that a quotient of sizes is, such as ``6 * h * w // (h * w)`` for ``-1`` in a reshape."""
+    if isinstance(size, torch.SymInt) and isinstance(size.node.expr, FloorDiv) and size.node.expr.args[1].free_symbols:
+        base, divisor = size.node.expr.args
+        quotient = sympy.cancel(base / divisor)
+        return int(quotient) if quotient.is_Integer else size
+    return size
 
 
 def emit_size(graph: fx.Graph, expression: sympy.Expr, sizes: Sizes) -> Any:
@@ -138,5 +147,5 @@ def emit_size(graph: fx.Graph, expression: sympy.Expr, sizes: Sizes) -> Any:
             first = function(first, other) if both else graph.call_function(function, (first, other))
         return first
 
-    numbers = {symbol: size for symbol, size in sizes.items() if isinstance(size, int)}
+    numbers = {symbol: size for symbol, size in sizes.items() if isinstance(size, int | sympy.Rational)}
     return emit(sympy.expand(sympy.sympify(expression).subs(numbers)))

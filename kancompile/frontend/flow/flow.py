@@ -10,7 +10,7 @@ looks like.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from kancompile.errors import KanCompileError
-from kancompile.frontend.flow.batch_layout import NotLowerableError, layout_of
+from kancompile.frontend.flow.dynamic_rows import leaves_rows, mixes_rows
 from kancompile.frontend.flow.flow_rules import judge
 from kancompile.frontend.flow.matching_products import split_matching_product
 from kancompile.frontend.flow.value_bounds import Bounds, value_bounds
@@ -77,13 +77,14 @@ class Flow:
     barriers: dict[fx.Node, str] = field(default_factory=dict)
 
     @property
-    def symbols(self) -> dict[sympy.Symbol, tuple[fx.Node, int]]:
-        """The batch size and dynamic sizes, and of which dimension of which input each is."""
-        found: dict[sympy.Symbol, tuple[fx.Node, int]] = {}
+    def symbols(self) -> dict[sympy.Symbol, tuple[fx.Node, int, int]]:
+        """The batch size and dynamic sizes: which dimension of which input is that many times as large."""
+        found: dict[sympy.Symbol, tuple[fx.Node, int, int]] = {}
         for node in self.inputs:
             for dim, size in enumerate(node.meta["val"].shape):
                 if not isinstance(size, int):
-                    found.setdefault(size.node.expr, (node, dim))
+                    times, symbol = size.node.expr.as_coeff_Mul()
+                    found.setdefault(symbol, (node, dim, int(times)))
         return found
 
     @property
@@ -91,12 +92,34 @@ class Flow:
         """Dynamic sizes beside that of the batch."""
         return [symbol for symbol in self.symbols if symbol != self.batch]
 
+    @property
+    def example_sizes(self) -> dict[sympy.Symbol, int]:
+        """Dynamic sizes of the example."""
+        found = self.symbols
+        return {
+            symbol: self.values[found[symbol][0]].shape[found[symbol][1]] // found[symbol][2] for symbol in self.dynamic
+        }
+
     def is_dynamic(self, node: fx.Node) -> bool:
         """Whether the shape of a tensor depends on a dynamic size beside that of the batch."""
         value = node.meta.get("val")
         sizes: Iterable[Any] = value.shape if isinstance(value, Tensor) else ()
         symbols = {symbol for size in sizes if isinstance(size, torch.SymInt) for symbol in size.node.expr.free_symbols}
         return bool(symbols & set(self.dynamic))
+
+    def differs_along_dynamic(self, node: fx.Node) -> bool:
+        """Whether the values of a tensor differ along a dimension whose size is dynamic."""
+        if not self.is_dynamic(node):
+            return False
+        value, symbols = self.values[node], set(self.dynamic)
+        open_dims = [
+            dim
+            for dim, size in enumerate(node.meta["val"].shape)
+            if isinstance(size, torch.SymInt) and size.node.expr.free_symbols & symbols
+        ]
+        return any(
+            not torch.equal(value, value.narrow(dim, 0, 1).expand_as(value)) for dim in open_dims if value.numel()
+        )
 
     @property
     def rows(self) -> int:
@@ -166,12 +189,6 @@ def analyse(program: ExportedProgram, rows: Values) -> Flow:
     return flow
 
 
-def _symbolic_size(node: fx.Node) -> sympy.Expr:
-    """Give the product of a tensor's symbolic sizes without its number of other elements."""
-    sizes = [size for size in node.meta["val"].shape if not isinstance(size, int)]
-    return sympy.prod([size.node.expr for size in sizes]).as_coeff_Mul()[1]
-
-
 def live_nodes(outputs: Iterable[fx.Node]) -> set[fx.Node]:
     """Give the nodes that the outputs need."""
     live: set[fx.Node] = set()
@@ -233,10 +250,10 @@ class _Step:
             )
         call = Call(node, self.name, value, args, kwargs, tracks, flow.bounds)
         match judge(call):
-            case Follows(ids) if flow.dynamic and isinstance(ids, Tensor) and self._leaves_rows(ids, sources, tracks):
+            case Follows(ids) if isinstance(ids, Tensor) and self._leaves_rows(ids, tracks):
                 flow.used.update(track.anchor for track in tracks.values())
                 _start_anchor(flow, node, defined=False)
-            case Mixes(contraction) if self._mixes_rows(sources, contraction):
+            case Mixes(contraction) if flow.dynamic and mixes_rows(node, sources, contraction):
                 flow.barriers[node] = (
                     "adds up along a dynamic dimension" if contraction else "joins along a dynamic dimension"
                 )
@@ -272,43 +289,11 @@ class _Step:
                 else:
                     flow.tracks[node] = tuple(None for _ in value)
 
-    def _leaves_rows(self, ids: Tensor, sources: Sequence[fx.Node], tracks: dict[fx.Node, Track]) -> bool:
-        """Whether a node picks or moves rows along a dynamic dimension, such as the last step, or computes with its size."""
-        flow, node = self.flow, self.node
-        target = node.target
-        if isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise in target.tags:
-            values = [source.meta["val"] for source in node.all_input_nodes if source in flow.sized]
-            if any(isinstance(value, torch.SymInt | torch.SymFloat) or value.dim() == 0 for value in values):
-                return True
-        if self._has_other_rows(sources):
-            return True
-        anchor = tracks[sources[0]].anchor
-        try:
-            of_anchor, of_node = (layout_of(end, flow.batch) for end in (anchor, node))
-        except NotLowerableError:
-            return False
-        numbers = of_anchor.to_samples(flow.track(anchor).ids).flatten(1)
-        row = torch.empty(numbers.numel(), dtype=torch.int64)
-        row[numbers.flatten()] = torch.arange(len(numbers)).repeat_interleave(numbers.shape[1])
-        own = of_node.to_samples(ids).flatten(1)
-        return bool(((own >= 0) & (row[own.clamp(min=0)] != torch.arange(len(own))[:, None])).any())
-
-    def _has_other_rows(self, sources: Iterable[fx.Node]) -> bool:
-        """Whether a node has more or fewer rows along dynamic dimensions than what it reads."""
-        own = _symbolic_size(self.node)
-        return bool(self.flow.dynamic) and any(_symbolic_size(source) != own for source in sources)
-
-    def _mixes_rows(self, sources: Sequence[fx.Node], contraction: bool) -> bool:
-        """Whether a sum goes along a dynamic dimension, or a join is more than a sum of values for all rows and for few."""
-        if self.name in ("add", "sub", "rsub") and not contraction:
-            return False
-        along = self.name == "cumsum" and self.flow.is_dynamic(self.node)
-        return self._has_other_rows(sources) or (along and not isinstance(self._size_along(), int))
-
-    def _size_along(self) -> Any:
-        dim = self.node.kwargs.get("dim", self.node.args[1] if len(self.node.args) > 1 else -1)
-        assert isinstance(dim, int)
-        return self.node.meta["val"].shape[dim]
+    def _leaves_rows(self, ids: Tensor, tracks: Mapping[fx.Node, Track]) -> bool:
+        """Whether what follows one anchor picks or moves rows along dynamic dimensions, or computes with their number."""
+        flow = self.flow
+        anchor = flow.track(next(iter(tracks.values())).anchor)
+        return bool(flow.dynamic) and leaves_rows(self.node, ids, tracks, anchor.ids, flow.batch, flow.sized)
 
     def _is_of_whole_numbers(self, node: fx.Node) -> bool:
         """Whether a value comes from integer inputs by operators on integers alone, such as tokens that are shifted by one."""

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 
 from kancompile.frontend.flow.batch_layout import NotLowerableError, emit_size, layout_of
 from kancompile.frontend.flow.flow import Flow
+from kancompile.frontend.flow.images import emit_image, emit_tensor, sizes_of_one_row
 from kancompile.frontend.flow.verdicts import operator_name
 
 _ATEN = torch.ops.aten
@@ -104,13 +105,19 @@ class GraphCopier:
 
 
 def cut_out(
-    flow: Flow, inputs: Sequence[fx.Node], output: fx.Node, selection: Selection | None = None
+    flow: Flow,
+    inputs: Sequence[fx.Node],
+    output: fx.Node,
+    selection: Selection | None = None,
+    *,
+    images: bool = False,
 ) -> fx.GraphModule:
     """Build the module that computes ``output`` from ``inputs``, all as ``[b, *shape of one sample]``.
 
     Constants that do not depend on the batch size are folded into buffers (copies: the module shares nothing). With a
     selection, the module reads only the selected elements of its one input; the others, on which the output does not
-    depend, repeat one of them.
+    depend, repeat one of them. With ``images`` dynamic dimensions have the sizes of the example, and the module reads and yields
+    ``[b, channels, *spatial]``.
 
     Raises:
         NotLowerableError: a size or a batch dimension cannot be expressed, or the output needs more than ``inputs``.
@@ -119,12 +126,14 @@ def cut_out(
     copier = GraphCopier(flow)
     graph = copier.graph
     holders = [graph.placeholder(f"x{position}" if len(inputs) > 1 else "x") for position in range(len(inputs))]
+    layouts = [layout_of(node, flow.batch) for node in (*inputs, output)]
     # one row at a time: a dynamic dimension along which a layer is the same everywhere has size 1
-    copier.sizes = {flow.batch: graph.call_function(_ATEN.sym_size.int, (holders[0], 0))} | dict.fromkeys(
-        flow.dynamic, 1
-    )
-    for node, holder in zip(inputs, holders, strict=True):
-        layout = layout_of(node, flow.batch)
+    sizes = flow.example_sizes if images else sizes_of_one_row(layouts, flow.dynamic)
+    copier.sizes = {flow.batch: graph.call_function(_ATEN.sym_size.int, (holders[0], 0))} | sizes
+    for node, holder, layout in zip(inputs, holders, layouts, strict=False):
+        if images:
+            copier.placed[node] = emit_tensor(graph, holder, layout)
+            continue
         if selection is not None:
             holder = selection.emit_spread(copier, holder, layout.shape)
         copier.placed[node] = layout.emit_from_samples(graph, holder, copier.sizes)
@@ -138,14 +147,16 @@ def cut_out(
                 constants += 1
             else:
                 copier.placed[node] = flow.values[node]
-        elif node in flow.constant and flow.is_dynamic(node):
+        elif node in flow.constant and flow.differs_along_dynamic(node):
             raise NotLowerableError(f"reads constants that differ along a dynamic dimension ({node.name})")
         elif node.op == "placeholder":
             raise NotLowerableError("adds values that are no functions of the same features")
         else:
             copier.copy(node)
-    result = layout_of(output, flow.batch).emit_to_samples(graph, copier.placed[output], copier.sizes)
-    copier.finish(result)
+    result = copier.placed[output]
+    copier.finish(
+        emit_image(graph, result, layouts[-1]) if images else layouts[-1].emit_to_samples(graph, result, copier.sizes)
+    )
     return fx.GraphModule(copier.root, graph)
 
 

@@ -31,6 +31,8 @@ class CanonicalLayer:
         expansions, contraction: the modules.
         order: from what the contraction yields, ``[b, tokens, n_out]``, to the target, ``None`` where these are the same.
         shape: of the target.
+        pixel: of a layer over images of a dynamic size, which reads and yields ``[b, channels, *spatial]``: the spatial shape
+            that its expansions are of, 1 where that is dynamic; else ``None``.
     """
 
     region: Region
@@ -40,6 +42,12 @@ class CanonicalLayer:
     contraction: Contraction
     order: Axes | None = None
     shape: tuple[int, ...] = ()
+    pixel: tuple[int, ...] | None = None
+
+    @property
+    def any_size(self) -> bool:
+        """Whether it reads and yields images of any size."""
+        return self.pixel is not None
 
     def moved(self, y: Tensor) -> Tensor:
         """Bring what the contraction yields, ``[b, *]``, into the order of the target."""

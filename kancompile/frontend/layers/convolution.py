@@ -25,6 +25,8 @@ from kancompile.frontend.flow import (
     NotLowerableError,
     Selection,
     cut_out,
+    image_order,
+    image_shape,
     largest_row,
     layout_of,
     locate,
@@ -50,20 +52,27 @@ def canonicalize_convolution(flow: Flow, region: Region, name: str, largest: int
     region = without_final_movement(flow, region)
     convolutions = leading_convolutions(flow, region.affine, region.cuts)
     cuts = [locate(flow, node) for node in region.cuts]
-    spatial = tuple(flow.values[convolutions[0].source].shape[2:])
+    source = layout_of(convolutions[0].source, flow.batch)
+    any_size = len(source.dims) > 1
+    spatial = image_shape(source)[1:] if any_size else source.shape[1:]
     anchors = list(dict.fromkeys(cut.anchor for cut in cuts))
     refusals: list[NotLowerableError] = []
     for channels_first in (True, False):
         try:
-            images = [_image(flow, anchor, spatial, channels_first) for anchor in anchors]
+            images = [_image(flow, anchor, spatial, channels_first, any_size) for anchor in anchors]
             return _Builder(flow, region, name, convolutions, cuts, images).build(largest)
         except NotLowerableError as refusal:
             refusals.append(refusal)
     raise refusals[0]
 
 
-def _image(flow: Flow, anchor: fx.Node, spatial: tuple[int, ...], channels_first: bool) -> Image:
-    shape = layout_of(anchor, flow.batch).shape
+def _image(flow: Flow, anchor: fx.Node, spatial: tuple[int, ...], channels_first: bool, any_size: bool) -> Image:
+    layout = layout_of(anchor, flow.batch)
+    shape = image_shape(layout) if any_size else layout.shape
+    if any_size and (shape[1:] != spatial or not channels_first):
+        raise NotLowerableError(
+            f"an input {tuple(anchor.meta['val'].shape)} that is no such image as the convolution reads"
+        )
     size, pixels = math.prod(shape), math.prod(spatial)
     if size % pixels or (not channels_first and shape[:-1] != spatial):
         raise NotLowerableError(f"an input of shape {shape} has no {'x'.join(map(str, spatial))} pixels")
@@ -90,9 +99,16 @@ class _Builder:
         same = len({convolution.geometry.groups for convolution in convolutions}) == 1
         moves = convolutions[0].geometry
         self.groups = moves.groups if same else 1
-        self.out_shape = layout_of(region.target, flow.batch).shape
+        layout = layout_of(region.target, flow.batch)
+        self.any_size = len(layout_of(convolutions[0].source, flow.batch).dims) > 1
+        self.out_shape, example = layout.shape, layout.shape
+        if self.any_size:
+            if image_order(layout) != sorted(image_order(layout)):
+                raise NotLowerableError("channels do not stand first behind the convolution")
+            self.out_shape, example = image_shape(layout), tuple(flow.values[region.target].shape[1:])
         geometry = Geometry(moves.stride, moves.padding, moves.dilation, self.groups)
-        self.form = ConvolutionForm(region, name, convolutions[0].kernel, geometry, self.out_shape)
+        pixel = images[0].spatial if self.any_size else None
+        self.form = ConvolutionForm(region, name, convolutions[0].kernel, geometry, example, pixel)
         self.row_elements = largest_row(flow, [*region.affine, *region.cuts])
 
     def build(self, largest: int) -> CanonicalLayer:
@@ -135,7 +151,8 @@ class _Builder:
         """Fold what follows the convolutions: kernels ``[n_out, taps, c]`` of each, and the bias of the layer."""
         flow, nodes = self.flow, [convolution.node for convolution in self.convolutions]
         out_shape = self.out_shape
-        shapes = [tuple(flow.values[node].shape[1:]) for node in nodes]
+        layouts = [layout_of(node, flow.batch) for node in nodes]
+        shapes = [image_shape(layout) if self.any_size else layout.shape for layout in layouts]
         if len(out_shape) != len(shapes[0]) or out_shape[1:] != shapes[0][1:]:
             raise NotLowerableError(f"what follows the convolution makes {out_shape} of {shapes[0]}")
         pixels = math.prod(out_shape[1:])
@@ -193,7 +210,7 @@ class _Builder:
             value.view(-1)[cut.origin < 0] = cut.constants
         if convolution.source in region.cuts:
             number = region.cuts.index(convolution.source)
-            constants = base[number].flatten(1)
+            constants = base[number].reshape(n_channels, -1)
             if not bool((constants == constants[:, :1]).all()):
                 raise NotLowerableError("constants in front of the convolution differ between pixels")
             matrix = _picked(places[number], n_channels) if number in places else None

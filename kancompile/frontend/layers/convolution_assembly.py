@@ -55,13 +55,17 @@ class ChannelPart:
 
 @dataclass(frozen=True)
 class ConvolutionForm:
-    """What is known of a layer before its weights: how its kernel moves, and what it yields, ``(n_out, *spatial)``."""
+    """What is known of a layer before its weights: how its kernel moves, and what it yields, ``(n_out, *spatial)``.
+
+    Over images of any size that is what it yields for the example, and ``pixel`` what its expansions are of.
+    """
 
     region: Region
     name: str
     kernel: tuple[int, ...]
     geometry: Geometry
     out_shape: tuple[int, ...]
+    pixel: tuple[int, ...] | None = None
 
     @property
     def taps(self) -> int:
@@ -149,6 +153,7 @@ class ConvolutionForm:
                 self.out_shape,
                 Geometry(geometry.stride, geometry.padding, geometry.dilation, groups),
             ),
+            pixel=self.pixel,
         )
 
 

@@ -9,6 +9,9 @@ the functions are taken as well. With functions that are 0 outside the image, as
     y[o, p] = sum inside the image of W * (phi_k(x) - phi_k(0)) + sum over c, t, k of W * phi_k(0)
 
 so ``-phi_k(0)`` becomes a weight of the function 1, and the last sum part of the bias.
+
+Where the size of an image is dynamic, a row is one patch: functions are those of its first place, and whole images confirm that
+all places have them.
 """
 
 from __future__ import annotations
@@ -23,8 +26,10 @@ from kancompile.frontend.flow import (
     Cut,
     Flow,
     NotLowerableError,
+    Selection,
     cut_out,
     follow,
+    image_order,
     largest_row,
     layout_of,
     locate,
@@ -50,6 +55,7 @@ class Patches:
         kernel: sides of a patch.
         geometry: how patches follow each other.
         origin: element of the image at every place, int64 ``[channels * taps, pixels_out]``, -1 in the padding.
+        any_size: whether the size of an image is dynamic.
     """
 
     node: fx.Node
@@ -58,6 +64,7 @@ class Patches:
     kernel: tuple[int, int]
     geometry: Geometry
     origin: Tensor
+    any_size: bool = False
 
     @property
     def taps(self) -> int:
@@ -86,20 +93,21 @@ def find_patches(flow: Flow, region: Region) -> Patches | None:
     if len(found) > 1:
         raise NotLowerableError("images are cut into patches in several ways")
     (node,) = found
-    cut = locate(flow, node)
-    layout = layout_of(cut.anchor, flow.batch)
-    if not layout.is_plain or len(layout.shape) != 3:
-        raise NotLowerableError(f"patches of a tensor of shape {layout.shape}, which is no image")
+    track = flow.track(node)
+    anchor, ids = flow.values[track.anchor], flow.track(track.anchor).ids
+    layout = layout_of(track.anchor, flow.batch)
+    any_size = len(layout.dims) > 1
+    if anchor.dim() != 4 or not (image_order(layout) == [0, 1, 2, 3] if any_size else layout.is_plain):
+        raise NotLowerableError(f"patches of a tensor of shape {tuple(anchor.shape[1:])}, which is no image")
     kernel, dilation, padding, stride = (_pair(argument) for argument in node.args[1:5])
-    channels, height, width = layout.shape
-    numbers = torch.arange(1, 1 + math.prod(layout.shape), dtype=torch.float64).reshape(1, *layout.shape)
-    expected = torch.nn.functional.unfold(numbers, kernel, dilation, padding, stride)[0].long() - 1
-    if cut.origin.numel() != expected.numel() or not torch.equal(cut.origin.reshape(expected.shape), expected):
+    numbers = torch.nn.functional.unfold((1 + ids).double(), kernel, dilation, padding, stride).long() - 1
+    if not torch.equal(track.ids, numbers):
         raise NotLowerableError("elements move between an image and its patches")
-    if bool((cut.constants != 0).any()):
+    if bool((flow.values[node][numbers < 0] != 0).any()):
         raise NotLowerableError("the padding of an image is not 0")
+    channels, height, width = anchor.shape[1:]
     geometry = Geometry(stride, padding, dilation, 1)
-    return Patches(node, cut.anchor, (channels, height, width), kernel, geometry, expected)
+    return Patches(node, track.anchor, (channels, height, width), kernel, geometry, numbers[0], any_size)
 
 
 def canonicalize_patches(flow: Flow, region: Region, name: str, patches: Patches) -> CanonicalLayer:
@@ -111,15 +119,19 @@ def canonicalize_patches(flow: Flow, region: Region, name: str, patches: Patches
     refuse_other_layers(flow, region)
     tracks = follow(flow, patches.node, region.cuts)
     cuts = [locate(flow, node, tracks) for node in region.cuts]
-    out_shape = layout_of(region.target, flow.batch).shape
+    out_layout = layout_of(region.target, flow.batch)
+    out_shape = tuple(flow.values[region.target].shape[1:])
     pixels = patches.origin.shape[1]
-    if len(out_shape) != 3 or math.prod(out_shape[1:]) != pixels:
+    is_image = image_order(out_layout) == [0, 1, 2, 3] if patches.any_size else out_layout.is_plain
+    if not is_image or len(out_shape) != 3 or math.prod(out_shape[1:]) != pixels:
         raise NotLowerableError(f"a sum over patches of shape {out_shape}, which is no image of {pixels} pixels")
-    # [channels * taps, pixels, k]: where the functions of every place of every patch stand in a cut
-    places = [positions_of(cut.origin, patches.origin.numel()).reshape(*patches.origin.shape, -1) for cut in cuts]
-    part = _read(flow, patches, cuts, places)
+    # [channels * taps, pixels, k]: where the functions of every place of every patch of a row stand in a cut
+    shape = (len(patches.origin), 1 if patches.any_size else pixels)
+    places = [positions_of(cut.origin, math.prod(shape)).reshape(*shape, -1) for cut in cuts]
+    part = (_read_pixel if patches.any_size else _read)(flow, patches, cuts, places)
     weight, bias = _weights(flow, region, patches, cuts, places)
-    form = ConvolutionForm(region, name, patches.kernel, _with_groups(patches, weight), (out_shape[0], *out_shape[1:]))
+    pixel = (1, 1) if patches.any_size else None
+    form = ConvolutionForm(region, name, patches.kernel, _with_groups(patches, weight), out_shape, pixel)
     rows = weight.transpose(1, 2).flatten(0, 1)  # [n_out * taps, channels, k]
     constants = []
     if patches.geometry.pads:
@@ -153,11 +165,25 @@ def _read(flow: Flow, patches: Patches, cuts: list[Cut], places: list[Tensor]) -
     return ChannelPart(image, None, expansion, tuple(range(len(cuts))), tuple(positions))
 
 
+def _read_pixel(flow: Flow, patches: Patches, cuts: list[Cut], places: list[Tensor]) -> ChannelPart:
+    """Make the cuts branches of one expansion of a pixel; of the places of a patch the first one is read."""
+    channels = patches.shape[0]
+    first = Selection((), channels * patches.taps, torch.arange(channels) * patches.taps)
+    positions = [place[first.used, 0] for place in places]
+    branches = [
+        Branch(cut.node.name, cut_out(flow, [patches.node], cut.node, first), position.reshape(1, 1, channels, -1))
+        for cut, position in zip(cuts, positions, strict=True)
+    ]
+    expansion = Expansion((channels, 1, 1), branches, channels_first=True)
+    image = Image(patches.anchor, (channels, 1, 1), (1, 1), True, torch.arange(channels)[None])
+    return ChannelPart(image, None, expansion, tuple(range(len(cuts))), tuple(p[None] for p in positions))
+
+
 def _weights(
     flow: Flow, region: Region, patches: Patches, cuts: list[Cut], places: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Read the map from the functions of a patch to a pixel: ``[n_out, channels, taps, k]``, and the bias ``[n_out]``."""
-    n_out = layout_of(region.target, flow.batch).shape[0]
+    n_out = flow.values[region.target].shape[1]
     base = [torch.zeros(cut.layout.shape) for cut in cuts]
     for value, cut in zip(base, cuts, strict=True):
         value.view(-1)[cut.origin < 0] = cut.constants

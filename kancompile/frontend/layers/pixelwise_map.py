@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.errors import reason
-from kancompile.frontend.flow import Flow, NotLowerableError, layout_of, operator_name
+from kancompile.frontend.flow import Flow, NotLowerableError, image_order, layout_of, operator_name
 from kancompile.ir import Geometry
 
 _CHUNK_ELEMENTS = 1 << 22
@@ -157,7 +157,8 @@ def _read(flow: Flow, node: fx.Node, cuts: Sequence[fx.Node]) -> ConvolutionNode
         raise NotLowerableError("convolution with a kernel that depends on data")
     weight = flow.values[kernel].detach()
     layout = layout_of(source, flow.batch)
-    if not layout.is_plain or len(layout.shape) != weight.dim() - 1:
+    is_image = len(layout.dims) > 1 and image_order(layout) == [*range(weight.dim())]
+    if not is_image and (not layout.is_plain or len(layout.shape) != weight.dim() - 1):
         raise NotLowerableError("the batch is merged with other dimensions in front of a convolution")
     offset = flow.values[bias].detach() if isinstance(bias, fx.Node) else torch.zeros(len(weight))
     sides = _sides(weight, padding)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kancompile.frontend.flow import Flow, NotLowerableError, cut_out, layout_of
+from kancompile.frontend.flow import Flow, NotLowerableError, cut_out, layout_of, whole_image
 from kancompile.frontend.layers.canonical import CanonicalLayer
 from kancompile.ir import Contraction, Expansion
 
@@ -28,11 +28,12 @@ def confirm(flow: Flow, layer: CanonicalLayer, rows: int = 16) -> None:
     elements = max(flow.values[anchor].numel() // flow.rows for anchor in layer.anchors)
     rows = max(2, min(rows, _PROBED_ELEMENTS // elements))
     inputs = [_inputs(flow, layer, position, rows, generator) for position in range(len(layer.anchors))]
-    original = cut_out(flow, layer.anchors, layer.region.target)
+    original = cut_out(flow, layer.anchors, layer.region.target, images=layer.any_size)
     with torch.no_grad():
         expected = original(*inputs).flatten(1)
         inputs = [
-            x if selection is None else selection(x) for x, selection in zip(inputs, layer.selections, strict=True)
+            x if selection is None else x[:, selection.used] if layer.any_size else selection(x)
+            for x, selection in zip(inputs, layer.selections, strict=True)
         ]
         features = [expansion(x) for expansion, x in zip(layer.expansions, inputs, strict=True)]
         found = layer.moved(layer.contraction(*features)).flatten(1)
@@ -62,8 +63,9 @@ def _sizes(contraction: Contraction, features: list[Tensor]) -> Tensor:
 def _inputs(flow: Flow, layer: CanonicalLayer, position: int, rows: int, generator: torch.Generator) -> Tensor:
     anchor = layer.anchors[position]
     layout = layout_of(anchor, flow.batch)
-    seen = layout.to_samples(flow.values[anchor])
-    drawn = 2 * torch.randn(rows, *layout.shape, generator=generator)
+    value = flow.values[anchor]
+    seen = whole_image(value, layout) if layer.any_size else layout.to_samples(value)
+    drawn = 2 * torch.randn(rows, *seen.shape[1:], generator=generator)
     edges = torch.tensor(_EDGES)
     picked = torch.randint(len(_EDGES), drawn.shape, generator=generator)
     return torch.cat([seen, drawn, edges[picked]])
@@ -81,7 +83,7 @@ def _confirm_univariate(expansion: Expansion, x: Tensor, feature: Tensor, genera
     changed[every, element] += 0.37
     with torch.no_grad():
         other = expansion(changed.reshape(x.shape)).flatten(1, -2)
-        filled = expansion.sample(x.flatten(1)[every, element]).flatten(1, -2)
+        filled = expansion.sample(x.flatten(1)[every, element], x.shape[1:]).flatten(1, -2)
     differs = ~torch.isclose(other, elements, rtol=TOLERANCE, atol=1e-7).all(-1)
     differs[every, moved] = False
     if bool(differs.any()):

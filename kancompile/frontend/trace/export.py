@@ -28,6 +28,7 @@ from kancompile.data import (
     load_exported,
     named_forward,
     named_leaves,
+    output_names,
     register_dataclasses,
 )
 from kancompile.errors import KanCompileError, error_source, reason
@@ -114,17 +115,31 @@ def interface_of(exported: ExportedProgram, rows: Values, dynamic: Dynamic | Non
         }
         for position, (name, node) in enumerate(zip(inputs, nodes, strict=True))
     }
+    other = {
+        position: {
+            dim: _other_size(exported, node.meta["val"].shape[dim], value.shape[dim]) for dim in called[position]
+        }
+        for position, (node, value) in enumerate(zip(nodes, inputs.values(), strict=True))
+    }
     places: list[Any] = list(range(len(signature.user_outputs)))
     structure = torch.utils._pytree.tree_unflatten(places, exported.call_spec.out_spec)
     named = {place: name for name, place in named_leaves(structure)}
     outputs = [named[place] for place, node in enumerate(returned_nodes(exported)) if node is not None]
     return Interface(
         tuple(
-            Input(name, tuple(value.shape[1:]), value.dtype, called.get(position, {}))
+            Input(name, tuple(value.shape[1:]), value.dtype, called[position], other[position])
             for position, (name, value) in enumerate(inputs.items())
         ),
-        tuple(outputs) if len(outputs) > 1 else ("output",),
+        tuple(output_names(outputs, inputs)) if len(outputs) > 1 else ("output",),
     )
+
+
+def _other_size(exported: ExportedProgram, size: torch.SymInt, own: int) -> int:
+    """Choose another size than that of the samples for a dynamic dimension: half of it, more where the network needs more."""
+    times, symbol = size.node.expr.as_coeff_Mul()
+    limits, found = exported.range_constraints[symbol], own // int(times)
+    smaller = max(found // 2, int(limits.lower), 2)
+    return int(times) * (smaller if smaller < found else int(min(2 * found, limits.upper)))
 
 
 def returned_nodes(exported: ExportedProgram) -> list[torch.fx.Node | None]:

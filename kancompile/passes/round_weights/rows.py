@@ -10,6 +10,7 @@ columns about it. All methods work on these problems unchanged.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -62,12 +63,13 @@ def convolution_problems(
     contraction = program.node(layer.contraction, Contraction)
     assert contraction.geometry is not None
     tables, groups = layer_tables(program, layer), contraction.groups
-    sampler = PatchSampler(contraction.geometry, contraction.kernel, tables[0].in_shape[:-1])
+    features = program.trace(x[:1], layer.expansions)[layer.expansions[0]][1]
+    sampler = PatchSampler(contraction.geometry, contraction.kernel, tuple(features.shape[1:-2]))
     order = group_order([(table.n_in, table.k) for table in tables], groups)
     element = 2 if contraction.zero_point else 1
     wanted = max(1, min(rows, max_bytes // (len(order) * sampler.taps * element)))
     image, position = sampler.draw(len(x), wanted, generator)
-    features = _features(program, layer, x, contraction, sampler, image, position)
+    seen = _features(program, layer, x, contraction, sampler, image, position)
     branches = columns_of_groups(branch_of_column(tables)[order], groups, sampler.taps)
     ties = columns_of_groups(tied_columns(tables)[order], groups, sampler.taps)
     weights = contraction.flat_weight()
@@ -83,7 +85,7 @@ def convolution_problems(
             branch,
             tie if own else torch.zeros_like(tie),
         )
-        for weight, feature, branch, tie in zip(weights, features, branches, ties, strict=True)
+        for weight, feature, branch, tie in zip(weights, seen, branches, ties, strict=True)
     )
 
 
@@ -101,7 +103,7 @@ def _features(
     position: Tensor,
 ) -> list[Tensor]:
     """Collect codes less the zero point, ``[r, c / groups * t]`` for each group: int16, or uint8 where that is 0."""
-    size = sum(torch.Size(one.in_shape).numel() * one.k for one in program.expansions(layer))
+    size = math.prod(sampler.spatial) * sum(one.n_in * one.k for one in program.expansions(layer))
     chunk = max(1, min(512, _CHUNK_BYTES // (8 * size)))
     found: list[list[Tensor]] = []
     used = image.unique()

@@ -13,7 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from kancompile.ir import Expansion, JointTable, Layer, Program, Values, quantizer_in_front
+from kancompile.ir import (
+    AnyExpansion,
+    Expansion,
+    JointTable,
+    Layer,
+    Program,
+    Values,
+    quantizer_in_front,
+    single_table_behind,
+)
 from kancompile.passes.tabulate_expansions.choose_index import Range, choose_index
 from kancompile.passes.tabulate_expansions.known import KnownTables
 from kancompile.passes.tabulate_expansions.layer import tabulate_layer
@@ -56,9 +65,11 @@ class TabulateExpansions:
             options = self.options(layer.name)
             assert options is not None
             in_front = tuple(quantizer_in_front(program, target) for target in layer.expansions)
+            behind = single_table_behind(program, layer.contraction)
+            chosen_behind = behind is not None and (behind in wanted or program.node(behind, AnyExpansion).yields_codes)
             modules, said = known.layer(
-                (layer.name, options, in_front),
-                partial(tabulate_layer, program, layer, inputs, options, self.samples, known),
+                (layer.name, options, in_front, chosen_behind),
+                partial(tabulate_layer, program, layer, inputs, options, self.samples, known, chosen_behind),
             )
             program = program.replace_modules(modules, said)
         return program

@@ -9,6 +9,7 @@ squared error at the layer's output, over calibration inputs, of looking basis v
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -239,6 +240,7 @@ def choose_index(
     most_levels: int = LEVELS[-1],
     fewest_levels: int = LEVELS[0],
     percentile: float = 99.99,
+    lowest: float = -math.inf,
 ) -> IndexChoice:
     """Choose range and number of rows.
 
@@ -253,11 +255,12 @@ def choose_index(
         most_levels: the largest number of rows to try.
         fewest_levels: the smallest number of rows to try.
         percentile: see :func:`ranges`.
+        lowest: input below which no range begins.
     """
     most = levels if levels is not None else most_levels
     lattice = [index for index in lattice_indices(error_of.x) if index.levels <= most]
     counts = [levels] if levels is not None else [n for n in LEVELS if fewest_levels <= n <= most_levels]
-    bounds = list(ranges(error_of.x, range, percentile))
+    bounds = [(name, max(low, lowest), high) for name, low, high in ranges(error_of.x, range, percentile)]
     tried: list[IndexChoice] = []
     for count in sorted({*counts, *(index.levels for index in lattice)}):
         found = [IndexChoice(index, error_of(index), "lattice") for index in lattice if index.levels == count]

@@ -30,7 +30,6 @@ from kancompile.ir import (
     group_order,
     quantizer_in_front,
     reads_one_convolution,
-    single_table_behind,
     tables_behind,
 )
 from kancompile.passes.tabulate_expansions.choose_index import (
@@ -45,6 +44,7 @@ from kancompile.passes.tabulate_expansions.codes import TableDraft, choose_codes
 from kancompile.passes.tabulate_expansions.known import KnownTables, MeasuredInputs
 from kancompile.passes.tabulate_expansions.lookup_cost import LookupCost
 from kancompile.passes.tabulate_expansions.options import TableOptions
+from kancompile.passes.tabulate_expansions.rectifier import identity_of, is_rectifier
 from kancompile.passes.tabulate_expansions.values import measured_samples, most_levels, values_at_rows, values_of_inputs
 
 _MEASURED_OUTPUTS = 1 << 21
@@ -63,6 +63,7 @@ def tabulate_layer(
     options: TableOptions,
     samples: int,
     known: KnownTables,
+    chosen_behind: bool = True,
 ) -> tuple[dict[str, nn.Module], list[str]]:
     """Build the tables of one layer, and the contraction that reads them; a convolution's with a quantizer for its output.
 
@@ -73,6 +74,7 @@ def tabulate_layer(
         options: of the layer.
         samples: calibration samples used to measure errors.
         known: of the same program and inputs.
+        chosen_behind: whether a table behind chooses the quantizer of a convolution's output.
     """
     contraction = program.node(layer.contraction, Contraction)
     groups = contraction.groups
@@ -81,6 +83,8 @@ def tabulate_layer(
     drafts, notes = [], []
     for target, expansion, part in zip(layer.expansions, expansions, parts, strict=True):
         x = measured_samples(inputs[target], samples)
+        if options.levels is None and quantizer_in_front(program, target) is None and is_rectifier(expansion, x):
+            expansion, x = identity_of(expansion), x.clamp(min=0)  # rows that begin at 0 rectify
         draft, note = _draft(program, layer, target, expansion, contraction, part, x, options, known)
         drafts.append(draft)
         notes.append(note)
@@ -89,7 +93,7 @@ def tabulate_layer(
         draft.table(scale, offset, zero_point) for draft, scale, offset in zip(drafts, scales, offsets, strict=True)
     ]
     modules: dict[str, nn.Module] = dict(zip(layer.expansions, tables, strict=True))
-    modules[layer.contraction] = _folded(program, layer, contraction, tables, zero_point, inputs)
+    modules[layer.contraction] = _folded(program, layer, contraction, tables, zero_point, inputs, chosen_behind)
     if contraction.pads:
         notes.append(f"layer {layer.name!r}: code {zero_point} stands for 0, which padding needs")
     return modules, notes
@@ -110,7 +114,8 @@ def _draft(
         first, group = distinct_inputs(expansion, float(x.min()), float(x.max()))
         return MeasuredInputs(first, group, LookupCost(expansion, contraction, part, x, group))
 
-    measured = known.inputs_of(target, measure)
+    rectifies = expansion is not program.module(target)
+    measured = known.inputs_of(f"{target} rectified" if rectifies else target, measure)
     first, group, cost = measured.first, measured.group, measured.cost
     other = cost.rounding_error(options.weight_bits)
     most = most_levels(len(first) * expansion.k, part.numel())
@@ -125,12 +130,13 @@ def _draft(
     fewest = LEVELS[0] if len(first) > 1 else min(255, most)
     if expansion.is_identity:  # codes have 8 bits, and more rows would tell no more apart
         levels = 256
+    lowest = 0.0 if rectifies else -math.inf
     given = quantizer_in_front(program, target) if options.levels is None else None
     if given is not None:
         # the convolution in front rounds to 8 bits for several readers, so that these are all the values there are
         choice = IndexChoice(given, cost(given), "as the convolution in front has it")
     else:
-        choice = choose_index(cost, other, levels, options.range, most, fewest, options.percentile)
+        choice = choose_index(cost, other, levels, options.range, most, fewest, options.percentile, lowest)
         if options.range == "mse" and choice.range != "lattice" and choice.error > 0.1 * other:
             choice = refine_ends(cost, choice)
     index = choice.index
@@ -156,6 +162,7 @@ def _folded(
     tables: Sequence[TableExpansion],
     zero_point: int,
     inputs: dict[str, Tensor],
+    chosen_behind: bool,
 ) -> Contraction:
     """Fold scales, and offsets where nothing is padded, into weight and bias; choose the quantizer of the output."""
     groups, taps = contraction.groups, contraction.taps
@@ -175,7 +182,7 @@ def _folded(
     folded = folded.reshape(contraction.weight.shape)
     bias = bias + _mean_error(program, layer, contraction, tables, folded, bias, zero_point, inputs)
     # an integer convolution has an 8-bit output, which the one table behind it chooses, or the error where there are others
-    decides = contraction.geometry is not None and single_table_behind(program, layer.contraction) is None
+    decides = contraction.geometry is not None and not chosen_behind
     output = _output_quantizer(program, layer, contraction, inputs) if decides else None
     return contraction.replace(weight=folded, bias=bias, zero_point=zero_point, output=output, codes=None)
 
@@ -194,7 +201,7 @@ def _mean_error(
     looked_up = contraction.replace(weight=weight, bias=bias, zero_point=zero_point, output=None, codes=None)
     count = len(next(iter(inputs.values())))
     places = max(1, math.prod(contraction.out_shape) // contraction.n_out)
-    columns = sum(math.prod(table.in_shape) * table.k for table in tables)
+    columns = sum(inputs[target][0].numel() * t.k for target, t in zip(layer.expansions, tables, strict=True))
     wanted = max(_MEAN_SAMPLES, min(_MEAN_ROWS // places, _MEAN_ELEMENTS // columns))
     picked = torch.linspace(0, count - 1, min(count, wanted)).long()
     x = [inputs[target][picked] for target in layer.expansions]

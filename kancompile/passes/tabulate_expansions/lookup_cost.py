@@ -103,9 +103,9 @@ def rows_seen(expansion: Expansion, contraction: Contraction, x: Tensor) -> tupl
         if len(seen) > most:
             seen = seen[torch.linspace(0, len(seen) - 1, most).long()]
         return seen, torch.ones(len(seen), 1, 1, 1, dtype=torch.bool)
-    sampler = PatchSampler(contraction.geometry, contraction.kernel, expansion.in_shape[:-1])
+    sampler = PatchSampler(contraction.geometry, contraction.kernel, tuple(x.shape[1:-1]))
     elements = sampler.taps * expansion.n_in * expansion.k
     rows = min(max(_MEASURED_ELEMENTS // elements, _MEASURED_ROWS[0]), _MEASURED_ROWS[1])
     image, position = sampler.draw(len(x), rows, torch.Generator().manual_seed(0))
-    inside = torch.ones(len(x), *expansion.in_shape[:-1], 1, dtype=torch.bool)
+    inside = torch.ones(*x.shape[:-1], 1, dtype=torch.bool)
     return sampler.take(x, image, position, 0.0), sampler.take(inside, image, position, 0)[..., None]

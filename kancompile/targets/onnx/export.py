@@ -25,6 +25,7 @@ from kancompile.targets.onnx.function_planes import deal_planes
 from kancompile.targets.onnx.joint_tables import write_joint_tables
 from kancompile.targets.onnx.naming import name_nodes, name_values
 from kancompile.targets.onnx.narrow_weights import NarrowWeights, store_narrow_weights
+from kancompile.targets.onnx.needless_reshapes import drop_needless_reshapes
 from kancompile.targets.onnx.padded_tables import store_padded_tables
 from kancompile.targets.onnx.pair_tables import build_pair_tables
 from kancompile.targets.onnx.translate_convolutions import CONVOLUTION_TRANSLATIONS
@@ -100,6 +101,7 @@ def build_model(
     model.ir_version = IR_VERSION
     build_pair_tables(model.graph)
     deal_planes(model.graph)
+    drop_needless_reshapes(model.graph)
     write_joint_tables(model.graph)
     named = name_nodes(model.graph, program)
     if storage != "fastest":

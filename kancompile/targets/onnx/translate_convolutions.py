@@ -73,14 +73,17 @@ def _columns(features: Sequence[Value], groups: int) -> Value:
     if groups == 1:
         return op.Concat(*[_merged(feature, ()) for feature in features], axis=-1)
     parts = op.Concat(*[_merged(feature, (groups,)) for feature in features], axis=-1)
-    lead = [int(size) for size in features[0].shape[1:-2]]
-    return op.Reshape(parts, constant(np.array([-1, *lead, _size(features)], np.int64)))
+    return op.Reshape(parts, constant(np.array([*_lead(features[0].shape[1:-2]), _size(features)], np.int64)))
 
 
 def _merged(feature: Value, parts: tuple[int, ...]) -> Value:
-    lead = [int(size) for size in feature.shape[1:-2]]
     columns = _size([feature]) // (parts[0] if parts else 1)
-    return op.Reshape(feature, constant(np.array([-1, *lead, *parts, columns], np.int64)))
+    return op.Reshape(feature, constant(np.array([*_lead(feature.shape[1:-2]), *parts, columns], np.int64)))
+
+
+def _lead(spatial: Sequence[Any]) -> list[int]:
+    """Say in a Reshape that batch and pixels stay; 0 takes a size from what is reshaped."""
+    return [-1, *map(int, spatial)] if all(isinstance(size, int) for size in spatial) else [0] * (1 + len(spatial))
 
 
 def _size(features: Sequence[Value]) -> int:
@@ -98,28 +101,38 @@ def expand_planes(
 
     Of few channels, the planes are put together channels first, in long runs, and transposed as bytes.
     """
-    n_in, lead = int(index.shape[-1]), [int(size) for size in index.shape[1:-1]]
+    n_in, dims = int(index.shape[-1]), len(index.shape) - 2
+    lead = _lead(index.shape[1:-1])[1:]  # zeros where the size of an image is open
+    is_open = 0 in lead
     rows: Value = index if index.dtype == ir.DataType.INT32 else op.Cast(index, to=ir.DataType.INT32)
     if first_row is not None:
         rows = op.Add(rows, first_row)
     last = n_in >= _CHANNELS_LAST_FROM
     if not last:
-        rows = op.Transpose(rows, perm=[0, len(lead) + 1, *range(1, len(lead) + 1)])
-    flat = op.Reshape(rows, constant(np.array([threaded_rows(math.prod(lead) * n_in), -1], np.int64)))
-    whole = constant(np.array([-1, *lead, n_in] if last else [-1, n_in, *lead], np.int64))
+        rows = op.Transpose(rows, perm=[0, dims + 1, *range(1, dims + 1)])
+    dealt = threaded_rows((1 if is_open else math.prod(lead)) * n_in)
+    flat = op.Reshape(rows, constant(np.array([dealt, -1], np.int64)))
+    sizes_of_rows = [-1, *lead, n_in] if last else [-1, n_in, *lead]
+    whole = op.Shape(rows) if is_open else constant(np.array(sizes_of_rows, np.int64))
     parts = []
     for word, size in zip(words, sizes, strict=True):
         parts += [op.Reshape(code, whole) for code in unpack_codes(op.GatherElements(word, flat, axis=1), size)]
     if added:
-        place = [len(added)]
-        sizes, ones = (lead + place, [1] * len(lead) + place) if last else (place + lead, place + [1] * len(lead))
+        place, ones = [len(added)], [1] * dims
+        codes = constant(np.array(added, np.uint8).reshape([1, *ones, *place] if last else [1, *place, *ones]))
         batch = op.Shape(index, start=0, end=1)
-        codes = constant(np.array(added, np.uint8).reshape([1, *ones]))
-        parts.append(op.Expand(codes, op.Concat(batch, constant(np.array(sizes, np.int64)), axis=0)))
+        pixels = op.Shape(index, start=1, end=1 + dims) if is_open else constant(np.array(lead, np.int64))
+        if is_open:
+            count = constant(np.array(place, np.int64))
+            sizes_of_codes = [batch, pixels, count] if last else [batch, count, pixels]
+        else:
+            sizes_of_codes = [batch, constant(np.array([*lead, *place] if last else [*place, *lead], np.int64))]
+        parts.append(op.Expand(codes, op.Concat(*sizes_of_codes, axis=0)))
     columns = op.Concat(*parts, axis=-1 if last else 1) if len(parts) > 1 else parts[0]
     if not last:
-        columns = op.Transpose(columns, perm=[0, *range(2, len(lead) + 2), 1])
-    return op.Reshape(columns, constant(np.array([-1, *lead, 1, sum(sizes) * n_in + len(added)], np.int64)))
+        columns = op.Transpose(columns, perm=[0, *range(2, dims + 2), 1])
+    first = [0] if is_open else [-1]
+    return op.Reshape(columns, constant(np.array([*first, *lead, 1, sum(sizes) * n_in + len(added)], np.int64)))
 
 
 def unpack_codes(word: Value, size: int) -> list[Value]:
