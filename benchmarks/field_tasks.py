@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.digit_models import N_TEST, build_seeded, load
+from benchmarks.field_loops import KanCell, KanOde
 from benchmarks.field_models import (
     Autoencoder,
     CharacterModel,
@@ -108,6 +109,12 @@ def _images() -> Examples:
 def _vectors() -> Examples:
     images = _images()
     return Examples({"x": images.inputs["image"].flatten(1)}, images.targets)
+
+
+def _sequences() -> Examples:
+    """Images as sequences of 24 steps: every second window of 18 pixels, line after line."""
+    images = _vectors()
+    return Examples({"x": images.inputs["x"].unfold(1, 18, 2).contiguous()}, images.targets)
 
 
 def _several(examples: Examples) -> tuple[Tensor, Tensor]:
@@ -258,6 +265,8 @@ FIELD: tuple[FieldModel, ...] = (
     FieldModel("heat equation, float64", HeatEquation, _points, _residual, _r2, 40, 1e-2),
     FieldModel("residual KAN", ResidualKan, _vectors, _classes, _accuracy),
     FieldModel("ResNet, KAN head", ResNetKan, _images, _classes, _accuracy, 12),
+    FieldModel("KAN cell in a loop of 24 steps", KanCell, _sequences, _classes, _accuracy, 30),
+    FieldModel("ODE right-hand side, fixed-step solver of 20 calls", KanOde, _vectors, _classes, _accuracy),
 )
 """Kinds of networks, in the order of the table."""
 
