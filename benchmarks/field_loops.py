@@ -1,4 +1,4 @@
-"""Networks that use a KAN layer many times: a cell over the steps of a sequence, the right-hand side of an equation in a solver."""
+"""Networks that use a KAN layer many times: as a cell over the steps of a sequence, as the slope that a solver asks for."""
 
 from __future__ import annotations
 
