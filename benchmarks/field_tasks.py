@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from benchmarks.digit_models import N_TEST, build_seeded, load
 from benchmarks.field_layers import ChebyshevKan, GaussianKan, LocalSplineKan
+from benchmarks.field_loops import KanCell, KanOde
 from benchmarks.field_models import (
     Autoencoder,
     CharacterModel,
@@ -129,6 +130,12 @@ def _rows() -> Examples:
     """Images as sequences of their 8 rows."""
     images = _images()
     return Examples({"x": images.inputs["image"][:, 0]}, images.targets)
+
+
+def _sequences() -> Examples:
+    """Images as sequences of 24 steps: every second window of 18 pixels, line after line."""
+    images = _vectors()
+    return Examples({"x": images.inputs["x"].unfold(1, 18, 2).contiguous()}, images.targets)
 
 
 def _several(examples: Examples) -> tuple[Tensor, Tensor]:
@@ -299,6 +306,8 @@ FIELD: tuple[FieldModel, ...] = (
     FieldModel("mixer of rows, columns and channels", RowAndColumnMixer, _images, _classes, _accuracy, 20),
     FieldModel("U-Net of KAN convolutions", KanUNet, _grainy, _squares, _r2, 6),
     FieldModel("chain of 24 layers", DeepChain, _vectors, _classes, _accuracy, 30, 2e-3),
+    FieldModel("KAN cell in a loop of 24 steps", KanCell, _sequences, _classes, _accuracy, 30),
+    FieldModel("ODE right-hand side, fixed-step solver of 20 calls", KanOde, _vectors, _classes, _accuracy),
 )
 """Kinds of networks, in the order of the table."""
 

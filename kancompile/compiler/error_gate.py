@@ -178,10 +178,6 @@ class ErrorGate:
             return recipe
         allowed = (measured.allowed * 10 ** (-self.wanted / 10) / len(suspects)).clamp(min=1e-300)
         noise = self.trials.noise_now(program, suspects)
-        for name in suspects:
-            if name not in noise:  # its inputs are no values of the float program
-                alone = self.trials.trial(recipe, name, {})
-                noise[name] = measured.noise_of if alone is None else alone.noise
         excess = {name: float((noise[name] / allowed).max()) for name in suspects}
         missed = measured.worst
         assert missed is not None
@@ -296,7 +292,7 @@ class ErrorGate:
         if not integer:
             return None
         noise = self.trials.noise_now(program, integer)
-        order = sorted(integer, key=lambda name: -float(noise[name].sum()) if name in noise else 0.0)
+        order = sorted(integer, key=lambda name: -float(noise[name].sum()))
         now = self.file_bytes(recipe, program)
         best: NextStep | None = None
         for change in self._proposed(recipe, program, order[0]):

@@ -86,10 +86,9 @@ class LayerTrials:
         replay = FloatReplay(self.captured, x)
         found = {}
         for number, name in enumerate(self.names):
-            output = replay.with_layer(LayerPair(self.captured, program, number)) if name in names else None
-            if output is not None:
+            if name in names:
                 measure = ErrorMeasure()
-                measure.add(replay.output, output, "model output")
+                measure.add(replay.output, replay.with_layer(LayerPair(self.captured, program, number)), "model output")
                 found[name] = _finite(measure.noise_of * (len(self._x) / len(x)))
         return found
 

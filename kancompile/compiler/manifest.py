@@ -20,7 +20,7 @@ from kancompile.recipe import Recipe
 from kancompile.runtimes import CALIBRATED_RANGE
 
 _EXPANSION_FORM = {"n_in": int, "k": int, "table_bytes?": int}
-_LAYER_FORM = {"name": str, "weight_bytes": int, "expansions": [_EXPANSION_FORM]}
+_LAYER_FORM = {"name": str, "weight_bytes": int, "expansions": [_EXPANSION_FORM], "uses?": int}
 _PART_FORM = {"node": str, "operator": str, "reason": str}
 MANIFEST_FORM = {
     "kancompile": {"version": str},
@@ -113,6 +113,8 @@ def describe_layer(program: Program, layer: Layer) -> dict[str, Any]:
     """Describe one layer of a lowered program as plain data."""
     expansions = [expansion.describe() for expansion in program.expansions(layer)]
     described = {"name": layer.name, "expansions": expansions, **program.contraction(layer).describe()}
+    if layer.uses > 1:
+        described["uses"] = layer.uses
     proof = prove_layer(program, layer)
     if proof is not None:
         described["int16_pairs"] = {"exact": proof.holds} | asdict(proof)

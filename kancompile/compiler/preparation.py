@@ -11,7 +11,7 @@ from kancompile.compiler.bit_budget import BitBudget
 from kancompile.data import Calibration, check_fits, in_float32, opened, precision_note, read_dynamic
 from kancompile.errors import KanCompileError
 from kancompile.frontend import Dynamic, capture, open_sizes
-from kancompile.ir import Program, Values, separate_uses
+from kancompile.ir import Program, Values
 from kancompile.passes import Lowering, prepare, settle
 from kancompile.progress import Timings
 from kancompile.recipe import Recipe, SettledRecipe
@@ -98,8 +98,8 @@ def prepare_model(
         else:
             sizes = None if dynamic is None else read_dynamic(dynamic, samples)
             captured = timings.measure("capture", lambda: capture(used, example, trust=trust, dynamic=sizes))
-    found, x = separate_uses(captured), samples.samples
-    found = replace(found, notes=(*found.notes, *precision_note(model, used)))
+    x = samples.samples
+    found = replace(captured, notes=(*captured.notes, *precision_note(model, used)))
     allocates = recipe.max_bytes is not None or recipe.allocated_bits is not None
     if allocates and recipe.lookup == "auto":
         recipe = replace(recipe, lookup="each")  # bits are weighed by the columns of the captured layers

@@ -30,11 +30,11 @@ from kancompile.ir.program import ORDINARY, Input, Interface, Layer, PassChange,
 from kancompile.ir.recurrence import GATES, RECURRENCES, onnx_gates
 from kancompile.ir.show import show, with_history
 from kancompile.ir.table import TableExpansion
-from kancompile.ir.uses import separate_uses, share_uses
+from kancompile.ir.uses import share_uses
 from kancompile.ir.wiring import (
     branch_of_column,
     layer_tables,
-    node_of,
+    nodes_of,
     quantizer_in_front,
     readers_behind,
     reads_one_convolution,
@@ -100,7 +100,7 @@ __all__ = [
     "joined",
     "layer_tables",
     "look_up",
-    "node_of",
+    "nodes_of",
     "onnx_gates",
     "pack",
     "plane_order",
@@ -111,7 +111,6 @@ __all__ = [
     "regroup",
     "round_to_blocks",
     "rows_of",
-    "separate_uses",
     "share_uses",
     "show",
     "single_table_behind",

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from kancompile.errors import KanCompileError
 from kancompile.ir.contraction import AnyContraction
 from kancompile.ir.expansion import AnyExpansion
 from kancompile.ir.index import REAL, HandOver
 from kancompile.ir.program import Program
-from kancompile.ir.uses import separate_uses
 from kancompile.ir.wiring import readers_behind, source_in_front
 
 
@@ -49,7 +46,7 @@ def check(program: Program) -> None:
 
 
 def _check_uses(program: Program) -> None:
-    """Verify that a layer has the same weights and the same functions wherever it is used."""
+    """Verify that a layer is the same modules wherever it is used."""
     modules: dict[str, list[str]] = {}
     for node, contraction in program.nodes(AnyContraction):
         called = [str(part.target) for part in (node, *node.all_input_nodes)]
@@ -58,38 +55,6 @@ def _check_uses(program: Program) -> None:
                 f"layer {contraction.layer!r}: found a use of {called!r} in {node.name!r}, expected "
                 f"{modules[contraction.layer]!r} in every use"
             )
-    shared = {node.name for nodes in program.calls().values() if len(nodes) > 1 for node in nodes}
-    if shared != set(program.uses):
-        raise KanCompileError(
-            f"found the nodes {sorted(shared)!r} of layers used several times, expected {sorted(program.uses)!r}"
-        )
-    if not shared:
-        return
-    found, captured = (_weights_and_functions(one, shared) for one in (program, separate_uses(program)))
-    for name in program.uses:
-        if not all(map(_agree, found[name], captured[name])):
-            raise KanCompileError(
-                f"{name!r}: found other weights or functions than this use was captured with, expected the same in every "
-                "use of a layer"
-            )
-
-
-def _weights_and_functions(program: Program, names: Collection[str]) -> dict[str, list[Tensor]]:
-    """Return what some nodes that call modules of layers stand for, by their names; functions at some points."""
-    weights = {
-        node.name: [c.real_weight(), c.real_bias()] for node, c in program.nodes(AnyContraction) if node.name in names
-    }
-    points = torch.linspace(-4, 4, 33)[:, None]
-    functions = {
-        node.name: [expansion.evaluate_inputs(points.expand(-1, expansion.n_in)).nan_to_num()]
-        for node, expansion in program.nodes(AnyExpansion)
-        if node.name in names
-    }
-    return weights | functions
-
-
-def _agree(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def _check_reader(program: Program, layer: str, handed: HandOver, reader: fx.Node) -> None:

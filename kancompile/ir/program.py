@@ -142,9 +142,7 @@ class Program:
         input_shape: shape of the input without the batch; of several the first.
         unrecognized: what was looked at and left alone.
         sources: ``file:line`` in the user's code of layers, by their names, where it is known.
-        uses: for the nodes of layers used several times, by their names, the modules as they were captured at that use:
-            equal in value to the one that the node calls, with a name of the layer and of branches of their own.
-        kinds: what layers are, by their names, that are no KAN layers of their own: ``ordinary`` or ``use of`` another one.
+        kinds: what layers are, by their names, that are no KAN layers: ``ordinary``.
         notes: lines for the report that passes added.
         history: what each pass did, in order.
         declared: inputs and outputs where there are several, others than float32, or dynamic dimensions.
@@ -156,7 +154,6 @@ class Program:
     notes: tuple[str, ...] = field(default=())
     history: tuple[PassChange, ...] = field(default=())
     sources: Mapping[str, str] = field(default_factory=dict)
-    uses: Mapping[str, nn.Module] = field(default_factory=dict)
     declared: Interface | None = None
     kinds: Mapping[str, str] = field(default_factory=dict)
 

@@ -58,16 +58,16 @@ def readers_behind(node: fx.Node) -> Iterator[fx.Node]:
             yield user
 
 
-def node_of(program: Program, target: str) -> fx.Node:
-    """Return the one node that calls a module.
+def nodes_of(program: Program, target: str) -> list[fx.Node]:
+    """Return the nodes that call a module, one for each use of its layer, in the order of evaluation.
 
     Raises:
-        KanCompileError: no node does, or several do.
+        KanCompileError: no node does.
     """
     found = program.calls().get(target, [])
-    if len(found) != 1:
-        raise KanCompileError(f"{target!r}: found {len(found)} nodes of the program that call it, expected one")
-    return found[0]
+    if not found:
+        raise KanCompileError(f"{target!r}: found no node of the program that calls it, expected one at least")
+    return found
 
 
 def source_in_front(node: fx.Node) -> fx.Node:
@@ -79,23 +79,28 @@ def source_in_front(node: fx.Node) -> fx.Node:
 
 
 def contraction_in_front(program: Program, target: str) -> tuple[str, AnyContraction] | None:
-    """Return name and module of the contraction that an expansion reads, ``None`` where it reads something else."""
-    source = source_in_front(node_of(program, target))
-    module = program.module(str(source.target)) if source.op == "call_module" else None
-    return (str(source.target), module) if isinstance(module, AnyContraction) else None
+    """Return name and module of the contraction that an expansion reads, ``None`` where it reads something else in a use."""
+    sources = [source_in_front(node) for node in nodes_of(program, target)]
+    names = {str(source.target) if source.op == "call_module" else "" for source in sources}
+    name = names.pop()
+    module = program.module(name) if name and not names else None
+    return (name, module) if isinstance(module, AnyContraction) else None
 
 
 def single_table_behind(program: Program, target: str) -> str | None:
-    """Return the one expansion that reads a module's output, or ``None`` where there are other readers."""
-    readers = list(readers_behind(node_of(program, target)))
+    """Return the one expansion that reads a module's output, and nothing else, in every use; ``None`` for other readers."""
+    readers = [list(readers_behind(node)) for node in nodes_of(program, target)]
     tables = tables_behind(program, target)
-    return tables[0] if len(readers) == 1 and tables else None
+    if len(tables) != 1 or any(len(found) != 1 for found in readers):
+        return None
+    return tables[0] if {found[0] for found in readers} == set(nodes_of(program, tables[0])) else None
 
 
 def tables_behind(program: Program, target: str) -> list[str]:
     """List the expansions that read a module's output."""
-    readers = [str(reader.target) for reader in readers_behind(node_of(program, target)) if reader.op == "call_module"]
-    return [name for name in dict.fromkeys(readers) if isinstance(program.module(name), AnyExpansion)]
+    behind = [reader for node in nodes_of(program, target) for reader in readers_behind(node)]
+    names = [str(reader.target) for reader in behind if reader.op == "call_module"]
+    return [name for name in dict.fromkeys(names) if isinstance(program.module(name), AnyExpansion)]
 
 
 def reads_one_convolution(program: Program, target: str) -> bool:

@@ -53,18 +53,23 @@ class AbsorbPlainLayers:
         if split is not program:
             program, values = split, _Values(split, x[:2])
         taken = {layer.name for layer in program.layers()}
-        found: list[tuple[str, str, _Plain]] = []
-        owners: dict[str, str] = {}
+        found: list[_Use] = []
+        owners: dict[str, list[_Plain]] = {}
         kinds = dict(program.kinds)
         for node in program.graph_module.graph.nodes:
             name = _name(node, taken)
             layer = _plain_layer(program, node, name, values)
-            if layer is not None and self.wanted(name):
+            if layer is None:
+                continue
+            target, layer = _with_batch_norm(program, node, layer, values.of)
+            same = owners.setdefault(_weight_name(node), [])
+            first = next((other for other in same if _is_same(other, layer)), layer)
+            if first is layer and self.wanted(name):
                 taken.add(name)
-                target, layer = _with_batch_norm(program, node, layer, values.of)
-                found.append((target.name, name, layer))
-                first = owners.setdefault(_weight_name(node), name)
-                kinds[name] = ORDINARY if first == name else f"use of {first}"
+                kinds[name] = ORDINARY
+                same.append(layer)
+            if first is not layer or name in taken:
+                found.append(_Use(target.name, layer.source, first))
         if not found:
             return program
         return replace(_rewritten(program, found), kinds=kinds)
@@ -75,8 +80,37 @@ class _Plain:
     """One ordinary layer: the node its expansion reads, its activation as a module, and the modules."""
 
     source: str
+    activation: fx.GraphModule | None
     expansion: Expansion
     contraction: Contraction
+
+
+@dataclass(frozen=True)
+class _Use:
+    """The node that a layer takes the place of, the one that its expansion reads here, and the layer, of its first use."""
+
+    node: str
+    source: str
+    layer: _Plain
+
+
+def _is_same(layer: _Plain, other: _Plain) -> bool:
+    """Whether layers of one weight are uses of one layer."""
+    a, b = layer.contraction, other.contraction
+    return (
+        (a.geometry, a.out_shape, layer.expansion.anchor_shape)
+        == (b.geometry, b.out_shape, other.expansion.anchor_shape)
+        and torch.equal(a.weight, b.weight)
+        and torch.equal(a.bias, b.bias)
+        and _operators(layer.activation) == _operators(other.activation)
+    )
+
+
+def _operators(activation: fx.GraphModule | None) -> list[Any]:
+    """List what an activation applies; it has no constants but numbers."""
+    nodes = [] if activation is None else list(activation.graph.nodes)
+    number = {node: place for place, node in enumerate(nodes)}
+    return [(node.target, fx.map_arg((node.args, node.kwargs), number.__getitem__)) for node in nodes[1:]]
 
 
 class _Values(fx.Interpreter):
@@ -134,7 +168,7 @@ def _linear(
     expansion = Expansion((n_in,), [Branch(source.name, region, torch.arange(n_in)[:, None])])
     bias_values = torch.zeros(n_out) if offset is None else offset.expand(n_out)
     return _Plain(
-        source.name, expansion, Contraction(name, matrix.T.contiguous().clone(), bias_values.clone(), (n_out,))
+        source.name, region, expansion, Contraction(name, matrix.T.contiguous().clone(), bias_values.clone(), (n_out,))
     )
 
 
@@ -155,6 +189,7 @@ def _convolution(program: Program, node: fx.Node, name: str, values: _Values) ->
     assert isinstance(groups, int)
     return _Plain(
         source.name,
+        region,
         Expansion(shape, [Branch(source.name, region, position.contiguous())], channels_first=True),
         Contraction(
             name,
@@ -264,7 +299,7 @@ def _name(node: fx.Node, taken: set[str]) -> str:
     return candidate
 
 
-def _rewritten(program: Program, found: list[tuple[str, str, _Plain]]) -> Program:
+def _rewritten(program: Program, found: list[_Use]) -> Program:
     """Put modules in the place of nodes, and drop what nothing reads any more."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
@@ -277,21 +312,23 @@ def _rewritten(program: Program, found: list[tuple[str, str, _Plain]]) -> Progra
             root[node.target] = program.module(node.target)
         elif node.op == "get_attr":
             root[node.target] = attribute(program.graph_module, node.target)
-    for number, (node_name, _, layer) in enumerate(found):
-        node, source = by_name[node_name], by_name[layer.source]
+    numbers: dict[str, int] = {}
+    for use in found:
+        node, source, layer = by_name[use.node], by_name[use.source], use.layer
+        number = numbers.setdefault(layer.contraction.layer, len(numbers))
         root |= {f"plain{number}_expand0": layer.expansion, f"plain{number}_contract": layer.contraction}
         with graph.inserting_before(node):
             features = graph.call_module(f"plain{number}_expand0", (source,))
             replacement = graph.call_module(f"plain{number}_contract", (features,))
         node.replace_all_uses_with(replacement)
-        by_name[node_name] = replacement
+        by_name[use.node] = replacement
         graph.erase_node(node)
     for node in reversed(graph.nodes):
         if not node.users and node.op not in ("placeholder", "output"):
             graph.erase_node(node)
     kept = {node.target for node in graph.nodes if node.op in ("call_module", "get_attr")}
     module = fx.GraphModule({key: entry for key, entry in root.items() if key in kept}, graph)
-    names = ", ".join(repr(name) for _, name, _ in found)
+    names = ", ".join(map(repr, numbers))
     left = any(node.target in _CONTRACTIONS for node in graph.nodes)
     unrecognized = tuple(entry for entry in program.unrecognized if left or not _is_plain(entry))
     notes = (*program.notes, f"ordinary layers in integers: {names}")

@@ -23,7 +23,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from kancompile.ir import AnyExpansion, Branch, Contraction, Expansion, Layer, Program, Values, distinct_inputs
+from kancompile.ir import (
+    AnyExpansion,
+    Branch,
+    Contraction,
+    Expansion,
+    Layer,
+    Program,
+    Values,
+    distinct_inputs,
+    nodes_of,
+)
 
 _RANKS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 _POINTS = (1 << 10, 1 << 12)
@@ -205,8 +215,7 @@ class _Interpolated(nn.Module):
 
 
 def _readers(program: Program, target: str) -> int:
-    nodes = program.graph_module.graph.nodes
-    return sum(len(node.users) for node in nodes if node.op == "call_module" and node.target == target)
+    return len({user.target for node in nodes_of(program, target) for user in node.users})
 
 
 def _columns(program: Program, layer: Layer, target: str) -> tuple[Tensor, int, int]:

@@ -7,15 +7,16 @@
 
 The first two save the work between two layers. The first becomes one integer kernel with a uint8 output; in the second the
 factor and the offset disappear into the scales and the bias of the integer product. It applies only where the table is
-the contraction's single reader. Where a contraction has other readers too, tables are indexed in float, because ONNX Runtime
-makes no integer kernel of a product with a QuantizeLinear and another reader behind it, and a 16-bit QuantizeLinear always
-undoes it, also from behind operators that only move values. Several tables of one 8-bit index are one reader: the exporter
-merges their QuantizeLinear.
+the contraction's single reader, in every use of a layer that is used several times. Where a contraction has other readers
+too, tables are indexed in float, because ONNX Runtime makes no integer kernel of a product with a QuantizeLinear and another
+reader behind it, and a 16-bit QuantizeLinear always undoes it, also from behind operators that only move values. So are
+tables that one use alone reads directly: ONNX Runtime would fuse that use. Several tables of one 8-bit index are one reader:
+the exporter merges their QuantizeLinear.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,7 @@ from kancompile.ir import (
     IntegerContraction,
     Program,
     TableExpansion,
+    nodes_of,
     readers_behind,
     rows_of,
     single_table_behind,
@@ -43,42 +45,57 @@ class FuseIndex:
     def __call__(self, program: Program) -> Program:
         """Return the program with fused indices."""
         replaced: dict[str, nn.Module] = {}
-        for node, contraction in program.nodes(IntegerContraction):
+        contractions = {str(node.target): contraction for node, contraction in program.nodes(IntegerContraction)}
+        for producer, contraction in contractions.items():
+            nodes = nodes_of(program, producer)
             if contraction.geometry is not None:
-                replaced |= _fuse_convolution(program, node, contraction)
-                continue
-            behind = list(readers_behind(node))
-            tables = _real_tables(program, behind)
-            if contraction.output is not None or not tables:
-                continue
-            users = [str(user.target) for user in node.users]
-            if len(users) == 1 and users[0] in tables:
-                replaced |= _fuse(str(node.target), contraction, users[0], tables[users[0]])
-                continue
-            # products of several scale groups have one reader each, their sum
-            has_others = len(behind) > 1 and not (len(tables) == len(behind) and _share_8_bits(tables.values()))
-            apart = has_others and len(contraction.group_sizes) == 1
-            for target, table in tables.items():
-                if apart or not table.index.is_8_bit:
-                    replaced[target] = table.replace(input="float")
+                replaced |= _fuse_convolution(program, producer, nodes, contraction)
+            elif contraction.output is None:
+                replaced |= _fuse_linear(program, producer, nodes, contraction)
         return program.replace_modules(replaced) if replaced else program
 
 
-def _fuse_convolution(program: Program, node: fx.Node, contraction: IntegerContraction) -> dict[str, nn.Module]:
+def _fuse_linear(
+    program: Program, producer: str, nodes: Sequence[fx.Node], contraction: IntegerContraction
+) -> dict[str, nn.Module]:
+    users = [user for node in nodes for user in node.users]
+    tables = _real_tables(program, users)
+    if len(users) == len(nodes) and len(tables) == 1 and single_table_behind(program, producer) in tables:
+        ((reader, table),) = tables.items()
+        return _fuse(producer, contraction, reader, table)
+    found: dict[str, nn.Module] = {}
+    for node in nodes:
+        behind = list(readers_behind(node))
+        tables = _real_tables(program, behind)
+        # products of several scale groups have one reader each, their sum
+        is_alone = len(tables) == len(behind) and _share_8_bits(tables.values())
+        fuses = is_alone and len(behind) == 1 and behind[0] in node.users  # which the other uses do not allow
+        apart = (fuses or (len(behind) > 1 and not is_alone)) and len(contraction.group_sizes) == 1
+        for target, table in tables.items():
+            if apart or not table.index.is_8_bit:
+                found[target] = table.replace(input="float")
+    return found
+
+
+def _fuse_convolution(
+    program: Program, producer: str, nodes: Sequence[fx.Node], contraction: IntegerContraction
+) -> dict[str, nn.Module]:
     """Give a convolution the quantizer of the tables that read it.
 
     Tables directly behind then read row numbers. Behind a max-pooling, or beside other readers, they read the real values
     that the row numbers stand for, and quantizing those gives the row numbers again.
     """
-    producer, output = str(node.target), contraction.output
+    output = contraction.output
     if output is None:
         reader = single_table_behind(program, producer)
         table = program.module(reader) if reader is not None else None
         if not isinstance(table, TableExpansion) or not table.index.is_8_bit:
             return {}
         output = table.index
-    tables = _real_tables(program, node.users)
-    if len(tables) == len(node.users) and all(table.index == output for table in tables.values()):
+    users = [user for node in nodes for user in node.users]
+    tables = _real_tables(program, users)
+    read_nothing_else = {node for target in tables for node in nodes_of(program, target)} == set(users)
+    if read_nothing_else and all(table.index == output for table in tables.values()):
         handed = rows_of(output)
         fused = {target: table.reading(handed) for target, table in tables.items()}
         return {producer: contraction.replace(hands_over=handed), **fused}

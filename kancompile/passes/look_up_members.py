@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, fx
 
-from kancompile.ir import IntegerContraction, JointTable, Layer, Program, node_of, with_history
+from kancompile.ir import IntegerContraction, JointTable, Layer, Program, nodes_of, with_history
 
 
 @dataclass(frozen=True)
@@ -43,32 +43,33 @@ class LookUpMembers:
     def _divide(self, program: Program, layer: Layer) -> list[str]:
         """Divide the joint tables of one layer, in place, and say what that costs."""
         root, graph = program.graph_module, program.graph_module.graph
-        reader = node_of(program, layer.contraction)
         contraction = program.node(layer.contraction, IntegerContraction)
-        sources: list[fx.Node] = []
+        parts: dict[str, list[str]] = {}
         columns: list[Tensor] = []
         start = 0
-        for node, table in zip(reader.all_input_nodes, program.expansions(layer), strict=True):
+        for target, table in zip(layer.expansions, program.expansions(layer), strict=True):
             own = start + torch.arange(table.n_in * table.k)
             start += len(own)
             if not isinstance(table, JointTable):
-                sources.append(node)
                 columns.append(own)
                 continue
             by_word = own.reshape(table.parts.shape[1:3]).T.flatten()
             for number, member in enumerate(table.by_member()):
-                target = f"{node.target}_{number}"
-                root.add_module(target, member)
-                with graph.inserting_before(node):
-                    sources.append(graph.call_module(target, node.args))
+                parts.setdefault(target, []).append(f"{target}_{number}")
+                root.add_module(parts[target][-1], member)
                 columns.append(by_word)
         codes = contraction.matrix[:, torch.cat(columns)]
         root.add_module(layer.contraction, contraction.replace(codes=codes, group_sizes=None))
-        read = reader.all_input_nodes
-        reader.args = tuple(sources)
-        for node in read:
-            if not node.users:
-                graph.erase_node(node)
+        for reader in nodes_of(program, layer.contraction):
+            read, sources = reader.all_input_nodes, list[fx.Node]()
+            for node in read:
+                with graph.inserting_before(node):
+                    members = [graph.call_module(name, node.args) for name in parts.get(str(node.target), ())]
+                sources += members or [node]
+            reader.args = tuple(sources)
+            for node in read:
+                if not node.users:
+                    graph.erase_node(node)
         before = contraction.matrix.shape[1]
         if codes.shape[1] == before:
             return []

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kancompile.ir import MOST_PLANES, Branch, Contraction, Expansion, Layer, Program, Values, distinct_inputs
+from kancompile.ir import MOST_PLANES, Branch, Contraction, Expansion, Layer, Program, Values, distinct_inputs, nodes_of
 
 _SAMPLES = 64
 _VALUES = 1 << 18
@@ -82,11 +82,10 @@ class MixFunctions:
 def _is_candidate(program: Program, layer: Layer) -> bool:
     """Whether a layer is a convolution of one expansion that no other layer reads."""
     expansion = program.module(layer.expansions[0])
-    nodes = program.graph_module.graph.nodes
-    users = [user for node in nodes if node.target == layer.expansions[0] for user in node.users]
+    readers = {user.target for node in nodes_of(program, layer.expansions[0]) for user in node.users}
     return (
         len(layer.expansions) == 1
-        and len(users) == 1
+        and len(readers) == 1
         and program.contraction(layer).geometry is not None
         and program.is_float(layer)
         and isinstance(expansion, Expansion)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kancompile.ir import REAL, IndexQuantizer, IntegerContraction, Program, Values, rows_of
+from kancompile.ir import REAL, IndexQuantizer, IntegerContraction, Program, Values, nodes_of, rows_of
 
 _LEVELS = 256
 
@@ -66,6 +66,7 @@ def _is_real(program: Program, node: fx.Node) -> bool:
         and contraction.hands_over == REAL
         and len(contraction.group_sizes) == 1
         and len(node.users) == 1
+        and nodes_of(program, str(node.target)) == [node]  # other uses hand real values on
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from kancompile.ir import AnyExpansion, Contraction, Expansion, Layer, Program, node_of
+from kancompile.ir import Contraction, Expansion, Layer, Program, nodes_of
 
 
 @dataclass(frozen=True)
@@ -53,28 +53,30 @@ def _split(program: Program, layer: Layer) -> Program:
     contraction = program.node(layer.contraction, Contraction)
     copy = program.replace_modules({})
     root, graph = copy.graph_module, copy.graph_module.graph
-    reader = node_of(copy, layer.contraction)
-    sources: list[fx.Node] = []
+    parts: dict[str, list[str]] = {}
     order: list[Tensor] = []
     start = 0
-    for source in reader.all_input_nodes:
-        expansion = program.node(str(source.target), AnyExpansion)
+    for target, expansion in zip(layer.expansions, program.expansions(layer), strict=True):
         size = expansion.n_in * expansion.k
         columns = torch.arange(start, start + size).reshape(-1, expansion.k)
         start += size
         if not isinstance(expansion, Expansion) or len(expansion.branches) == 1:
-            sources.append(source)
+            parts[target] = []
             order.append(columns.flatten())
             continue
+        parts[target] = [f"{target}_branch{number}" for number in range(len(expansion.branches))]
         done = 0
-        for number, branch in enumerate(expansion.branches):
-            target = f"{source.target}_branch{number}"
-            root.add_module(target, Expansion(expansion.anchor_shape, [branch], expansion.channels_first))  # type: ignore[list-item]
-            with graph.inserting_before(reader):
-                sources.append(graph.call_module(target, (source.args[0],)))
+        for name, branch in zip(parts[target], expansion.branches, strict=True):
+            root.add_module(name, Expansion(expansion.anchor_shape, [branch], expansion.channels_first))  # type: ignore[list-item]
             order.append(columns[:, done : done + int(branch.k)].flatten())  # type: ignore[arg-type]
             done += int(branch.k)  # type: ignore[arg-type]
-    reader.args = tuple(sources)
+    for reader in nodes_of(copy, layer.contraction):
+        sources: list[fx.Node] = []
+        for source in reader.all_input_nodes:
+            with graph.inserting_before(reader):
+                split = [graph.call_module(name, (source.args[0],)) for name in parts[str(source.target)]]
+            sources += split or [source]
+        reader.args = tuple(sources)
     weight = contraction.weight[:, torch.cat(order)].contiguous()
     root.add_module(layer.contraction, contraction.with_weight(weight))
     graph.eliminate_dead_code()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from kancompile.ir import AnyContraction, Layer, Program, Values
+from kancompile.ir import AnyContraction, Layer, Program, Values, nodes_of
 from kancompile.validation.layer_pairs import LayerPair
 
+ComputeLayer = Callable[[Mapping[str, Tensor]], Tensor]
+"""Gives the output of one use of a layer from what its float expansions read, by their names."""
 _ELEMENTS = 1 << 23
 _FEW, _MANY = 8, 256
 
@@ -28,47 +31,40 @@ class FloatReplay:
         with torch.no_grad():
             self.output: Values = program.by_name(self._interpreter.run(*program.arguments(x)))
         self.values = {node.name: value for node, value in self._interpreter.env.items() if isinstance(value, Tensor)}
-        self._nodes = {node.name: node for node in program.graph_module.graph.nodes}
         self._x = x
 
-    def contraction_of(self, target: str) -> str:
-        """Return the name of the node that calls a module."""
-        return next(
-            str(name) for name, node in self._nodes.items() if node.op == "call_module" and node.target == target
-        )
+    def with_layer(self, pair: LayerPair, compute: ComputeLayer | None = None) -> Values:
+        """Return the program's output with one layer computed otherwise in every use.
 
-    def with_layer(self, pair: LayerPair) -> Any:
-        """Return the program's output with one layer as it was lowered; ``None`` where its inputs are no values here."""
-        if not all(anchor in self.values for anchor in pair.anchors.values()):
-            return None
-        node = self.contraction_of(pair.float_layer.contraction)
-        with torch.no_grad():
-            value = pair.output(pair.features(self.values)).reshape(self.values[node].shape)
-        return self.with_value(node, value)
-
-    def with_value(self, name: str, value: Tensor) -> Any:
-        """Return the program's output with the value of one node exchanged."""
-        changed = self._nodes[name]
-        behind = {changed}
+        Args:
+            pair: the layer.
+            compute: gives its output from what its float expansions read, by their names; as it was lowered without.
+        """
+        known, behind = self._interpreter.env, set(nodes_of(self.program, pair.float_layer.contraction))
         for node in self.program.graph_module.graph.nodes:
             if any(source in behind for source in node.all_input_nodes):
                 behind.add(node)
-        known = {node: kept for node, kept in self._interpreter.env.items() if node not in behind}
-        interpreter = fx.Interpreter(self.program.graph_module)
-        interpreter.extra_traceback = False
+        compute = compute or (lambda read: pair.output(pair.features(read)))
+        interpreter = _Keeping(self.program, {pair.float_layer.contraction: compute})
+        kept = {node: value for node, value in known.items() if node not in behind and value is not None}
         with torch.no_grad():
-            output = interpreter.run(*self.program.arguments(self._x), initial_env=known | {changed: value})
-        return self.program.by_name(output)
+            output = interpreter.run(*self.program.arguments(self._x), initial_env=kept)
+        found: Values = self.program.by_name(output)
+        return found
 
 
 class _Keeping(fx.Interpreter):
     """Keep all values but those that nothing reads any more; in a KAN those of expansions are the large ones."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, otherwise: Mapping[str, ComputeLayer] | None = None) -> None:
         super().__init__(program.graph_module, garbage_collect_values=False)
         self.extra_traceback = False
+        self.otherwise = otherwise or {}
 
     def run_node(self, n: fx.Node) -> Any:
+        if n.op == "call_module" and n.target in self.otherwise:
+            read = {str(source.target): self.env[source.all_input_nodes[0]] for source in n.all_input_nodes}
+            return self.otherwise[str(n.target)](read)
         result = super().run_node(n)
         if n.op == "call_module" and isinstance(self.module.get_submodule(str(n.target)), AnyContraction):  # type: ignore[operator]
             for source in n.all_input_nodes:

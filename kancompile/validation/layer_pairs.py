@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kancompile.errors import KanCompileError
-from kancompile.ir import AnyExpansion, Layer, Program, node_of
+from kancompile.ir import AnyExpansion, Layer, Program
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,6 @@ class LayerPair:
         self.float_contraction = float_program.contraction(self.float_layer)
         self.contraction = program.contraction(self.layer)
         self._shipped, self._unrounded = self.contraction.handing_real(), self.contraction.unrounded()
-        self.anchors = {
-            target: str(node_of(program, target).all_input_nodes[0].name) for target in self.layer.expansions
-        }
         self.float_branches = branch_columns(float_program, self.float_layer)
         self.branches = branch_columns(program, self.layer)
         expansions = zip(self.layer.expansions, program.expansions(self.layer), strict=True)
@@ -84,13 +81,19 @@ class LayerPair:
         """Return the float expansion that a lowered one comes from; passes that divide one append to its name."""
         return self.float_layer.origin(target)
 
-    def features(self, values: Mapping[str, Tensor]) -> list[Tensor]:
-        """Evaluate the lowered expansions on real inputs, given by the name of the node that yields them."""
-        return [self._expansions[target](values[self.anchors[target]]) for target in self.layer.expansions]
+    def features(self, read: Mapping[str, Tensor]) -> list[Tensor]:
+        """Evaluate the lowered expansions on what the float ones read, given by their names."""
+        return [self._expansions[target](read[self.origin(target)]) for target in self.layer.expansions]
+
+    def float_features(self, read: Mapping[str, Tensor]) -> list[Tensor]:
+        """Evaluate the float expansions on what they read."""
+        program = self.float_program
+        return [program.node(target, AnyExpansion)(read[target]) for target in self.float_layer.expansions]
 
     def output(self, features: Sequence[Tensor]) -> Tensor:
         """Contract as the file does, in real units; the quantizer of the next table is that table's own error."""
-        return self._shipped.hands_over.real(self._shipped(*features))
+        found: Tensor = self._shipped.hands_over.real(self._shipped(*features))
+        return found.reshape(-1, *self.float_contraction.out_shape)
 
     def part(self, features: Sequence[Tensor], branch: str) -> Tensor:
         """Contract the columns of one branch alone, in real units, up to a constant for every output."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.frontend import capture
-from kancompile.ir import separate_uses, show
+from kancompile.ir import show
 from tests.frontend import odd_models
 from tests.frontend.capturing import branches, captured, contraction, draw, expansions, functions_are_shared
 
@@ -184,7 +184,6 @@ def test_module_called_twice_has_two_names() -> None:
 
     program = captured(Twice(), (4,))
     assert [(layer.name, layer.uses) for layer in program.layers()] == [("kan", 2)]
-    assert [layer.name for layer in separate_uses(program).layers()] == ["kan", "kan_1"]
 
 
 def test_normalised_input_keeps_functions_alike() -> None:

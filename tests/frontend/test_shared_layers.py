@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from examples.zoo.efficient_kan import KANLinear
 from kancompile.errors import KanCompileError
-from kancompile.ir import Branch, Contraction, Expansion, Program, check, node_of, separate_uses, show
+from kancompile.ir import Contraction, Expansion, Program, check, nodes_of, show
 from tests.frontend.capturing import captured, draw
 
 
@@ -103,12 +102,6 @@ def uses(program: Program) -> dict[str, int]:
 def test_uses_are_counted(build: Callable[[], nn.Module], n_in: int, expected: dict[str, int]) -> None:
     program = captured(build(), (n_in,))
     assert uses(program) == expected
-    x = draw(16, n_in)
-    separate = separate_uses(program)
-    assert set(uses(separate).values()) == {1}
-    assert len(separate.layers()) == sum(expected.values())
-    assert torch.equal(separate(x), program(x))
-    assert separate_uses(separate) is separate
 
 
 @pytest.fixture(scope="module")
@@ -116,23 +109,18 @@ def loop() -> Program:
     return captured(Loop(), (4,))
 
 
-def test_uses_are_shown_and_get_their_names_back(loop: Program) -> None:
-    program = loop
-    assert "layer2_contract = layer0_contract, use 3 of 4: contract[20 -> 4: float](layer2_expand0)" in show(program)
-    separate = separate_uses(program)
-    assert [layer.name for layer in separate.layers()] == ["cell", "cell_1", "cell_2", "cell_3", "head"]
-    assert [layer.contraction for layer in separate.layers()] == [f"layer{number}_contract" for number in range(5)]
-    assert ", use " not in show(separate)
-    assert separate.history[-1].name == "separate-uses"
+def test_uses_are_shown(loop: Program) -> None:
+    assert "layer2_contract = layer0_contract, use 3 of 4: contract[20 -> 4: float](layer2_expand0)" in show(loop)
 
 
 def test_inputs_of_all_uses_are_kept(loop: Program) -> None:
-    program, x = loop, draw(5, 4)
-    (cell, _), separate = program.layers(), separate_uses(program)
-    own = [layer.expansions[0] for layer in separate.layers()[:4]]
-    expected = separate.inputs(x, own)
-    found = program.inputs(x, cell.expansions)[cell.expansions[0]]
-    assert torch.equal(found, torch.cat([expected[target] for target in own]))
+    x = draw(5, 4)
+    cell = loop.layers()[0]
+    expected = [x]
+    for _ in range(3):
+        features = (loop.module(target)(expected[-1]) for target in cell.expansions)
+        expected.append(loop.contraction(cell)(*features))
+    assert torch.equal(loop.inputs(x, cell.expansions)[cell.expansions[0]], torch.cat(expected))
 
 
 def is_refused(program: Program, text: str) -> None:
@@ -140,31 +128,19 @@ def is_refused(program: Program, text: str) -> None:
         check(program)
 
 
-def test_uses_of_one_layer_have_the_same_weights(loop: Program) -> None:
-    cell = loop.layers()[0]
+def test_uses_of_one_layer_call_the_same_modules(loop: Program) -> None:
+    cell, head = loop.layers()
     heavier = loop.node(cell.contraction, Contraction)
     heavier = heavier.with_weight(2 * heavier.weight)
-    is_refused(loop.replace_modules({cell.contraction: heavier}), "layer0_contract.*other weights or functions")
-    is_refused(retargeted(loop, "layer2_contract", heavier), "layer 'cell': found a use of.*in 'layer2_contract'")
-
-
-def test_uses_of_one_layer_have_the_same_functions(loop: Program) -> None:
-    cell, head = loop.layers()
     other = loop.node(head.expansions[0], Expansion)
-    identity = Branch("x", None, torch.arange(4)[:, None].repeat(1, other.k))
-    is_refused(loop.replace_modules({cell.expansions[0]: Expansion((4,), [identity])}), "layer0_expand0.*other weights")
+    is_refused(retargeted(loop, "layer2_contract", heavier), "layer 'cell': found a use of.*in 'layer2_contract'")
     is_refused(retargeted(loop, "layer2_expand0", other), "layer 'cell': found a use of.*in 'layer2_contract'")
 
 
-def test_a_use_that_is_not_recorded_is_refused(loop: Program) -> None:
-    separate = separate_uses(loop)
-    is_refused(replace(loop, uses={}), r"found the nodes \['layer0_contract'")
-    is_refused(replace(separate, uses=loop.uses), r"found the nodes \[\]")
-
-
-def test_the_node_of_a_layer_used_several_times_is_not_one(loop: Program) -> None:
-    with pytest.raises(KanCompileError, match="found 4 nodes of the program that call it, expected one"):
-        node_of(loop, loop.layers()[0].contraction)
+def test_a_module_that_nothing_calls_has_no_nodes(loop: Program) -> None:
+    assert [node.name for node in nodes_of(loop, "layer0_contract")] == [f"layer{n}_contract" for n in range(4)]
+    with pytest.raises(KanCompileError, match="'none': found no node of the program that calls it"):
+        nodes_of(loop, "none")
 
 
 def retargeted(program: Program, name: str, module: nn.Module) -> Program:

@@ -137,8 +137,7 @@ def test_a_layer_alone_brings_what_it_brings_when_lowered_alone() -> None:
 def test_branches_alone_add_up_to_their_layer() -> None:
     for pair in pairs_of(labelled()):
         x = labelled().captured.inputs(make_inputs(40, seed=2), [pair.float_layer.expansions[0]])
-        anchor = next(iter(pair.anchors.values()))
-        features = pair.features({anchor: x[pair.float_layer.expansions[0]]})
+        features = pair.features({pair.float_layer.expansions[0]: x[pair.float_layer.expansions[0]]})
         whole = pair.output(features).double()
         parts = torch.stack([pair.part(features, name).double() for name in pair.branch_names]).sum(0)
         assert len(pair.branch_names) == 2
@@ -158,7 +157,7 @@ def test_curves_are_those_of_the_model_and_of_the_file() -> None:
         y = first(points)[:, 2].double()
     torch.testing.assert_close(edge.exact - edge.exact[0], y - y[0], rtol=1e-3, atol=1e-5)
     # the file's arithmetic: everything else constant, only this input moves
-    output = pair.output(pair.features({pair.anchors[pair.layer.expansions[0]]: points}))[:, 2].double()
+    output = pair.output(pair.features({pair.float_layer.expansions[0]: points}))[:, 2].double()
     torch.testing.assert_close(edge.compiled - edge.compiled[0], output - output[0], rtol=1e-3, atol=1e-5)
     assert edge.table is not None
     # float weights on the table are nearer than 3-bit weights; beyond the table both stay where it ends
@@ -204,7 +203,7 @@ def test_integer_sums_stay_below_their_bound() -> None:
     source, report = labelled(), labelled_report()
     pair = pairs_of(source)[0]
     contraction = pair.contraction
-    features = pair.features({pair.anchors[pair.layer.expansions[0]]: make_inputs(500, seed=7) * 3})
+    features = pair.features({pair.float_layer.expansions[0]: make_inputs(500, seed=7) * 3})
     weights = torch.cat(contraction.weights).double()  # type: ignore[union-attr, arg-type]
     sums = features[0].flatten(1).double() @ weights + contraction.bias.double()
     bound = report["layers"][0]["int32_sums"]["largest"]

@@ -272,13 +272,14 @@ def _apply(program: Program, target: str, expansion: Expansion, plan: _Plan) -> 
             other = graph.call_module(second, node.args)
         for reader in list(node.users):
             if reader is not other:
-                _read_both(copy, reader, node, other, sizes, [plan.chosen, kept])
+                _read_both(program, root, reader, node, other, sizes, [plan.chosen, kept])
     root.recompile()
     return copy.with_graph(graph, root)
 
 
 def _read_both(
     program: Program,
+    root: nn.Module,
     reader: fx.Node,
     one: fx.Node,
     other: fx.Node,
@@ -288,7 +289,8 @@ def _read_both(
     """Let a contraction read two expansions where it read one, its weight columns in their order.
 
     Args:
-        program: holds the modules; the contraction's is exchanged.
+        program: holds the modules as they were, also where another use of the layer reads two already.
+        root: gets the contraction.
         reader: the contraction.
         one, other: the expansions; so far it read ``one`` only.
         sizes: number of functions of every branch.
@@ -307,7 +309,7 @@ def _read_both(
     columns = torch.arange(contraction.weight.shape[1])
     columns[start : start + size] = torch.cat([torch.cat([branch[n] for n in part], 1).flatten() for part in parts])
     weight = contraction.weight[:, columns].contiguous()
-    program.graph_module.add_module(str(reader.target), contraction.with_weight(weight))
+    root.add_module(str(reader.target), contraction.with_weight(weight))
     sources.insert(place + 1, other)
     reader.args = tuple(sources)
 

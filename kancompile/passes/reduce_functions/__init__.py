@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from kancompile.ir import Contraction, Expansion, Layer, Program, Values, node_of, quantizer_in_front
+from kancompile.ir import Contraction, Expansion, Layer, Program, Values, nodes_of, quantizer_in_front
 from kancompile.passes.reduce_functions.join import Joined, JoinOptions, Stays, join_layer
 from kancompile.passes.reduce_functions.look_up_time import BALANCE, MOST_COLUMNS, most_columns
 from kancompile.passes.reduce_functions.words import PLANES
@@ -120,7 +120,7 @@ def _is_fit(program: Program, layer: Layer) -> bool:
         len(expansion.in_shape) == 1
         and not expansion.yields_codes
         and not expansion.is_identity
-        and len(node_of(program, target).users) == 1
+        and all(len(node.users) == 1 for node in nodes_of(program, target))
         and quantizer_in_front(program, target) is None
         for target, expansion in zip(layer.expansions, program.expansions(layer), strict=True)
     )

@@ -85,16 +85,17 @@ class RoundWeights:
                     f"layer {layer.name!r}: one weight scale for each output channel, not for each {options.granularity}, "
                     "since an integer convolution has no more"
                 )
-            if len(stated) == 1:
+            if len(stated) == 1 and layer.uses == 1:
                 problems[layer.name] = stated[0]
             elif isinstance(options.method, Brecq):
+                apart = f"its {len(stated)} channel groups are rounded apart"
+                why = apart if len(stated) > 1 else f"it is used {layer.uses} times, in no one block"
                 notes.append(
-                    f"layer {layer.name!r}: rounded by the first stage of brecq alone, since its {len(stated)} channel groups "
-                    "are rounded apart; no block reconstruction"
+                    f"layer {layer.name!r}: rounded by the first stage of brecq alone, since {why}; no block reconstruction"
                 )
             modules = integer_modules(reference, layer, rounded[layer.name], solved.bits, options.shares_scale)
             program = program.replace_modules(modules, notes)
-        # channel groups of a convolution are several problems; those layers keep what their own reconstruction gave
+        # layers of several problems or uses keep what their own reconstruction gave
         learned = [
             layer for layer in layers if layer.name in problems and isinstance(self.options(layer.name).method, Brecq)
         ]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from kancompile.ir import Layer, Program, Values, differentiable, joined, node_of
+from kancompile.ir import Layer, Program, Values, differentiable, joined, nodes_of
 from kancompile.passes.rounding_methods import Block, Brecq, Rounded, RoundingProblem
 
 _CHUNK = 512
@@ -33,7 +33,7 @@ def with_one_end(program: Program, block: Sequence[Layer]) -> list[list[Layer]]:
 
     Layers of parallel branches follow each other as well, and do not feed each other.
     """
-    end = node_of(program, block[-1].contraction)
+    (end,) = nodes_of(program, block[-1].contraction)
     behind, pending = {end}, [end]
     while pending:
         new = [node for node in pending.pop().all_input_nodes if node not in behind]
@@ -109,7 +109,7 @@ class _Cut:
         for node in graph.nodes:
             if node.target in inside or any(source in depends for source in node.all_input_nodes):
                 depends.add(node)
-        last = node_of(program, end)
+        (last,) = nodes_of(program, end)
         self.frontier: list[fx.Node] = []
         root: dict[str, Any] = {}
         new = fx.Graph()

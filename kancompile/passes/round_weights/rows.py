@@ -68,7 +68,7 @@ def convolution_problems(
     order = group_order([(table.n_in, table.k) for table in tables], groups)
     element = 2 if contraction.zero_point else 1
     wanted = max(1, min(rows, max_bytes // (len(order) * sampler.taps * element)))
-    image, position = sampler.draw(len(x), wanted, generator)
+    image, position = sampler.draw(len(x) * layer.uses, wanted, generator)
     seen = _features(program, layer, x, contraction, sampler, image, position)
     branches = columns_of_groups(branch_of_column(tables)[order], groups, sampler.taps)
     ties = columns_of_groups(tied_columns(tables)[order], groups, sampler.taps)
@@ -102,16 +102,20 @@ def _features(
     image: Tensor,
     position: Tensor,
 ) -> list[Tensor]:
-    """Collect codes less the zero point, ``[r, c / groups * t]`` for each group: int16, or uint8 where that is 0."""
+    """Collect codes less the zero point, ``[r, c / groups * t]`` for each group: int16, or uint8 where that is 0.
+
+    Image ``sample * uses + use`` is what a use of the layer reads of a sample.
+    """
     size = math.prod(sampler.spatial) * sum(one.n_in * one.k for one in program.expansions(layer))
     chunk = max(1, min(512, _CHUNK_BYTES // (8 * size)))
     found: list[list[Tensor]] = []
-    used = image.unique()
+    sample, use = image // layer.uses, image % layer.uses
+    used = sample.unique()
     for part in torch.split(used, chunk):
         traced = program.trace(x[part], layer.expansions)
         columns = convolution_columns([traced[target][1] for target in layer.expansions], contraction.groups)
-        here = (image >= part[0]) & (image <= part[-1])
-        local = torch.searchsorted(part, image[here])
+        here = (sample >= part[0]) & (sample <= part[-1])
+        local = use[here] * len(part) + torch.searchsorted(part, sample[here])
         patches = sampler.take(columns, local, position[here], contraction.zero_point)
         if contraction.zero_point:
             patches = patches.to(torch.int16) - contraction.zero_point

@@ -81,11 +81,11 @@ def collect(source: ReportSource, options: ReportOptions | None = None) -> dict[
             "versions": dict(manifest["versions"]) | {"kancompile": manifest["kancompile"]["version"]},
         },
         "measured_on": source.judged_on,
-        "counted": count_layers([pair.name for pair in pairs], source.program.kinds),
+        "counted": count_layers({pair.name: pair.layer.uses for pair in pairs}, source.program.kinds),
         "summary": _summary(source, options),
         "findings": [],
         "layers": [
-            {"role": role_of(pair.name, source.program.kinds)}
+            {"role": role_of(pair.name, source.program.kinds, pair.layer.uses)}
             | layer_facts(pair, errors.get(pair.name), contributions.get(pair.name), noise, seen, source.audit)
             for pair in pairs
         ],

@@ -10,13 +10,14 @@ output, because the bias of the lowered layer is corrected for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from kancompile.ir import Program, Values, node_of
+from kancompile.ir import Program, Values
 from kancompile.progress import track
 from kancompile.validation import ErrorMeasure, FloatReplay, LayerPair, decibel, samples_that_fit
 
@@ -55,39 +56,30 @@ def measure_contributions(program: Program, pairs: Sequence[LayerPair], x: Value
         x: inputs ``[n, *input_shape]``; as many as fit bounded memory are used.
 
     Returns:
-        by layer; layers whose inputs cannot be found in the float program are left out.
+        by layer.
     """
     x = x[: samples_that_fit(program, x)]
     replay = FloatReplay(program, x)
-    found = {}
-    for pair in track(pairs, "measuring layers alone"):
-        if all(anchor in replay.values for anchor in pair.anchors.values()):
-            found[pair.name] = _contribution(replay, pair)
-    return found
+    return {pair.name: _contribution(replay, pair) for pair in track(pairs, "measuring layers alone")}
 
 
 def _contribution(replay: FloatReplay, pair: LayerPair) -> LayerContribution:
-    node = replay.contraction_of(pair.float_layer.contraction)
-    exact = replay.values[node]
     with torch.no_grad():
-        features = pair.features(replay.values)
-        alone = _measured(replay, node, pair.output(features).reshape(exact.shape))
+        alone = _measured(replay, pair, lambda read: (pair.output(pair.features(read)), None))
         branches = {}
         if pair.branches_match and len(pair.branch_names) > 1:
-            float_features = _float_features(replay, pair)
             for branch in pair.branch_names:
-                part = pair.float_part(float_features, branch).reshape(exact.shape)
-                error = pair.part(features, branch).reshape(exact.shape).double() - part
-                error = _without_mean(error, pair)
-                branches[branch] = _measured(replay, node, (exact + error).float(), _without_mean(part.double(), pair))
+                branches[branch] = _measured(replay, pair, partial(_with_branch, pair, branch))
     return LayerContribution(alone, branches)
 
 
-def _float_features(replay: FloatReplay, pair: LayerPair) -> list[Tensor]:
-    return [
-        replay.program.module(target)(replay.values[node_of(replay.program, target).all_input_nodes[0].name])
-        for target in pair.float_layer.expansions
-    ]
+def _with_branch(pair: LayerPair, branch: str, read: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Give the output of the float layer with one branch as it was lowered, and what that branch alone gives."""
+    float_features = pair.float_features(read)
+    exact: Tensor = pair.float_contraction(*float_features)
+    part = pair.float_part(float_features, branch).reshape(exact.shape)
+    error = _without_mean(pair.part(pair.features(read), branch).reshape(exact.shape).double() - part, pair)
+    return (exact + error).float(), _without_mean(part.double(), pair)
 
 
 def _without_mean(value: Tensor, pair: LayerPair) -> Tensor:
@@ -95,12 +87,19 @@ def _without_mean(value: Tensor, pair: LayerPair) -> Tensor:
     return pair.float_contraction.without_mean(value)
 
 
-def _measured(replay: FloatReplay, node: str, value: Tensor, signal: Tensor | None = None) -> Contribution:
-    exact = replay.values[node]
-    output = replay.with_value(node, value)
-    at_layer, at_output = ErrorMeasure(), ErrorMeasure()
-    at_layer.add(exact, value, node)
-    at_output.add(replay.output, output, "model output")
+def _measured(
+    replay: FloatReplay, pair: LayerPair, compute: Callable[[Mapping[str, Tensor]], tuple[Tensor, Tensor | None]]
+) -> Contribution:
+    """Measure a layer computed otherwise: ``compute`` gives its output in one use, and the signal where that is another."""
+    at_layer, at_output, power = ErrorMeasure(), ErrorMeasure(), 0.0
+
+    def in_use(read: Mapping[str, Tensor]) -> Tensor:
+        nonlocal power
+        value, signal = compute(read)
+        at_layer.add(pair.float_contraction(*pair.float_features(read)), value, pair.name)
+        power += 0.0 if signal is None else float(signal.square().sum())
+        return value
+
+    at_output.add(replay.output, replay.with_layer(pair, in_use), "model output")
     changed = None if at_output.agreement is None else at_output.samples - at_output.agreeing
-    power = at_layer.signal if signal is None else float(signal.square().sum())
-    return Contribution(at_output.sqnr_db, at_output.noise, decibel(power, at_layer.noise), changed)
+    return Contribution(at_output.sqnr_db, at_output.noise, decibel(power or at_layer.signal, at_layer.noise), changed)

@@ -1,28 +1,27 @@
-"""Count the layers of a file by what they are: KAN layers, ordinary ones, and further uses of either."""
+"""Count the layers of a file by what they are: KAN layers and ordinary ones, each once, and the uses of either."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from kancompile.ir import ORDINARY
 
 
-def count_layers(names: Sequence[str], kinds: Mapping[str, str]) -> str:
+def count_layers(uses: Mapping[str, int], kinds: Mapping[str, str]) -> str:
     """Say how many layers of each kind there are, such as ``2 KAN layers in 6 uses and 1 ordinary layer``.
 
     Args:
-        names: of all layers.
-        kinds: what a layer is other than a KAN layer of its own, as ``Program.kinds`` has it.
+        uses: of all layers, by name.
+        kinds: what a layer is other than a KAN layer, as ``Program.kinds`` has it.
     """
-    ordinary = [name for name in names if kinds.get(name) == ORDINARY]
-    further = [name for name in names if name in kinds and kinds[name] != ORDINARY]
-    steps = [name for name in further if kinds.get(used_again(kinds[name])) == ORDINARY]
-    parts = [("KAN", len(names) - len(ordinary) - len(further), len(further) - len(steps))]
-    parts += [("ordinary", len(ordinary), len(steps))] if ordinary else []
+    ordinary = [count for name, count in uses.items() if kinds.get(name) == ORDINARY]
+    kans = [count for name, count in uses.items() if kinds.get(name) != ORDINARY]
+    parts = [("KAN", kans), ("ordinary", ordinary)] if ordinary else [("KAN", kans)]
     return " and ".join(
-        f"{count} {what} layer{'s' if count != 1 else ''}" + (f" in {count + more} uses" if more else "")
-        for what, count, more in parts
+        f"{len(counts)} {what} layer{'s' if len(counts) != 1 else ''}"
+        + (f" in {sum(counts)} uses" if sum(counts) > len(counts) else "")
+        for what, counts in parts
     )
 
 
@@ -33,12 +32,6 @@ def float_text(part: Mapping[str, Any]) -> str:
     return f"{part['count']} x {part['operator']} in float{share}: {part['reason']}{place}"
 
 
-def used_again(kind: str) -> str:
-    """Give the name of the layer that a kind says another use of."""
-    return kind.removeprefix("use of ")
-
-
-def role_of(name: str, kinds: Mapping[str, str]) -> str:
-    """Say what a layer is: ``KAN layer``, ``ordinary layer``, or ``use of`` another one."""
-    kind = kinds.get(name, "KAN")
-    return kind if kind.startswith("use of ") else f"{kind} layer"
+def role_of(name: str, kinds: Mapping[str, str], uses: int = 1) -> str:
+    """Say what a layer is: ``KAN layer`` or ``ordinary layer``, and in how many uses."""
+    return f"{kinds.get(name, 'KAN')} layer" + (f", used {uses} times" if uses > 1 else "")

@@ -46,7 +46,7 @@ def compile_summary(
         notes: what else a reader should know.
     """
     manifest = compiled.manifest
-    counted = count_layers([layer["name"] for layer in manifest["layers"]], manifest["kinds"])
+    counted = count_layers({layer["name"]: layer.get("uses", 1) for layer in manifest["layers"]}, manifest["kinds"])
     lines = [f"{counted} for {manifest['target']}, measured on {judged_on}", *_sizes(compiled.program), ""]
     lines += aligned(_results(compiled, result, beside), last_left=True)
     lines += ["", *aligned(_layers(compiled, result), last_left=True)]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from kancompile.errors import KanCompileError
-from kancompile.ir import IntegerContraction, Program, TableExpansion, attribute, regroup, to_channels_last
+from kancompile.ir import IntegerContraction, Program, TableExpansion, attribute, nodes_of, regroup, to_channels_last
 from kancompile.targets.c99 import layers
 from kancompile.targets.c99.float_inputs import FloatStep, are_equal, float_steps
 from kancompile.targets.c99.steps import (
@@ -251,7 +251,12 @@ class _Planner:
         return _read_of(table, moved, behind)
 
     def _takes_any_order(self, node: fx.Node) -> bool:
-        """Whether all readers are linear layers whose columns share a scale, so that their weights can be reordered."""
+        """Whether all readers are linear layers whose columns share a scale, so that their weights can be reordered.
+
+        Those of a layer that is used several times stay in one order.
+        """
+        if len(nodes_of(self.program, str(node.target))) > 1:
+            return False
         modules = [self.program.module(str(user.target)) for user in node.users if user.op == "call_module"]
         return all(
             isinstance(module, IntegerContraction)

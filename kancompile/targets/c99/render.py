@@ -12,7 +12,7 @@ from kancompile.targets.c99 import arithmetic
 from kancompile.targets.c99.arena import Arena
 from kancompile.targets.c99.c_text import array, bytes_of, float_array, for_loop, indented, is_range, unsigned_type
 from kancompile.targets.c99.interface import Sizes, interface, state_of, title
-from kancompile.targets.c99.render_layer import LayerText, render_layer
+from kancompile.targets.c99.shared_layers import render_layers
 from kancompile.targets.c99.steps import Array, Contract, Gather, Input, MaxPool, Plan, Recode
 from kancompile.targets.c99.windows import over_positions, over_taps
 
@@ -123,7 +123,8 @@ class _File:
     def __init__(self, plan: Plan, metadata: Mapping[str, str]) -> None:
         self.plan, self.metadata = plan, metadata
         self.arena = Arena.of(plan)
-        self.layers = [render_layer(step, self.arena.place) for step in plan.contractions()]
+        self.shared = render_layers(plan.contractions(), self.arena.place)
+        self.layers = [layer.text for layer in self.shared]
         self.flash = sum(layer.flash_bytes for layer in self.layers)
         self.last = next((step for step in plan.contractions() if step.keeps_sums), None)
         self.keeps_reals = self.last is not None and self.last.adds_reals
@@ -215,12 +216,12 @@ class _File:
     def _steps(self) -> tuple[list[str], list[str]]:
         texts: list[str] = []
         calls: list[str] = []
-        layer_texts: Sequence[LayerText] = self.layers
-        layers = iter(layer_texts)
+        layers = {next(iter(layer.calls)): layer.text.text for layer in self.shared}
+        of_layers = {use: call for layer in self.shared for use, call in layer.calls.items()}
         for number, step in enumerate(self.plan.steps):
             if isinstance(step, Contract):
-                texts.append(next(layers).text)
-                calls.append(f"kan_layer{step.number}(state);")
+                texts += [layers[step.number]] if step.number in layers else []
+                calls.append(of_layers[step.number])
                 continue
             head = f"static void kan_step{number}(kan_model_state *state)"
             if isinstance(step, Gather):

@@ -35,19 +35,22 @@ class LayerText:
     products: int
 
 
-def render_layer(step: Contract, place: Callable[[Buffer], str]) -> LayerText:
+def render_layer(step: Contract, place: Callable[[Buffer], str], arguments: Sequence[str] = ()) -> LayerText:
     """Write a layer.
 
     Args:
         step: its plan.
         place: gives the C expression of an array of row numbers.
+        arguments: declarations of what its function takes behind the state, where it is called several times.
     """
-    return _Layer(step, place).render()
+    return _Layer(step, place, arguments).render()
 
 
 class _Layer:
-    def __init__(self, step: Contract, place: Callable[[Buffer], str]) -> None:
+    def __init__(self, step: Contract, place: Callable[[Buffer], str], arguments: Sequence[str]) -> None:
         self.step, self.place = step, place
+        self.declared = "".join(f", {argument}" for argument in arguments)
+        self.passed = "".join(f", {argument.split()[-1].lstrip('*')}" for argument in arguments)
         self.name = f"kan_layer{step.number}"
         self.offset = 1 << (step.bits - 1)
         groups, taps, columns, n = step.weight.shape
@@ -257,23 +260,26 @@ class _Layer:
             sums = "products[o]" if step.multiplies_sums else f"sums[o] - {self.offset}u * total"
             lines.append(f"const int32_t sum = kan_signed(state->{sums});")
             if step.keeps_sums:
-                lines.append("state->output[first + o] = sum;")
+                lines.append(f"{self._if_kept()}state->output[first + o] = sum;")
             if needs_scale:
                 lines.append(f"const kan_real y = {self._product('kan_from_int(sum)', 'scale', 'channel + o')};")
         lines += [
-            f"{self.place(store.buffer)}[first + o] = ({store.buffer.c_type})kan_clipped("
+            f"{self._if_stored(store)}{self.place(store.buffer)}[first + o] = ({store.buffer.c_type})kan_clipped("
             f"{self._row_number(number, store)}, {store.levels - 1});"
             for number, store in enumerate(step.stores)
         ]
         if several and step.keeps_sums:
-            lines.append("state->output[first + o] = y;")
+            lines.append(f"{self._if_kept()}state->output[first + o] = y;")
         unused = ["(void)channel;"] if not any("channel" in line for line in lines) else []
         unused += ["(void)total;"] if several or step.multiplies_sums else []
         functions.append(
             "\n".join(
                 [
                     "/* Hand over the outputs of one position and channel group, the first of which is first. */",
-                    f"static void {self.name}_finish(kan_model_state *state, uint32_t total, uint32_t first, uint32_t channel)",
+                    (
+                        f"static void {self.name}_finish(kan_model_state *state, uint32_t total, uint32_t first, "
+                        f"uint32_t channel{self.declared})"
+                    ),
                     "{",
                     *indented([*unused, *for_loop("o", self.n, lines)]),
                     "}",
@@ -282,6 +288,12 @@ class _Layer:
             )
         )
         return functions
+
+    def _if_kept(self) -> str:
+        return "if (keeps) " if self.declared else ""
+
+    def _if_stored(self, store: Store) -> str:
+        return f"if ({store.buffer.name}) " if self.declared else ""
 
     def _reals(self, suffix: str, values: object) -> None:
         m, e = mantissas(np.asarray(values), self.step.layer)
@@ -353,9 +365,11 @@ class _Layer:
                 outside = for_loop("o", self.n, [added])
             body += over_taps(step.window, inside, outside)
         first = f"position * {step.n_out}u + group * {self.n}u"
-        body.append(f"{self.name}_finish(state, total, {first}, group * {self.n}u);")
+        body.append(f"{self.name}_finish(state, total, {first}, group * {self.n}u{self.passed});")
         lines = over_positions(step.window, for_loop("group", groups, body))
-        return "\n".join([f"static void {self.name}(kan_model_state *state)", "{", *indented(lines), "}", ""])
+        return "\n".join(
+            [f"static void {self.name}(kan_model_state *state{self.declared})", "{", *indented(lines), "}", ""]
+        )
 
     def _channel(self, output: str) -> str:
         return output if self.step.groups == 1 else f"group * {self.n}u + {output}"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kancompile.ir import IndexQuantizer, JointTable, Program, TableExpansion, node_of, rows_of
+from kancompile.ir import IndexQuantizer, JointTable, Program, TableExpansion, nodes_of, rows_of
 from kancompile.targets.onnx.function_planes import arrange_planes, can_be_planes
 
 _ROW_PADDING_BYTES = 1 << 14
@@ -118,7 +118,8 @@ def pad_rows(program: Program) -> Program:
     modules: dict[str, nn.Module] = {}
     for layer in program.layers():
         contraction = program.contraction(layer)
-        readers = [str(user.target) for user in node_of(program, layer.contraction).users if user.op == "call_module"]
+        users = [user for node in nodes_of(program, layer.contraction) for user in node.users]
+        readers = dict.fromkeys(str(user.target) for user in users if user.op == "call_module")
         padded = {target: _with_256_rows(program.module(target)) for target in readers}
         output = contraction.hands_over.index
         if contraction.hands_over.kind != "rows" or output is None:

@@ -26,12 +26,14 @@ from kancompile.targets.onnx.translation import STAND_INS
 
 
 def write_joint_tables(graph: ir.Graph) -> None:
-    """Replace every stand-in of ``translation.expand_joint``, in place."""
-    for number, node in enumerate([node for node in graph if node.domain == STAND_INS]):
+    """Replace every stand-in of ``translation.expand_joint``, in place; uses of one table share what is made of it."""
+    known: dict[tuple[ir.Value, ...], _JointLookup] = {}
+    for node in [node for node in graph if node.domain == STAND_INS]:
         index, members, *parts = (value for value in node.inputs if value is not None)
-        nodes = _JointLookup(graph, f"joint{number}")
+        nodes = known.setdefault((members, *parts), _JointLookup(graph, f"joint{len(known)}"))
+        before = len(nodes.nodes)
         columns = nodes.columns(index, _numbers(members), parts)
-        for written in nodes.nodes:
+        for written in nodes.nodes[before:]:
             written.metadata_props.update(node.metadata_props)
         for use in list(node.outputs[0].uses()):  # a product's view of columns as a matrix, which these are
             ir.convenience.replace_all_uses_with(use.node.outputs[0], columns)
@@ -46,6 +48,8 @@ def _numbers(value: ir.Value) -> NDArray[Any]:
 
 
 class _JointLookup(FoldedNodes):
+    tables: ir.Value | None = None
+
     def columns(self, index: ir.Value, members: NDArray[np.int64], stored: Sequence[ir.Value]) -> ir.Value:
         """Write one look-up and return its columns, uint8 ``[b, k * w]``.
 
@@ -54,13 +58,15 @@ class _JointLookup(FoldedNodes):
             members: int64 ``[m, w]``.
             stored: the parts, or basis, mix, bias and shift that they are made of.
         """
-        if len(stored) > 1:
-            shape = (*_numbers(stored[1]).shape[:3], len(_numbers(stored[0])))
-            parts = self._made(*stored)
-        else:
-            shape, parts = _numbers(stored[0]).shape, self.cast(stored[0], ir.DataType.FLOAT)
+        is_made = len(stored) > 1
+        shape = (*_numbers(stored[1]).shape[:3], len(_numbers(stored[0]))) if is_made else _numbers(stored[0]).shape
+        parts = None
+        if self.tables is None:
+            parts = self._made(*stored) if is_made else self.cast(stored[0], ir.DataType.FLOAT)
         rows = self._rows(index, members, shape[3])
-        words = self.op("GatherElements", [self._words(parts, shape), rows], {"axis": 1})
+        if parts is not None:
+            self.tables = self._words(parts, shape)
+        words = self.op("GatherElements", [self.tables, rows], {"axis": 1})
         codes = self._apart(words, shape[1])
         stacked = codes[0] if len(codes) == 1 else self.op("Concat", codes, {"axis": 0})
         return self.op("Transpose", [stacked], {"perm": [1, 0]})
