@@ -2,8 +2,8 @@
 
     phi = expand(x)        ->        row, t = cell(x); phi = sum_j coefficient_j[row] * t^j
 
-It is decided for each branch. A branch *stays* as PyTorch computes it where that takes ONNX Runtime less time (a SiLU by
-itself), and becomes a polynomial otherwise; a branch that comes near the edge of an operator's domain, such as
+It is decided for each branch. A branch *stays* as PyTorch computes it where that costs less, in time and bytes
+(a SiLU by itself), and becomes a polynomial otherwise; a branch that comes near the edge of an operator's domain, such as
 ``acos(tanh(x))``, always becomes one, because the runtime's tanh may exceed 1. All polynomials of an expansion share
 one table. Where some branches stay and others do not, the expansion is split and the weight columns follow::
 
@@ -35,6 +35,7 @@ from kancompile.ir import (
     joined,
 )
 from kancompile.passes.lower_to_polynomials.breakpoints import find_breakpoints, merge
+from kancompile.passes.lower_to_polynomials.form_cost import Beside
 from kancompile.passes.lower_to_polynomials.observed_region import ObserveRegion, Region
 from kancompile.passes.lower_to_polynomials.piecewise_fit import Lowered, lower
 from kancompile.passes.lower_to_polynomials.region_functions import CannotFit, describe_functions
@@ -43,8 +44,8 @@ from kancompile.recipe import DEFAULT_PROFILE, FunctionCosts, package_profile
 _LEAST_BYTES = 1 << 19
 _SHARED_BYTES = 1 << 20  # a table that all inputs use should stay in a second-level cache
 _CHUNK = 128
+_GAIN = 0.8  # share of the cost below which a polynomial is worth its error
 _LEFT = " left as PyTorch computes it"
-_GAIN = 0.8  # share of the time below which a polynomial is worth its error
 TOLERANCES = (1e-6, 1.5e-7)
 """Relative errors of functions to try; float32 rounding is 6e-8."""
 OUTPUT_ERROR = 5e-6
@@ -58,7 +59,7 @@ class LowerToPolynomials:
     Attributes:
         tolerance: error allowed of a function, relative to the larger of its value and the largest value that it takes
             on the calibration inputs and between its breakpoints. Float32 rounding adds as much again.
-        degrees: degrees to choose from by estimated time; ``(1,)`` gives interpolated tables, which are fastest.
+        degrees: degrees to choose from by time and bytes; ``(1,)`` gives interpolated tables, which are fastest.
         most_bytes: how large the coefficients of one expansion may be; ``None``: as large as the weights that read it
             and at least 512 KiB, and for a table that all inputs share at most 1 MiB.
         applies: says for a layer's name whether to lower it; ``None``: all layers.
@@ -121,7 +122,7 @@ class LowerToPolynomials:
         looks = [find_breakpoints(_region(expansion, [branch]), points, self.costs) for branch in branches]
         unsafe = [number for number, look in enumerate(looks) if look.risky]
         stay = [look.nanoseconds for look in looks]
-        best, best_time = None, _GAIN * sum(stay) if not unsafe else float("inf")
+        best, least = None, _GAIN * Beside(weights, sum(stay)).cost() if not unsafe else float("inf")
         reasons: list[str] = []
         every = list(range(len(branches)))
         for chosen in _subsets(every, unsafe, stay):
@@ -134,12 +135,12 @@ class LowerToPolynomials:
                 functions = describe_functions(region, breakpoints, low, high, self.tolerance)
                 size = self._most_bytes(functions.count, weights)
                 names = [(branches[number].name, branches[number].k) for number in chosen]
-                lowered = lower(functions, names, size, self.degrees, self.costs)
+                lowered = lower(functions, names, size, self.degrees, self.costs, Beside(weights, rest))
             except CannotFit as reason:
                 reasons.append(f"{_names(branches, chosen)}: {reason}")
                 continue
-            if lowered.nanoseconds + rest < best_time:
-                best, best_time = _Plan(tuple(chosen), lowered), lowered.nanoseconds + rest
+            if lowered.cost < least:
+                best, least = _Plan(tuple(chosen), lowered), lowered.cost
         why = "; ".join(reasons)
         if unsafe and best is None:
             risky = sorted(set().union(*(looks[number].risky for number in unsafe)))
