@@ -4,8 +4,9 @@ The lowered program, whose evaluation is what the file computes, is compared wit
 output about its mean. Where an output misses the goal, the float program is replayed with one lowered layer at a time, which
 says how much noise each of them brings there. Those above an equal share of what is allowed go up the ladder (``ladder``): other
 rounding, ranges and column scales, then rows, then functions. Sixteen bits are taken only where an output would stay below
-:data:`RUINED_DB`, or where the constants stay no larger than the float model's: integers are what the file is for. What is
-left is said, with the next step.
+:data:`RUINED_DB`, or where the constants stay no larger than the float model's: integers are what the file is for. Rows of
+tables that inputs do not share are not taken where they would exceed that and 16 bits would not. What is left is said, with
+the next step.
 
 A goal leaves what a recipe chose, a key whose value is not its default, as it is, unless an output is ruined. ``min_sqnr`` is a
 limit, not a goal: for it every key may change and layers go on to 16 bits and float; where that does not suffice it is an error.
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kancompile.compiler.ladder import BITS, FREE, PRECISION, ROWS, Rung, gate_rungs
+from kancompile.compiler.ladder import BITS, FREE, PRECISION, ROWS, Rung, gate_rungs, has_own_tables
 from kancompile.compiler.layer_trials import LayerTrials, Trial
 from kancompile.compiler.manifest import constant_bytes
 from kancompile.compiler.refinement import NextStep, Refinement
@@ -215,12 +216,23 @@ class ErrorGate:
     ) -> tuple[Rung, Trial, float] | None:
         """Try steps until one suffices; give the best with its share of the noise that is allowed."""
         best: tuple[Rung, Trial, float] | None = None
-        for rung in self._affordable(recipe, program, name, measured):
+        affordable = self._affordable(recipe, program, name, measured)
+        wider = next((rung for rung in affordable if rung.kind == PRECISION), None)
+        for rung in affordable:
             if (rung.kind == PRECISION) != may_widen:
                 continue
             trial = self.trials.trial(recipe, name, rung.change)
             if trial is None:
                 break
+            if (
+                rung.kind == ROWS
+                and wider is not None
+                and has_own_tables(program, name)
+                and not self._stays_small(recipe, program, name, trial)
+                and (other := self.trials.trial(recipe, name, wider.change)) is not None
+                and self._stays_small(recipe, program, name, other)
+            ):
+                continue
             if (
                 rung.kind == PRECISION
                 and not self._must_widen(recipe, measured)

@@ -119,3 +119,8 @@ def gate_rungs(chosen: LayerRecipe, captured: Program, lowered: Program, name: s
         and rung != Rung("range", "mse")
         and (rung.kind != BITS or rung.value == 8)
     ]
+
+
+def has_own_tables(lowered: Program, name: str) -> bool:
+    """Whether inputs of a layer do not share their tables, so that every row more takes bytes for each of them."""
+    return any(table.n_tables > 1 for table in lowered.tables(lowered.layer(name)).values())

@@ -1,9 +1,9 @@
 """Fit piecewise polynomials to the functions of an expansion, in the form of least cost that keeps a tolerance.
 
-The cost is estimated time multiplied by the root of the bytes (``Beside.cost``): a form four times as large must be twice as fast.
-Splines in cubic cells between their knots take a hundredth of the bytes of an interpolated table, two to three times its time,
-and are far more exact. Candidates are tried in the order of their estimated time in ONNX Runtime, by the costs of a profile, of
-which only the ratios matter; of those that reach the tolerance within the memory allowed, the one of least cost is taken:
+The cost is estimated time multiplied by the root of the bytes (``form_cost``): splines in cubic cells between their knots take a
+hundredth of the bytes of an interpolated table and two to three times its time, and are far more exact. Candidates are tried in
+the order of their estimated time in ONNX Runtime, by the costs of a profile, of which only the ratios matter; of those that reach
+the tolerance within the memory allowed, the one of least cost is taken:
 
 * uniform cells, where all breakpoints lie on one lattice (uniform knots) or there are none; the lattice is subdivided
   until polynomials of the degree fit. If one width for all would need too many rows, cells outside of the outermost

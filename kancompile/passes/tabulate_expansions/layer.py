@@ -54,6 +54,7 @@ _MEAN_SAMPLES, _MEAN_ROWS, _MEAN_ELEMENTS = 32, 4096, 1 << 24
 _SEEN = 0.3
 # one row less than 8 bits can number lets a target look two inputs up at a time
 _PAIRABLE_LEVELS = 255
+_CAPPED = 2.0  # errors of look-ups, in those of codes and weights, above which a limit of the rows is said
 
 
 def tabulate_layer(
@@ -145,6 +146,11 @@ def _draft(
         f"({choice.range}{capped}), {len(first)} distinct, look-up error {choice.error:.3g} beside {other:.3g} of 8-bit "
         f"codes and {options.weight_bits}-bit weights"
     )
+    if len(first) > 1 and options.levels is None and given is None and choice.error > _CAPPED * other:
+        enough = next((count for count in LEVELS if choice.error * (index.levels / count) ** 2 <= other), LEVELS[-1])
+        if enough > most:
+            more = len(first) * expansion.k * (enough - index.levels)
+            note += f"; size limits the rows, levels = {enough} takes {more:,} bytes more"
     values = (
         values_at_rows(expansion, index, x)
         if len(first) == 1
