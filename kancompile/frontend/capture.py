@@ -14,11 +14,12 @@ from torch.export import ExportedProgram
 
 from kancompile.data import float32_by_default, in_float32, in_order
 from kancompile.errors import KanCompileError
-from kancompile.frontend.flow import Flow, analyse, refuse_batch_dependence, run
-from kancompile.frontend.layers import TOLERANCE, find_layers, uses_of_layers
+from kancompile.frontend.confirmation import confirm_program
+from kancompile.frontend.flow import Flow, analyse, refuse_batch_dependence
+from kancompile.frontend.layers import find_layers, uses_of_layers
 from kancompile.frontend.rewrite import rewrite
 from kancompile.frontend.trace import Dynamic, Examples, export, interface_of, node_source
-from kancompile.ir import NamedTensors, Program, Unrecognized, Values, check, share_uses, tensors_of
+from kancompile.ir import NamedTensors, Program, Unrecognized, Values, check, share_uses
 
 _MOST_REPORTED = 12
 
@@ -66,14 +67,14 @@ def capture(
         raise KanCompileError(_nothing_found(unrecognized))
     lines = {layer.contraction.layer: node_source(layer.region.target) for layer in layers}
     sources = {name: Path(source).name for name, source in lines.items() if source}
-    program = Program(rewrite(flow, layers), interface.inputs[0].shape, tuple(unrecognized), sources=sources)
+    module, targets = rewrite(flow, layers)
+    program = Program(module, interface.inputs[0].shape, tuple(unrecognized), sources=sources)
     first = interface.inputs[0]
     if len(interface.inputs) > 1 or len(interface.outputs) > 1 or first.dtype != torch.float32 or first.dynamic:
         program = replace(program, declared=interface)
     program = share_uses(program, uses_of_layers(flow, layers))
     check(program)
-    _confirm_program(flow, program, examples)
-    return program
+    return confirm_program(flow, program, targets, examples)
 
 
 def _unrecognized(node: fx.Node, reason: str) -> Unrecognized:
@@ -112,24 +113,3 @@ def _refuse_non_finite_output(flow: Flow) -> None:
             f"{culprit.name!r} ({culprit.target}); expected finite ones; pass an example input from the data, or repair "
             "the checkpoint"
         )
-
-
-def _confirm_program(flow: Flow, program: Program, examples: Examples) -> None:
-    """Compare the finished program with the exported graph at several batch sizes."""
-    generator = torch.Generator().manual_seed(3)
-    for size in (2, 7):
-        rows = examples.made(size, generator)
-        if size == 2:
-            rows = program.interface.resized(rows)
-        values = run(flow, tensors_of(rows))
-        for node, found in zip(flow.outputs, tensors_of(program(rows)), strict=True):
-            expected = values[node].float()
-            finite = expected[torch.isfinite(expected)].abs()
-            scale = float(finite.max().clamp(min=1e-6)) if finite.numel() else 1.0
-            if found.shape != expected.shape or not torch.allclose(
-                found.float(), expected, rtol=0, atol=100 * TOLERANCE * scale, equal_nan=True
-            ):
-                raise KanCompileError(
-                    f"model: found outputs of the captured program that differ from the model at batch {size}, expected "
-                    "equal ones although every layer was confirmed; please report this with the model"
-                )

@@ -13,11 +13,14 @@ from kancompile.frontend.layers import CanonicalLayer
 from kancompile.ir import RECURRENCES
 
 
-def rewrite(flow: Flow, layers: Sequence[CanonicalLayer]) -> fx.GraphModule:
+def rewrite(flow: Flow, layers: Sequence[CanonicalLayer]) -> tuple[fx.GraphModule, dict[str, fx.Node]]:
     """Replace each layer's target by ``call_module`` nodes and drop what only fed it.
 
     Modules are named ``layer0_expand0``, ``layer0_contract`` and so on; parameters that are still read keep the name of
     their placeholder.
+
+    Returns:
+        the module, and by the name of the node that yields a target as ``[b, *shape of one sample]`` that target.
     """
     layer_of = {layer.region.target: (number, layer) for number, layer in enumerate(layers)}
     copier = GraphCopier(flow)
@@ -67,4 +70,5 @@ def rewrite(flow: Flow, layers: Sequence[CanonicalLayer]) -> fx.GraphModule:
             copier.copy(node)
     returned = tuple(copier.placed[node] for node in flow.outputs)
     copier.finish(returned if len(returned) > 1 else returned[0])
-    return fx.GraphModule({**copier.root, **modules}, graph)
+    targets = {in_samples[node].name: node for node in layer_of}
+    return fx.GraphModule({**copier.root, **modules}, graph), targets

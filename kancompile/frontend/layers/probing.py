@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -37,7 +39,7 @@ def confirm(flow: Flow, layer: CanonicalLayer, rows: int = 16) -> None:
         ]
         features = [expansion(x) for expansion, x in zip(layer.expansions, inputs, strict=True)]
         found = layer.moved(layer.contraction(*features)).flatten(1)
-        sizes = layer.moved(_sizes(layer.contraction, features))
+        sizes = layer.moved(sizes_of_terms(layer.contraction, features))
     finite = torch.isfinite(expected).all(1)
     for feature in features:
         finite &= torch.isfinite(feature).flatten(1).all(1)
@@ -53,7 +55,7 @@ def confirm(flow: Flow, layer: CanonicalLayer, rows: int = 16) -> None:
         _confirm_univariate(expansion, x[finite], feature[finite], generator)
 
 
-def _sizes(contraction: Contraction, features: list[Tensor]) -> Tensor:
+def sizes_of_terms(contraction: Contraction, features: Sequence[Tensor]) -> Tensor:
     """Give the sum of the magnitudes of the terms of every output."""
     sizes = contraction.with_weight(contraction.weight.abs(), contraction.bias.abs())
     total: Tensor = sizes(*(feature.abs() for feature in features))

@@ -35,6 +35,7 @@ from kancompile.errors import KanCompileError, error_source, reason
 from kancompile.frontend.trace.decompositions import DECOMPOSITIONS, WHOLE, is_checked
 from kancompile.frontend.trace.examples import Examples
 from kancompile.frontend.trace.recurrence import WholeRecurrences, drop_zero_states
+from kancompile.frontend.trace.zero_terms import drop_zero_terms
 from kancompile.ir import Input, Interface, Values, by_name, export_dynamic, tensors_of
 
 Dynamic = Mapping[str, Mapping[int, str]]
@@ -81,6 +82,8 @@ def export(
             )
         )
     _check_signature(traced, rows)
+    if traced is not model:  # which stays the user's
+        drop_zero_terms(traced)
     with quiet():
         decomposed: ExportedProgram = traced.run_decompositions(_decompositions())
     drop_zero_states(decomposed.graph)
