@@ -21,7 +21,9 @@ from kancompile.frontend.trace import Examples
 from kancompile.ir import Contraction, Program, Values, tensors_of
 
 
-def confirm_program(flow: Flow, program: Program, layers: Mapping[str, fx.Node], examples: Examples) -> Program:
+def confirm_program(
+    flow: Flow, program: Program, layers: Mapping[str, tuple[fx.Node, bool]], examples: Examples
+) -> Program:
     """Compare a program with the exported graph at several batch sizes.
 
     Args:
@@ -111,10 +113,14 @@ class _OnValuesOfModel(fx.Interpreter):
         return expected
 
 
-def _agrees_by_layers(flow: Flow, program: Program, layers: Mapping[str, fx.Node], rows: Values) -> bool:
+def _agrees_by_layers(flow: Flow, program: Program, layers: Mapping[str, tuple[fx.Node, bool]], rows: Values) -> bool:
     values = run(flow, tensors_of(rows), keep=True)
     forced = _OnValuesOfModel(
-        program, {name: layout_of(node, flow.batch).to_samples(values[node]) for name, node in layers.items()}
+        program,
+        {
+            name: values[node] if whole else layout_of(node, flow.batch).to_samples(values[node])
+            for name, (node, whole) in layers.items()
+        },
     )
     with torch.no_grad():
         outputs = forced.run(*program.arguments(rows))

@@ -12,15 +12,17 @@ from kancompile.frontend.flow import Flow, GraphCopier, emit_image, is_fixed, la
 from kancompile.frontend.layers import CanonicalLayer
 from kancompile.ir import RECURRENCES
 
+Targets = dict[str, tuple[fx.Node, bool]]
 
-def rewrite(flow: Flow, layers: Sequence[CanonicalLayer]) -> tuple[fx.GraphModule, dict[str, fx.Node]]:
+
+def rewrite(flow: Flow, layers: Sequence[CanonicalLayer]) -> tuple[fx.GraphModule, Targets]:
     """Replace each layer's target by ``call_module`` nodes and drop what only fed it.
 
     Modules are named ``layer0_expand0``, ``layer0_contract`` and so on; parameters that are still read keep the name of
     their placeholder.
 
     Returns:
-        the module, and by the name of the node that yields a target as ``[b, *shape of one sample]`` that target.
+        the module, and by the name of the node that yields a target that target, and whether it is whole images, not samples.
     """
     layer_of = {layer.region.target: (number, layer) for number, layer in enumerate(layers)}
     copier = GraphCopier(flow)
@@ -31,6 +33,7 @@ def rewrite(flow: Flow, layers: Sequence[CanonicalLayer]) -> tuple[fx.GraphModul
         size = graph.call_function(torch.ops.aten.sym_size.int, (copier.placed[holder], dim))
         copier.sizes[symbol] = size if times == 1 else graph.call_function(operator.floordiv, (size, times))
     modules: dict[str, nn.Module] = {}
+    targets: Targets = {}
     in_samples: dict[fx.Node, fx.Node] = {}  # targets as [b, *shape of one sample]
     live = live_nodes(flow.outputs)
     for node in flow.graph.nodes:
@@ -61,6 +64,7 @@ def rewrite(flow: Flow, layers: Sequence[CanonicalLayer]) -> tuple[fx.GraphModul
                 features.append(graph.call_module(name, (source,)))
             modules[f"layer{number}_contract"] = layer.contraction
             result = layer.emit_moved(copier, graph.call_module(f"layer{number}_contract", tuple(features)))
+            targets[result.name] = node, layer.any_size
             if layer.any_size:
                 copier.placed[node] = result
                 continue
@@ -70,5 +74,4 @@ def rewrite(flow: Flow, layers: Sequence[CanonicalLayer]) -> tuple[fx.GraphModul
             copier.copy(node)
     returned = tuple(copier.placed[node] for node in flow.outputs)
     copier.finish(returned if len(returned) > 1 else returned[0])
-    targets = {in_samples[node].name: node for node in layer_of}
     return fx.GraphModule({**copier.root, **modules}, graph), targets

@@ -59,6 +59,13 @@ def _check(program: Program) -> None:
                 )
     for name, contraction in contractions.items():
         if contraction.output is None:
+            shared = next((layer for layer in layers if layer.uses > 1), None)
+            if shared is not None:
+                raise KanCompileError(
+                    f"layer {name!r}: hands over real values, expected 8 bits for target 'qnn'; layer {shared.name!r} is used "
+                    f"{shared.uses} times, with one table for all of them: make a copy of its module for every use, or use "
+                    "target ort-cpu"
+                )
             raise KanCompileError(
                 f"layer {name!r}: hands over real values, expected 8 bits for target 'qnn'; compile for this target "
                 'alone, with one scale for each output (granularity = "channel") and levels = 256'

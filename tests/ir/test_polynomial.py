@@ -17,6 +17,7 @@ from torch import Tensor
 from kancompile.ir import Branch
 from kancompile.ir.polynomial import BreakpointCells, PolynomialExpansion, Repeat, UniformCells, Zone, group_size
 from kancompile.passes.lower_to_polynomials.breakpoints import find_breakpoints
+from kancompile.passes.lower_to_polynomials.form_cost import Beside
 from kancompile.passes.lower_to_polynomials.observed_region import Region
 from kancompile.passes.lower_to_polynomials.piecewise_fit import Lowered, lower
 from kancompile.passes.lower_to_polynomials.region_functions import CannotFit, Functions, describe_functions
@@ -39,7 +40,7 @@ def functions_of(branches: list[Branch], low: float = -1.0, high: float = 1.0, t
 def lowered(
     functions: Functions, k: int, degrees: tuple[int, ...] = (1, 2, 3, 4), most_bytes: int = 1 << 20
 ) -> Lowered:
-    return lower(functions, [("all", k)], most_bytes, degrees, COSTS)
+    return lower(functions, [("all", k)], most_bytes, degrees, COSTS, Beside(1 << 24, 0.0))
 
 
 def rounding_bound(module: PolynomialExpansion, largest_place: float) -> float:
