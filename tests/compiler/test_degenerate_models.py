@@ -223,7 +223,9 @@ def test_a_layer_called_twice_compiles_for_other_targets(target: str) -> None:
 
 
 def test_a_target_of_8_bits_says_that_uses_of_a_layer_hand_real_values_over() -> None:
-    with pytest.raises(KanCompileError, match=r"'first': .*'again' is used 2 times.*a copy of its module for every use"):
+    with pytest.raises(
+        KanCompileError, match=r"'first': .*'again' is used 2 times.*a copy of its module for every use"
+    ):
         compiled(Chain(), normal(100, 6), "qnn", weight_bits=4, levels=256, goal_sqnr=None)
 
 
