@@ -24,6 +24,12 @@ class Cut:
     origin: Tensor
     constants: Tensor
 
+    def base(self) -> Tensor:
+        """Give a sample of the cut that depends on nothing: its constants, and 0 elsewhere, float32 ``[*layout.shape]``."""
+        value = torch.zeros(self.layout.shape)
+        value.view(-1)[self.origin < 0] = self.constants
+        return value
+
 
 def follow(flow: Flow, start: fx.Node, ends: Sequence[fx.Node]) -> dict[fx.Node, Track]:
     """Give the ids of what lies behind a node in elements of that node, which need be no anchor of the analysis.

@@ -205,9 +205,7 @@ class _Builder:
         """Give what a convolution's input channels hold: of every cut a matrix ``[c, n_in * k]``, and a constant ``[c]``."""
         flow, region = self.flow, self.region
         n_channels = flow.values[convolution.source].shape[1]
-        base = [torch.zeros(cut.layout.shape) for cut in self.cuts]
-        for value, cut in zip(base, self.cuts, strict=True):
-            value.view(-1)[cut.origin < 0] = cut.constants
+        base = [cut.base() for cut in self.cuts]
         if convolution.source in region.cuts:
             number = region.cuts.index(convolution.source)
             constants = base[number].reshape(n_channels, -1)

@@ -151,9 +151,7 @@ def _weights(
     n_columns = sum(part.shape[1] for part in columns)
     if n_out * n_columns > largest:
         raise NotLowerableError(f"a dense matrix of {n_out} x {n_columns} weights would be too large")
-    base = [torch.zeros(cut.layout.shape) for cut in cuts]
-    for value, cut in zip(base, cuts, strict=True):
-        value.view(-1)[cut.origin < 0] = cut.constants
+    base = [cut.base() for cut in cuts]
     row_elements = largest_row(flow, [*region.affine, *region.cuts])
     map_of_cuts = cut_out(flow, region.cuts, region.target)
     matrices, bias = affine_map(map_of_cuts, base, columns, n_out, row_elements, tokens.target)

@@ -184,9 +184,7 @@ def _weights(
 ) -> tuple[Tensor, Tensor]:
     """Read the map from the functions of a patch to a pixel: ``[n_out, channels, taps, k]``, and the bias ``[n_out]``."""
     n_out = flow.values[region.target].shape[1]
-    base = [torch.zeros(cut.layout.shape) for cut in cuts]
-    for value, cut in zip(base, cuts, strict=True):
-        value.view(-1)[cut.origin < 0] = cut.constants
+    base = [cut.base() for cut in cuts]
     matrices, bias = pixelwise_map(
         cut_out(flow, region.cuts, region.target),
         base,

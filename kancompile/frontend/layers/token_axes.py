@@ -133,11 +133,8 @@ def _places(
     """Give for every axis of an anchor that is not mixed at which of its places outputs stand, ``[outputs]``, or unknown."""
     module = cut_out(flow, region.cuts, region.target)
     generator = torch.Generator().manual_seed(4)
-    base, drawn = [], []
+    base, drawn = [cut.base() for cut in cuts], []
     for cut in cuts:
-        value = torch.zeros(cut.layout.shape)
-        value.view(-1)[cut.origin < 0] = cut.constants
-        base.append(value)
         noise = torch.randn(_DRAWS, *cut.layout.shape, generator=generator)
         drawn.append(noise * (cut.origin >= 0).reshape(cut.layout.shape))
 
