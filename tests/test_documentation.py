@@ -80,6 +80,7 @@ SLOW = (
     "docs/sequences.md",
     "docs/several_inputs.md",
     "docs/targets/",
+    "docs/transformers.md",
     "docs/troubleshooting.md",
     "docs/tutorial.md",
 )
