@@ -30,17 +30,19 @@ from benchmarks.field_models import (
 from benchmarks.field_sequences import GruKan, LstmKan
 from benchmarks.field_transformers import (
     DeepChain,
+    GroupedRational,
     KanGpt,
     KanTransformer,
     KanUNet,
     Mixer,
+    RationalTransformer,
     RowAndColumnMixer,
 )
 from examples.zoo.efficient_kan import KANLinear
 from examples.zoo.fast_kan import FastKANLayer
 from examples.zoo.spline_conv import SplineConv2d
 
-KAN_LAYERS = (ChebyshevKan, FastKANLayer, GaussianKan, KANLinear, LocalSplineKan, SplineConv2d)
+KAN_LAYERS = (ChebyshevKan, FastKANLayer, GaussianKan, GroupedRational, KANLinear, LocalSplineKan, SplineConv2d)
 Tensors = dict[str, Tensor]
 Loss = Callable[[nn.Module, Sequence[Tensor], Sequence[Tensor]], Tensor]
 _TEXT = Path(__file__).parent.parent / "LICENSE"
@@ -298,6 +300,7 @@ FIELD: tuple[FieldModel, ...] = (
     FieldModel("LSTM + KAN head", LstmKan, _rows, _classes, _accuracy, 40),
     FieldModel("GRU + KAN head", lambda: GruKan(len(_characters())), _windows, _classes, _predicted, 15),
     FieldModel("KAN-GPT, 4 blocks", _kan_gpt, _windows, _classes, _predicted, 12),
+    FieldModel("Kolmogorov-Arnold transformer, 4 blocks", RationalTransformer, _images, _classes, _accuracy, 30, 2e-3),
     FieldModel("vision transformer with KAN blocks", KanTransformer, _images, _classes, _accuracy, 30),
     FieldModel("mixer of tokens and channels", Mixer, _images, _classes, _accuracy, 20),
     FieldModel("mixer of rows, columns and channels", RowAndColumnMixer, _images, _classes, _accuracy, 20),

@@ -13,6 +13,50 @@ from examples.zoo.efficient_kan import KANLinear
 from examples.zoo.spline_conv import SplineConv2d
 
 
+class GroupedRational(nn.Module):
+    """The functions of a Kolmogorov-Arnold transformer: one numerator, a denominator for every group of channels.
+
+    ``(a_0 + ... + a_5 z^5) / (1 + |b_1 z + ... + b_4 z^4|)`` of ``[b, tokens, width]``, which is brought to ``[groups, rest]``
+    first as in the published PyTorch code. It begins as the identity or as SiLU.
+    """
+
+    numerator: Tensor
+    denominator: Tensor
+
+    def __init__(self, groups: int = 8, identity: bool = False) -> None:
+        super().__init__()
+        silu = [-0.0055, 0.4966, 0.3447, 0.1044, 0.0157, 0.0009], [-0.0466, 0.1779, 0.0313, 0.0004]
+        above, below = ([0.0, 1.0, 0.0, 0.0, 0.0, 0.0], [0.0] * 4) if identity else silu
+        self.numerator = nn.Parameter(torch.tensor(above)[None])
+        self.denominator = nn.Parameter(torch.tensor(below).repeat(groups, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, tokens, width = x.shape
+        groups = len(self.denominator)
+        z = x.view(b, tokens, groups, width // groups).permute(2, 0, 1, 3).contiguous().view(groups, -1)
+        powers = [torch.ones_like(z), z]
+        for _ in range(4):
+            powers.append(powers[-1] * z)
+        above = torch.stack(powers, dim=1)
+        below = torch.stack(powers[1:5], dim=1)
+        top = torch.bmm(self.numerator.expand(groups, 6).unsqueeze(1), above).squeeze(1)
+        bottom = 1 + torch.bmm(self.denominator.unsqueeze(1), below).squeeze(1).abs()
+        shaped = (top / bottom).view(groups, b, tokens, width // groups)
+        return shaped.permute(1, 2, 0, 3).contiguous().view(b, tokens, width)
+
+
+class RationalMlp(nn.Sequential):
+    """Rational functions and linear layers in turn, in place of a perceptron."""
+
+    def __init__(self, width: int, ratio: int = 4) -> None:
+        super().__init__(
+            GroupedRational(identity=True),
+            nn.Linear(width, ratio * width),
+            GroupedRational(),
+            nn.Linear(ratio * width, width),
+        )
+
+
 class Attention(nn.Module):
     """Attention of several heads over ``[b, tokens, width]``."""
 
@@ -59,6 +103,13 @@ class VisionTransformer(nn.Module):
         x = torch.cat([self.first.expand(len(x), -1, -1), x], dim=1) + self.places
         logits: Tensor = self.head(self.norm(self.blocks(x))[:, 0])
         return logits
+
+
+class RationalTransformer(VisionTransformer):
+    """Four blocks of a Kolmogorov-Arnold transformer."""
+
+    def __init__(self, width: int = 48) -> None:
+        super().__init__([RationalMlp(width) for _ in range(4)], width)
 
 
 class KanTransformer(VisionTransformer):

@@ -15,7 +15,7 @@ limit, not a goal: for it every key may change and layers go on to 16 bits and f
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -77,6 +77,7 @@ class ErrorGate:
         self.wanted = 0.0
         self.outputs_differ_in_scale = False
         self._chosen: dict[str, frozenset[str]] = {}
+        self._left: dict[str, list[LayerRecipe]] = {}  # what each layer was refined from, which it does not go back to
 
     def hold(self, recipe: SettledRecipe) -> tuple[SettledRecipe, Program]:
         """Return the recipe, refined where needed, and the program that it makes.
@@ -89,10 +90,13 @@ class ErrorGate:
             return recipe, program
         self._chosen = {name: _not_default(recipe[name]) for name in self.trials.names}
         measured = self._measure(program)
+        best = recipe, program, measured, 0
         for _ in range(_MOST_ROUNDS):
+            known = len(self.refinements)
+            if measured.worst_db >= best[2].worst_db:
+                best = recipe, program, measured, known
             if not self._misses(recipe, program, measured):
                 break
-            known = len(self.refinements)
             refined = self._refined(recipe, program, measured)
             if refined is recipe:
                 break
@@ -104,6 +108,9 @@ class ErrorGate:
                 del self.refinements[known:]
                 break
             measured = self._measure(program)
+        if best[2].worst_db > measured.worst_db:  # layers that each did better alone need not do so together
+            recipe, program, measured, known = best
+            del self.refinements[known:]
         self.worst = measured.worst
         if recipe.whole.min_sqnr is not None and not measured.worst_db >= recipe.whole.min_sqnr:
             raise ThresholdMissedError(self._failure(recipe, measured))
@@ -219,7 +226,7 @@ class ErrorGate:
         affordable = self._affordable(recipe, program, name, measured)
         wider = next((rung for rung in affordable if rung.kind == PRECISION), None)
         for rung in affordable:
-            if (rung.kind == PRECISION) != may_widen:
+            if (rung.kind == PRECISION) != may_widen or replace(recipe[name], **rung.change) in self._left.get(name, ()):
                 continue
             trial = self.trials.trial(recipe, name, rung.change)
             if trial is None:
@@ -270,6 +277,7 @@ class ErrorGate:
         )
         say(step.note(self.wanted))
         self.refinements.append(step)
+        self._left.setdefault(name, []).append(recipe[name])
         return recipe.with_overrides({name: rung.change})
 
     def _affordable(self, recipe: SettledRecipe, program: Program, name: str, measured: ErrorMeasure) -> list[Rung]:

@@ -82,15 +82,14 @@ class LayerTrials:
 
     def noise_now(self, program: Program, names: Sequence[str]) -> dict[str, Tensor]:
         """Give the noise that each layer of a program alone brings to each output, float64 ``[m]``; nothing is lowered again."""
-        x = self._x[: samples_that_fit(self.captured, self._x)]
-        replay = FloatReplay(self.captured, x)
-        found = {}
-        for number, name in enumerate(self.names):
-            if name in names:
-                measure = ErrorMeasure()
-                measure.add(replay.output, replay.with_layer(LayerPair(self.captured, program, number)), "model output")
-                found[name] = _finite(measure.noise_of * (len(self._x) / len(x)))
-        return found
+        measures = {name: ErrorMeasure() for name in names}
+        for x in self._x.split(samples_that_fit(self.captured, self._x)):
+            replay = FloatReplay(self.captured, x)
+            for number, name in enumerate(self.names):
+                if name in names:
+                    changed = replay.with_layer(LayerPair(self.captured, program, number))
+                    measures[name].add(replay.output, changed, "model output")
+        return {name: _finite(measure.noise_of) for name, measure in measures.items()}
 
     def trial(self, recipe: SettledRecipe, name: str, change: Mapping[str, Any]) -> Trial | None:
         """Lower one layer with some recipe keys changed; ``None`` where no trial is left."""

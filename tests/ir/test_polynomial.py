@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import BSpline
 from scipy.special import erf
-from torch import Tensor
+from torch import Tensor, nn
 
 from kancompile.ir import Branch
 from kancompile.ir.polynomial import BreakpointCells, PolynomialExpansion, Repeat, UniformCells, Zone, group_size
@@ -247,6 +247,46 @@ def test_breakpoints_are_found_for_the_right_input() -> None:
     assert found is not None
     for place, points in zip(centre, found, strict=True):
         assert points.tolist() == pytest.approx([float(place) - 0.2, float(place), float(place) + 0.2], abs=1e-6)
+
+
+def grouped(x: Tensor, place: Tensor) -> Tensor:
+    """``relu`` of each of two groups of channels, which are brought to the front as grouped rational functions do."""
+    z = x.view(-1, 2, 4).transpose(0, 1).reshape(2, -1) - place[:, None]
+    return z.relu().view(2, -1, 4).transpose(0, 1).reshape(-1, 8)
+
+
+def with_rows_last(x: Tensor, place: Tensor) -> Tensor:
+    z = (x.view(-1, 2, 4).permute(1, 2, 0) - place[:, None, None]).reshape(2, -1)
+    return z.relu().view(2, 4, -1).permute(2, 0, 1).reshape(-1, 8)
+
+
+@pytest.mark.parametrize("function", [grouped, with_rows_last])
+def test_states_are_read_wherever_their_rows_lie(function: Callable[..., Tensor]) -> None:
+    place = torch.tensor([0.25, -1.5])
+    region = Region((branch("groups", 8, 1, function, place),), (8,), (8,))
+    found = find_breakpoints(region, POINTS, COSTS).breakpoints
+    assert found is not None
+    for points, expected in zip(found, [0.25] * 4 + [-1.5] * 4, strict=True):
+        assert points.tolist() == [pytest.approx(expected, abs=1e-6)]
+
+
+def test_a_threshold_that_is_touched_but_for_rounding_is_no_breakpoint() -> None:
+    """The state of the last row of a batch flickers, as sums of products do that a batch of another size orders otherwise."""
+
+    class Touches(nn.Module):
+        seen = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            flickers = (x == POINTS[-250]) & torch.tensor(len(x) == len(POINTS))
+            self.seen |= bool(flickers.any())
+            return (1e-9 * flickers.float() + 0 * x).abs() + x.abs()
+
+    module = Touches()
+    region = Region((Branch("touches", module, torch.arange(2)[:, None]),), (2,), (2,))  # type: ignore[arg-type]
+    found = find_breakpoints(region, POINTS, COSTS).breakpoints
+    assert module.seen
+    assert found is not None
+    assert [points.tolist() for points in found] == [[pytest.approx(0, abs=1e-30)]] * 2
 
 
 def test_functions_without_linear_tail_are_refused() -> None:

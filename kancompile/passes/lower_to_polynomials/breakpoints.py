@@ -119,8 +119,9 @@ class _Changes:
     def bisect(self) -> tuple[Tensor, Tensor]:
         """Locate all changes; returns the input that causes each and the float32 value, both ``[m]``."""
         owner = self._owners()
-        low, high = _rank(self.low), _rank(self.high)
-        switch, element = self.switch, self.element
+        seen = owner >= 0
+        owner, switch, element = owner[seen], self.switch[seen], self.element[seen]
+        low, high = _rank(self.low[seen]), _rank(self.high[seen])
         owners: list[Tensor] = []
         found: list[Tensor] = []
         while len(low):
@@ -155,29 +156,38 @@ class _Changes:
         return result
 
     def _owners(self) -> Tensor:
-        """Find which input each changing state depends on.
+        """Find which input each changing state depends on; -1 for changes that are rounding alone.
 
-        Inputs are set to one of two values by the binary digits of their numbers; the state shows the digits.
+        Inputs are set to one of two values by the binary digits of their numbers; the state shows the digits. Where an
+        argument comes close to the threshold and turns back, as ``abs(x ** 2)`` does at 0, its state can flicker by the
+        rounding of products that a batch of another size sums up in another order. It is alike a step further on both sides.
         """
-        owner = torch.full_like(self.element, -1)
+        width = int(self.element.max()) + 1
+        changing, of = torch.unique(self.switch * width + self.element, return_inverse=True)
+        switch, element = changing // width, changing % width
+        owner = torch.full_like(element, -1)
         bits = max(1, (self.region.inputs - 1).bit_length())
         digit = (torch.arange(self.region.inputs)[None] >> torch.arange(bits)[:, None]) & 1
-        pairs = [(float(self.low.min()), float(self.high.max()))]
-        while bool((owner < 0).any()):
-            if not pairs:
-                first = int((owner < 0).nonzero()[0])
-                pairs.append((float(self.low[first]), float(self.high[first])))
-            low, high = pairs.pop()
-            rows = torch.cat([torch.full((1, self.region.inputs), low), torch.full((1, self.region.inputs), high)])
-            rows = torch.cat([rows, torch.where(digit == 1, high, low)])
-            states = self.region.observe(rows).states
-            for number in torch.unique(self.switch[owner < 0]).tolist():
-                open_ = ((owner < 0) & (self.switch == number)).nonzero()[:, 0]
-                state = states[number][:, self.element[open_]]
+        pairs, pair = torch.unique(torch.stack([self.low, self.high], 1), dim=0, return_inverse=True)
+        left = torch.ones_like(pair, dtype=torch.bool)  # changes whose own ends were not tried
+        low, high = self.low.min(), self.high.max()
+        while True:
+            ends = torch.stack([low, high])[:, None].expand(-1, self.region.inputs)
+            states = self.region.observe(torch.cat([ends, torch.where(digit == 1, high, low)])).states
+            for number in torch.unique(switch[owner < 0]).tolist():
+                open_ = ((owner < 0) & (switch == number)).nonzero()[:, 0]
+                state = states[number][:, element[open_]]
                 differs = state[0] != state[1]
                 digits = (state[2:] == state[1]).long() << torch.arange(bits)[:, None]
                 owner[open_[differs]] = digits.sum(0)[differs]
-        return owner
+            missing = left & (owner[of] < 0)
+            if not bool(missing.any()):
+                return owner[of]
+            # states that are alike at both ends change within: most of those that are left, between these two points
+            most = int(torch.bincount(pair[missing]).argmax())
+            left &= pair != most
+            low, high = pairs[most]
+            low, high = low - (high - low), high + (high - low)
 
 
 def count_before(values: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ from kancompile.ir import to_channels_first
 from kancompile.recipe import FunctionCosts
 
 _CHUNK_ELEMENTS = 1 << 20
+_GOLDEN = (5**0.5 - 1) / 2
+_SCALES = (0.5, 2.0, 8.0, 32.0)
 _MARGIN = 1e-6  # ONNX Runtime's Tanh overshoots 1 by 2.4e-7
 
 _SIGN = frozenset(("relu", "leaky_relu", "_prelu_kernel", "elu", "celu", "abs", "sign", "sgn", "rrelu", "heaviside"))
@@ -177,6 +179,19 @@ def _run(shape: Sequence[int], whole: Sequence[int]) -> int:
 
 
 @dataclass(frozen=True)
+class _Layout:
+    """Where the rows of a region lie in a tensor that it computes: in one axis, alone or with others outside or inside."""
+
+    axis: int
+    is_outer: bool
+
+    def rows_first(self, value: Tensor, rows: int) -> Tensor:
+        """Bring ``[..., rows * others, ...]`` or ``[..., others * rows, ...]`` to ``[rows, elements]``."""
+        parts = (rows, -1) if self.is_outer else (-1, rows)
+        return value.unflatten(self.axis, parts).movedim(self.axis + (not self.is_outer), 0).reshape(rows, -1)
+
+
+@dataclass(frozen=True)
 class Region:
     """The branches of an expansion, evaluated with an own value for every input.
 
@@ -220,18 +235,42 @@ class Region:
     def observe(self, x: Tensor) -> Observation:
         """Run ``[rows, P]`` in float32; reports states ``[rows, elements]`` of what depends on ``x``, and no other."""
         seen = self._observe(x)
-        varies, domains = self._varying
-        seen.states = [state.reshape(len(x), -1) for state, keep in zip(seen.states, varies, strict=True) if keep]
+        layouts, domains = self._varying
+        states = zip(seen.states, layouts, strict=True)
+        seen.states = [layout.rows_first(state, len(x)) for state, layout in states if layout is not None]
         seen.margins = [margin for margin, keep in zip(seen.margins, domains, strict=True) if keep]
         return seen
 
     @functools.cached_property
-    def _varying(self) -> tuple[list[bool], list[bool]]:
-        """Tell which states and margins depend on the input: those whose size grows with the number of rows."""
+    def _varying(self) -> tuple[list[_Layout | None], list[bool]]:
+        """Tell where rows lie in each state, ``None`` where it does not depend on the input, and which margins do.
+
+        What depends on the input grows with the number of rows. A model may bring groups of inputs to the front before it
+        computes; where rows lie inside an axis then is read from rows of their own and as many that are equal.
+        """
         two, three = (self._observe(torch.zeros(rows, self.inputs)) for rows in (2, 3))
-        states = [b.numel() > a.numel() for a, b in zip(two.states, three.states, strict=True)]
         margins = [b[1] > a[1] for a, b in zip(two.margins, three.margins, strict=True)]
-        return states, margins
+        scattered = (torch.arange(3 * self.inputs) * _GOLDEN % 1 - 0.5).reshape(3, self.inputs)
+        mixed, alone = [], []
+        for scale in _SCALES:
+            rows = scale * scattered
+            mixed.append(self._observe(rows).states)
+            alone.append([self._observe(row.expand(3, -1)).states for row in rows])
+        layouts: list[_Layout | None] = []
+        for number, (a, b) in enumerate(zip(two.states, three.states, strict=True)):
+            grown = [axis for axis in range(a.dim()) if 3 * a.shape[axis] == 2 * b.shape[axis]]
+            ways = [_Layout(axis, is_outer) for axis in grown[:1] for is_outer in (True, False)]
+            right = (
+                way
+                for way in ways
+                if all(
+                    torch.equal(way.rows_first(seen[number], 3)[row], way.rows_first(states[number], 3)[row])
+                    for seen, each in zip(mixed, alone, strict=True)
+                    for row, states in enumerate(each)
+                )
+            )
+            layouts.append(next(right, ways[0] if ways else None))
+        return layouts, margins
 
     def _observe(self, x: Tensor) -> Observation:
         with torch.no_grad(), ObserveRegion(observe=True) as mode:
