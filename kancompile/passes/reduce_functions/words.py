@@ -20,6 +20,7 @@ PLANES = 3
 FLOOR = 0.02
 """Weight of all rows alike in the covariance, so that functions stay right where calibration saw little."""
 _NO_VARIANCE = 1e-12
+_INPUTS_AT_ONCE = 256  # as much of the weights as is kept in float64
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def find_words(values: Tensor, weight: Tensor, rows: Tensor, most: int, together
     share = ((1 - FLOOR) * count / len(rows) + FLOOR / levels)[..., None]
     centered = values.double() - (share * values.double()).sum(0)
     own = torch.einsum("lik,lij->ikj", share * centered, centered)
-    variance = (torch.einsum("oik,ikj->oij", weight.double(), own) * weight).sum((0, 2))
+    inputs = zip(weight.split(_INPUTS_AT_ONCE, 1), own.split(_INPUTS_AT_ONCE), strict=True)
+    variance = torch.cat([(torch.einsum("oik,ikj->oij", w.double(), of) * w).sum((0, 2)) for w, of in inputs])
     kept = torch.nonzero(variance > _NO_VARIANCE * variance.sum())[:, 0]
     is_odd = len(kept) % together > 0
     if is_odd:  # any input makes the last pair whole, as one that says nothing there
@@ -87,8 +89,11 @@ def find_words(values: Tensor, weight: Tensor, rows: Tensor, most: int, together
     if is_odd:
         basis[-1][:, -1] = 0.0
     covariance = _covariance(basis, rows, members)
-    both = torch.cat([weight[:, part] for part in members], dim=-1).permute(1, 0, 2).double()  # [p, n_out, m k]
-    energies, directions = _directions(both, covariance)
+    both = torch.cat([weight[:, part] for part in members], dim=-1).permute(1, 0, 2)  # [p, n_out, m k]
+    pairs = zip(both.split(_INPUTS_AT_ONCE), covariance.split(_INPUTS_AT_ONCE), strict=True)
+    found = zip(*(_directions(w.double(), of) for w, of in pairs), strict=True)
+    energies, directions = (torch.cat(parts) for parts in found)
+    del both, covariance
     missing = -energies.shape[1] % PLANES
     energies, directions = (nn.functional.pad(value, (0, missing)) for value in (energies, directions))
     chunks = energies.reshape(len(energies), energies.shape[1] // PLANES, PLANES).sum(-1)
@@ -96,7 +101,7 @@ def find_words(values: Tensor, weight: Tensor, rows: Tensor, most: int, together
     order = order[chunks.flatten()[order] > 0]
     pair, chunk = order // chunks.shape[1], order % chunks.shape[1]
     place = chunk[:, None] * PLANES + torch.arange(PLANES)
-    chosen = torch.gather(directions[pair], 2, place[:, None].expand(-1, directions.shape[1], -1)).float()
+    chosen = torch.stack([directions[number][:, at] for number, at in zip(pair.tolist(), place, strict=True)])
     at_rows, mixes = [], []
     for one, part in zip(basis, members, strict=True):
         mixes.append(torch.einsum("wop,owk->pwk", chosen, weight[:, part[pair]]))
@@ -124,7 +129,7 @@ def _covariance(basis: Sequence[Tensor], rows: Tensor, members: Tensor) -> Tenso
 
 
 def _directions(weight: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Give squared singular values of ``weight covariance^1/2``, ``[p, s]``, descending, and left vectors ``[p, n_out, s]``."""
+    """Give squared singular values of ``weight covariance^1/2``, ``[p, s]``, descending, and left vectors ``[p, n_out, s]`` in float32."""
     values, vectors = torch.linalg.eigh(covariance)
     root = vectors * values.clamp(min=0).sqrt()[:, None]
     product = weight @ root  # [p, n_out, m k]
@@ -134,4 +139,4 @@ def _directions(weight: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
     length = left.norm(dim=1, keepdim=True)
     size = length.amax(2, keepdim=True).clamp(min=1e-30)
     left = torch.where(length > 1e-9 * size, left / length.clamp(min=1e-30), torch.zeros_like(left))
-    return torch.where(length[:, 0] > 1e-9 * size[:, 0], energies, torch.zeros_like(energies)), left
+    return torch.where(length[:, 0] > 1e-9 * size[:, 0], energies, torch.zeros_like(energies)), left.float()
