@@ -35,7 +35,7 @@ from kancompile.passes.rounding_methods.problem import Method, Rounded, Rounding
 from kancompile.passes.rounding_methods.quantizers import code_range, quantize, search_scale
 from kancompile.passes.rounding_methods.uniform import Uniform
 
-_STACKED_ELEMENTS = 1 << 25
+_STACKED_ELEMENTS = 1 << 23
 _VARIED_TIES = 32
 
 
