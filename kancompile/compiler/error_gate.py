@@ -226,7 +226,8 @@ class ErrorGate:
         affordable = self._affordable(recipe, program, name, measured)
         wider = next((rung for rung in affordable if rung.kind == PRECISION), None)
         for rung in affordable:
-            if (rung.kind == PRECISION) != may_widen or replace(recipe[name], **rung.change) in self._left.get(name, ()):
+            been_there = replace(recipe[name], **rung.change) in self._left.get(name, ())
+            if (rung.kind == PRECISION) != may_widen or been_there:
                 continue
             trial = self.trials.trial(recipe, name, rung.change)
             if trial is None:

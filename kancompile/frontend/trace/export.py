@@ -32,6 +32,7 @@ from kancompile.data import (
     register_dataclasses,
 )
 from kancompile.errors import KanCompileError, error_source, reason
+from kancompile.frontend.trace.control_flow import inline_control_flow
 from kancompile.frontend.trace.decompositions import DECOMPOSITIONS, WHOLE, is_checked
 from kancompile.frontend.trace.examples import Examples
 from kancompile.frontend.trace.recurrence import WholeRecurrences, drop_zero_states
@@ -86,6 +87,7 @@ def export(
         drop_zero_terms(traced)
     with quiet():
         decomposed: ExportedProgram = traced.run_decompositions(_decompositions())
+    inline_control_flow(decomposed)
     drop_zero_states(decomposed.graph)
     _check_decomposition(traced, decomposed, rows)
     _check_writes(decomposed, isinstance(model, nn.Module))

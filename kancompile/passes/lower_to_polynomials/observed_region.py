@@ -188,7 +188,8 @@ class _Layout:
     def rows_first(self, value: Tensor, rows: int) -> Tensor:
         """Bring ``[..., rows * others, ...]`` or ``[..., others * rows, ...]`` to ``[rows, elements]``."""
         parts = (rows, -1) if self.is_outer else (-1, rows)
-        return value.unflatten(self.axis, parts).movedim(self.axis + (not self.is_outer), 0).reshape(rows, -1)
+        apart: Tensor = value.unflatten(self.axis, parts)  # type: ignore[no-untyped-call]
+        return apart.movedim(self.axis + (not self.is_outer), 0).reshape(rows, -1)
 
 
 @dataclass(frozen=True)

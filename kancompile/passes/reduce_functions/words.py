@@ -129,7 +129,11 @@ def _covariance(basis: Sequence[Tensor], rows: Tensor, members: Tensor) -> Tenso
 
 
 def _directions(weight: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Give squared singular values of ``weight covariance^1/2``, ``[p, s]``, descending, and left vectors ``[p, n_out, s]`` in float32."""
+    """Give squared singular values of ``weight covariance^1/2`` and left vectors.
+
+    Returns:
+        float64 ``[p, s]``, descending, and float32 ``[p, n_out, s]``.
+    """
     values, vectors = torch.linalg.eigh(covariance)
     root = vectors * values.clamp(min=0).sqrt()[:, None]
     product = weight @ root  # [p, n_out, m k]
