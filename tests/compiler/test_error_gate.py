@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 import kancompile
+from kancompile.compiler.error_gate import ErrorGate
+from kancompile.compiler.layer_trials import LayerTrials, Trial
 from kancompile.errors.exceptions import ThresholdMissedError
+from kancompile.recipe import LayerRecipe, SettledRecipe
 from kancompile.runtimes.session import RuntimeModel
 from tests.compiled_kan import make_inputs, make_model
 
@@ -187,3 +190,25 @@ def test_a_budget_of_bytes_leaves_only_what_is_free() -> None:
         make_model(), make_inputs(), recipe={"weight_bits": 8, "max_bytes": 20000, "goal_sqnr": 50}
     )
     assert {step["kind"] for step in compiled.manifest["error_gate"]["refinements"]} <= {"free"}
+
+
+def test_a_layer_does_not_go_back_to_a_recipe_that_it_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step promises much and brings little, so that the goal is never met."""
+    left: dict[str, list[LayerRecipe]] = {}
+    take = ErrorGate._taken
+
+    def taken(gate: ErrorGate, recipe: SettledRecipe, name: str, *rest: Any) -> SettledRecipe:
+        refined = take(gate, recipe, name, *rest)
+        left.setdefault(name, []).append(recipe[name])
+        assert refined[name] not in left[name]
+        return refined
+
+    def trial(trials: LayerTrials, recipe: SettledRecipe, name: str, change: Mapping[str, Any]) -> Trial:
+        return Trial(torch.full((3,), 1e-9, dtype=torch.float64), 0)
+
+    monkeypatch.setattr(ErrorGate, "_taken", taken)
+    monkeypatch.setattr(LayerTrials, "trial", trial)
+    compiled = kancompile.compile(make_model(), make_inputs(), recipe={"levels": 24, "goal_sqnr": 200})
+    assert sum(map(len, left.values())) > 4
+    plain = kancompile.compile(make_model(), make_inputs(), recipe={"levels": 24, "goal_sqnr": None})
+    assert worst_db(compiled, make_inputs()) >= worst_db(plain, make_inputs())  # what made it worse is not kept
