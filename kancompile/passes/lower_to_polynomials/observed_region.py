@@ -251,6 +251,8 @@ class Region:
         """
         two, three = (self._observe(torch.zeros(rows, self.inputs)) for rows in (2, 3))
         margins = [b[1] > a[1] for a, b in zip(two.margins, three.margins, strict=True)]
+        if not two.states:
+            return [], margins
         scattered = (torch.arange(3 * self.inputs) * _GOLDEN % 1 - 0.5).reshape(3, self.inputs)
         mixed, alone = [], []
         for scale in _SCALES:
