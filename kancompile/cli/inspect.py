@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         described = describe_file(options.file)
         text = file_table(described)
         if options.kernels:
-            audit = audit_kernels(Path(options.file).read_bytes())
+            audit = audit_kernels(options.file)
             described["kernels"] = audit.to_dict()
             text += "\n" + audit.table()
         show_result(options, described, text)

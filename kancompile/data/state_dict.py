@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kancompile.data.archive_sizes import check_unpacked
+from kancompile.data.pickled_names import check_names
 from kancompile.data.sample_arrays import is_plain, kind_of
 from kancompile.errors import KanCompileError, foreign, reason
 from kancompile.progress import say
@@ -86,6 +87,7 @@ def load_state_dict(
 def _load_tensors(path: Path, where: str, most_bytes: int) -> Any:
     try:
         check_unpacked(path, where, most_bytes)
+        check_names(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols that are refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)

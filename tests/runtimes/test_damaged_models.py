@@ -21,7 +21,7 @@ from kancompile.data.calibration import load_calibration
 from kancompile.data.state_dict import apply_state_dict, load_state_dict
 from kancompile.diagnosis.anatomy import Anatomy
 from kancompile.diagnosis.laboratory import Outcome
-from kancompile.diagnosis.tune_cache import TuneCache, recalled
+from kancompile.diagnosis.tune_cache import TuneCache
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.recipe import read_recipe
 from kancompile.reporting.facts.inspection import describe_file, describe_manifest, manifest_table
@@ -140,22 +140,22 @@ def test_manifests_of_odd_content(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_facts_of_odd_content(tmp_path: Path) -> None:
     path = tmp_path / "facts.jsonl"
     fact = Outcome(1.0, 0.5, 3.0, None, None, None, 99.0, 10)
-    TuneCache(path, {}).put({"a": 1}, vars(fact))
-    path.write_text(path.read_text() + DEEP + "\n" + "9" * 5000 + "\n")
-    known = TuneCache(path, {}).get({"a": 1})
-    assert known is not None
-    assert recalled(known, Outcome) == fact
-    for wrong in (
-        {},
-        vars(fact) | {"signal": "x"},
-        vars(fact) | {"noise": None},
-        vars(fact) | {"more": 1},
-        vars(fact) | {"constant_bytes": True},
-    ):
-        with pytest.raises(KanCompileError, match=r"cache: found a fact .*delete the file"):
-            recalled(wrong, Outcome)
+    TuneCache(path, {}).put({"a": 1}, fact)
+    whole = path.read_text()
+    path.write_text(whole + DEEP + "\n" + "9" * 5000 + "\n")
+    assert TuneCache(path, {}).get({"a": 1}, Outcome) == fact
     with pytest.raises(KanCompileError, match="expected the fields of Anatomy"):
-        recalled(known, Anatomy)
+        TuneCache(path, {}).get({"a": 1}, Anatomy)
+    for right, wrong in (
+        ('"signal": 1.0', '"signal": "x"'),
+        ('"noise": 0.5', '"noise": null'),
+        ('"noise"', '"more": 1, "noise"'),
+        ('"constant_bytes": 10', '"constant_bytes": true'),
+        ('"constant_bytes": 10, ', ""),
+    ):
+        path.write_text(whole.replace(right, wrong))
+        with pytest.raises(KanCompileError, match=r"cache .*facts.jsonl.*: found a fact .*delete the file"):
+            TuneCache(path, {}).get({"a": 1}, Outcome)
 
 
 def _damaged(content: bytes, chance: random.Random) -> bytes:

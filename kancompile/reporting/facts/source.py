@@ -28,7 +28,7 @@ from kancompile.compiler import (
     target_named,
 )
 from kancompile.data import Calibration, float32_by_default
-from kancompile.errors import KanCompileError, check_form
+from kancompile.errors import KanCompileError, check_form, naming_file
 from kancompile.ir import Program, with_history
 from kancompile.passes import Lowering, QuantizeOutputs
 from kancompile.progress import say
@@ -137,7 +137,7 @@ def of_file(
             f"{facts['calibration_sha256'][:12]}... as {os.fspath(path)!r} was compiled with; pass --calibration, "
             "--calibration-key, --held-out and --seed as in the compilation"
         )
-    recipe, seed = read_recipe(facts["recipe"]), int(facts["seed"])
+    recipe, seed = recipe_and_seed(path)
     prepared = prepare_model(model, calibration, without_budgets(recipe), seed)
     captured, lowering = prepared.program, prepared.lowering()
     program = lowering(prepared.recipe)
@@ -171,7 +171,8 @@ def recipe_and_seed(path: str | os.PathLike[str]) -> tuple[Recipe, int]:
         KanCompileError: not a file that kancompile wrote.
     """
     _, facts = _read(path)
-    return read_recipe(facts["recipe"]), int(facts["seed"])
+    with naming_file(path):
+        return read_recipe(facts["recipe"]), int(facts["seed"])
 
 
 def calibration_hash(path: str | os.PathLike[str]) -> str:
