@@ -22,6 +22,7 @@ MOST_TEXT_BYTES = 1 << 26
 _DEEPEST = 64
 _MOST_ITEMS = 1 << 22
 _MOST_SHOWN = 300
+_PIECE_BYTES = 1 << 24
 
 
 @contextmanager
@@ -105,11 +106,15 @@ def read_bytes(path: Path, who: str, way_out: str, most: int) -> bytes:
     Raises:
         KanCompileError: it cannot be read, or has more than ``most`` bytes, of which no more are read.
     """
+    pieces, left = [], most + 1
     with foreign(who, way_out), path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
+        # a single call would take the memory of all that might come
+        while left and (piece := file.read(min(left, _PIECE_BYTES))):
+            pieces.append(piece)
+            left -= len(piece)
+    if not left:
         raise KanCompileError(f"{who}: found more than {most:,} bytes, expected a smaller file; {way_out}")
-    return content
+    return b"".join(pieces)
 
 
 def parse_json(text: str | bytes) -> Any:

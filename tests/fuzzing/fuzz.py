@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from tests.fuzzing.mutations import KINDS, Mutation, mutated
 from tests.fuzzing.readers import CASES, Case, error_of, fault_in, limited_memory
 
 _SLICE_SECONDS, _MOST_SECONDS, _SILENT_SECONDS = 20.0, 30, 300
-_MOST_FILES, _MOST_BYTES, _MOST_FAILURES = 500, 1 << 20, 20
+_MOST_FILES, _MOST_BYTES, _MOST_FAILURES, _TOLD = 500, 1 << 20, 20, 25
 
 
 @dataclass
@@ -61,6 +62,8 @@ def drawn(name: str, number: int) -> tuple[random.Random, list[Mutation]]:
 def fuzz(name: str, case: Case, folder: Path, progress: Progress, seconds: float) -> Iterator[Progress]:
     """Give a reader changed files, and yield what is known after every one and before what might be the last."""
     path, files, known = case.placed(folder), [case.valid()], set(progress.places)
+    with limited_memory():
+        case.read(path)
     until = time.process_time() + seconds
     while time.process_time() < until:
         started = time.process_time()
@@ -95,12 +98,13 @@ def fuzz(name: str, case: Case, folder: Path, progress: Progress, seconds: float
 
 
 def _place(error: BaseException) -> str:
-    """Name the lines that an error and its causes were raised at."""
+    """Name the lines that an error and its causes were raised at, and how their texts begin, as not all come from Python."""
     found = []
     cause: BaseException | None = error
     while cause is not None:
         frames = traceback.extract_tb(cause.__traceback__)[-2:]
-        found.append(f"{type(cause).__name__} {' '.join(f'{Path(f.filename).name}:{f.lineno}' for f in frames)}")
+        lines = " ".join(f"{Path(f.filename).name}:{f.lineno}" for f in frames)
+        found.append(f"{type(cause).__name__} {lines} {re.sub('[^a-zA-Z ]', '', str(cause))[:_TOLD]}")
         cause = cause.__cause__
     return " < ".join(found)
 

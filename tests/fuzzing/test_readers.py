@@ -33,7 +33,8 @@ PARAMETERS = [
 @pytest.mark.parametrize("case", PARAMETERS)
 def test_changed_files(case: Case, tmp_path: Path) -> None:
     path, valid = case.placed(tmp_path), case.valid()
-    case.read(path)
+    with limited_memory():
+        case.read(path)
 
     @settings(
         max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]

@@ -108,7 +108,15 @@ def test_manifests_of_odd_content(tmp_path: Path, capsys: pytest.CaptureFixture[
     compiled = compiled_kan()
     path, manifest = tmp_path / "model.onnx", tmp_path / "model.manifest.json"
     compiled.save(path)
-    assert _manifest(path, compiled.model_bytes) == json.loads(manifest.read_text())
+    whole = json.loads(manifest.read_text())
+    assert _manifest(path, compiled.model_bytes) == whole
+    assert main(["inspect", str(path)]) == 0
+    assert "beside it" not in capsys.readouterr().err
+    manifest.write_text(json.dumps(whole | {"seed": 1}))
+    assert _manifest(path, compiled.model_bytes) is None
+    assert "model.manifest.json was changed after it was written, so it is not used" in capsys.readouterr().err
+    assert main(["inspect", str(path)]) == 0
+    assert "note: model.manifest.json beside it was changed after it was written" in capsys.readouterr().err
     assert _manifest(path, compiled.model_bytes + b"\0") is None
     assert "model.manifest.json is the manifest of another file, so it is not used" in capsys.readouterr().err
     manifest.rename(tmp_path / "away")

@@ -19,13 +19,13 @@ from kancompile.compiler import (
     MANIFEST_FORM,
     METADATA_FORM,
     CompiledModel,
-    describe_file_bytes,
     describe_interface,
     describe_layer,
     left_in_float,
     manifest_path,
     prepare_model,
     target_named,
+    why_torn,
 )
 from kancompile.data import Calibration, float32_by_default
 from kancompile.errors import KanCompileError, check_form, naming_file
@@ -218,10 +218,9 @@ def _manifest(path: Path, content: bytes) -> dict[str, Any] | None:
         )
         return None
     found = read_manifest(beside)
-    if not isinstance(found, dict) or found.get("model_sha256") != describe_file_bytes(content)["model_sha256"]:
-        say(
-            f"report: {beside.name} is the manifest of another file, so it is not used; compile again, or copy both together"
-        )
+    torn = why_torn(found, content)
+    if torn is not None:
+        say(f"report: {beside.name} {torn}, so it is not used; compile again, or copy both together")
         return None
     check_form(found, MANIFEST_FORM, f"manifest {str(beside)!r}", "delete it, or compile the model again")
     return found
