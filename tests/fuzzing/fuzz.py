@@ -25,7 +25,7 @@ from tests.fuzzing.mutations import KINDS, Mutation, mutated
 from tests.fuzzing.readers import CASES, Case, error_of, fault_in, limited_memory
 
 _SLICE_SECONDS, _MOST_SECONDS, _SILENT_SECONDS = 20.0, 30, 300
-_MOST_FILES, _MOST_BYTES, _MOST_FAILURES, _TOLD = 500, 1 << 20, 20, 25
+_MOST_FILES, _MOST_BYTES, _MOST_FAILURES, _TOLD = 500, 1 << 20, 20, 60
 
 
 @dataclass

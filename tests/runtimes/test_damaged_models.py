@@ -70,6 +70,31 @@ def test_onnx_files_of_odd_content() -> None:
         RuntimeModel(_model(TensorProto.STRING))(torch.zeros(2, 3))
 
 
+def test_what_cannot_be_loaded_is_told_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(_model().replace(b"Cast", b"C\xffst"))
+    for read in (RuntimeModel, audit_kernels):
+        with pytest.raises(KanCompileError, match=r"model .*m\.onnx"):
+            read(path)
+    assert capfd.readouterr().out == ""  # where results stand
+
+
+def test_what_a_file_says_steers_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(_model(version="\x1b[2J"))
+    assert main(["inspect", str(path)]) == 0
+    assert "version: \\x1b[2J" in capsys.readouterr().out
+
+
+def test_names_in_optimised_graphs_may_be_bytes(tmp_path: Path) -> None:
+    model = onnx.load_model_from_string(_model())
+    model.graph.node[0].name = "name"
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString().replace(b"name", b"n\xffme"))
+    with pytest.raises(KanCompileError, match=r"model .*m\.onnx.*: cannot be read"):
+        audit_kernels(path)
+
+
 def test_metadata_of_odd_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "model.onnx"
     for layers, code in (("5", 2), (DEEP, 2), ("[{}]", 2), ('[{"name": "\\ud800", "expansions": [], "n_out": 1}]', 0)):
