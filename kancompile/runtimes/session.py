@@ -50,11 +50,12 @@ CALIBRATED_RANGE = "kancompile.calibrated_range"
 
 
 def open_session(content: bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    """Create a session on the CPU; what ONNX Runtime cannot load is tried once, and nothing is printed about it.
+    """Create a session on the CPU; what ONNX Runtime cannot load is tried once, and raised, not printed as well.
 
     Raises:
         Exception: it cannot be loaded; ONNX Runtime's own exceptions share no base class.
     """
+    options.log_severity_level = 4
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
@@ -83,7 +84,6 @@ class RuntimeModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
         # idle threads that spin would take the cores from whatever is measured beside it
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if not fused:

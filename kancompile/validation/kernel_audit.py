@@ -79,7 +79,6 @@ def optimized_graph(model: ModelFile) -> onnx.GraphProto:
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = str(path)
         options.add_session_config_entry("session.save_model_format", "ONNX")
-        options.log_severity_level = 3
         try:
             open_session(content, options)
         except Exception as error:  # ONNX Runtime's own exceptions share no base class

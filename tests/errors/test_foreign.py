@@ -131,7 +131,7 @@ def test_values_of_a_recipe_name_its_file(tmp_path: Path) -> None:
 def test_files_are_read_up_to_a_limit(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"12345")
     assert read_bytes(tmp_path / "f", "file", "mend it", 5) == b"12345"
-    with pytest.raises(KanCompileError, match="^file: found more than 4 bytes, expected a smaller file; mend it$"):
+    with pytest.raises(KanCompileError, match=r"^file: found more than 4 bytes, expected a smaller file; mend it$"):
         read_bytes(tmp_path / "f", "file", "mend it", 4)
 
 

@@ -37,7 +37,7 @@ def test_changed_files(case: Case, tmp_path: Path) -> None:
         case.read(path)
 
     @settings(
-        max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+        max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
     )
     @given(MUTATIONS)
     def check(mutations: list[Mutation]) -> None:

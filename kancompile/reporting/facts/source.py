@@ -206,7 +206,7 @@ def without_budgets(recipe: Recipe) -> Recipe:
 
 
 def _manifest(path: Path, content: bytes) -> dict[str, Any] | None:
-    """Read the manifest beside a file; ``None`` where there is none, or that of another file.
+    """Read the manifest beside a file; ``None`` where there is none, that of another file, or one that was changed.
 
     Raises:
         KanCompileError: it cannot be read, or is not what kancompile writes.
@@ -217,7 +217,7 @@ def _manifest(path: Path, content: bytes) -> dict[str, Any] | None:
             f"report: found no {beside.name} beside the file; notes of the compilation that stand only there are left out"
         )
         return None
-    found = read_manifest(beside)
+    found: dict[str, Any] = read_manifest(beside)
     torn = why_torn(found, content)
     if torn is not None:
         say(f"report: {beside.name} {torn}, so it is not used; compile again, or copy both together")
