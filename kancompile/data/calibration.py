@@ -28,6 +28,7 @@ from kancompile.data.sample_arrays import (
     to_label_type,
 )
 from kancompile.data.tables import from_table
+from kancompile.data.tensor_names import check_input_names
 from kancompile.errors import KanCompileError, naming_file
 from kancompile.ir import NamedTensors, Values
 
@@ -386,6 +387,7 @@ def _collect(
 
 
 def _check(arrays: Arrays, shape: tuple[int, ...] | None, name: str, least: int = 2) -> None:
+    check_input_names(arrays, name)
     for key, array in arrays.items():
         check_samples(array, shape if key == ONE else None, _called(name, key), least, key != ONE)
 

@@ -64,3 +64,38 @@ def test_exports_with_such_names_are_refused_as_pytorch_itself_cannot_run_them()
     exported = torch.export.export(Named("class"), (torch.zeros(2, 3),), dynamic_shapes=({0: torch.export.Dim("b")},))
     with pytest.raises(KanCompileError, match="expected names that Python code can hold; compile the module"):
         capture(exported, (3,))
+
+
+class Outputs(nn.Module):
+    """A dict of two outputs, of a dict of two inputs where that is given."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.names = names
+        self.layers = KAN([3, 3, 2], torch.Generator().manual_seed(0)).layers
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = self.layers[0](x)
+        return dict(zip(self.names, (hidden, self.layers[1](hidden)), strict=True))
+
+
+class Inputs(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.layer = KAN([3, 2], torch.Generator().manual_seed(0)).layers[0]
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return self.layer(batch[self.name] + batch["other"])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", ["", "\ud800"])
+def test_names_of_outputs_that_no_file_can_hold(name: str) -> None:
+    with pytest.raises(KanCompileError, match=r"found an output called .*; return it under another name"):
+        kancompile.compile(Outputs(name, "b"), X)
+
+
+@pytest.mark.parametrize("name", ["it's", "a\nb", "\ud800", 'a"', "\\"])
+def test_names_of_inputs_that_code_cannot_hold(name: str) -> None:
+    with pytest.raises(KanCompileError, match=r"calibration: found an input called .*; give it another name"):
+        kancompile.compile(Inputs(name), {name: X, "other": X})

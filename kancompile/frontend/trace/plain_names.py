@@ -29,7 +29,7 @@ def give_plain_names(exported: ExportedProgram, is_own: bool) -> None:
     plain = {name: f"renamed_{number}" for number, name in enumerate(sorted(named)) if not _is_plain(name)}
     if not plain:
         return
-    unusable = [name for name in plain if not (is_own and _is_text(name))]
+    unusable = [name for name in plain if not is_own or name.encode(errors="ignore").decode() != name]
     if unusable:
         raise KanCompileError(
             f"model: found a parameter or buffer called {shown(unusable[0])}, expected names that "
@@ -52,11 +52,3 @@ def _is_plain(name: str) -> bool:
         not keyword.iskeyword(part) if part.isidentifier() else part.isprintable() and not set(part) & set('"\\')
         for part in name.split(".")
     )
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
