@@ -7,7 +7,7 @@ DATA ?=
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope
 
-.PHONY: demo web test slow lint format docs bench bench-check clean
+.PHONY: demo web test slow fuzz lint format docs bench bench-check clean
 
 $(VENV)/installed: pyproject.toml constraints.txt tests/clients/requirements.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,6 +26,12 @@ test: $(VENV)/installed
 
 slow: $(VENV)/installed
 	$(PYTEST) -m slow
+
+# changed files for every reader, up to SECONDS of processor time and INPUTS files each; goes on where its log ends
+SECONDS ?= 1200
+INPUTS ?= 200000
+fuzz: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzzing --seconds $(SECONDS) --inputs $(INPUTS) --log fuzz.json
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

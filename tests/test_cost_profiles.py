@@ -102,6 +102,7 @@ def without(section: str, key: str) -> dict[str, Any]:
         (changed(node=-1.0).to_dict(), "look_up: node is -1.0, expected nanoseconds above 0"),
         (changed(node=0).to_dict(), "look_up: node is 0, expected nanoseconds above 0"),
         (changed(node=float("nan")).to_dict(), "look_up: node is nan"),
+        (changed(node=1 << 2000).to_dict(), "look_up: node is 1148"),
         (changed(node=True).to_dict(), "look_up: node is True"),
         (changed(node="1").to_dict(), "look_up: node is '1'"),
         (changed("").to_dict(), "name is ''"),

@@ -11,6 +11,7 @@ from kancompile.cli.exit_codes import OK
 from kancompile.cli.options import add_data, add_model, counts
 from kancompile.cli.session import load_float_model, opened_data, show_result, working
 from kancompile.errors import KanCompileError
+from kancompile.progress import say
 
 TEXT = """\
 examples:
@@ -46,6 +47,7 @@ def run(options: argparse.Namespace) -> int:
         file_table,
         manifest_table,
         program_table,
+        torn_pair,
     )
     from kancompile.targets import TARGETS
     from kancompile.validation import audit_kernels
@@ -60,9 +62,12 @@ def run(options: argparse.Namespace) -> int:
         described = describe_file(options.file)
         text = file_table(described)
         if options.kernels:
-            audit = audit_kernels(Path(options.file).read_bytes())
+            audit = audit_kernels(options.file)
             described["kernels"] = audit.to_dict()
             text += "\n" + audit.table()
+        with working(options):
+            if torn := torn_pair(Path(options.file)):
+                say(f"note: {torn}")
         show_result(options, described, text)
         return OK
     with working(options):

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kancompile.errors import printable
 from kancompile.progress import quiet
 
 
@@ -28,9 +29,9 @@ def show_result(options: argparse.Namespace, data: dict[str, Any], text: str) ->
     if options.json:
         print(json.dumps(data, indent=2, allow_nan=False))
     elif not options.quiet:
-        # what files say may hold what the terminal's encoding cannot
+        # what files say may hold what the terminal would obey, or what its encoding cannot hold
         encoding = sys.stdout.encoding or "utf-8"
-        print(text.encode(encoding, "backslashreplace").decode(encoding))
+        print(printable(text).encode(encoding, "backslashreplace").decode(encoding))
 
 
 def load_float_model(options: argparse.Namespace) -> Any:

@@ -15,6 +15,7 @@ from kancompile.compiler.manifest import (
     describe_interface,
     describe_layer,
 )
+from kancompile.compiler.pair import why_torn
 from kancompile.compiler.preparation import Preparation, prepare_model
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "rungs",
     "target_named",
     "targets_named",
+    "why_torn",
     "write",
     "write_atomically",
 ]

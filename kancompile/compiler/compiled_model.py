@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from kancompile.compiler.atomic_write import check_destinations, write_atomically
 from kancompile.compiler.emission import for_target, target_named, write
 from kancompile.compiler.manifest import describe, describe_file_bytes
+from kancompile.compiler.pair import sealed
 from kancompile.data import Calibration, float32_by_default
 from kancompile.ir import Program
 from kancompile.progress import Timings
@@ -135,7 +136,7 @@ class CompiledModel:
 
     def files(self, model: Path, shared: bool = False) -> dict[Path, bytes]:
         """Give the content of every file that :meth:`save` writes for a model file (``shared``: see :func:`manifest_path`)."""
-        text = json.dumps(self.manifest, indent=2, sort_keys=True) + "\n"
+        text = json.dumps(sealed(self.manifest), indent=2, sort_keys=True) + "\n"
         companions = {model.with_name(model.stem + suffix): content for suffix, content in self.companions.items()}
         return {model: self.model_bytes, **companions, manifest_path(model, shared): text.encode()}
 

@@ -28,7 +28,8 @@ from kancompile.data.sample_arrays import (
     to_label_type,
 )
 from kancompile.data.tables import from_table
-from kancompile.errors import KanCompileError
+from kancompile.data.tensor_names import check_input_names
+from kancompile.errors import KanCompileError, naming_file
 from kancompile.ir import NamedTensors, Values
 
 DEFAULT_BATCH_SIZE = 256
@@ -242,10 +243,12 @@ def load_calibration(
         remarks.append(f"{name}: {', '.join(map(repr, reader.unread))} not read, the model's forward has no such input")
     if labels is not None:
         found_labels = to_array(labels, f"{name} labels")
-    _check(found, shape, name)
+    with naming_file(source):
+        _check(found, shape, name)
     count = len(next(iter(found.values())))
     if found_labels is not None:
-        check_labels(found_labels, count, name)
+        with naming_file(source):
+            check_labels(found_labels, count, name)
     # thin before anything is converted: a memory-mapped file may be larger than memory
     limit = min(max_samples, max(2, max_bytes // max(1, sum(4 * array[0].size for array in found.values()))))
     rows = np.arange(count)
@@ -254,10 +257,11 @@ def load_calibration(
         rows = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:limit].sort().values.numpy()
         found = {key: array[rows] for key, array in found.items()}
         found_labels = None if found_labels is None else found_labels[rows]
-    inputs = {
-        key: _locked(_converted(array, _called(name, key), remarks, rows, keep_integers))
-        for key, array in found.items()
-    }
+    with naming_file(source):
+        inputs = {
+            key: _locked(_converted(array, _called(name, key), remarks, rows, keep_integers))
+            for key, array in found.items()
+        }
     targets = None if found_labels is None else _locked(to_label_type(found_labels))
     return Calibration(_one_or_all(inputs), targets, batch_size, tuple(remarks), name)
 
@@ -307,14 +311,15 @@ def stream_batches(
     if whole is not None:
         inputs, targets = whole
         targets = targets if labels is None else to_array(labels, f"{name} labels")
-        _check(inputs, shape, name, least=1)
-        count = len(next(iter(inputs.values())))
-        if targets is not None:
-            check_labels(targets, count, name)
-        for start in range(0, count, batch_size):
-            rows = slice(start, start + batch_size)
-            part = {key: array[rows] for key, array in inputs.items()}
-            yield converted(part, None if targets is None else targets[rows], start)
+        with naming_file(source):
+            _check(inputs, shape, name, least=1)
+            count = len(next(iter(inputs.values())))
+            if targets is not None:
+                check_labels(targets, count, name)
+            for start in range(0, count, batch_size):
+                rows = slice(start, start + batch_size)
+                part = {key: array[rows] for key, array in inputs.items()}
+                yield converted(part, None if targets is None else targets[rows], start)
         return
     if labels is not None:
         raise KanCompileError(f"{name}: found labels beside an iterable of batches, expected pairs (batch, labels)")
@@ -382,6 +387,7 @@ def _collect(
 
 
 def _check(arrays: Arrays, shape: tuple[int, ...] | None, name: str, least: int = 2) -> None:
+    check_input_names(arrays, name)
     for key, array in arrays.items():
         check_samples(array, shape if key == ONE else None, _called(name, key), least, key != ONE)
 

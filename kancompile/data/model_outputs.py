@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from kancompile.data.tensor_names import check_output_names
 from kancompile.errors import KanCompileError
 from kancompile.ir import NamedTensors, Values
 
@@ -38,7 +39,12 @@ def outputs_of(returned: Any, inputs: Collection[str] = ()) -> Values:
 
 
 def output_names(names: Collection[str], inputs: Collection[str]) -> list[str]:
-    """Tell outputs from inputs of the same name, since a name stands for one tensor in a file: ``h_1`` in place of ``h``."""
+    """Tell outputs from inputs of the same name, since a name stands for one tensor in a file: ``h_1`` in place of ``h``.
+
+    Raises:
+        KanCompileError: a name that no file can hold.
+    """
+    check_output_names(names)
     taken, found = {*names, *inputs}, []
     for name in names:
         free = (f"{name}_{number}" for number in itertools.count(1))

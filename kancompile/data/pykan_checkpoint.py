@@ -30,8 +30,9 @@ from kancompile.data.evaluation_mode import set_evaluating
 from kancompile.data.imported_objects import found_object
 from kancompile.data.sample_arrays import is_plain, kind_of
 from kancompile.data.state_dict import load_state_dict
-from kancompile.errors import KanCompileError, foreign, read_text, shown
+from kancompile.errors import KanCompileError, check_depth, foreign, read_text, shown
 
+_HIGHEST_ORDER = 32
 _NAMED = ("silu", "identity", "zero")
 _SAME_AS_NAMED = {"torch.nn.modules.activation.SiLU": "silu", "torch.nn.modules.linear.Identity": "identity"}
 BaseFunction = str | Callable[[Tensor], Tensor]
@@ -110,6 +111,11 @@ def _build(state: Mapping[str, Tensor], given: dict[str, Any], who: str, kan: An
         grid, coef = state[f"act_fun.{layer}.grid"], state[f"act_fun.{layer}.coef"]
         orders.append(int(grid.shape[1] - coef.shape[2] - 1))
         sizes.append(int(coef.shape[2]) - orders[-1])
+    if not all(0 <= order <= _HIGHEST_ORDER for order in orders) or min(sizes) < 1:
+        raise KanCompileError(
+            f"{who}: found grids and coefficients for splines of orders {shown(orders)} on {shown(sizes)} cells, expected orders "
+            f"of 0 to {_HIGHEST_ORDER}"
+        )
     symbolic = [layer for layer in range(depth) if bool(state.get(f"symbolic_fun.{layer}.mask", torch.zeros(1)).any())]
     with _random_state_kept():
         model: nn.Module = kan.KAN(
@@ -176,10 +182,23 @@ def _widths(state: Mapping[str, Tensor], depth: int, config: Mapping[str, Any], 
     inner = [*nodes[1:], int(state.get(f"node_bias_{depth - 1}", torch.empty(outputs[-1])).numel())]
     if inner == outputs:
         return [[nodes[0], 0], *([count, 0] for count in outputs)]
+    arity = config.get("mult_arity", 2)
+    most = max(outputs)
+    arities = [number for layer in arity for number in layer] if isinstance(arity, list) else [arity]
+    if any(isinstance(number, int) and number > most for number in arities):
+        raise KanCompileError(
+            f"{who}: found multiplication nodes of arity {shown(arity)} in the _config.yml, where no layer has more than {most} "
+            "outputs; keep the files of saveckpt together"
+        )
     stated = config.get("width")
     if isinstance(stated, list) and len(stated) == depth + 1:
-        return [list(map(int, layer)) if isinstance(layer, list) else [int(layer), 0] for layer in stated]
-    arity = config.get("mult_arity", 2)
+        widths = [list(map(int, layer)) if isinstance(layer, list) else [int(layer), 0] for layer in stated]
+        if [sum(layer) for layer in widths] != [nodes[0], *inner] or min(map(min, widths)) < 0:
+            raise KanCompileError(
+                f"{who}: found widths {shown(stated)} in the _config.yml, expected {[nodes[0], *inner]!r} nodes as the tensors "
+                "have them; keep the files of saveckpt together"
+            )
+        return widths
     if not isinstance(arity, int) or arity < 2:
         raise KanCompileError(
             f"{who}: found multiplication nodes of arity {shown(arity)} but no widths in the _config.yml"
@@ -225,6 +244,7 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     text = read_text(path, where, way_out)
     with foreign(where, way_out):
         content = yaml.load(text, PlainLoader)
+        check_depth(content)
     if not isinstance(content, dict):
         raise KanCompileError(f"{where}: found {type(content).__name__}, expected keys and values")
     return content

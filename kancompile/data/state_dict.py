@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kancompile.data.archive_sizes import check_unpacked
+from kancompile.data.pickled_names import check_names
 from kancompile.data.sample_arrays import is_plain, kind_of
 from kancompile.errors import KanCompileError, foreign, reason
 from kancompile.progress import say
@@ -86,6 +87,7 @@ def load_state_dict(
 def _load_tensors(path: Path, where: str, most_bytes: int) -> Any:
     try:
         check_unpacked(path, where, most_bytes)
+        check_names(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols that are refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -217,9 +219,13 @@ def _has_kind_of(value: Tensor, wanted: Tensor) -> bool:
     return is_plain(value) and (wanted.is_complex() or not value.is_complex())
 
 
+def _has_fractions(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
+
+
 def _can_hold(wanted: Tensor, value: Tensor) -> bool:
     """Whether copying keeps the values; floats may be rounded to floats, but nothing is cut to an integer."""
-    if wanted.is_floating_point() or wanted.is_complex():
+    if _has_fractions(wanted):
         return True
     return torch.equal(value.to(wanted.dtype).to(value.dtype), value)
 
@@ -231,7 +237,7 @@ def check_finite_weights(model: nn.Module) -> None:
         KanCompileError: naming the first such tensor, and how many values it is about.
     """
     for key, value in model.state_dict().items():
-        if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if isinstance(value, Tensor) and _has_fractions(value) and not bool(torch.isfinite(value).all()):
             bad = int((~torch.isfinite(value)).sum())
             raise KanCompileError(
                 f"weights {key!r}: found {bad} NaN or infinite of {value.numel()} values, expected finite ones; "

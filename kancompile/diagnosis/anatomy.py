@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from kancompile.diagnosis.laboratory import Laboratory
-from kancompile.diagnosis.tune_cache import recalled
 from kancompile.ir import (
     Contraction,
     Expansion,
@@ -113,12 +112,12 @@ def dissect(laboratory: Laboratory, recipe: SettledRecipe, name: str) -> Anatomy
         name: of the layer.
     """
     key = {"fact": "anatomy", "recipe": recipe.whole.canonical_json(), "layer": name}
-    known = None if laboratory.memory is None else laboratory.memory.get(key)
+    known = None if laboratory.memory is None else laboratory.memory.get(key, Anatomy)
     if known is not None:
-        return recalled(known, Anatomy)
+        return known
     found = _dissect(laboratory, recipe, name)
     if laboratory.memory is not None:
-        laboratory.memory.put(key, asdict(found))
+        laboratory.memory.put(key, found)
     return found
 
 

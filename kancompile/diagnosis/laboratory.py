@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from kancompile.compiler import Preparation, constant_bytes
 from kancompile.data import Calibration
-from kancompile.diagnosis.tune_cache import recalled
 from kancompile.errors import KanCompileError
 from kancompile.ir import (
     Program,
@@ -72,13 +71,16 @@ class Outcome:
         return "" if self.metric is None or self.score is None else Score(self.metric, self.score).text()
 
 
+Fact = TypeVar("Fact")
+
+
 class Remembers(Protocol):
     """What keeps measured facts from one run to the next."""
 
-    def get(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the fact that was put under a key."""
+    def get(self, key: Mapping[str, Any], kind: type[Fact]) -> Fact | None:
+        """Return the fact, a dataclass, that was put under a key."""
 
-    def put(self, key: Mapping[str, Any], fact: Mapping[str, Any]) -> None:
+    def put(self, key: Mapping[str, Any], fact: Any) -> None:
         """Keep a fact."""
 
 
@@ -138,13 +140,10 @@ class Laboratory:
         key = recipe.whole.canonical_json()
         if key not in self._outcomes:
             fact = {"fact": "outcome", "recipe": key}
-            known = None if self.memory is None else self.memory.get(fact)
-            if known is None:
-                self._outcomes[key] = self.judge(self.lowered(recipe))
-                if self.memory is not None:
-                    self.memory.put(fact, asdict(self._outcomes[key]))
-            else:
-                self._outcomes[key] = recalled(known, Outcome)
+            known = None if self.memory is None else self.memory.get(fact, Outcome)
+            self._outcomes[key] = self.judge(self.lowered(recipe)) if known is None else known
+            if known is None and self.memory is not None:
+                self.memory.put(fact, self._outcomes[key])
         return self._outcomes[key]
 
     def judge(self, program: Program, samples: Calibration | None = None) -> Outcome:

@@ -11,32 +11,14 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from kancompile.errors import KanCompileError, shown
+from kancompile.errors import KanCompileError, read_bytes, shown
 
 Fact = TypeVar("Fact")
-
-
-def recalled(fact: Mapping[str, Any], kind: type[Fact]) -> Fact:
-    """Turn what a file remembers back into the dataclass that was put there.
-
-    Raises:
-        KanCompileError: it has other fields, or other types in them.
-    """
-    types = get_type_hints(kind)
-    if fact.keys() != types.keys() or not all(_is_of(fact[name], types[name]) for name in types):
-        raise KanCompileError(
-            f"cache: found a fact {shown(dict(fact))}, expected the fields of {kind.__name__}; delete the file of facts"
-        )
-    return kind(**fact)
-
-
-def _is_of(value: Any, kind: Any) -> bool:
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, kind) or (isinstance(value, int) and isinstance(0.0, kind))
+_MOST_BYTES = 1 << 28
 
 
 class TuneCache:
@@ -57,12 +39,8 @@ class TuneCache:
         self.path, self.context, self.hits = path, dict(context), 0
         self._facts: dict[str, dict[str, Any]] = {}
         self._ends_midline = False
-        try:
-            content = path.read_bytes() if path.exists() else b""
-        except OSError as error:
-            raise KanCompileError(
-                f"cache {str(path)!r}: cannot be read ({error.strerror}); delete it or give another folder"
-            ) from error
+        way_out = "delete it or give another folder"
+        content = read_bytes(path, f"cache {str(path)!r}", way_out, _MOST_BYTES) if path.exists() else b""
         for line in content.split(b"\n"):
             try:
                 entry = json.loads(line)
@@ -75,21 +53,31 @@ class TuneCache:
         """Count the facts."""
         return len(self._facts)
 
-    def get(self, key: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the fact that was put under a key."""
-        fact = self._facts.get(self._hash(key))
-        self.hits += fact is not None
-        return fact
+    def get(self, key: Mapping[str, Any], kind: type[Fact]) -> Fact | None:
+        """Return the fact, a dataclass of plain values, that was put under a key.
 
-    def put(self, key: Mapping[str, Any], fact: Mapping[str, Any]) -> None:
-        """Append a fact, in one write.
+        Raises:
+            KanCompileError: it has other fields, or other types in them.
+        """
+        fact, types = self._facts.get(self._hash(key)), get_type_hints(kind)
+        if fact is None:
+            return None
+        if fact.keys() != types.keys() or not all(_is_of(fact[name], types[name]) for name in types):
+            raise KanCompileError(
+                f"cache {str(self.path)!r}: found a fact {shown(fact)}, expected the fields of {kind.__name__}; delete the file"
+            )
+        self.hits += 1
+        return kind(**fact)
+
+    def put(self, key: Mapping[str, Any], fact: Any) -> None:
+        """Append a fact, a dataclass of plain values, in one write.
 
         Raises:
             KanCompileError: the file cannot be written.
         """
         hashed = self._hash(key)
-        self._facts[hashed] = dict(fact)
-        text = json.dumps({"key": hashed, "about": dict(key), "fact": dict(fact)}, sort_keys=True) + "\n"
+        self._facts[hashed] = asdict(fact)
+        text = json.dumps({"key": hashed, "about": dict(key), "fact": asdict(fact)}, sort_keys=True) + "\n"
         line = (b"\n" if self._ends_midline else b"") + text.encode()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,3 +95,9 @@ class TuneCache:
     def _hash(self, key: Mapping[str, Any]) -> str:
         text = json.dumps({"context": self.context, "about": dict(key)}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, kind) or (isinstance(value, int) and isinstance(0.0, kind))

@@ -13,7 +13,7 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from kancompile.diagnosis.anatomy import Anatomy, dissect
 from kancompile.diagnosis.cause import PRECISION, Change
 from kancompile.diagnosis.diagnosing import layer_suspects, open_laboratory, samples_for
 from kancompile.diagnosis.laboratory import Laboratory, Outcome
-from kancompile.diagnosis.tune_cache import TuneCache, recalled
+from kancompile.diagnosis.tune_cache import TuneCache
 from kancompile.errors import KanCompileError
 from kancompile.ir import Program
 from kancompile.progress import quiet, say
@@ -239,15 +239,15 @@ def tune(
 def _file_bytes(laboratory: Laboratory, recipe: SettledRecipe) -> int:
     """Measure the file that a recipe makes."""
     key = {"fact": "file", "recipe": recipe.whole.canonical_json()}
-    known = None if laboratory.memory is None else laboratory.memory.get(key)
+    known = None if laboratory.memory is None else laboratory.memory.get(key, _FileSize)
     if known is not None:
-        return recalled(known, _FileSize).bytes
+        return known.bytes
     program = laboratory.lowered(recipe)
     facts = describe(program, laboratory.fitting, recipe.whole, "ort-cpu", laboratory.seed)
     with quiet():
         found = _FileSize(len(write(TARGETS["ort-cpu"], program, facts, recipe.whole)))
     if laboratory.memory is not None:
-        laboratory.memory.put(key, asdict(found))
+        laboratory.memory.put(key, found)
     return found.bytes
 
 

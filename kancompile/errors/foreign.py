@@ -9,8 +9,10 @@ from __future__ import annotations
 import ast
 import json
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from kancompile.errors.exceptions import KanCompileError
 
 MOST_TEXT_BYTES = 1 << 26
 _DEEPEST = 64
+_MOST_ITEMS = 1 << 22
 _MOST_SHOWN = 300
+_PIECE_BYTES = 1 << 24
 
 
 @contextmanager
@@ -41,6 +45,22 @@ def foreign(who: str, way_out: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise KanCompileError(f"{who}: cannot be read ({reason(error)}); {way_out}") from error
+
+
+@contextmanager
+def naming_file(source: Any) -> Iterator[None]:
+    """Name the file in errors about what it held, for checks that are the same wherever their data come from.
+
+    Args:
+        source: its path; anything else names no file.
+    """
+    try:
+        yield
+    except KanCompileError as error:
+        path = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
+        if not path or path in str(error) or repr(path) in str(error):
+            raise
+        raise type(error)(f"{error} (in {path!r})") from error
 
 
 def reason(error: BaseException) -> str:
@@ -75,11 +95,26 @@ def read_text(path: Path, who: str, way_out: str, most: int = MOST_TEXT_BYTES) -
     Raises:
         KanCompileError: it cannot be read, or has more than ``most`` bytes, of which no more are read.
     """
-    with foreign(who, way_out), path.open("rb") as file:
-        content = file.read(most + 1)
-        if len(content) > most:
-            raise KanCompileError(f"{who}: found more than {most:,} bytes, expected a small text file; {way_out}")
+    content = read_bytes(path, who, way_out, most)
+    with foreign(who, way_out):
         return content.decode("utf-8")
+
+
+def read_bytes(path: Path, who: str, way_out: str, most: int) -> bytes:
+    """Read a whole file.
+
+    Raises:
+        KanCompileError: it cannot be read, or has more than ``most`` bytes, of which no more are read.
+    """
+    pieces, left = [], most + 1
+    with foreign(who, way_out), path.open("rb") as file:
+        # a single call would take the memory of all that might come
+        while left and (piece := file.read(min(left, _PIECE_BYTES))):
+            pieces.append(piece)
+            left -= len(piece)
+    if not left:
+        raise KanCompileError(f"{who}: found more than {most:,} bytes, expected a smaller file; {way_out}")
+    return b"".join(pieces)
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -156,12 +191,15 @@ def check_depth(content: Any) -> None:
     """Refuse nested lists and dictionaries that a recursive reader, or ``repr``, could not follow.
 
     Raises:
-        ValueError: they are nested more than 64 deep.
+        ValueError: they are nested more than 64 deep, or hold millions of values at one depth.
     """
     level = [content]
     for _ in range(_DEEPEST):
         inner = [value for value in level if isinstance(value, dict | list)]
-        level = [item for value in inner for item in (value.values() if isinstance(value, dict) else value)]
+        items = (item for value in inner for item in (value.values() if isinstance(value, dict) else value))
+        level = list(islice(items, _MOST_ITEMS + 1))
+        if len(level) > _MOST_ITEMS:  # a few lines of YAML may hold one list in another many times
+            raise ValueError(f"more than {_MOST_ITEMS:,} values")
         if not level:
             return
     raise ValueError(f"nested more than {_DEEPEST} deep")

@@ -10,7 +10,6 @@ import difflib
 import functools
 import hashlib
 import json
-import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -223,6 +222,6 @@ def _check_keys(content: Mapping[str, Any], expected: tuple[str, ...], who: str)
 
 def _nanoseconds(value: Any, who: str) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not 0 < value <= _MOST_COST:
+    if not is_number or not 0 < value <= _MOST_COST:  # NaN is neither
         raise KanCompileError(f"{who} is {shown(value)}, expected nanoseconds above 0 and up to {_MOST_COST:g}")
     return float(value)

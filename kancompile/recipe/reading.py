@@ -11,9 +11,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from kancompile.errors import KanCompileError, check_depth, foreign, parse_json, read_text
+from kancompile.errors import KanCompileError, check_depth, foreign, naming_file, parse_json, read_text
 from kancompile.recipe.choices import Recipe, check_keys, checked_layers
-from kancompile.recipe.keys import allowed
+from kancompile.recipe.keys import allowed, checked_value
 
 _MOST_BYTES = 1 << 20
 # a TOML reader takes time for the square of the parts of a key, a recipe has three at most
@@ -40,10 +40,15 @@ def read_recipe(source: Recipe | Mapping[str, Any] | str | os.PathLike[str] | No
         given = dict(source)
     else:
         raise KanCompileError(f"recipe: found {type(source).__name__}, expected a mapping or a .toml or .json path")
-    layers = (*checked_layers(given.pop("layers", ())), *checked_layers(overrides.pop("layers", ())))
-    given |= overrides
-    check_keys(given, Recipe, "recipe")
-    return Recipe(**given, layers=layers)
+    with naming_file(source):
+        layers: tuple[Any, ...] = checked_layers(given.pop("layers", ()))
+        check_keys(given, Recipe, "recipe")
+        rules = {option.name: option.metadata for option in fields(Recipe)}
+        given = {key: checked_value(key, value, rules[key]) for key, value in given.items()}
+    layers = (*layers, *checked_layers(overrides.pop("layers", ())))
+    check_keys(overrides, Recipe, "recipe")
+    with naming_file(None if overrides else source):  # what does not fit together may come from either
+        return Recipe(**given | overrides, layers=layers)
 
 
 def describe_keys() -> list[tuple[str, str, str, str]]:

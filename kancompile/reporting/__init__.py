@@ -13,6 +13,7 @@ from kancompile.reporting.facts import (
     of_file,
     program_table,
     recipe_and_seed,
+    torn_pair,
 )
 from kancompile.reporting.render import check_matplotlib, compile_summary, render
 
@@ -32,4 +33,5 @@ __all__ = [
     "program_table",
     "recipe_and_seed",
     "render",
+    "torn_pair",
 ]

@@ -8,7 +8,7 @@ from kancompile.runtimes.machine import available_cores, describe_machine
 from kancompile.runtimes.ort import ORT, ORT_MOBILE
 from kancompile.runtimes.ort_emulated import ORT_ARM64, ORT_X86
 from kancompile.runtimes.output_quantum import output_quantum
-from kancompile.runtimes.session import CALIBRATED_RANGE, ModelFile, RuntimeModel, name_of, read_model
+from kancompile.runtimes.session import CALIBRATED_RANGE, ModelFile, RuntimeModel, name_of, open_session, read_model
 
 RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime
@@ -37,6 +37,7 @@ __all__ = [
     "bounded_rows",
     "describe_machine",
     "name_of",
+    "open_session",
     "output_quantum",
     "read_model",
     "seconds_of",

@@ -8,21 +8,22 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from kancompile.errors import foreign
+from kancompile.runtimes.session import ModelFile, name_of, read_model
 
 _PASSED = ("Reshape", "Sum", "Identity", "Flatten", "Squeeze")
 
 
-def output_quantum(model: bytes) -> NDArray[np.float32] | None:
+def output_quantum(model: ModelFile) -> NDArray[np.float32] | None:
     """Return the scale of the layer that the output comes from, in a shape that broadcasts against it.
 
     Args:
-        model: a serialized ONNX file, which a session has loaded.
+        model: path or bytes of an ONNX file, which a session has loaded.
 
     Returns:
         one value, or one for each output, along the last dimension; ``None`` where the output is no layer's.
     """
-    with foreign("model", "give an .onnx file that kancompile wrote"):
-        graph = onnx.load_model_from_string(model).graph
+    with foreign(name_of(model), "give an .onnx file that kancompile wrote"):
+        graph = onnx.load_model_from_string(read_model(model)).graph
         producers = {name: node for node in graph.node for name in node.output}
         constants = {tensor.name: tensor for tensor in graph.initializer}
         constants |= {

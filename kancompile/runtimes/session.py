@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from kancompile.data import shape_hint
-from kancompile.errors import KanCompileError, first_line, foreign
+from kancompile.errors import KanCompileError, first_line, foreign, parse_json, read_bytes
 from kancompile.ir import NamedTensors, Values, arrays_of
 
 ModelFile = str | os.PathLike[str] | bytes
 Arrays = NDArray[Any] | Mapping[str, NDArray[Any]]
+_MOST_BYTES = (1 << 31) - 1
+"""What protobuf can read."""
 _TYPES: dict[str, type[Any]] = {
     "tensor(float)": np.float32,
     "tensor(int64)": np.int64,
@@ -36,12 +37,7 @@ def read_model(model: ModelFile) -> bytes:
     """
     if isinstance(model, bytes):
         return model
-    try:
-        return Path(model).read_bytes()
-    except OSError as error:
-        raise KanCompileError(
-            f"model {os.fspath(model)!r}: cannot be read ({error.strerror}); give an .onnx file"
-        ) from error
+    return read_bytes(Path(model), name_of(model), "give an .onnx file", _MOST_BYTES)
 
 
 def name_of(model: ModelFile) -> str:
@@ -51,6 +47,16 @@ def name_of(model: ModelFile) -> str:
 
 CALIBRATED_RANGE = "kancompile.calibrated_range"
 """Metadata of a file: JSON of the smallest and the largest input value that it was calibrated with, by name of several inputs."""
+
+
+def open_session(content: bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """Create a session on the CPU; what ONNX Runtime cannot load is tried once, and raised, not printed as well.
+
+    Raises:
+        Exception: it cannot be loaded; ONNX Runtime's own exceptions share no base class.
+    """
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 class RuntimeModel:
@@ -78,15 +84,15 @@ class RuntimeModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
         # idle threads that spin would take the cores from whatever is measured beside it
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if not fused:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         content = read_model(model)
         try:
-            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self.session = open_session(content, options)
             inputs = self.session.get_inputs()
+            self._ranges = self.session.get_modelmeta().custom_metadata_map.get(CALIBRATED_RANGE)
         except Exception as error:  # its exceptions share no base class
             raise KanCompileError(
                 f"{self.name}: ONNX Runtime {onnxruntime.__version__} cannot load it ({first_line(error)}); "
@@ -124,16 +130,15 @@ class RuntimeModel:
     @property
     def calibrated_ranges(self) -> dict[str, tuple[float, float]]:
         """Smallest and largest value of the calibration for every input of which the file says them."""
-        text = self.session.get_modelmeta().custom_metadata_map.get(CALIBRATED_RANGE)
         found = {}
         try:
-            ranges = json.loads(text) if text else {}
+            ranges = parse_json(self._ranges) if self._ranges else {}
             named = ranges if isinstance(ranges, dict) else {next(iter(self.input_shapes)): ranges}
             for name, bounds in named.items():
                 low, high = map(float, bounds)
                 if low <= high and name in self.input_shapes:
                     found[name] = (low, high)
-        except (ValueError, TypeError):
+        except Exception:  # whatever stands there instead says no range
             return {}
         return found
 

@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 
 from kancompile.errors import KanCompileError, first_line, foreign
+from kancompile.runtimes import ModelFile, name_of, open_session, read_model
 from kancompile.targets import PAIR_INDEX
 
 INTEGER_KERNELS = frozenset(
@@ -70,33 +71,38 @@ class KernelAudit:
         return "\n".join(lines)
 
 
-def optimized_graph(model: bytes) -> onnx.GraphProto:
-    """Return the graph that an ONNX Runtime CPU session runs for ``model`` (serialized)."""
+def optimized_graph(model: ModelFile) -> onnx.GraphProto:
+    """Return the graph that an ONNX Runtime CPU session runs for a file."""
+    content = read_model(model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "optimized.onnx"
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = str(path)
         options.add_session_config_entry("session.save_model_format", "ONNX")
-        options.log_severity_level = 3
         try:
-            onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            open_session(content, options)
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
-            raise KanCompileError(_why_not_loaded(model, error)) from error
+            raise KanCompileError(_why_not_loaded(content, name_of(model), error)) from error
         return onnx.load(path).graph
 
 
-def _why_not_loaded(model: bytes, error: Exception) -> str:
-    with foreign("model", "give a complete ONNX file"):
-        opset = next((entry.version for entry in onnx.load_from_string(model).opset_import if not entry.domain), 0)
-    text = f"onnxruntime {onnxruntime.__version__} cannot load the file (opset {opset}): {first_line(error)}"
+def _why_not_loaded(content: bytes, who: str, error: Exception) -> str:
+    with foreign(who, "give a complete ONNX file"):
+        opset = next((entry.version for entry in onnx.load_from_string(content).opset_import if not entry.domain), 0)
+    text = f"{who}: onnxruntime {onnxruntime.__version__} cannot load the file (opset {opset}): {first_line(error)}"
     if opset > _PORTABLE_OPSET:
         return f"{text}; int2 tensors need onnxruntime 1.24 or newer, storage 'smallest' loads from 1.20 on"
     return f"{text}; the file needs onnxruntime 1.20 or newer"
 
 
-def audit_kernels(model: bytes) -> KernelAudit:
-    """Audit a serialized ONNX or ORT-format model in the installed ONNX Runtime."""
+def audit_kernels(model: ModelFile) -> KernelAudit:
+    """Audit an ONNX or ORT-format file in the installed ONNX Runtime."""
     graph = optimized_graph(model)
+    with foreign(name_of(model), "give a complete ONNX file"):  # names that are no UTF-8 are read as bytes
+        return _audited(graph)
+
+
+def _audited(graph: onnx.GraphProto) -> KernelAudit:
     constants = {initializer.name for initializer in graph.initializer}
     rows, dequantized = [], []
     operators: dict[str, int] = {}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from kancompile.errors import KanCompileError
 from kancompile.progress import say
-from kancompile.runtimes import ORT, RUNTIMES, Prepared, Runtime, RuntimeModel, bounded_rows, output_quantum, read_model
+from kancompile.runtimes import ORT, RUNTIMES, Prepared, Runtime, RuntimeModel, bounded_rows, output_quantum
 from kancompile.targets import TARGETS
 from kancompile.validation.error_measures import plain_number
 
@@ -134,7 +134,7 @@ def compare_runtimes(
     """
     _ = RuntimeModel(model).input_shape  # of one input; runtimes are called with one array
     expected = ORT.run(model, x)
-    quantum = output_quantum(read_model(model))
+    quantum = output_quantum(model)
     rows = [RuntimeRow(ORT.name, model.name, expected.size, quanta=0.0, steps=0.0, speed=1.0)]
     for runtime in runtimes:
         if runtime.name == ORT.name:

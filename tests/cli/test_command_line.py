@@ -214,7 +214,7 @@ def test_inspect_reads_the_manifest_of_other_formats(
     assert "6 inputs x" in capsys.readouterr().out
     source.write_bytes(source.read_bytes() + b"\n")
     assert main(["inspect", str(source)]) == 2
-    assert "which is of another file" in capsys.readouterr().err
+    assert "which is the manifest of another file" in capsys.readouterr().err
     (tmp_path / "alone.c").write_text("int x;")
     assert main(["inspect", str(tmp_path / "alone.c")]) == 2
     assert (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import zipfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,16 @@ def test_checkpoints(case: str, tmp_path: Path) -> None:
     assert torch.equal(model.weight, before)
 
 
+@pytest.mark.parametrize("is_archive", [True, False])
+def test_names_that_would_keep_the_reader_busy(is_archive: bool, tmp_path: Path) -> None:
+    """PyTorch searches the text of its refusal with a pattern that takes time for the square of a name's length."""
+    torch.save({"a" * 3_000: 1}, tmp_path / "c.pt", _use_new_zipfile_serialization=is_archive)
+    started = time.process_time()
+    with pytest.raises(KanCompileError, match=r"c\.pt.*a text of 3,000 characters in its pickle"):
+        load_state_dict(tmp_path / "c.pt")
+    assert time.process_time() - started < 1
+
+
 def test_nothing_is_cut_to_an_integer() -> None:
     model = nn.BatchNorm1d(2)
     state = model.state_dict()
@@ -97,7 +109,20 @@ def test_nothing_is_cut_to_an_integer() -> None:
             apply_state_dict(model, state | {"num_batches_tracked": torch.tensor(value)})
 
 
-CONFIGS = ["a: " + DEEP, "a: " + "9" * 5000, "a: 2001-99-99", "a: !!int x", "- 1", "\x00", "? {a: 1}\n: 2"]
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{last}'] * 10)}]\n" for last, name in pairwise("abcdefgh")
+)
+CONFIGS = [
+    BOMB,
+    "a: &a [*a]",
+    "a: " + DEEP,
+    "a: " + "9" * 5000,
+    "a: 2001-99-99",
+    "a: !!int x",
+    "- 1",
+    "\x00",
+    "? {a: 1}\n: 2",
+]
 
 
 @pytest.mark.needs("pykan")
@@ -122,6 +147,10 @@ WRONG_STATES: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {
     "one value spread out": (_layer(GRID, torch.zeros(1, 1, 1).expand(100_000, 100_000, 8)), {}),
     "sparse": (_layer(GRID.to_sparse(), torch.zeros(2, 1, 8)), {}),
     "widths": (_layer(GRID, torch.zeros(2, 3, 8), **NODES), {"width": [2, ["a"]]}),
+    "more nodes than there are": (_layer(GRID, torch.zeros(2, 3, 8), **NODES), {"width": [[2, 0], [1 << 40, 0]]}),
+    "fewer nodes than none": (_layer(GRID, torch.zeros(2, 3, 8), **NODES), {"width": [[2, 0], [3, -1]]}),
+    "more factors than there are": (_layer(GRID, torch.zeros(2, 3, 8), **NODES), {"mult_arity": 1 << 40}),
+    "order": (_layer(torch.zeros(2, 100), torch.zeros(2, 2, 8)), {}),
     "arity": (_layer(GRID, torch.zeros(2, 3, 8), **NODES), {"mult_arity": 1}),
     "base": (_layer(GRID, torch.zeros(2, 3, 8)), {"base_fun_name": ["silu"]}),
 }

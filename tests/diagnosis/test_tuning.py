@@ -3,6 +3,7 @@
 import json
 import os
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,13 @@ MODEL = [
     str(DIGITS / "digits_test.npz"),
 ]
 PLANTED = ["--layer", FIRST, "weight_bits=2", "method=uniform", "--layer", HIDDEN, "range=percentile", "percentile=75"]
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A fact."""
+
+    noise: float
 
 
 @pytest.fixture(autouse=True)
@@ -159,32 +167,32 @@ def test_ctrl_c_leaves_only_the_cache(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_cache_depends_on_everything_that_a_measurement_depends_on(tmp_path: Path) -> None:
     path = tmp_path / "facts.jsonl"
     first = TuneCache(path, {"seed": 0})
-    assert first.get({"recipe": "a"}) is None
-    first.put({"recipe": "a"}, {"noise": 1.5})
-    assert TuneCache(path, {"seed": 0}).get({"recipe": "a"}) == {"noise": 1.5}
-    assert TuneCache(path, {"seed": 1}).get({"recipe": "a"}) is None
-    assert TuneCache(path, {"seed": 0}).get({"recipe": "b"}) is None
+    assert first.get({"recipe": "a"}, Noise) is None
+    first.put({"recipe": "a"}, Noise(1.5))
+    assert TuneCache(path, {"seed": 0}).get({"recipe": "a"}, Noise) == Noise(1.5)
+    assert TuneCache(path, {"seed": 1}).get({"recipe": "a"}, Noise) is None
+    assert TuneCache(path, {"seed": 0}).get({"recipe": "b"}, Noise) is None
 
 
 @pytest.mark.parametrize("rest", [b"", b"{", b'{"key": "x"}', b"[1]", b"\xff\xfe", b"null"])
 def test_a_cache_skips_lines_that_are_not_whole(tmp_path: Path, rest: bytes) -> None:
     path = tmp_path / "facts.jsonl"
-    TuneCache(path, {}).put({"recipe": "a"}, {"noise": 1.0})
+    TuneCache(path, {}).put({"recipe": "a"}, Noise(1.0))
     path.write_bytes(path.read_bytes() + rest)
     again = TuneCache(path, {})
-    again.put({"recipe": "b"}, {"noise": 2.0})
+    again.put({"recipe": "b"}, Noise(2.0))
     read = TuneCache(path, {})
-    assert (read.get({"recipe": "a"}), read.get({"recipe": "b"})) == ({"noise": 1.0}, {"noise": 2.0})
+    assert (read.get({"recipe": "a"}, Noise), read.get({"recipe": "b"}, Noise)) == (Noise(1.0), Noise(2.0))
 
 
 def test_a_cache_goes_on_behind_a_line_that_the_disk_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache, real = TuneCache(tmp_path / "facts.jsonl", {}), os.write
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", lambda descriptor, line: real(descriptor, line[:20]))
-        cache.put({"recipe": "a"}, {"noise": 1.0})
-    cache.put({"recipe": "b"}, {"noise": 2.0})
+        cache.put({"recipe": "a"}, Noise(1.0))
+    cache.put({"recipe": "b"}, Noise(2.0))
     read = TuneCache(tmp_path / "facts.jsonl", {})
-    assert (read.get({"recipe": "a"}), read.get({"recipe": "b"})) == (None, {"noise": 2.0})
+    assert (read.get({"recipe": "a"}, Noise), read.get({"recipe": "b"}, Noise)) == (None, Noise(2.0))
 
 
 def test_tune_needs_a_target_and_labels_for_a_drop() -> None:

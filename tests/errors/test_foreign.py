@@ -11,8 +11,17 @@ import pytest
 
 from kancompile.cli.main import main
 from kancompile.data.model import parse_factory_args
-from kancompile.errors.exceptions import KanCompileError
-from kancompile.errors.foreign import check_form, foreign, parse_json, parse_literal, shown
+from kancompile.errors.exceptions import KanCompileError, ThresholdMissedError
+from kancompile.errors.foreign import (
+    check_depth,
+    check_form,
+    foreign,
+    naming_file,
+    parse_json,
+    parse_literal,
+    read_bytes,
+    shown,
+)
 from kancompile.recipe import read_recipe
 
 DEEP = "[" * 100_000
@@ -76,6 +85,62 @@ def test_texts_that_are_no_literals_are_texts(text: str) -> None:
     if "[" in text:
         with pytest.raises(KanCompileError, match="is no Python literal"):
             parse_factory_args([f"n={text}"])
+
+
+def test_errors_fit_on_a_screen_with_their_end() -> None:
+    for text in (
+        "who: found " + "x" * 50_000 + ", expected y; do z",
+        "who: found\n" + "line\n" * 500 + "do z",
+        "x\n" * 19 + "y" * 9_000,
+    ):
+        told = str(KanCompileError(text))
+        assert len(told) <= 1_900
+        assert told.count("\n") < 24
+        assert (told[:3], told[-4:]) == (text[:3], text[-4:])
+    assert str(KanCompileError("short\nand whole")) == "short\nand whole"
+
+
+def test_errors_steer_no_terminal() -> None:
+    assert str(KanCompileError("found 'a\x1b[2J\r\x9b\ud800\u2028é'")) == r"found 'a\x1b[2J\r\x9b\ud800\u2028é'"
+
+
+@pytest.mark.parametrize("kind", [KanCompileError, ThresholdMissedError])
+def test_errors_about_content_name_the_file(kind: type[KanCompileError]) -> None:
+    for source in ("a/b.npy", Path("a/b.npy")):
+        with pytest.raises(kind, match=r"^data: found nan \(in 'a/b.npy'\)$"), naming_file(source):
+            raise kind("data: found nan")
+    for text, source in (
+        ("data 'a/b.npy': found nan", "a/b.npy"),
+        ("data: found nan", None),
+        ("data: found nan", [1.0]),
+    ):
+        with pytest.raises(kind) as caught, naming_file(source):
+            raise kind(text)
+        assert str(caught.value) == text
+
+
+def test_values_of_a_recipe_name_its_file(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text('weight_bits = 99\n[layers."a"]\nweight_bits = 4\n')
+    with pytest.raises(KanCompileError, match=r"weight_bits is 99, .*\(in '.*r\.toml'\)$"):
+        read_recipe(tmp_path / "r.toml", levels=64)
+    (tmp_path / "r.toml").write_text("weight_bits = 4")
+    with pytest.raises(KanCompileError, match=r"levels is 1, expected an integer 4 to 65536 or unset$"):
+        read_recipe(tmp_path / "r.toml", levels=1)
+
+
+def test_files_are_read_up_to_a_limit(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"12345")
+    assert read_bytes(tmp_path / "f", "file", "mend it", 5) == b"12345"
+    with pytest.raises(KanCompileError, match=r"^file: found more than 4 bytes, expected a smaller file; mend it$"):
+        read_bytes(tmp_path / "f", "file", "mend it", 4)
+
+
+def test_few_lines_that_mean_millions_of_values() -> None:
+    value: Any = "x"
+    for _ in range(9):
+        value = [value] * 10
+    with pytest.raises(ValueError, match="more than 4,194,304 values"):
+        check_depth(value)
 
 
 RECIPES = {

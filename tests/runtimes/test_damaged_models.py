@@ -21,7 +21,7 @@ from kancompile.data.calibration import load_calibration
 from kancompile.data.state_dict import apply_state_dict, load_state_dict
 from kancompile.diagnosis.anatomy import Anatomy
 from kancompile.diagnosis.laboratory import Outcome
-from kancompile.diagnosis.tune_cache import TuneCache, recalled
+from kancompile.diagnosis.tune_cache import TuneCache
 from kancompile.errors.exceptions import KanCompileError
 from kancompile.recipe import read_recipe
 from kancompile.reporting.facts.inspection import describe_file, describe_manifest, manifest_table
@@ -70,6 +70,39 @@ def test_onnx_files_of_odd_content() -> None:
         RuntimeModel(_model(TensorProto.STRING))(torch.zeros(2, 3))
 
 
+def test_what_cannot_be_loaded_is_told_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(_model().replace(b"Cast", b"C\xffst"))
+    compiled_kan()
+    capfd.readouterr()
+    for read in (RuntimeModel, audit_kernels):
+        with pytest.raises(KanCompileError, match=r"model .*m\.onnx"):
+            read(path)
+    model = onnx.load_model_from_string(compiled_kan().model_bytes)
+    model.graph.initializer[0].raw_data += b"\0"
+    path.write_bytes(model.SerializeToString())
+    for read in (RuntimeModel, audit_kernels):
+        with pytest.raises(KanCompileError, match=r"model .*m\.onnx"):
+            read(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_a_file_says_steers_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(_model(version="\x1b[2J"))
+    assert main(["inspect", str(path)]) == 0
+    assert "version: \\x1b[2J" in capsys.readouterr().out
+
+
+def test_names_in_optimised_graphs_may_be_bytes(tmp_path: Path) -> None:
+    model = onnx.load_model_from_string(_model())
+    model.graph.node[0].name = "name"
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString().replace(b"name", b"n\xffme"))
+    with pytest.raises(KanCompileError, match=r"model .*m\.onnx.*: cannot be read"):
+        audit_kernels(path)
+
+
 def test_metadata_of_odd_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "model.onnx"
     for layers, code in (("5", 2), (DEEP, 2), ("[{}]", 2), ('[{"name": "\\ud800", "expansions": [], "n_out": 1}]', 0)):
@@ -108,7 +141,15 @@ def test_manifests_of_odd_content(tmp_path: Path, capsys: pytest.CaptureFixture[
     compiled = compiled_kan()
     path, manifest = tmp_path / "model.onnx", tmp_path / "model.manifest.json"
     compiled.save(path)
-    assert _manifest(path, compiled.model_bytes) == json.loads(manifest.read_text())
+    whole = json.loads(manifest.read_text())
+    assert _manifest(path, compiled.model_bytes) == whole
+    assert main(["inspect", str(path)]) == 0
+    assert "beside it" not in capsys.readouterr().err
+    manifest.write_text(json.dumps(whole | {"seed": 1}))
+    assert _manifest(path, compiled.model_bytes) is None
+    assert "model.manifest.json was changed after it was written, so it is not used" in capsys.readouterr().err
+    assert main(["inspect", str(path)]) == 0
+    assert "note: model.manifest.json beside it was changed after it was written" in capsys.readouterr().err
     assert _manifest(path, compiled.model_bytes + b"\0") is None
     assert "model.manifest.json is the manifest of another file, so it is not used" in capsys.readouterr().err
     manifest.rename(tmp_path / "away")
@@ -140,22 +181,22 @@ def test_manifests_of_odd_content(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_facts_of_odd_content(tmp_path: Path) -> None:
     path = tmp_path / "facts.jsonl"
     fact = Outcome(1.0, 0.5, 3.0, None, None, None, 99.0, 10)
-    TuneCache(path, {}).put({"a": 1}, vars(fact))
-    path.write_text(path.read_text() + DEEP + "\n" + "9" * 5000 + "\n")
-    known = TuneCache(path, {}).get({"a": 1})
-    assert known is not None
-    assert recalled(known, Outcome) == fact
-    for wrong in (
-        {},
-        vars(fact) | {"signal": "x"},
-        vars(fact) | {"noise": None},
-        vars(fact) | {"more": 1},
-        vars(fact) | {"constant_bytes": True},
-    ):
-        with pytest.raises(KanCompileError, match=r"cache: found a fact .*delete the file"):
-            recalled(wrong, Outcome)
+    TuneCache(path, {}).put({"a": 1}, fact)
+    whole = path.read_text()
+    path.write_text(whole + DEEP + "\n" + "9" * 5000 + "\n")
+    assert TuneCache(path, {}).get({"a": 1}, Outcome) == fact
     with pytest.raises(KanCompileError, match="expected the fields of Anatomy"):
-        recalled(known, Anatomy)
+        TuneCache(path, {}).get({"a": 1}, Anatomy)
+    for right, wrong in (
+        ('"signal": 1.0', '"signal": "x"'),
+        ('"noise": 0.5', '"noise": null'),
+        ('"noise"', '"more": 1, "noise"'),
+        ('"constant_bytes": 10', '"constant_bytes": true'),
+        ('"constant_bytes": 10, ', ""),
+    ):
+        path.write_text(whole.replace(right, wrong))
+        with pytest.raises(KanCompileError, match=r"cache .*facts.jsonl.*: found a fact .*delete the file"):
+            TuneCache(path, {}).get({"a": 1}, Outcome)
 
 
 def _damaged(content: bytes, chance: random.Random) -> bytes:

@@ -35,6 +35,7 @@ from kancompile.errors import KanCompileError, error_source, reason
 from kancompile.frontend.trace.control_flow import inline_control_flow
 from kancompile.frontend.trace.decompositions import DECOMPOSITIONS, WHOLE, is_checked
 from kancompile.frontend.trace.examples import Examples
+from kancompile.frontend.trace.plain_names import give_plain_names
 from kancompile.frontend.trace.recurrence import WholeRecurrences, drop_zero_states
 from kancompile.frontend.trace.zero_terms import drop_zero_terms
 from kancompile.ir import Input, Interface, Values, by_name, export_dynamic, tensors_of
@@ -85,6 +86,7 @@ def export(
     _check_signature(traced, rows)
     if traced is not model:  # which stays the user's
         drop_zero_terms(traced)
+    give_plain_names(traced, traced is not model)
     with quiet():
         decomposed: ExportedProgram = traced.run_decompositions(_decompositions())
     inline_control_flow(decomposed)

@@ -10,6 +10,7 @@ from kancompile.reporting.facts.inspection import (
     file_table,
     manifest_table,
     program_table,
+    torn_pair,
 )
 from kancompile.reporting.facts.layer_facts import functions_text, kernels_of
 from kancompile.reporting.facts.layer_kinds import count_layers, float_text
@@ -34,5 +35,6 @@ __all__ = [
     "of_file",
     "program_table",
     "recipe_and_seed",
+    "torn_pair",
     "worse_than_float",
 ]

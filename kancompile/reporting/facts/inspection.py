@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from kancompile.compiler import MANIFEST_SUFFIX
+from kancompile.compiler import MANIFEST_SUFFIX, manifest_path, why_torn
 from kancompile.errors import KanCompileError, foreign, parse_json, read_text, reason
 from kancompile.ir import Program
 from kancompile.runtimes import ModelFile, name_of, read_model
@@ -101,20 +100,31 @@ def describe_manifest(path: Path) -> dict[str, Any]:
     """
     content = read_model(path)
     beside = [path.with_name(f"{stem}{MANIFEST_SUFFIX}") for stem in (path.name, path.stem)]
-    found = [file for file in beside if file.is_file()]
-    for file in found:
+    torn = []
+    for file in (file for file in beside if file.is_file()):
         manifest = read_manifest(file)
-        if isinstance(manifest, dict) and manifest.get("model_sha256") == hashlib.sha256(content).hexdigest():
+        why = why_torn(manifest, content)
+        if why is None:
             return {"model": name_of(path), "bytes": len(content), "manifest": str(file), "metadata": manifest}
+        torn.append(f"{file.name} beside it, which {why}")
     expected = " or ".join(file.name for file in beside)
-    if found:
+    if torn:
         raise KanCompileError(
-            f"{name_of(path)}: found {found[0].name} beside it, which is of another file, expected its own {expected}; "
-            "copy the two together, or compile again"
+            f"{name_of(path)}: found {', and '.join(torn)}, expected its own {expected}; copy the two together, or compile again"
         )
     raise KanCompileError(
         f"{name_of(path)}: only ONNX files describe themselves; found no manifest beside it, expected {expected}"
     )
+
+
+def torn_pair(path: Path) -> str | None:
+    """Say that the manifest beside an ONNX file, which describes itself, is not its own; ``None`` where nothing is wrong."""
+    beside = manifest_path(path)
+    try:
+        why = why_torn(read_manifest(beside), read_model(path)) if beside.is_file() else None
+    except KanCompileError as error:
+        return str(error)
+    return None if why is None else f"{beside.name} beside it {why}; copy the two together, or compile again"
 
 
 def manifest_table(described: dict[str, Any]) -> str:

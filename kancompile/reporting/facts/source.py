@@ -19,16 +19,16 @@ from kancompile.compiler import (
     MANIFEST_FORM,
     METADATA_FORM,
     CompiledModel,
-    describe_file_bytes,
     describe_interface,
     describe_layer,
     left_in_float,
     manifest_path,
     prepare_model,
     target_named,
+    why_torn,
 )
 from kancompile.data import Calibration, float32_by_default
-from kancompile.errors import KanCompileError, check_form
+from kancompile.errors import KanCompileError, check_form, naming_file
 from kancompile.ir import Program, with_history
 from kancompile.passes import Lowering, QuantizeOutputs
 from kancompile.progress import say
@@ -137,7 +137,7 @@ def of_file(
             f"{facts['calibration_sha256'][:12]}... as {os.fspath(path)!r} was compiled with; pass --calibration, "
             "--calibration-key, --held-out and --seed as in the compilation"
         )
-    recipe, seed = read_recipe(facts["recipe"]), int(facts["seed"])
+    recipe, seed = recipe_and_seed(path)
     prepared = prepare_model(model, calibration, without_budgets(recipe), seed)
     captured, lowering = prepared.program, prepared.lowering()
     program = lowering(prepared.recipe)
@@ -171,7 +171,8 @@ def recipe_and_seed(path: str | os.PathLike[str]) -> tuple[Recipe, int]:
         KanCompileError: not a file that kancompile wrote.
     """
     _, facts = _read(path)
-    return read_recipe(facts["recipe"]), int(facts["seed"])
+    with naming_file(path):
+        return read_recipe(facts["recipe"]), int(facts["seed"])
 
 
 def calibration_hash(path: str | os.PathLike[str]) -> str:
@@ -205,7 +206,7 @@ def without_budgets(recipe: Recipe) -> Recipe:
 
 
 def _manifest(path: Path, content: bytes) -> dict[str, Any] | None:
-    """Read the manifest beside a file; ``None`` where there is none, or that of another file.
+    """Read the manifest beside a file; ``None`` where there is none, that of another file, or one that was changed.
 
     Raises:
         KanCompileError: it cannot be read, or is not what kancompile writes.
@@ -216,11 +217,10 @@ def _manifest(path: Path, content: bytes) -> dict[str, Any] | None:
             f"report: found no {beside.name} beside the file; notes of the compilation that stand only there are left out"
         )
         return None
-    found = read_manifest(beside)
-    if not isinstance(found, dict) or found.get("model_sha256") != describe_file_bytes(content)["model_sha256"]:
-        say(
-            f"report: {beside.name} is the manifest of another file, so it is not used; compile again, or copy both together"
-        )
+    found: dict[str, Any] = read_manifest(beside)
+    torn = why_torn(found, content)
+    if torn is not None:
+        say(f"report: {beside.name} {torn}, so it is not used; compile again, or copy both together")
         return None
     check_form(found, MANIFEST_FORM, f"manifest {str(beside)!r}", "delete it, or compile the model again")
     return found
