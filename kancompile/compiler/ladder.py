@@ -90,7 +90,8 @@ def rungs(
             finer = dict.fromkeys(min(step * rows, most_rows) for step in _STEPS)
             found += [Rung("levels", levels) for levels in finer if levels > rows]
         if chosen.shared_error > 0 and is_convolution:
-            found.append(Rung("function_error", 0.0))
+            some = [] if chosen.function_error else [chosen.shared_error / _MORE_FUNCTIONS]
+            found += [Rung("function_error", error) for error in (*some, 0.0)]
         found += [Rung("weight_bits", bits) for bits in range(chosen.weight_bits + 1, 9)]
     return found + [Rung("precision", precision) for precision in chosen.wider]
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from kancompile.ir import Contraction, Expansion, Layer, Program, Values, nodes_of, quantizer_in_front
+from kancompile.passes.reduce_functions.channels import MixFunctions
 from kancompile.passes.reduce_functions.join import Joined, JoinOptions, Stays, join_layer
 from kancompile.passes.reduce_functions.look_up_time import BALANCE, MOST_COLUMNS, most_columns
 from kancompile.passes.reduce_functions.words import PLANES
@@ -132,4 +133,4 @@ def _is_smaller(joined: Joined, weights: int) -> bool:
     return joined.contraction.weight.numel() // 2 + tables < weights // 2
 
 
-__all__ = ["BALANCE", "JoinOptions", "ReduceFunctions"]
+__all__ = ["BALANCE", "JoinOptions", "MixFunctions", "ReduceFunctions"]
