@@ -3,7 +3,7 @@
 The functions of a trained layer depend on each other nearly: a layer of 784 inputs with nine functions each kept 35 dB with a
 sixth of its 7,056 columns. ``words`` finds which functions of which pairs of inputs carry the output, ``fit`` gives them
 weights, and ``look_up_time`` says whether a file is faster for it. Layers where it is not, or where as many functions would be
-needed, stay.
+needed, stay. What the channels of a convolution need is the same question in another form (``channels``).
 """
 
 from __future__ import annotations
