@@ -11,8 +11,8 @@ from kancompile.ir import RECURRENCES, Program, Values
 from kancompile.recipe import LookUpCosts
 
 _FLOAT_PRODUCT, _ELEMENT, _FUNCTION = 0.05, 0.3, 4.0
-"""Nanoseconds of ONNX Runtime on one thread for a product of floats, for an element that is moved or added, and for one of which a
-function is computed."""
+"""Nanoseconds of ONNX Runtime on one thread for a product of floats, for an element that is moved or added, and for one of which
+a function is computed."""
 _NODES_OF_LAYER = 6
 _OF_ELEMENTS = frozenset(
     (
