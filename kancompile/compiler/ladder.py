@@ -2,7 +2,7 @@
 
 free        another rounding method, range or scaling of table columns: equal bytes, equal time
 rows        finer tables: bytes of tables
-functions   all functions instead of mixtures of them: columns, so bytes and time
+functions   more functions, or all instead of mixtures of them: columns, so bytes and time
 bits        more bits for each weight: bytes of weights
 precision   16 bits, then float, instead of integer kernels
 
@@ -90,7 +90,10 @@ def rungs(
             finer = dict.fromkeys(min(step * rows, most_rows) for step in _STEPS)
             found += [Rung("levels", levels) for levels in finer if levels > rows]
         if chosen.shared_error > 0 and is_convolution:
-            found.append(Rung("function_error", 0.0))
+            # a function more is mostly enough, and all of them take much longer
+            found.append(
+                Rung("function_error", 0.0 if chosen.function_error else chosen.shared_error / _MORE_FUNCTIONS)
+            )
         found += [Rung("weight_bits", bits) for bits in range(chosen.weight_bits + 1, 9)]
     return found + [Rung("precision", precision) for precision in chosen.wider]
 

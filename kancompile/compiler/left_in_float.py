@@ -10,6 +10,7 @@ from torch import fx
 from kancompile.compiler.time_estimate import estimate_times
 from kancompile.frontend import node_source
 from kancompile.ir import RECURRENCES, Program, Values
+from kancompile.recipe import LookUpCosts
 
 _REASONS = {
     "native_layer_norm": "a normalisation has no integer kernel in ONNX Runtime",
@@ -46,18 +47,19 @@ _FREE = frozenset(
 )
 
 
-def left_in_float(program: Program, x: Values) -> list[dict[str, Any]]:
+def left_in_float(program: Program, x: Values, costs: LookUpCosts) -> list[dict[str, Any]]:
     """Say which operators of a program are neither integer modules nor mere moves of values, and why.
 
     Args:
         program: lowered or not.
         x: a few samples, on which sizes are seen.
+        costs: of integer layers, by the recipe's profile.
 
     Returns:
         ``node``, ``operator``, ``reason``, ``count`` of nodes of that operator, the ``source`` line of the first one, and the
         estimated ``share`` of the time of a sample that all of them take; the largest share first.
     """
-    times = estimate_times(program, x)
+    times = estimate_times(program, x, costs)
     nodes: dict[str, list[fx.Node]] = {}
     targets: dict[str, torch._ops.OpOverload] = {}
     for node in program.graph_module.graph.nodes:

@@ -81,7 +81,7 @@ def describe(program: Program, samples: Calibration, recipe: Recipe, target: str
             {"node": part.node, "operator": part.operator, "reason": part.reason, "source": Path(part.source).name}
             for part in program.unrecognized
         ],
-        "left_in_float": left_in_float(program, samples.first(2)),
+        "left_in_float": left_in_float(program, samples.first(2), recipe.costs.look_up),
         "notes": list(program.notes),
     }
 

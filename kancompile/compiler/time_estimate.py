@@ -1,4 +1,4 @@
-"""Estimate where a file spends its time, by costs of operators that were measured once: no clock decides what a manifest says."""
+"""Estimate where a file spends its time, by the recipe's costs of operators: no clock decides what a manifest says."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.ir import RECURRENCES, Program, Values
+from kancompile.recipe import LookUpCosts
 
-_NODE, _LOOK_UP, _PRODUCT = 500.0, 8.2, 0.0053
-"""Nanoseconds of ONNX Runtime on one thread for a node, for a row that is looked up and for an 8-bit product."""
 _FLOAT_PRODUCT, _ELEMENT, _FUNCTION = 0.05, 0.3, 4.0
-"""The same for a product of floats, for an element that is moved or added, and for one of which a function is computed."""
+"""Nanoseconds of ONNX Runtime on one thread for a product of floats, for an element that is moved or added, and for one of which
+a function is computed."""
 _NODES_OF_LAYER = 6
 _OF_ELEMENTS = frozenset(
     (
@@ -24,34 +24,35 @@ _OF_ELEMENTS = frozenset(
 _PICKS = frozenset(("embedding", "gather", "index", "index_select"))  # which read no more than they give
 
 
-def estimate_times(program: Program, x: Values) -> dict[fx.Node, float]:
+def estimate_times(program: Program, x: Values, costs: LookUpCosts) -> dict[fx.Node, float]:
     """Estimate for every node that depends on an input the nanoseconds of one sample; runtimes fold the others at load.
 
     Args:
         program: lowered or not.
         x: a few samples that it takes.
+        costs: of integer layers and of any node.
     """
-    costs = _Costs(program)
+    found = _Costs(program, costs)
     with torch.no_grad():
-        costs.run(*program.arguments(x))
-    return {node: _NODE * nodes + elements / len(x) for node, (nodes, elements) in costs.found.items()}
+        found.run(*program.arguments(x))
+    return {node: costs.node * nodes + elements / len(x) for node, (nodes, elements) in found.found.items()}
 
 
 class _Costs(fx.Interpreter):
     """Evaluate a program and keep of every node how many it becomes, and nanoseconds of its elements."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, costs: LookUpCosts) -> None:
         super().__init__(program.graph_module)
         self.extra_traceback = False
         self.found: dict[fx.Node, tuple[int, float]] = {}
         self.varying: set[fx.Node] = set()
         self.of_module: dict[str, tuple[int, float]] = {}  # nodes, and nanoseconds for an element of the result
         for layer in program.layers():
-            product = _FLOAT_PRODUCT if program.is_float(layer) else _PRODUCT
+            product = _FLOAT_PRODUCT if program.is_float(layer) else costs.product
             self.of_module[layer.contraction] = (_NODES_OF_LAYER, product * program.contraction(layer).products)
             tables = program.tables(layer)
             for target in layer.expansions:
-                self.of_module[target] = (0, _LOOK_UP / tables[target].k if target in tables else _FUNCTION)
+                self.of_module[target] = (0, costs.gather / tables[target].k if target in tables else _FUNCTION)
 
     def run_node(self, node: fx.Node) -> Any:
         arguments = [self.env[source] for source in node.all_input_nodes]

@@ -287,7 +287,7 @@ def _evidence(kind: str, anatomy: Anatomy, recipe: SettledRecipe) -> tuple[str, 
         return f"{who}: few joint functions of inputs in place of all, {chosen.joint_error:g} of the variance", lost
     if kind == FUNCTIONS:
         return (
-            f"{who}: functions that depend on each other nearly were joined, {chosen.shared_error:g} of the variance",
+            f"{who}: fewer functions of channels in place of all, {chosen.shared_error:g} of the variance",
             {"function_error": chosen.shared_error},
         )
     if kind == PRECISION:

@@ -106,8 +106,8 @@ def _removed(rung: Rung, chosen: LayerRecipe, anatomy: Anatomy, alone: float, si
             return alone
         case "function_error", share if anatomy.is_joint:
             return alone * (1 - float(share) / chosen.joint_error)
-        case "function_error", _:
-            return min(alone, chosen.shared_error * signal)
+        case "function_error", share:
+            return min(alone, (chosen.shared_error - float(share)) * signal)
         case "weight_bits", bits:
             factors = _rounded(chosen, anatomy, 4.0 ** (chosen.weight_bits - bits))
         case "precision", "int16":

@@ -13,9 +13,8 @@ from kancompile.passes.factorize_edges import FactorizeEdges
 from kancompile.passes.factorize_expansions import FactorizeExpansions
 from kancompile.passes.fuse_index import FuseIndex
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials, lower_exactly
-from kancompile.passes.mix_functions import MixFunctions
 from kancompile.passes.recently_used import RecentlyUsed
-from kancompile.passes.reduce_functions import BALANCE, JoinOptions, ReduceFunctions
+from kancompile.passes.reduce_functions import BALANCE, JoinOptions, MixFunctions, ReduceFunctions
 from kancompile.passes.round_to_16_bits import RoundTo16Bits
 from kancompile.passes.round_weights import RoundingOptions, RoundWeights, prove_layer
 from kancompile.passes.rounding_methods import method_named, quick_methods

@@ -23,7 +23,7 @@ STORAGES = ("smallest", "native", "fastest")
 LOWERINGS = ("table", "keep")
 LOOKUPS = ("auto", "each", "joint")
 DEFAULT_PROFILE = "x86-vnni"
-_SHARED_ERROR, _JOINT_ERROR = 1e-5, 1.2e-3
+_SHARED_ERROR, _JOINT_ERROR = 5e-4, 1.2e-3
 
 Rows = tuple[tuple[str, Any], ...]
 
@@ -67,8 +67,8 @@ class LayerRecipe:
     )
     function_error: float | None = declared(
         None,
-        "share of a layer's output variance that looking up fewer functions may cost, unset: 1e-5 for convolutions, 1.2e-3 where "
-        "inputs are looked up jointly; 0: keep all functions",
+        "share of a layer's output variance that looking up fewer functions may cost, unset: 5e-4 for convolutions, 1.2e-3 "
+        "where inputs are looked up jointly; 0: keep all functions",
         low=0.0,
         high=1e-2,
         optional=True,

@@ -30,7 +30,7 @@ def test_rungs_go_from_free_to_slow_and_each_changes_something(chosen: LayerReci
     assert len({(rung.key, rung.value) for rung in found}) == len(found)
     assert all(getattr(chosen, rung.key) != rung.value for rung in found)
     assert keys(found, ROWS) == [256]
-    assert keys(found, FUNCTIONS) == ([0.0] if is_convolution and chosen.shared_error else [])
+    assert keys(found, FUNCTIONS) == ([chosen.shared_error / 4] if is_convolution and chosen.shared_error else [])
     assert keys(found, BITS) == list(range(chosen.weight_bits + 1, 9))
     assert keys(found, PRECISION) == ["int16", "float"]
 

@@ -104,7 +104,7 @@ def test_a_file_for_sequences_of_every_length() -> None:
 
 def test_recurrent_layers_are_listed_by_their_share_of_the_time() -> None:
     program = capture(Head(layer("lstm", 4, 32), 32), torch.from_numpy(X))
-    (part,) = left_in_float(program, torch.from_numpy(X[:2]))
+    (part,) = left_in_float(program, torch.from_numpy(X[:2]), Recipe().costs.look_up)
     assert part["operator"] == "lstm"
     assert part["share"] > 0.5
     assert "recurrent" in part["reason"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,8 +17,11 @@ from kancompile.compiler.left_in_float import left_in_float
 from kancompile.frontend import capture
 from kancompile.ir import Contraction, NamedTensors, check
 from kancompile.passes.absorb_plain_layers import AbsorbPlainLayers
+from kancompile.recipe import Recipe
 from kancompile.reporting.facts.layer_kinds import count_layers
 from kancompile.runtimes.session import RuntimeModel
+
+COSTS = Recipe().costs.look_up
 
 
 class Around(nn.Module):
@@ -81,7 +85,7 @@ def test_ordinary_layers_become_modules(case: str) -> None:
     assert sorted(layer.name for layer in absorbed.layers()) == sorted([*names, "layer0"])
     torch.testing.assert_close(absorbed(x), program(x), rtol=1e-4, atol=1e-5)
     assert AbsorbPlainLayers()(absorbed, x) is absorbed
-    operators = [entry["operator"] for entry in left_in_float(absorbed, x)]
+    operators = [entry["operator"] for entry in left_in_float(absorbed, x, COSTS)]
     assert not {"addmm", "mm", "convolution", "_native_batch_norm_legit_no_training"} & set(operators)
     for layer in absorbed.layers():
         assert isinstance(absorbed.module(layer.contraction), Contraction)
@@ -109,7 +113,7 @@ def test_kept_layers_and_read_activations_stay() -> None:
     absorbed = AbsorbPlainLayers(lambda name: name != "front")(program, x)
     assert sorted(layer.name for layer in absorbed.layers()) == ["last", "layer0"]
     torch.testing.assert_close(absorbed(x), program(x), rtol=1e-4, atol=1e-5)
-    operators = [entry["operator"] for entry in left_in_float(absorbed, x)]
+    operators = [entry["operator"] for entry in left_in_float(absorbed, x, COSTS)]
     assert "convolution" in operators
     assert AbsorbPlainLayers(lambda name: False)(program, x) is program
 
@@ -143,9 +147,11 @@ def test_what_stays_in_float_is_ranked_by_its_share_of_the_time() -> None:
             return torch.relu(self.kan(torch.sin(self.norm(x))))
 
     x = torch.randn(4, 4096, generator=torch.Generator().manual_seed(2))
-    parts = left_in_float(capture(Normalised(), x), x)
+    parts = left_in_float(capture(Normalised(), x), x, COSTS)
     assert [part["operator"] for part in parts] == ["native_layer_norm", "relu"]
     assert 0 < parts[1]["share"] < 0.1 < parts[0]["share"] < 1
+    dear = left_in_float(capture(Normalised(), x), x, replace(COSTS, node=1e9))  # beside which elements do not count
+    assert dear[0]["share"] == dear[1]["share"]
     assert parts[1]["source"].startswith("test_absorb_plain_layers.py:")
 
 
@@ -166,7 +172,7 @@ def test_layers_of_transposed_tokens_are_taken_up(layer: str) -> None:
     x = torch.randn(8, 5, 6, generator=torch.Generator().manual_seed(2))
     absorbed = AbsorbPlainLayers()(capture(model, x), x)
     assert len(absorbed.layers()) == 3
-    assert not left_in_float(absorbed, x)
+    assert not left_in_float(absorbed, x, COSTS)
     torch.testing.assert_close(absorbed(x), model(x), rtol=1e-4, atol=1e-5)
 
 
@@ -190,7 +196,7 @@ def test_attention_looks_for_empty_rows_only_where_a_mask_can_make_one(mask: str
     x[0, :, 0] = -1  # of this sample no token is seen
     absorbed = AbsorbPlainLayers()(capture(model, x), x)
     torch.testing.assert_close(absorbed(x), model(x), rtol=1e-4, atol=1e-5)
-    operators = {part["operator"] for part in left_in_float(absorbed, x)}
+    operators = {part["operator"] for part in left_in_float(absorbed, x, COSTS)}
     assert {"bmm", "_softmax"} <= operators
     assert ("where" in operators) == ("logical_not" in operators) == (mask == "padding")
     assert sum(kind == "ordinary" for kind in absorbed.kinds.values()) == 2
@@ -210,7 +216,7 @@ def test_what_stays_in_float_of_several_inputs_is_what_depends_on_one() -> None:
     generator = torch.Generator().manual_seed(2)
     word = torch.randint(4096, (4, 5), generator=generator)
     x = NamedTensors({"x": torch.randn(4, 5, 8, generator=generator), "word": word})
-    parts = {part["operator"]: part["share"] for part in left_in_float(capture(Attending(), x), x)}
+    parts = {part["operator"]: part["share"] for part in left_in_float(capture(Attending(), x), x, COSTS)}
     assert set(parts) == {"bmm", "_softmax", "where", "embedding"}, "the mask is a constant, which runtimes fold"
     assert 0 < parts["embedding"] < 0.2, "of 4096 rows 5 are read"
 

@@ -11,7 +11,7 @@ from torch import fx
 
 from kancompile.ir import Contraction, Program, show
 from kancompile.passes.lowering import Lowering, lower
-from kancompile.passes.mix_functions import MixFunctions
+from kancompile.passes.reduce_functions import MixFunctions
 from kancompile.passes.tabulate_expansions import lookup_cost
 from kancompile.recipe import read_recipe
 from tests.convolution_programs import float_convolutions, square

@@ -3,7 +3,7 @@
 The functions of a trained layer depend on each other nearly: a layer of 784 inputs with nine functions each kept 35 dB with a
 sixth of its 7,056 columns. ``words`` finds which functions of which pairs of inputs carry the output, ``fit`` gives them
 weights, and ``look_up_time`` says whether a file is faster for it. Layers where it is not, or where as many functions would be
-needed, stay.
+needed, stay. What the channels of a convolution need is the same question in another form (``channels``).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from kancompile.ir import Contraction, Expansion, Layer, Program, Values, nodes_of, quantizer_in_front
+from kancompile.passes.reduce_functions.channels import MixFunctions
 from kancompile.passes.reduce_functions.join import Joined, JoinOptions, Stays, join_layer
 from kancompile.passes.reduce_functions.look_up_time import BALANCE, MOST_COLUMNS, most_columns
 from kancompile.passes.reduce_functions.words import PLANES
@@ -132,4 +133,4 @@ def _is_smaller(joined: Joined, weights: int) -> bool:
     return joined.contraction.weight.numel() // 2 + tables < weights // 2
 
 
-__all__ = ["BALANCE", "JoinOptions", "ReduceFunctions"]
+__all__ = ["BALANCE", "JoinOptions", "MixFunctions", "ReduceFunctions"]

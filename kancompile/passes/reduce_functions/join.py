@@ -110,7 +110,7 @@ def join_layer(
     if options.levels is not None and options.levels > _MOST_LEVELS_GIVEN:
         raise Stays(f"joint inputs have at most {_MOST_LEVELS_GIVEN} rows each, found levels = {options.levels}")
     generator, count = torch.Generator().manual_seed(0), len(inputs[0])
-    inputs = [torch.cat([x, _moved(x, generator)]) for x in inputs]
+    inputs = [torch.cat([x, moved(x, generator)]) for x in inputs]
     chunks = zip(*(x.split(_CHUNK) for x in inputs), strict=True)
     output = torch.cat([contraction(*(one(x) for one, x in zip(expansions, part, strict=True))) for part in chunks])
     output = output.flatten(1)
@@ -167,7 +167,7 @@ def _coded(reads: Sequence[_Read], options: JoinOptions) -> tuple[list[CodedWord
     return coded, codes, torch.cat([one.weight for one in coded], dim=1)
 
 
-def _moved(x: Tensor, generator: torch.Generator) -> Tensor:
+def moved(x: Tensor, generator: torch.Generator) -> Tensor:
     """Move inputs towards a value that some input took: of every sample another share, from none to all of them.
 
     What calibration never saw would else count for nothing: pixels at the border, say. An MNIST network whose 1,155 columns were

@@ -246,7 +246,7 @@ def _facts(
             {"node": p.node, "operator": p.operator, "reason": p.reason, "source": Path(p.source).name}
             for p in captured.unrecognized
         ],
-        "left_in_float": left_in_float(program, calibration.first(2)),
+        "left_in_float": left_in_float(program, calibration.first(2), recipe.costs.look_up),
         "notes": list(program.notes),
         "bit_allocation": {},
     }
