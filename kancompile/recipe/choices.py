@@ -22,6 +22,7 @@ GRANULARITIES = ("channel", "branch", "group")
 STORAGES = ("smallest", "native", "fastest")
 LOWERINGS = ("table", "keep")
 LOOKUPS = ("auto", "each", "joint")
+DRIFTS = ("auto", "off", "on")
 DEFAULT_PROFILE = "x86-vnni"
 _SHARED_ERROR, _JOINT_ERROR = 1e-5, 1.2e-3
 
@@ -79,6 +80,13 @@ class LayerRecipe:
         "faster, and each where bits are allocated",
         choices=LOOKUPS,
     )
+    drift: str = declared(
+        "auto",
+        "whether weights make up, before they are rounded, for the tables and layers before them: off, on, or auto: with fewer "
+        "than 8 bits",
+        choices=DRIFTS,
+        late=True,
+    )
     precision: str = declared(
         "int8",
         "integer kernels, 16-bit tables and weights in float arithmetic, or an exact float lowering",
@@ -111,6 +119,11 @@ class LayerRecipe:
     def wider(self) -> tuple[str, ...]:
         """Precisions above that of the layer, the next one first; none for a layer that is kept in float."""
         return PRECISIONS[PRECISIONS.index(self.precision) + 1 :] if self.lowering == "table" else ()
+
+    @property
+    def makes_up(self) -> bool:
+        """Whether weights make up for drift before they are rounded."""
+        return self.drift == "on" or (self.drift == "auto" and self.weight_bits < 8)
 
     @property
     def rounding_method(self) -> str:
