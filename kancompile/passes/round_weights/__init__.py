@@ -22,7 +22,7 @@ from kancompile.passes.round_weights.limit_pairs import cost_of_pairs, limit_lay
 from kancompile.passes.round_weights.options import RoundingOptions
 from kancompile.passes.round_weights.pair_products import AdjacentPairs, layer_pairs, prove_layer
 from kancompile.passes.round_weights.reconstruct_blocks import blocks_of, reconstruct_block, with_one_end
-from kancompile.passes.round_weights.rows import drawn_pixels, layer_problems
+from kancompile.passes.round_weights.rows import layer_problems
 from kancompile.passes.rounding_methods import (
     Brecq,
     Gptq,
@@ -63,17 +63,17 @@ class RoundWeights:
         """
         reference = tabulated = program
         layers = [layer for layer in program.layers() if _reads_tables(program, layer)]
+        floats = None
+        if exact is not None:
+            drifting = {one: self._generator(n) for n, one in enumerate(layers) if self.options(one.name).makes_up}
+            floats = FloatOutputs(exact, program, drifting, x, self.seed + 1)
         problems: dict[str, RoundingProblem] = {}
         rounded: dict[str, Rounded] = {}
         for number, layer in enumerate(track(layers, "rounding weights")):
             options = self.options(layer.name)
             stated = layer_problems(program, layer, x, options, self._generator(number))
-            if options.makes_up and exact is not None:
-                pixels = None
-                if program.contraction(layer).geometry is not None:
-                    pixels = drawn_pixels(program, layer, x, self._generator(number))
-                floats = FloatOutputs(exact, x, self.seed)
-                changed, line = floats.make_up(program.node(layer.contraction, Contraction), layer, stated, pixels)
+            if floats is not None and options.makes_up:
+                changed, line = floats.make_up(program.node(layer.contraction, Contraction), layer, stated)
                 weights = changed.flat_weight()
                 stated = tuple(replace(one, weight=weight) for one, weight in zip(stated, weights, strict=True))
                 program = program.replace_modules({layer.contraction: changed}, [line])

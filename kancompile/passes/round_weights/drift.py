@@ -8,106 +8,163 @@ Rows are those that the weights will be rounded on: the same samples, and of a c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kancompile.ir import Contraction, Layer, Program, Values
-from kancompile.passes.round_weights.rows import CHUNK, Pixels
-from kancompile.passes.rounding_methods import DriftRows, MadeUp, RoundingProblem, make_up
+from kancompile.passes.round_weights.rows import CHUNK, Pixels, drawn_pixels
+from kancompile.passes.rounding_methods import FOLDS, DriftRows, FeatureSource, MadeUp, RoundingProblem, make_up
 
-_FOLDS = 5
 _LEAST_ROWS, _ROWS_FOR_A_COLUMN, _MANY_COLUMNS = 8192, 6, 8192
-_CHUNK_BYTES = 1 << 28
+_CHUNK_BYTES, _KEPT_BYTES = 1 << 28, 1 << 29
 
 
 @dataclass(frozen=True)
-class FloatOutputs:
-    """The float program, whose outputs the layers of the rounded one are to give.
+class Rows:
+    """Which rows of a layer are used, sample by sample, and what the float program gives there.
 
     Attributes:
-        program: in float; its layers have the names that they have in the rounded one.
-        x: calibration inputs ``[n, *input_shape]``.
-        seed: of the folds, and of the rows that are picked where there are more than needed.
+        drawn: bool, which of the rows that the layer is rounded on: ``[samples, rows]`` of a linear layer, else ``[pixels]``.
+        sample: int64 ``[n]``.
+        outputs: float32 ``[n, n_out]``.
     """
 
-    program: Program
-    x: Values
-    seed: int
+    drawn: Tensor
+    sample: Tensor
+    outputs: Tensor
+
+
+class FloatOutputs:
+    """The outputs of the float program, which the layers of the rounded one are to give.
+
+    The float program is evaluated once for as many of the layers to come as half a gigabyte holds outputs of.
+    """
+
+    def __init__(
+        self, exact: Program, tabulated: Program, layers: Mapping[Layer, torch.Generator], x: Values, seed: int
+    ) -> None:
+        """Take what is asked for later.
+
+        Args:
+            exact: in float; its layers have the names that they have in the rounded one.
+            tabulated: the program before rounding.
+            layers: that are to make up for drift, in the order in which they are rounded, each with a generator equal to the
+                one that draws the pixels of its problems.
+            x: calibration inputs ``[n, *input_shape]``.
+            seed: of the folds, and of the rows that are picked where there are more than needed.
+        """
+        self.exact, self.tabulated, self.x, self.seed = exact, tabulated, x, seed
+        self.waiting = dict(layers)
+        self.kept: dict[str, Rows] = {}
 
     def make_up(
-        self, contraction: Contraction, layer: Layer, problems: Sequence[RoundingProblem], pixels: Pixels | None
+        self, contraction: Contraction, layer: Layer, problems: Sequence[RoundingProblem]
     ) -> tuple[Contraction, str]:
         """Change the weights of a layer, and say in a line of the report by how much.
 
         Args:
             contraction: of the layer, in float, on table codes.
-            layer: as it stands in the rounded program.
-            problems: its rounding problems: one, or one for each channel group.
-            pixels: which output pixels their rows are; ``None`` for a linear layer.
+            layer: the layer.
+            problems: its rounding problems, with earlier layers rounded: one, or one for each channel group.
         """
-        rows = (
-            self._linear(contraction, layer, problems[0]) if pixels is None else self._pixels(layer, problems, pixels)
+        if layer.name not in self.kept:
+            self._collect()
+        given, groups, bias = self.kept.pop(layer.name), len(problems), contraction.bias
+        features = [_picked(problem.features, layer, given.drawn) for problem in problems]
+        parts = zip(
+            features, given.outputs.chunk(groups, 1), contraction.flat_weight(), bias.chunk(groups), strict=True
         )
-        folds = torch.randperm(len(self.x), generator=self._generator()) % _FOLDS
-        biases = contraction.bias.reshape(len(problems), -1)
-        groups = [
-            DriftRows(features, outputs - bias - _times(features, problem.weight), sample)
-            for (features, outputs, sample), problem, bias in zip(rows, problems, biases, strict=True)
+        rows = [
+            DriftRows(codes, exact - some - _times(codes, weight), given.sample) for codes, exact, weight, some in parts
         ]
-        found = make_up(groups, folds, layer.name)
+        folds = torch.randperm(len(self.x), generator=self._generator()) % FOLDS
+        found = make_up(rows, folds, layer.name)
         if found is None or not found.changes:
             return contraction, _note(layer, found)
-        weight = torch.stack([change.weight for change in found.changes]).reshape(contraction.weight.shape)
-        bias = torch.cat([change.bias for change in found.changes])
-        changed = contraction.with_weight(contraction.weight + weight, contraction.bias + bias)
-        return changed, _note(layer, found)
+        change = torch.stack([change.weight for change in found.changes]).reshape(contraction.weight.shape)
+        bias = bias + torch.cat([change.bias for change in found.changes])
+        return contraction.with_weight(contraction.weight + change, bias), _note(layer, found)
+
+    def _collect(self) -> None:
+        """Evaluate the float program for the next layers."""
+        pixels: dict[Layer, Pixels] = {}
+        drawn: dict[Layer, Tensor] = {}
+        total = 0
+        while self.waiting and total < _KEPT_BYTES:
+            layer = next(iter(self.waiting))
+            generator, contraction = self.waiting.pop(layer), self.tabulated.contraction(layer)
+            if contraction.geometry is None:
+                among = torch.empty(len(self.x), len(contraction.by_output(self._trace(self.x[:1], [layer])[layer])))
+            else:
+                pixels[layer] = drawn_pixels(self.tabulated, layer, self.x, generator)
+                among = torch.empty(len(pixels[layer].image))
+            share = _most_rows(contraction.products) / among.numel()
+            drawn[layer] = among.uniform_(generator=self._generator()) < share
+            total += 4 * int(drawn[layer].sum()) * contraction.n_out
+        outputs: dict[Layer, list[Tensor]] = {layer: [] for layer in drawn}
+        start = 0
+        for part in self.x.split(self._chunk()):
+            stop = start + len(part)
+            for layer, y in self._trace(part, list(drawn)).items():
+                if layer in pixels:
+                    image, position = pixels[layer].image[drawn[layer]], pixels[layer].position[drawn[layer]]
+                    here = (image >= start * layer.uses) & (image < stop * layer.uses)
+                    local = image[here] % layer.uses * len(part) + image[here] // layer.uses - start
+                    outputs[layer].append(y.flatten(2)[local, :, position[here]])
+                else:
+                    rows = _by_sample(self.tabulated.contraction(layer).by_output(y), layer, len(part))
+                    outputs[layer].append(rows[drawn[layer][start:stop]])
+            start = stop
+        for layer, mask in drawn.items():
+            sample = pixels[layer].image[mask] // layer.uses if layer in pixels else mask.nonzero()[:, 0]
+            self.kept[layer.name] = Rows(mask, sample, torch.cat(outputs[layer]))
+
+    def _chunk(self) -> int:
+        """Samples whose float features of the largest layer take a quarter of a gigabyte."""
+        layers = self.exact.layers()
+        sizes = [
+            4 * layer.uses * sum(math.prod(one.in_shape) * one.k for one in self.exact.expansions(layer))
+            for layer in layers
+        ]
+        return max(1, min(CHUNK, _CHUNK_BYTES // max(sizes)))
+
+    def _trace(self, x: Values, layers: Sequence[Layer]) -> dict[Layer, Tensor]:
+        traced = self.exact.trace(x, [layer.contraction for layer in layers])
+        return {layer: traced[layer.contraction][1] for layer in layers}
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
 
-    def _linear(
-        self, contraction: Contraction, layer: Layer, problem: RoundingProblem
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Collect features, float outputs and numbers of samples of rows, of more than needed some drawn evenly."""
-        columns = problem.c
-        most = _LEAST_ROWS if columns > _MANY_COLUMNS else max(_LEAST_ROWS, _ROWS_FOR_A_COLUMN * columns)
-        share, generator, start = most / problem.features.n, self._generator(), 0
-        kept: list[tuple[Tensor, Tensor, Tensor]] = []
-        for part, features in zip(self.x.split(CHUNK), problem.features, strict=True):
-            outputs = contraction.by_output(self.program.trace(part, [layer.contraction])[layer.contraction][1])
-            # rows of one use behind those of another, in each the rows of one sample behind those of another
-            each = len(features) // layer.uses // len(part)
-            sample = start + torch.arange(len(features)) // each % len(part)
-            start += len(part)
-            if share < 1:
-                drawn = torch.rand(len(features), generator=generator) < share
-                features, outputs, sample = features[drawn], outputs[drawn], sample[drawn]
-            kept.append((features, outputs, sample))
-        features, outputs, sample = (torch.cat(parts) for parts in zip(*kept, strict=True))
-        return [(features, outputs, sample)]
 
-    def _pixels(
-        self, layer: Layer, problems: Sequence[RoundingProblem], pixels: Pixels
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The same of the pixels of every channel group."""
-        module = self.program.contraction(layer)
-        elements = math.prod(module.out_shape) + sum(
-            math.prod(one.in_shape) * one.k for one in self.program.expansions(layer)
-        )
-        size = max(1, min(CHUNK, _CHUNK_BYTES // (4 * elements * layer.uses)))
-        kept = []
-        for part, here, local in pixels.chunks(layer.uses, size):
-            outputs = self.program.trace(self.x[part], [layer.contraction])[layer.contraction][1]
-            kept.append(outputs.flatten(2)[local, :, pixels.position[here]])
-        for problem, outputs in zip(problems, torch.cat(kept).chunk(len(problems), 1), strict=True):
-            yield torch.cat(list(problem.features)), outputs, pixels.image // layer.uses
+def _by_sample(rows: Tensor, layer: Layer, samples: int) -> Tensor:
+    """Bring rows, those of one use behind those of another, into the order of samples: ``[samples, rows, *]``."""
+    return rows.reshape(layer.uses, samples, -1, rows.shape[1]).movedim(0, 1).flatten(1, 2)
+
+
+def _picked(source: FeatureSource, layer: Layer, drawn: Tensor) -> Tensor:
+    """Pick rows ``[n, c]`` of a layer's features; those of pixels are in the order of samples already."""
+    found, start = [], 0
+    for chunk in source:
+        if drawn.ndim == 1:
+            found.append(chunk[drawn[start : start + len(chunk)]])
+            start += len(chunk)
+        else:
+            samples = len(chunk) // drawn.shape[1]
+            found.append(_by_sample(chunk, layer, samples)[drawn[start : start + samples]])
+            start += samples
+    return torch.cat(found)
+
+
+def _most_rows(columns: int) -> int:
+    """Rows that are used at most; with many columns a system of as many equations as rows is solved."""
+    return _LEAST_ROWS if columns > _MANY_COLUMNS else max(2 * _LEAST_ROWS, _ROWS_FOR_A_COLUMN * columns)
 
 
 def _times(features: Tensor, weight: Tensor) -> Tensor:
-    return torch.cat([part.float() @ weight.T for part in features.split(1024)])
+    return torch.cat([part.float() @ weight.T for part in features.split(CHUNK)])
 
 
 def _note(layer: Layer, found: MadeUp | None) -> str:

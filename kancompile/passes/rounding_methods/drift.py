@@ -29,6 +29,8 @@ from kancompile.passes.rounding_methods.problem import FeatureSource, column_mom
 
 LADDER = (0.25, 0.5, 0.75, 1.0)
 """Shares of the full change that are tried, beside none at all."""
+FOLDS = 5
+"""Equal parts of the samples: three fit, one chooses, one reports."""
 _DAMPING = 0.01
 _CLEARLY = 2.0
 """Standard errors by which a share has to be better than none."""
@@ -84,26 +86,30 @@ class Change:
 
 def full_change(rows: DriftRows, layer: str, damping: float = _DAMPING) -> Change:
     """Solve for ``alpha = 1``; with fewer rows than columns as ``R^T (Q Q^T + n lambda I)^-1 Q``, which is the same matrix."""
-    source = FeatureSource.from_tensor(rows.features, _CHUNK)
-    mean, variance = column_moments(source, layer)
+    source, n = FeatureSource.from_tensor(rows.features, _CHUNK), len(rows.features)
     gap = rows.missing.double().mean(0)
-    change = torch.zeros(rows.missing.shape[1], source.c)
-    live = live_columns(variance)
-    if len(live):
-        ridge = damping * float(variance[live].mean())
-        centered = [part[:, live].float() - mean[live].float() for part in source]
-        missing = rows.missing.double() - gap
-        if source.n <= len(live):
-            values = torch.cat(centered)
-            gram = (values @ values.T).double()
-            gram.diagonal().add_(source.n * ridge)
-            change[:, live] = torch.cholesky_solve(missing, torch.linalg.cholesky(gram)).float().T @ values
-        else:
-            hessian = second_moments(source, layer).covariance.double()
-            hessian.diagonal().add_(ridge)
-            pairs = zip(centered, missing.float().split(_CHUNK), strict=True)
-            products = sum((values.T @ lacking).double() for values, lacking in pairs) / source.n
-            change[:, live] = torch.cholesky_solve(products, torch.linalg.cholesky(hessian)).float().T
+    missing = rows.missing - gap.float()
+    change = torch.zeros(missing.shape[1], source.c)
+    if n <= source.c:
+        mean, variance = column_moments(source, layer)
+        live = live_columns(variance)
+    else:
+        moments = second_moments(source, layer)
+        mean, variance, live = moments.mean, moments.variance, moments.live
+    centered = (part[:, live].float() - mean[live].float() for part in source)
+    ridge = damping * n * float(variance[live].sum()) / max(1, len(live))
+    if len(live) and n <= source.c:
+        values = torch.cat(list(centered))
+        gram = (values @ values.T).double()
+        gram.diagonal().add_(ridge)
+        change[:, live] = torch.cholesky_solve(missing.double(), torch.linalg.cholesky(gram)).float().T @ values
+    elif len(live):
+        hessian = moments.covariance.double() * n
+        hessian.diagonal().add_(ridge)
+        products = torch.zeros(len(live), missing.shape[1], dtype=torch.float64)
+        for values, lacking in zip(centered, missing.split(_CHUNK), strict=True):
+            products += values.T @ lacking
+        change[:, live] = torch.cholesky_solve(products, torch.linalg.cholesky(hessian)).float().T
     return Change(change, mean.float(), gap.float())
 
 
@@ -138,10 +144,10 @@ def make_up(groups: Sequence[DriftRows], fold_of_sample: Tensor, layer: str) -> 
     def of(*folds: int) -> list[DriftRows]:
         return [rows.where(torch.isin(fold_of_sample[rows.sample], torch.tensor(folds))) for rows in groups]
 
-    fitting, choosing, reporting = of(0, 1, 2), of(3), of(4)
-    if min(len(part[0].sample.unique()) for part in (fitting, choosing, reporting)) < 2:
+    choosing, reporting = of(3), of(4)
+    if min(len(rows[0].sample.unique()) for rows in (choosing, reporting)) < 2:
         return None
-    alpha = _best_share([full_change(rows, layer) for rows in fitting], choosing)
+    alpha = _best_share([full_change(rows, layer) for rows in of(0, 1, 2)], choosing)
     before = float(_errors(reporting).mean())
     if alpha == 0:
         return MadeUp(0.0, (), before, before)

@@ -13,7 +13,7 @@ from kancompile.ir import Contraction, Program, check, convolution_columns
 from kancompile.passes.round_weights import RoundWeights
 from kancompile.passes.round_weights.drift import FloatOutputs
 from kancompile.passes.round_weights.options import RoundingOptions
-from kancompile.passes.round_weights.rows import drawn_pixels, layer_problems
+from kancompile.passes.round_weights.rows import layer_problems
 from kancompile.passes.rounding_methods import METHODS, Gptq
 from kancompile.passes.rounding_methods.brecq import Brecq
 from kancompile.passes.tabulate_expansions import TabulateExpansions
@@ -77,10 +77,8 @@ def test_weights_are_the_least_squares_ones_times_alpha(kind: str) -> None:
     contraction = tables.node(layer.contraction, Contraction)
     options = RoundingOptions(Gptq(), "gptq", 2)
     problems = layer_problems(tables, layer, x, options, torch.Generator().manual_seed(0))
-    pixels = None
-    if contraction.geometry is not None:
-        pixels = drawn_pixels(tables, layer, x, torch.Generator().manual_seed(0))
-    changed, note = FloatOutputs(program, x, 7).make_up(contraction, layer, problems, pixels)
+    floats = FloatOutputs(program, tables, {layer: torch.Generator().manual_seed(0)}, x, 7)
+    changed, note = floats.make_up(contraction, layer, problems)
     alpha = float(re.search(r"alpha (\S+):", note)[1])  # type: ignore[index]
     assert alpha > 0.2
 
@@ -118,5 +116,4 @@ def test_deep_networks_of_few_bits_gain(method: str, monkeypatch: pytest.MonkeyP
         rounded = RoundWeights(lambda name: options)(tables, x, program)  # noqa: B023 (called at once)
         check(rounded)
         found.append(signal_to_noise(program(fresh), rounded(fresh)))
-    print(method, found)
     assert found[1] > found[0], found
