@@ -149,7 +149,7 @@ class Lowering:
                 layer.group_size,
                 preset.int16_pairs,
                 {name: method_named(name, self.device) for name in alternatives(layer)},
-                layer.makes_up,
+                layer.drift == "on" or (layer.drift == "auto" and layer.weight_bits < 8),
             )
 
         made_for = recipe.whole.for_batch or recipe.whole.batch

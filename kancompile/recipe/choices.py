@@ -82,8 +82,7 @@ class LayerRecipe:
     )
     drift: str = declared(
         "auto",
-        "whether weights make up, before they are rounded, for the tables and layers before them: off, on, or auto: with fewer "
-        "than 8 bits",
+        "whether weights make up for the tables and rounded layers before them, auto: with fewer than 8 bits",
         choices=DRIFTS,
         late=True,
     )
@@ -119,11 +118,6 @@ class LayerRecipe:
     def wider(self) -> tuple[str, ...]:
         """Precisions above that of the layer, the next one first; none for a layer that is kept in float."""
         return PRECISIONS[PRECISIONS.index(self.precision) + 1 :] if self.lowering == "table" else ()
-
-    @property
-    def makes_up(self) -> bool:
-        """Whether weights make up for drift before they are rounded."""
-        return self.drift == "on" or (self.drift == "auto" and self.weight_bits < 8)
 
     @property
     def rounding_method(self) -> str:

@@ -96,11 +96,11 @@ class FloatOutputs:
         while self.waiting and total < _KEPT_BYTES:
             layer = next(iter(self.waiting))
             generator, contraction = self.waiting.pop(layer), self.tabulated.contraction(layer)
-            if contraction.geometry is None:
+            found = drawn_pixels(self.tabulated, layer, self.x, generator)
+            if found is None:
                 among = torch.empty(len(self.x), len(contraction.by_output(self._trace(self.x[:1], [layer])[layer])))
             else:
-                pixels[layer] = drawn_pixels(self.tabulated, layer, self.x, generator)
-                among = torch.empty(len(pixels[layer].image))
+                pixels[layer], among = found, torch.empty(len(found.image))
             share = _most_rows(contraction.products) / among.numel()
             drawn[layer] = among.uniform_(generator=self._generator()) < share
             total += 4 * int(drawn[layer].sum()) * contraction.n_out

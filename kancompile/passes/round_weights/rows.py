@@ -70,10 +70,14 @@ def drawn_pixels(
     generator: torch.Generator,
     rows: int = _ROWS,
     max_bytes: int = _BYTES,
-) -> Pixels:
-    """Draw the output pixels that a convolution is rounded on, evenly from all images (see :func:`convolution_problems`)."""
+) -> Pixels | None:
+    """Draw the output pixels that a convolution is rounded on, evenly from all images (see :func:`convolution_problems`).
+
+    ``None`` for a linear layer, all rows of which are used.
+    """
     contraction = program.node(layer.contraction, Contraction)
-    assert contraction.geometry is not None
+    if contraction.geometry is None:
+        return None
     features = program.trace(x[:1], layer.expansions)[layer.expansions[0]][1]
     sampler = PatchSampler(contraction.geometry, contraction.kernel, tuple(features.shape[1:-2]))
     element = 2 if contraction.zero_point else 1
@@ -104,6 +108,7 @@ def convolution_problems(
     contraction = program.node(layer.contraction, Contraction)
     tables, groups = layer_tables(program, layer), contraction.groups
     pixels = drawn_pixels(program, layer, x, generator, rows, max_bytes)
+    assert pixels is not None
     order = group_order([(table.n_in, table.k) for table in tables], groups)
     seen = _features(program, layer, x, contraction, pixels)
     branches = columns_of_groups(branch_of_column(tables)[order], groups, contraction.taps)
