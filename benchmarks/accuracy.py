@@ -7,11 +7,13 @@ Run from the root of the repository, with weights written by the training script
 
 A seed chooses the calibration samples and the random numbers of the method. Rows that the result file already has are
 not measured again. For ``hawq-v2`` bits are an average over all weights and may be a fraction, such as 2.03.
+With ``--drift off on`` rows with and without weights that make up for drift stand below each other.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +31,7 @@ from examples import train_cifar10, train_images
 from examples.zoo import efficient_kan, fast_kan, kagn_conv
 from kancompile.ir import joined
 from kancompile.progress import quiet, say
-from kancompile.recipe import METHODS
+from kancompile.recipe import DRIFTS, METHODS
 from kancompile.runtimes.session import RuntimeModel
 from kancompile.validation.error_measures import ErrorMeasure
 from kancompile.validation.task_metrics import TaskMetric
@@ -71,7 +73,8 @@ class Row:
 
     Attributes:
         model, method, bits, seed, samples, levels, group_size: what was compiled, with how many calibration samples, table
-            rows (``None``: chosen by error) and inputs to a scale (``None``: all); together they identify the row.
+            rows (``None``: chosen by error) and inputs to a scale (``None``: all); together with ``drift``, whether weights
+            make up for it, they identify the row.
         float_accuracy, accuracy, drop: percent, and points lost.
         sqnr_db: of the logits, against float PyTorch.
         bytes: of the file.
@@ -91,6 +94,7 @@ class Row:
     seconds: float
     levels: int | None = None
     group_size: int | None = None
+    drift: str = "off"
 
 
 class Measured:
@@ -120,10 +124,12 @@ class Measured:
         samples: int,
         levels: int | None = None,
         group_size: int | None = None,
+        drift: str = "off",
     ) -> Row:
         """Compile with one method and evaluate the file on all test images."""
         # what a method does to the accuracy is measured, not what the error gate and joint look-ups make of it
-        recipe: dict[str, Any] = {"method": method, "levels": levels, "goal_sqnr": None, "lookup": "each"}
+        recipe: dict[str, Any] = {"method": method, "levels": levels, "drift": drift}
+        recipe |= {"goal_sqnr": None, "lookup": "each"}
         recipe |= {"bits_average": bits} if method == "hawq-v2" else {"weight_bits": int(bits)}
         if group_size is not None:
             recipe |= {"granularity": "group", "group_size": group_size}
@@ -152,6 +158,7 @@ class Measured:
             seconds,
             levels,
             group_size,
+            drift,
         )
 
     def _accuracy(self, outputs: Sequence[Tensor]) -> float:
@@ -161,30 +168,32 @@ class Measured:
         return task.values()["accuracy"]
 
 
-def missing_rows(arguments: argparse.Namespace, rows: Sequence[Row]) -> Iterator[tuple[str, str, float, int]]:
+def missing_rows(arguments: argparse.Namespace, rows: Sequence[Row]) -> Iterator[tuple[str, str, float, int, str]]:
     """Yield what is asked for and not yet measured, with as many samples and levels, seed by seed."""
-    done = {(row.model, row.method, row.bits, row.seed) for row in rows if _has_settings(row, arguments)}
+    done = {(row.model, row.method, row.bits, row.seed, row.drift) for row in rows if _has_settings(row, arguments)}
     for model in arguments.models:
         for seed in arguments.seeds:
             for bits in arguments.bits:
-                for method in arguments.methods:
-                    if (model, method, bits, seed) not in done:
-                        yield model, method, bits, seed
+                for method, drift in itertools.product(arguments.methods, arguments.drift):
+                    if (model, method, bits, seed, drift) not in done:
+                        yield model, method, bits, seed, drift
 
 
 def summary_table(rows: Sequence[Row]) -> str:
     """Print mean and standard deviation over the seeds for people."""
-    cells: dict[tuple[str, float, str], list[Row]] = {}
+    cells: dict[tuple[str, float, str, str], list[Row]] = {}
     for row in rows:
-        cells.setdefault((row.model, row.bits, row.method), []).append(row)
-    head = ["model", "bits", "method", "seeds", "float", "accuracy", "drop", "SQNR dB", "bytes", "seconds"]
+        cells.setdefault((row.model, row.bits, row.method, row.drift), []).append(row)
+    head = ["model", "bits", "method", "drift", "seeds", "float", "accuracy", "drop", "SQNR dB", "bytes", "seconds"]
     lines = [head]
-    for (model, bits, method), found in sorted(cells.items(), key=lambda cell: (cell[0][0], -cell[0][1], cell[0][2])):
+    for (model, bits, method, drift), found in sorted(
+        cells.items(), key=lambda cell: (cell[0][0], -cell[0][1], *cell[0][2:])
+    ):
         spreads = [_spread([getattr(row, key) for row in found]) for key in ("accuracy", "drop", "sqnr_db")]
         size = statistics.mean(row.bytes for row in found)
         seconds = statistics.mean(row.seconds for row in found)
         float_accuracy = f"{found[0].float_accuracy:.2f}"
-        counts = [f"{bits:g}", method, str(len(found)), float_accuracy]
+        counts = [f"{bits:g}", method, drift, str(len(found)), float_accuracy]
         lines.append([model, *counts, *spreads, f"{size:,.0f}", f"{seconds:.1f}"])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
@@ -205,6 +214,13 @@ def main() -> None:
     parser.add_argument("--levels", type=int, help="rows of every table (default: chosen by error)")
     parser.add_argument("--group-size", type=int, help="inputs that share a weight scale (default: all)")
     parser.add_argument("--bits", type=float, nargs="+", default=[8, 4, 3, 2], help="default: %(default)s")
+    parser.add_argument(
+        "--drift",
+        nargs="+",
+        choices=DRIFTS,
+        default=["auto"],
+        help="whether weights make up for it (default: %(default)s)",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: %(default)s")
     parser.add_argument("--samples", type=int, default=1000, help="calibration samples (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (default: %(default)s)")
@@ -216,13 +232,13 @@ def main() -> None:
 
     rows = [Row(**row) for row in read_results(arguments.out)] if arguments.out.is_file() else []
     measured: Measured | None = None
-    for name, method, bits, seed in list(missing_rows(arguments, rows)):
+    for name, method, bits, seed, drift in list(missing_rows(arguments, rows)):
         if measured is None or measured.name != name:
             measured = Measured(name, _folder_with(arguments.data, MODELS[name].data), arguments.checkpoints)
-        row = measured.measure(method, bits, seed, arguments.samples, arguments.levels, arguments.group_size)
+        row = measured.measure(method, bits, seed, arguments.samples, arguments.levels, arguments.group_size, drift)
         say(
-            f"{name} {method} {bits:g} bits seed {seed}: {row.accuracy:.2f} % (-{row.drop:.2f}), {row.sqnr_db:.2f} dB, "
-            f"{row.bytes:,} bytes, {row.seconds:.1f} s"
+            f"{name} {method} {bits:g} bits, drift {drift}, seed {seed}: {row.accuracy:.2f} % (-{row.drop:.2f}), "
+            f"{row.sqnr_db:.2f} dB, {row.bytes:,} bytes, {row.seconds:.1f} s"
         )
         rows.append(row)
         write_results(arguments.out, [asdict(row) for row in rows])
@@ -243,6 +259,7 @@ def _is_wanted(row: Row, arguments: argparse.Namespace) -> bool:
         and row.method in arguments.methods
         and row.bits in arguments.bits
         and row.seed in arguments.seeds
+        and row.drift in arguments.drift
         and _has_settings(row, arguments)
     )
 

@@ -113,7 +113,7 @@ class Lowering:
 
     def _rounding_stages(self, recipe: SettledRecipe, known: KnownTables) -> list[Stage]:
         """List the passes that make integers of them."""
-        x, preset = self.x, CPU_PRESETS[recipe.whole.cpu]
+        x, exact, preset = self.x, self.program, CPU_PRESETS[recipe.whole.cpu]
 
         def table_options(name: str) -> TableOptions | None:
             layer = recipe[name]
@@ -148,6 +148,7 @@ class Lowering:
                 layer.group_size,
                 preset.int16_pairs,
                 {name: method_named(name, self.device) for name in alternatives(layer)},
+                layer.drift == "on" or (layer.drift == "auto" and layer.weight_bits < 8),
             )
 
         made_for = recipe.whole.for_batch or recipe.whole.batch
@@ -157,7 +158,7 @@ class Lowering:
         return [
             (ReduceFunctions.name, ("int8",), lambda stage: reduce(stage, x)),
             (TabulateExpansions.name, ("int8",), lambda stage: tabulate(stage, x)),
-            (RoundWeights.name, ("int8",), lambda stage: RoundWeights(rounding_options, self.seed)(stage, x)),
+            (RoundWeights.name, ("int8",), lambda stage: RoundWeights(rounding_options, self.seed)(stage, x, exact)),
             (FuseIndex.name, ("int8",), FuseIndex()),
         ]
 

@@ -2,6 +2,7 @@
 
 from kancompile.recipe.choices import (
     DEFAULT_PROFILE,
+    DRIFTS,
     GRANULARITIES,
     LOWERINGS,
     METHODS,
@@ -27,6 +28,7 @@ from kancompile.recipe.reading import describe_keys, read_recipe
 __all__ = [
     "CPU_PRESETS",
     "DEFAULT_PROFILE",
+    "DRIFTS",
     "GRANULARITIES",
     "LOWERINGS",
     "METHODS",

@@ -22,6 +22,7 @@ GRANULARITIES = ("channel", "branch", "group")
 STORAGES = ("smallest", "native", "fastest")
 LOWERINGS = ("table", "keep")
 LOOKUPS = ("auto", "each", "joint")
+DRIFTS = ("auto", "off", "on")
 DEFAULT_PROFILE = "x86-vnni"
 _SHARED_ERROR, _JOINT_ERROR = 5e-4, 1.2e-3
 
@@ -78,6 +79,12 @@ class LayerRecipe:
         "whether each input is looked up by itself, or joint: few functions of inputs that share an index; auto: the "
         "faster, and each where bits are allocated",
         choices=LOOKUPS,
+    )
+    drift: str = declared(
+        "auto",
+        "whether weights make up for the tables and rounded layers before them, auto: with fewer than 8 bits",
+        choices=DRIFTS,
+        late=True,
     )
     precision: str = declared(
         "int8",

@@ -171,6 +171,23 @@ def test_what_cannot_be_joined_is_looked_up_by_itself_and_says_why(keys: dict[st
     assert reason in note
 
 
+def test_weights_make_up_for_functions_that_were_left_out() -> None:
+    captured, fresh = both().captured, drawn(500, 5)
+    exact, errors = captured(fresh), []
+    for drift in ("off", "on"):
+        keys = {
+            "method": "gptq",
+            "weight_bits": 3,
+            "drift": drift,
+            "layers": dict.fromkeys(("layers.0", "layers.1"), JOINT),
+        }
+        program = _run(Lowering(captured, drawn(2000)), keys)
+        assert len(joint_tables(program)) == 2
+        errors.append(float((program(fresh) - exact).square().mean()))
+    assert any("'layers.1': drift of what comes before made up for by alpha" in note for note in program.notes)
+    assert errors[1] < 0.95 * errors[0], errors
+
+
 def test_a_constant_output_is_not_joined() -> None:
     x = torch.full((200, N_IN), 0.3)
     program = _run(Lowering(both().captured, x), {"method": "uniform", "layers": {"layers.0": JOINT}})

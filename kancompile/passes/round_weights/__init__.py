@@ -3,7 +3,8 @@
     y = V q + b   (float V, table codes q)     ->     y = scale * (C q + B)     (integer C and B)
 
 Layer by layer: the features of a layer are computed by the program in which all earlier layers are rounded already, so
-that its rounding can make up for their errors. The bias joins the integer sum in units of the scale.
+that its rounding can make up for their errors; where asked for, ``V`` first becomes what gives the float outputs on those
+features (``drift``). The bias joins the integer sum in units of the scale.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from kancompile.ir import IntegerContraction, Layer, Program, Values, layer_tables
+from kancompile.ir import Contraction, IntegerContraction, Layer, Program, Values, layer_tables
 from kancompile.passes.round_weights.alternatives import best_method
+from kancompile.passes.round_weights.drift import FloatOutputs
 from kancompile.passes.round_weights.integers import integer_modules, merge_groups
 from kancompile.passes.round_weights.limit_pairs import cost_of_pairs, limit_layer
 from kancompile.passes.round_weights.options import RoundingOptions
@@ -51,20 +53,31 @@ class RoundWeights:
 
     name = "round-weights"
 
-    def __call__(self, program: Program, x: Values) -> Program:
+    def __call__(self, program: Program, x: Values, exact: Program | None = None) -> Program:
         """Return the rounded program.
 
         Args:
             program: a tabulated program.
             x: calibration inputs ``[n, *input_shape]``.
+            exact: the float program that it was made of, where weights are to make up for drift.
         """
-        reference = program
+        reference = tabulated = program
         layers = [layer for layer in program.layers() if _reads_tables(program, layer)]
+        floats = None
+        if exact is not None:
+            drifting = {one: self._generator(n) for n, one in enumerate(layers) if self.options(one.name).makes_up}
+            floats = FloatOutputs(exact, program, drifting, x, self.seed + 1)
         problems: dict[str, RoundingProblem] = {}
         rounded: dict[str, Rounded] = {}
         for number, layer in enumerate(track(layers, "rounding weights")):
             options = self.options(layer.name)
             stated = layer_problems(program, layer, x, options, self._generator(number))
+            if floats is not None and options.makes_up:
+                changed, line = floats.make_up(program.node(layer.contraction, Contraction), layer, stated)
+                weights = changed.flat_weight()
+                stated = tuple(replace(one, weight=weight) for one, weight in zip(stated, weights, strict=True))
+                program = program.replace_modules({layer.contraction: changed}, [line])
+                reference = reference.replace_modules({layer.contraction: changed})
             solved = round_layer(stated, options, self._generator(number))
             others = options.alternatives
             if program.contraction(layer).geometry is not None:
@@ -104,7 +117,7 @@ class RoundWeights:
             method = self.options(block[0].name).method
             assert isinstance(method, Brecq)
             generator = self._generator(len(layers) + number)
-            improved = reconstruct_block(program, reference, block, problems, rounded, x, method, generator)
+            improved = reconstruct_block(program, tabulated, reference, block, problems, rounded, x, method, generator)
             modules, notes = {}, [improved[block[-1].name].notes[-1]]
             for layer in block:
                 options, stated = self.options(layer.name), (problems[layer.name],)

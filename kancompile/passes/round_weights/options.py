@@ -21,6 +21,7 @@ class RoundingOptions:
         group_size: inputs in a group.
         int16_pairs: whether sums of two neighbouring products must fit int16 (see ``limit_pairs``).
         alternatives: methods by name that are tried where ``method``, rounding to nearest, limits the layer.
+        makes_up: whether the weights are changed first so that they make up for drift (see ``drift``).
     """
 
     method: Method
@@ -30,6 +31,7 @@ class RoundingOptions:
     group_size: int | None = None
     int16_pairs: bool = False
     alternatives: Mapping[str, Method] = field(default_factory=dict)
+    makes_up: bool = False
 
     @property
     def shares_scale(self) -> bool:

@@ -48,6 +48,7 @@ def with_one_end(program: Program, block: Sequence[Layer]) -> list[list[Layer]]:
 def reconstruct_block(
     program: Program,
     reference: Program,
+    stated: Program,
     layers: Sequence[Layer],
     problems: Mapping[str, RoundingProblem],
     rounded: Mapping[str, Rounded],
@@ -60,6 +61,7 @@ def reconstruct_block(
     Args:
         program: the program with all layers up to the block's last rounded (tables as they will ship).
         reference: the program with float weights, whose output at the block's end is the target.
+        stated: the same with the float weights and biases that ``problems`` state.
         layers: the block, all of which lead up to the last one.
         problems, rounded: of every layer, by name.
         x: calibration inputs ``[n, *input_shape]``.
@@ -76,7 +78,7 @@ def reconstruct_block(
     kept = [_evaluate(twin, cut.frontier, part) for part in x.split(_CHUNK)]
     frontier = [torch.cat(parts) for parts in zip(*kept, strict=True)]
     targets = torch.cat([reference.trace(part, [end])[end][1] for part in x.split(_CHUNK)])
-    biases = [reference.contraction(layer).bias for layer in layers]
+    biases = [stated.contraction(layer).bias for layer in layers]
 
     def forward(weights: Sequence[Tensor], offsets: Sequence[Tensor], samples: Tensor) -> Tensor:
         values: dict[str, Tensor] = {}

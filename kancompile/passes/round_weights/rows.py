@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -40,6 +41,50 @@ _BYTES = 1 << 29
 _CHUNK_BYTES = 1 << 26
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """Output pixels of a convolution, one for each row of its problems.
+
+    Attributes:
+        sampler: finds what they see.
+        image: int64 ``[r]``, ascending: ``sample * uses + use`` is what a use of the layer reads of a sample.
+        position: int64 ``[r]``, in the flattened output.
+    """
+
+    sampler: PatchSampler
+    image: Tensor
+    position: Tensor
+
+    def chunks(self, uses: int, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield numbers of up to ``size`` samples, a mask of their pixels, and these pixels' images in a trace of the samples."""
+        sample, use = self.image // uses, self.image % uses
+        for part in torch.split(sample.unique(), size):
+            here = (sample >= part[0]) & (sample <= part[-1])
+            yield part, here, use[here] * len(part) + torch.searchsorted(part, sample[here])
+
+
+def drawn_pixels(
+    program: Program,
+    layer: Layer,
+    x: Values,
+    generator: torch.Generator,
+    rows: int = _ROWS,
+    max_bytes: int = _BYTES,
+) -> Pixels | None:
+    """Draw the output pixels that a convolution is rounded on, evenly from all images (see :func:`convolution_problems`).
+
+    ``None`` for a linear layer, all rows of which are used.
+    """
+    contraction = program.node(layer.contraction, Contraction)
+    if contraction.geometry is None:
+        return None
+    features = program.trace(x[:1], layer.expansions)[layer.expansions[0]][1]
+    sampler = PatchSampler(contraction.geometry, contraction.kernel, tuple(features.shape[1:-2]))
+    element = 2 if contraction.zero_point else 1
+    wanted = max(1, min(rows, max_bytes // (contraction.in_columns * sampler.taps * element)))
+    return Pixels(sampler, *sampler.draw(len(x) * layer.uses, wanted, generator))
+
+
 def convolution_problems(
     program: Program,
     layer: Layer,
@@ -61,17 +106,13 @@ def convolution_problems(
         max_bytes: most memory for their features, all groups together.
     """
     contraction = program.node(layer.contraction, Contraction)
-    assert contraction.geometry is not None
     tables, groups = layer_tables(program, layer), contraction.groups
-    features = program.trace(x[:1], layer.expansions)[layer.expansions[0]][1]
-    sampler = PatchSampler(contraction.geometry, contraction.kernel, tuple(features.shape[1:-2]))
+    pixels = drawn_pixels(program, layer, x, generator, rows, max_bytes)
+    assert pixels is not None
     order = group_order([(table.n_in, table.k) for table in tables], groups)
-    element = 2 if contraction.zero_point else 1
-    wanted = max(1, min(rows, max_bytes // (len(order) * sampler.taps * element)))
-    image, position = sampler.draw(len(x) * layer.uses, wanted, generator)
-    seen = _features(program, layer, x, contraction, sampler, image, position)
-    branches = columns_of_groups(branch_of_column(tables)[order], groups, sampler.taps)
-    ties = columns_of_groups(tied_columns(tables)[order], groups, sampler.taps)
+    seen = _features(program, layer, x, contraction, pixels)
+    branches = columns_of_groups(branch_of_column(tables)[order], groups, contraction.taps)
+    ties = columns_of_groups(tied_columns(tables)[order], groups, contraction.taps)
     weights = contraction.flat_weight()
     # a table that several groups share cannot be rescaled for one of them
     own = groups == 1 or not _overlap(ties)
@@ -93,39 +134,24 @@ def _overlap(parts: Sequence[Tensor]) -> bool:
     return sum(len(part.unique()) for part in parts) > len(torch.cat(list(parts)).unique())
 
 
-def _features(
-    program: Program,
-    layer: Layer,
-    x: Values,
-    contraction: Contraction,
-    sampler: PatchSampler,
-    image: Tensor,
-    position: Tensor,
-) -> list[Tensor]:
-    """Collect codes less the zero point, ``[r, c / groups * t]`` for each group: int16, or uint8 where that is 0.
-
-    Image ``sample * uses + use`` is what a use of the layer reads of a sample.
-    """
+def _features(program: Program, layer: Layer, x: Values, contraction: Contraction, pixels: Pixels) -> list[Tensor]:
+    """Collect codes less the zero point, ``[r, c / groups * t]`` for each group: int16, or uint8 where that is 0."""
+    sampler = pixels.sampler
     size = math.prod(sampler.spatial) * sum(one.n_in * one.k for one in program.expansions(layer))
     chunk = max(1, min(512, _CHUNK_BYTES // (8 * size)))
     found: list[list[Tensor]] = []
-    sample, use = image // layer.uses, image % layer.uses
-    used = sample.unique()
-    for part in torch.split(used, chunk):
+    for part, here, local in pixels.chunks(layer.uses, chunk):
         traced = program.trace(x[part], layer.expansions)
         columns = convolution_columns([traced[target][1] for target in layer.expansions], contraction.groups)
-        here = (sample >= part[0]) & (sample <= part[-1])
-        local = use[here] * len(part) + torch.searchsorted(part, sample[here])
-        patches = sampler.take(columns, local, position[here], contraction.zero_point)
+        patches = sampler.take(columns, local, pixels.position[here], contraction.zero_point)
         if contraction.zero_point:
             patches = patches.to(torch.int16) - contraction.zero_point
         found.append(split_groups(patches, contraction.groups))
     return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
-_CHUNK = 512
-
-
+CHUNK = 512
+"""Samples whose features of a linear layer make a chunk."""
 _KEPT_BYTES = 1 << 30
 
 
@@ -164,7 +190,7 @@ def layer_features(program: Program, layer: Layer, x: Values) -> FeatureSource:
     rows = n * columns[0]
 
     def chunks() -> Iterator[Tensor]:
-        for part in x.split(_CHUNK):
+        for part in x.split(CHUNK):
             yield _columns(program, layer, part)
 
     if rows * columns[1] <= _KEPT_BYTES:

@@ -11,6 +11,7 @@ from kancompile.errors import KanCompileError
 from kancompile.passes.rounding_methods.adaround import AdaRound
 from kancompile.passes.rounding_methods.awq import Awq
 from kancompile.passes.rounding_methods.brecq import Block, Brecq
+from kancompile.passes.rounding_methods.drift import FOLDS, DriftRows, MadeUp, make_up
 from kancompile.passes.rounding_methods.gptq import Gptq, polish_rounded
 from kancompile.passes.rounding_methods.group_scales import WIDEST_BITS, common_scale, settle_group_scales, snap_scales
 from kancompile.passes.rounding_methods.guard import with_guard
@@ -75,12 +76,15 @@ def _on_device(method: Any, device: str) -> Method:
 
 
 __all__ = [
+    "FOLDS",
     "METHODS",
     "WIDEST_BITS",
     "Block",
     "Brecq",
+    "DriftRows",
     "FeatureSource",
     "Gptq",
+    "MadeUp",
     "Method",
     "Rounded",
     "RoundingProblem",
@@ -90,6 +94,7 @@ __all__ = [
     "code_range",
     "common_scale",
     "corrected",
+    "make_up",
     "method_named",
     "mirror",
     "objective",
