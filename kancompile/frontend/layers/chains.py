@@ -3,7 +3,8 @@
 A contraction that reads another one can be multiplied into it: ``V (W phi)`` is ``(V W) phi``, one layer. That saves work where
 ``V`` has few rows, such as a head behind a wide layer. A depthwise convolution, a mean over tokens or a wide map behind a narrow
 layer makes a far larger layer of the two. Both ways are tried, and what costs less is taken; a way that loses a KAN layer is
-none.
+none. So does a sum of layers over different axes, ``a(x) + b(x^T)^T``, whose only common form mixes both: where a layer is larger
+than the model's own weights, the terms are tried apart.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import fx
+from torch import Tensor, fx
 
 from kancompile.errors import reason
 from kancompile.frontend.flow import Flow, NotLowerableError, operator_name
@@ -28,6 +29,8 @@ _PRODUCT, _BYTE, _ELEMENT, _LAYER = 0.0053, 2.0, 1.0, 6000.0
 millisecond."""
 _MERGED = 4
 """How many times the weights that would be as dear as a chain are written out to see whether merging saves functions."""
+_ENLARGED = 2
+"""How many times the model's own weights a layer may have before the terms of its sum are tried as layers of their own."""
 _DEPTH, _WIDTH = 4, 16
 """Integer kernels fill the sum of a product and its outputs up to multiples of these."""
 
@@ -73,18 +76,47 @@ def _resolve(search: Search, target: fx.Node, before: tuple[CanonicalLayer, ...]
     candidates = search.cut(target)
     if not candidates or not search.is_layer(candidates[0]):
         return Found(search)
-    divided = search.divided(candidates[0])
+    region = candidates[0]
+    divided = search.divided(region)
     if divided is None:
-        return _merged(search, candidates, before)
-    chain = Found(divided)
-    for node in candidates[0].affine:
-        if node is target or divided.is_target(node):
-            chain += _resolve(chain.search, node, (*before, *chain.layers))
-    complete = bool(chain.layers) and not chain.lost
-    largest = int(_MERGED * chain.cost / _BYTE) if complete else LARGEST_WEIGHT
-    merged = _merged(search, candidates, before, min(largest, LARGEST_WEIGHT))
-    better = bool(chain.layers) and (chain.lost, chain.cost) < (merged.lost, merged.cost)
-    return chain if better else merged
+        found = _merged(search, candidates, before)
+    else:
+        chain = _pieces(divided, region, before)
+        complete = bool(chain.layers) and not chain.lost
+        largest = int(_MERGED * chain.cost / _BYTE) if complete else LARGEST_WEIGHT
+        found = _cheaper(_merged(search, candidates, before, min(largest, LARGEST_WEIGHT)), chain)
+    written = sum(layer.contraction.weight.numel() for layer in found.layers)
+    if found.lost or written > _ENLARGED * _weights(search.flow, region):
+        parted = search.parted(region)
+        if parted is not None:
+            return _cheaper(found, _pieces(parted, region, before))
+    return found
+
+
+def _pieces(search: Search, region: Region, before: tuple[CanonicalLayer, ...]) -> Found:
+    """Find the layers of a region by a search in which it ends in several places."""
+    found = Found(search)
+    for node in region.affine:
+        if node is region.target or search.is_target(node):
+            found += _resolve(found.search, node, (*before, *found.layers))
+    return found
+
+
+def _cheaper(merged: Found, pieces: Found) -> Found:
+    better = bool(pieces.layers) and (pieces.lost, pieces.cost) < (merged.lost, merged.cost)
+    return pieces if better else merged
+
+
+def _weights(flow: Flow, region: Region) -> int:
+    """Count the numbers that the contractions of a region multiply by."""
+    factors = {
+        source
+        for node in region.affine
+        if node in flow.contractions
+        for source in node.all_input_nodes
+        if source in flow.constant
+    }
+    return sum(value.numel() for source in factors if isinstance(value := flow.values[source], Tensor))
 
 
 def _merged(

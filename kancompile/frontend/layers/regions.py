@@ -132,6 +132,32 @@ class Search:
         found._settle_joins()
         return found
 
+    def parted(self, region: Region) -> Search | None:
+        """Give the search in which the terms of the sum at the end of a region are layers of their own, if each can be one."""
+        flow, node = self.flow, region.target
+        inside = set(region.affine)
+        while node in inside and node not in flow.contractions and len(flow.data_inputs(node)) == 1:
+            (node,) = flow.data_inputs(node)
+        terms = flow.data_inputs(node)
+        if node not in inside or operator_name(node) not in _SUMS or not flow.anchors.get(node, False):
+            return None
+        anchors = [flow.track(term).anchor for term in terms]
+        if len(terms) < 2 or not all(a in inside and self._holds_contraction(a, inside) for a in anchors):
+            return None
+        found = copy.copy(self)
+        found.required, found.joins = {*self.required, node, *anchors}, {**self.joins, node: "sum of layers"}
+        found._settle_joins()
+        return found
+
+    def _holds_contraction(self, node: fx.Node, inside: set[fx.Node]) -> bool:
+        stack = [node]
+        while stack:
+            node = stack.pop()
+            if node in self.flow.contractions:
+                return True
+            stack.extend(source for source in self.flow.data_inputs(node) if source in inside)
+        return False
+
     def is_target(self, node: fx.Node) -> bool:
         """Whether an anchor is the output of a layer."""
         return node in self.required and self.flow.anchors[node] and node not in self.joins

@@ -81,6 +81,7 @@ def _candidate(program: Program, layer: Layer) -> Expansion | None:
         not others
         and len(readers) == 1
         and program.is_float(layer)
+        and program.contraction(layer).geometry is not None
         and isinstance(expansion, Expansion)
         and expansion.channels_first
         and 2 < expansion.k <= _MOST_FUNCTIONS
