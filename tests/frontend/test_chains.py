@@ -116,6 +116,35 @@ class GroupedRational(nn.Module):
         return torch.relu(self.second(self.rational(self.first(self.rational(x)))))
 
 
+class SumOverAxes(nn.Module):
+    """Layers over rows, columns and channels of one tensor, added up; the last of two sums is scaled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.columns, self.channels = Bumps(6, 6), Bumps(5, 5), Bumps(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.rows(x.transpose(1, 3)).transpose(1, 3)
+        columns = self.columns(x.transpose(2, 3)).transpose(2, 3)
+        return 0.5 * (rows + columns + self.channels(x))  # type: ignore[no-any-return]
+
+
+class SubState(nn.Module):
+    """A state that is no function of numbers but a sum of earlier outputs, which the layer reads through a matrix."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.cell, self.head, self.steps = Bumps(4, 4), Bumps(4, 2), steps
+        self.recurrent = nn.Parameter(0.3 * torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.zeros(len(x), 4)
+        for step in range(self.steps):
+            out = self.cell(x[:, step] + state @ self.recurrent)
+            state = 0.7 * out + 0.5 * state
+        return self.head(out)  # type: ignore[no-any-return]
+
+
 def _weights(program: Program) -> dict[str, tuple[int, ...]]:
     return {layer.name: program.contraction(layer).matrix_shape for layer in program.layers()}
 
@@ -172,3 +201,15 @@ def test_a_residual_network_keeps_all_layers() -> None:
 
 def test_functions_of_groups_of_channels_are_read_for_every_token() -> None:
     assert list(_weights(captured(GroupedRational(), (7, 12))).values()) == [(24, 12), (12, 24)]
+
+
+def test_terms_of_a_sum_over_several_axes_are_layers_of_their_own() -> None:
+    program = captured(SumOverAxes(), (6, 5, 4))
+    assert {name: shape[0] for name, shape in _weights(program).items()} == {"rows": 6, "columns": 5, "channels": 4}
+
+
+def test_steps_of_a_linear_state_do_not_grow() -> None:
+    """One layer of all earlier steps would be cheaper for a few steps, and hold the cell's weights once for each of them."""
+    few, many = (captured(SubState(steps), (steps, 4)) for steps in (5, 8))
+    assert sorted(_weights(few).values()) == sorted(_weights(many).values())
+    assert sum(layer.uses for layer in many.layers()) - sum(layer.uses for layer in few.layers()) >= 3

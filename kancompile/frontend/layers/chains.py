@@ -83,6 +83,8 @@ def _resolve(search: Search, target: fx.Node, before: tuple[CanonicalLayer, ...]
     else:
         chain = _pieces(divided, region, before)
         complete = bool(chain.layers) and not chain.lost
+        if complete and _repeats_weights(search.flow, region):
+            return chain
         largest = int(_MERGED * chain.cost / _BYTE) if complete else LARGEST_WEIGHT
         found = _cheaper(_merged(search, candidates, before, min(largest, LARGEST_WEIGHT)), chain)
     written = sum(layer.contraction.weight.numel() for layer in found.layers)
@@ -105,6 +107,18 @@ def _pieces(search: Search, region: Region, before: tuple[CanonicalLayer, ...]) 
 def _cheaper(merged: Found, pieces: Found) -> Found:
     better = bool(pieces.layers) and (pieces.lost, pieces.cost) < (merged.lost, merged.cost)
     return pieces if better else merged
+
+
+def _repeats_weights(flow: Flow, region: Region) -> bool:
+    """Whether contractions of a region share weights, as steps of a loop do: one layer of all would hold them many times."""
+    matrices = [
+        flow.values[source].untyped_storage().data_ptr()
+        for node in region.affine
+        if node in flow.contractions
+        for source in node.all_input_nodes
+        if source in flow.constant and flow.values[source].dim() > 1
+    ]
+    return len(set(matrices)) < len(matrices)
 
 
 def _weights(flow: Flow, region: Region) -> int:
