@@ -10,6 +10,7 @@ from kancompile.passes.reduce_functions import MixFunctions
 from kancompile.passes.reduce_functions.mixtures import Subspace
 from kancompile.passes.reduce_functions.windows import Windows
 from kancompile.passes.tabulate_expansions.choose_index import IndexChoice, index_over, refine_ends
+from tests.frontend.test_chains import SumOverAxes
 
 
 def _kagn(groups: int = 1, padding: int = 1) -> tuple[Program, torch.Tensor]:
@@ -122,3 +123,12 @@ def test_a_convolution_that_pads_nothing_needs_no_constant() -> None:
             assert not getattr(expansion.branches[0].region, "has_constant", False)  # type: ignore[union-attr, index]
         expected, found = program.graph_module(x), mixed.graph_module(x)
     assert float((found - expected).square().mean() / expected.var()) < 2e-2
+
+
+def test_a_linear_map_of_every_pixel_is_no_convolution() -> None:
+    """It may read channels first all the same."""
+    x = torch.randn(40, 6, 5, 4, generator=torch.Generator().manual_seed(0))
+    program = capture(SumOverAxes(), x[:2])
+    read = [program.node(layer.expansions[0], Expansion) for layer in program.layers()]
+    assert any(expansion.channels_first for expansion in read)
+    assert MixFunctions(lambda _: 0.1)(program, x) is program

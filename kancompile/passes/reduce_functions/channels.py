@@ -81,7 +81,7 @@ def _candidate(program: Program, layer: Layer) -> Expansion | None:
         not others
         and len(readers) == 1
         and program.is_float(layer)
-        and program.contraction(layer).geometry is not None
+        and len(program.contraction(layer).kernel) > 0  # what reads channels first may be a linear map of every pixel
         and isinstance(expansion, Expansion)
         and expansion.channels_first
         and 2 < expansion.k <= _MOST_FUNCTIONS

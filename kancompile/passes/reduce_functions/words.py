@@ -101,7 +101,7 @@ def find_words(values: Tensor, weight: Tensor, rows: Tensor, most: int, together
     order = order[chunks.flatten()[order] > 0]
     pair, chunk = order // chunks.shape[1], order % chunks.shape[1]
     place = chunk[:, None] * PLANES + torch.arange(PLANES)
-    chosen = torch.stack([directions[number][:, at] for number, at in zip(pair.tolist(), place, strict=True)])
+    chosen = torch.gather(directions[pair], 2, place[:, None].expand(-1, directions.shape[1], -1))
     at_rows, mixes = [], []
     for one, part in zip(basis, members, strict=True):
         mixes.append(torch.einsum("wop,owk->pwk", chosen, weight[:, part[pair]]))
