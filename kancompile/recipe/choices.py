@@ -24,7 +24,7 @@ LOWERINGS = ("table", "keep")
 LOOKUPS = ("auto", "each", "joint")
 DRIFTS = ("auto", "off", "on")
 DEFAULT_PROFILE = "x86-vnni"
-_SHARED_ERROR, _JOINT_ERROR = 5e-4, 1.2e-3
+_SHARED_ERROR, _JOINT_ERROR = 2e-4, 1.2e-3
 
 Rows = tuple[tuple[str, Any], ...]
 
@@ -68,7 +68,7 @@ class LayerRecipe:
     )
     function_error: float | None = declared(
         None,
-        "share of a layer's output variance that looking up fewer functions may cost, unset: 5e-4 for convolutions, 1.2e-3 "
+        "share of a layer's output variance that looking up fewer functions may cost, unset: 2e-4 for convolutions, 1.2e-3 "
         "where inputs are looked up jointly; 0: keep all functions",
         low=0.0,
         high=1e-2,
