@@ -23,6 +23,7 @@ from kancompile.data.model_outputs import named_leaves, output_names, outputs_of
 from kancompile.data.sample_arrays import shape_hint
 from kancompile.data.state_dict import load_state_dict
 from kancompile.data.tables import TABLES, read_table
+from kancompile.data.tensor_names import is_utf8
 from kancompile.data.trial_run import check_fits
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "float32_by_default",
     "in_float32",
     "in_order",
+    "is_utf8",
     "load_calibration",
     "load_exported",
     "load_model",

@@ -10,6 +10,11 @@ _NOT_IN_CODE = set("'\"\\")
 """What ends a text in the code that PyTorch writes about inputs."""
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a file can hold a text: none of its characters is half of one."""
+    return name.encode(errors="ignore").decode() == name
+
+
 def check_output_names(names: Iterable[str]) -> None:
     """Refuse names that no file can hold.
 
@@ -17,7 +22,7 @@ def check_output_names(names: Iterable[str]) -> None:
         KanCompileError: a name that is empty or no UTF-8.
     """
     for name in names:
-        if not name or name.encode(errors="ignore").decode() != name:
+        if not name or not is_utf8(name):
             raise KanCompileError(
                 f"model: found an output called {shown(name)}, expected a text that UTF-8 can hold; return it under another name"
             )

@@ -25,7 +25,7 @@ from kancompile.frontend.flow.flow_rules import judge
 from kancompile.frontend.flow.matching_products import split_matching_product
 from kancompile.frontend.flow.value_bounds import Bounds, value_bounds
 from kancompile.frontend.flow.verdicts import Call, Follows, Mixes, Stops, Track, operator_name
-from kancompile.frontend.trace import node_source, returned_nodes
+from kancompile.frontend.trace import held_state, node_source, returned_nodes
 from kancompile.ir import Values, tensors_of
 
 _SHAPE_ONLY = frozenset(
@@ -142,6 +142,10 @@ class Flow:
             return []
         return [source for source in node.all_input_nodes if source in self.tracks]
 
+    def factors(self, node: fx.Node) -> list[Any]:
+        """Values of the inputs of a node that are constants."""
+        return [self.values[source] for source in node.all_input_nodes if source in self.constant]
+
 
 def analyse(program: ExportedProgram, rows: Values) -> Flow:
     """Interpret a decomposed program on an example batch.
@@ -160,22 +164,15 @@ def analyse(program: ExportedProgram, rows: Values) -> Flow:
     example = dict(zip(sources, tensors_of(rows), strict=True))
     flow = Flow(graph, sources, outputs, sources[0].meta["val"].shape[0].node.expr)
     live = live_nodes(outputs)
-    state = {**program.state_dict, **program.constants}
-    signature = program.graph_signature
-    keys = {
-        **signature.inputs_to_parameters,
-        **signature.inputs_to_buffers,
-        **signature.inputs_to_lifted_tensor_constants,
-    }
+    held = held_state(program)
     for node in graph.nodes:
         if node in example:
             flow.values[node] = example[node]
             _start_anchor(flow, node, defined=False)
         elif node.op == "placeholder" and node in live:
-            flow.parameter_of[node] = keys[node.name]
-            if node.name in signature.inputs_to_lifted_tensor_constants:
+            flow.parameter_of[node], value = held[node.name]
+            if node.name in program.graph_signature.inputs_to_lifted_tensor_constants:
                 flow.literals.add(node)
-            value = state[keys[node.name]]
             flow.values[node] = value.detach() if isinstance(value, Tensor) else value
             flow.constant.add(node)
         elif node.op == "call_function" and node in live:
@@ -373,6 +370,7 @@ class _Step:
         """Whether a linear step treats all elements alike: a move, a scale or a shift by one number, not by a vector."""
         if operator_name(node) == "_native_batch_norm_legit_no_training":
             return False
-        operands = [self.flow.values[source] for source in node.all_input_nodes if source in self.flow.constant]
-        factors = [value for value in operands if isinstance(value, Tensor) and value.is_floating_point()]
+        factors = [
+            value for value in self.flow.factors(node) if isinstance(value, Tensor) and value.is_floating_point()
+        ]
         return all(bool((value == value.flatten()[:1]).all()) for value in factors)

@@ -111,26 +111,19 @@ def _cheaper(merged: Found, pieces: Found) -> Found:
 
 def _repeats_weights(flow: Flow, region: Region) -> bool:
     """Whether contractions of a region share weights, as steps of a loop do: one layer of all would hold them many times."""
-    matrices = [
-        flow.values[source].untyped_storage().data_ptr()
-        for node in region.affine
-        if node in flow.contractions
-        for source in node.all_input_nodes
-        if source in flow.constant and flow.values[source].dim() > 1
-    ]
-    return len(set(matrices)) < len(matrices)
+    stored = [factor.untyped_storage().data_ptr() for factor in _factors(flow, region) if factor.dim() > 1]
+    return len(set(stored)) < len(stored)
 
 
 def _weights(flow: Flow, region: Region) -> int:
     """Count the numbers that the contractions of a region multiply by."""
-    factors = {
-        source
-        for node in region.affine
-        if node in flow.contractions
-        for source in node.all_input_nodes
-        if source in flow.constant
-    }
-    return sum(value.numel() for source in factors if isinstance(value := flow.values[source], Tensor))
+    return sum(factor.numel() for factor in {id(factor): factor for factor in _factors(flow, region)}.values())
+
+
+def _factors(flow: Flow, region: Region) -> list[Tensor]:
+    """List the constant tensors that the contractions of a region read."""
+    read = [factor for node in region.affine if node in flow.contractions for factor in flow.factors(node)]
+    return [factor for factor in read if isinstance(factor, Tensor)]
 
 
 def _merged(
@@ -173,7 +166,7 @@ def _cost_of_operators(flow: Flow, region: Region) -> float:
         if node not in flow.contractions:
             continue
         outputs = flow.values[node].numel() // samples
-        factors = [flow.values[source] for source in node.all_input_nodes if source in flow.constant]
+        factors = flow.factors(node)
         total += _ELEMENT * outputs
         if operator_name(node) == "convolution":
             groups = node.args[8]

@@ -353,7 +353,7 @@ class Search:
         for node in nodes:
             if node in ends:
                 continue
-            factors = [flow.values[source] for source in node.all_input_nodes if source in flow.constant]
+            factors = flow.factors(node)
             if operator_name(node) in ("mul", "div"):
                 applies = any(isinstance(v, Tensor) and not bool((v == v.flatten()[:1]).all()) for v in factors)
             else:

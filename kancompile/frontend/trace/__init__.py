@@ -2,6 +2,7 @@
 
 from kancompile.frontend.trace.examples import Examples
 from kancompile.frontend.trace.export import Dynamic, export, interface_of, returned_nodes
+from kancompile.frontend.trace.held_state import held_state
 from kancompile.frontend.trace.open_sizes import open_sizes
 from kancompile.frontend.trace.source_lines import node_source
 
@@ -9,6 +10,7 @@ __all__ = [
     "Dynamic",
     "Examples",
     "export",
+    "held_state",
     "interface_of",
     "node_source",
     "open_sizes",

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from kancompile.errors import KanCompileError
+from kancompile.frontend.trace.held_state import held_state
 from kancompile.frontend.trace.source_lines import node_source
 
 _COND, _WHILE_LOOP = torch.ops.higher_order.cond, torch.ops.higher_order.while_loop
@@ -47,17 +48,10 @@ class _Inlining:
     """Puts the graphs of branches and bodies into that of a program."""
 
     def __init__(self, program: ExportedProgram) -> None:
-        signature = program.graph_signature
-        self.program, self.graph = program, program.graph
-        self._state = {**program.state_dict, **program.constants}
-        self._keys = {
-            **signature.inputs_to_parameters,
-            **signature.inputs_to_buffers,
-            **signature.inputs_to_lifted_tensor_constants,
-        }
+        self.program, self.graph, self._held = program, program.graph, held_state(program)
         self._known: dict[fx.Node, Any] = {}  # values of constants, None for other nodes
         self._modules = {  # that hold constants; nodes of a part do not say which module they belong to
-            node: self._keys[node.name].split(".")[:-1] for node in self.graph.nodes if node.name in self._keys
+            node: self._held[node.name][0].split(".")[:-1] for node in self.graph.nodes if node.name in self._held
         }
 
     def chosen(self, node: fx.Node) -> list[Any]:
@@ -156,7 +150,7 @@ class _Inlining:
 
     def _evaluated(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return self._state.get(self._keys.get(node.name, ""))
+            return self._held.get(node.name, ("", None))[1]
         is_plain = isinstance(node.target, torch._ops.OpOverload) or node.target is operator.getitem
         if not is_plain or any(self._value(source) is None for source in node.all_input_nodes):
             return None

@@ -10,6 +10,7 @@ import keyword
 
 from torch.export import ExportedProgram
 
+from kancompile.data import is_utf8
 from kancompile.errors import KanCompileError, shown
 
 
@@ -29,7 +30,7 @@ def give_plain_names(exported: ExportedProgram, is_own: bool) -> None:
     plain = {name: f"renamed_{number}" for number, name in enumerate(sorted(named)) if not _is_plain(name)}
     if not plain:
         return
-    unusable = [name for name in plain if not is_own or name.encode(errors="ignore").decode() != name]
+    unusable = [name for name in plain if not is_own or not is_utf8(name)]
     if unusable:
         raise KanCompileError(
             f"model: found a parameter or buffer called {shown(unusable[0])}, expected names that "

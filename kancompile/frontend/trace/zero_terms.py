@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from kancompile.frontend.trace.held_state import held_state
+
 _ATEN = torch.ops.aten
 _MOVES = frozenset(
     {
@@ -73,16 +75,10 @@ def drop_zero_terms(program: ExportedProgram) -> None:
 
 def _constants(program: ExportedProgram) -> dict[fx.Node, Tensor]:
     """Give tensors of the state, what selects or moves them, and their sums."""
-    signature = program.graph_signature
-    state = {**program.state_dict, **program.constants}
-    keys = {
-        **signature.inputs_to_parameters,
-        **signature.inputs_to_buffers,
-        **signature.inputs_to_lifted_tensor_constants,
-    }
+    held = held_state(program)
     found: dict[fx.Node, Tensor] = {}
     for node in program.graph.nodes:
-        value = state.get(keys.get(node.name, ""))
+        _, value = held.get(node.name, ("", None))
         if node.op == "placeholder" and isinstance(value, Tensor):
             found[node] = value.detach()
         elif node.target in _MOVES | _SUMS and node.all_input_nodes and all(n in found for n in node.all_input_nodes):
