@@ -67,12 +67,13 @@ def write(target: Target, program: Program, facts: Mapping[str, Any], recipe: Re
             f"target {target.name!r}: found the inputs {', '.join(inputs)} and the outputs {outputs}, expected one float32 input "
             "of fixed shape and one output; compile for an ONNX target, or the part of the model that has such"
         )
-    recurrent = [part for part in program.unrecognized if part.operator in map(str, RECURRENCES.values())]
+    operators = {*map(str, RECURRENCES.values()), "while_loop"}
+    recurrent = [part for part in program.unrecognized if part.operator in operators]
     if recurrent and not target.recurrent_layers:
         found = ", ".join(f"{part.node}{f' ({part.source})' if part.source else ''}" for part in recurrent)
         raise KanCompileError(
-            f"target {target.name!r}: found recurrent layers, which compute in float: {found}; expected KAN layers and ordinary "
-            "ones; compile for 'ort-cpu', or the part of the model behind them"
+            f"target {target.name!r}: found recurrent layers or loops, which compute in float: {found}; expected KAN layers and "
+            "ordinary ones; compile for 'ort-cpu', or the part of the model behind them"
         )
     for layer in facts["layers"]:
         if layer["weight_bits"] not in (*target.weight_bits, 16, 32):

@@ -23,10 +23,6 @@ from kancompile.passes.shared_products import split_shared_products
 _ATEN = torch.ops.aten
 _LONGEST_ACTIVATION = 12
 _CONTRACTIONS = (_ATEN.addmm.default, _ATEN.mm.default, _ATEN.convolution.default)
-_MOVES = (
-    *("t.default", "permute.default", "transpose.int", "view.default", "reshape.default", "_unsafe_view.default"),
-    *("unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims", "expand.default", "clone.default"),
-)
 
 
 @dataclass(frozen=True)
@@ -49,20 +45,20 @@ class AbsorbPlainLayers:
             x: inputs ``[n, *input_shape]``, of which two are evaluated for the shapes.
         """
         values = _Values(program, x[:2])
-        split = split_shared_products(program, lambda node: _constant(program, node, values.of))
+        split = split_shared_products(program, values.constant)
         if split is not program:
             program, values = split, _Values(split, x[:2])
         taken = {layer.name for layer in program.layers()}
         found: list[_Use] = []
-        owners: dict[str, list[_Plain]] = {}
+        owners: dict[Any, list[_Plain]] = {}
         kinds = dict(program.kinds)
         for node in program.graph_module.graph.nodes:
             name = _name(node, taken)
-            layer = _plain_layer(program, node, name, values)
+            layer = _plain_layer(node, name, values)
             if layer is None:
                 continue
-            target, layer = _with_batch_norm(program, node, layer, values.of)
-            same = owners.setdefault(_weight_name(node), [])
+            target, layer = _with_batch_norm(node, layer, values)
+            same = owners.setdefault(values.sources[node.args[2 if node.target is _ATEN.addmm.default else 1]], [])
             first = next((other for other in same if _is_same(other, layer)), layer)
             if first is layer and self.wanted(name):
                 taken.add(name)
@@ -114,19 +110,37 @@ def _operators(activation: fx.GraphModule | None) -> list[Any]:
 
 
 class _Values(fx.Interpreter):
-    """The value of every node, and where sizes are dynamic that of inputs of other sizes."""
+    """The value of every node, and where sizes are dynamic that of inputs of other sizes.
+
+    Attributes:
+        sources: the parameters and buffers that a node is computed from alone, ``None`` where it depends on data.
+    """
 
     def __init__(self, program: Program, x: Values, resized: bool = True) -> None:
         super().__init__(program.graph_module, garbage_collect_values=False)
         self.extra_traceback = False
         with torch.no_grad():
             self.run(*program.arguments(x))
+        self.sources: dict[Any, frozenset[str] | None] = {}
+        for node in program.graph_module.graph.nodes:
+            read = [self.sources[source] for source in node.all_input_nodes]
+            known = [names for names in read if names is not None]
+            is_constant = node.op in ("get_attr", "call_function") and len(known) == len(read)
+            own = {str(node.target)} if node.op == "get_attr" else set()
+            self.sources[node] = frozenset(own.union(*known)) if is_constant else None
         self.other = None
         if resized and any(entry.dynamic for entry in program.interface.inputs):
             self.other = _Values(program, program.interface.resized(x), resized=False)
 
     def of(self, node: fx.Node) -> Any:
         return self.env.get(node)
+
+    def constant(self, node: Any) -> Tensor | None:
+        """Give the value of a parameter or buffer, or of what they alone give; ``None`` for what depends on data."""
+        if not isinstance(node, fx.Node) or self.sources[node] is None:
+            return None
+        found = self.of(node)
+        return found.detach() if isinstance(found, Tensor) else None
 
     def pixel(self, node: fx.Node) -> tuple[int, ...]:
         """Give the shape of an image ``[b, channels, *spatial]`` without the batch, dynamic sizes as 1."""
@@ -135,35 +149,26 @@ class _Values(fx.Interpreter):
         return tuple(size if size == found else 1 for size, found in zip(shape, other, strict=True))
 
 
-def _weight_name(node: fx.Node) -> str:
-    """Name the parameter that holds the weights of a layer: a step of a recurrence has those of the others."""
-    weight = node.args[2] if node.target is _ATEN.addmm.default else node.args[1]
-    assert isinstance(weight, fx.Node)
-    return str(_unmoved(weight).target)
-
-
-def _plain_layer(program: Program, node: fx.Node, name: str, values: _Values) -> _Plain | None:
+def _plain_layer(node: fx.Node, name: str, values: _Values) -> _Plain | None:
     if node.op != "call_function":
         return None
     if node.target is _ATEN.addmm.default and not node.kwargs:
-        return _linear(program, name, node.args[1], node.args[2], node.args[0], values.of)
+        return _linear(name, node.args[1], node.args[2], node.args[0], values)
     if node.target is _ATEN.mm.default:
-        return _linear(program, name, node.args[0], node.args[1], None, values.of)
+        return _linear(name, node.args[0], node.args[1], None, values)
     if node.target is _ATEN.convolution.default:
-        return _convolution(program, node, name, values)
+        return _convolution(node, name, values)
     return None
 
 
-def _linear(
-    program: Program, name: str, x: Any, weight: Any, bias: Any, value: Callable[[fx.Node], Any]
-) -> _Plain | None:
-    matrix, offset = _constant(program, weight, value), _constant(program, bias, value)
-    if matrix is None or (bias is not None and offset is None) or _constant(program, x, value) is not None:
+def _linear(name: str, x: Any, weight: Any, bias: Any, values: _Values) -> _Plain | None:
+    matrix, offset = values.constant(weight), values.constant(bias)
+    if matrix is None or (bias is not None and offset is None) or values.constant(x) is not None:
         return None
-    inputs = value(x)
+    inputs = values.of(x)
     if inputs.dtype != torch.float32 or inputs.dim() != 2:
         return None
-    source, region = _activation(program, x, value)
+    source, region = _activation(x, values.of)
     n_in, n_out = matrix.shape
     expansion = Expansion((n_in,), [Branch(source.name, region, torch.arange(n_in)[:, None])])
     bias_values = torch.zeros(n_out) if offset is None else offset.expand(n_out)
@@ -172,17 +177,17 @@ def _linear(
     )
 
 
-def _convolution(program: Program, node: fx.Node, name: str, values: _Values) -> _Plain | None:
+def _convolution(node: fx.Node, name: str, values: _Values) -> _Plain | None:
     value = values.of
     x, weight, bias, stride, padding, dilation, transposed, _, groups = node.args
-    kernel, offset = _constant(program, weight, value), _constant(program, bias, value)
+    kernel, offset = values.constant(weight), values.constant(bias)
     if kernel is None or transposed or (bias is not None and offset is None) or not isinstance(x, fx.Node):
         return None
     inputs = value(x)
     dims = kernel.dim() - 2
-    if inputs.dtype != torch.float32 or inputs.dim() != dims + 2 or _constant(program, x, value) is not None:
+    if inputs.dtype != torch.float32 or inputs.dim() != dims + 2 or values.constant(x) is not None:
         return None
-    source, region = _activation(program, x, value)
+    source, region = _activation(x, value)
     shape = values.pixel(x)
     position = torch.arange(math.prod(shape)).reshape(shape).movedim(0, -1)[..., None]
     sides = [_sides(argument, dims) for argument in (stride, padding, dilation)]
@@ -201,9 +206,7 @@ def _convolution(program: Program, node: fx.Node, name: str, values: _Values) ->
     )
 
 
-def _with_batch_norm(
-    program: Program, node: fx.Node, layer: _Plain, value: Callable[[fx.Node], Any]
-) -> tuple[fx.Node, _Plain]:
+def _with_batch_norm(node: fx.Node, layer: _Plain, values: _Values) -> tuple[fx.Node, _Plain]:
     """Fold a batch norm that alone reads a layer, ``W' = W g / s, b' = (b - m) g / s + c``; give the node that is replaced."""
     users = list(node.users)
     if len(users) != 1 or users[0].target is not _ATEN._native_batch_norm_legit_no_training.default:
@@ -212,7 +215,7 @@ def _with_batch_norm(
     results = list(norm.users)
     if len(results) != 1 or results[0].args[1] != 0:
         return node, layer
-    gain, shift, mean, variance = (_constant(program, norm.args[place], value) for place in range(1, 5))
+    gain, shift, mean, variance = (values.constant(norm.args[place]) for place in range(1, 5))
     epsilon = norm.args[6]
     assert isinstance(epsilon, float)
     if mean is None or variance is None:
@@ -229,21 +232,7 @@ def _sides(argument: Any, dims: int) -> tuple[int, ...]:
     return values * dims if len(values) == 1 else values
 
 
-def _constant(program: Program, node: Any, value: Callable[[fx.Node], Any]) -> Tensor | None:
-    """Give the value of a parameter or buffer, transposed or not; ``None`` for what depends on data."""
-    if not isinstance(node, fx.Node):
-        return None
-    found = value(node)
-    return found.detach() if _unmoved(node).op == "get_attr" and isinstance(found, Tensor) else None
-
-
-def _unmoved(node: fx.Node) -> fx.Node:
-    while node.op == "call_function" and str(node.target).removeprefix("aten.") in _MOVES:
-        node = node.all_input_nodes[0]
-    return node
-
-
-def _activation(program: Program, x: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[fx.Node, fx.GraphModule | None]:
+def _activation(x: fx.Node, value: Callable[[fx.Node], Any]) -> tuple[fx.Node, fx.GraphModule | None]:
     """Follow pointwise functions of one tensor backwards: the tensor, and the functions as a module.
 
     Only functions that nothing else reads are taken along.
@@ -251,7 +240,7 @@ def _activation(program: Program, x: fx.Node, value: Callable[[fx.Node], Any]) -
     inside: list[fx.Node] = []
     frontier = {x}
     best: tuple[fx.Node, list[fx.Node]] = (x, [])
-    order = {node: place for place, node in enumerate(program.graph_module.graph.nodes)}
+    order = {node: place for place, node in enumerate(x.graph.nodes)}
     while len(inside) < _LONGEST_ACTIVATION:
         latest = max(frontier, key=order.__getitem__)
         alone = all(user in inside for user in latest.users) or latest is x

@@ -228,3 +228,25 @@ def test_row_numbers_of_ordinary_layers_are_not_looked_up() -> None:
     assert compiled.audit.operators["GatherElements"] == 1, "the sine and the square, packed"
     assert "Gather" not in compiled.audit.operators
     np.testing.assert_array_equal(np.asarray(RuntimeModel(compiled.model_bytes)(x)), compiled.program(x).numpy())
+
+
+def test_a_part_of_a_parameter_is_a_matrix_like_another() -> None:
+    class OfPart(nn.Module):
+        """Heads whose matrices are rows, slices and sums of stored ones."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            generator = torch.Generator().manual_seed(0)
+            self.matrices = nn.Parameter(torch.randn(3, 6, 5, generator=generator))
+            self.offsets = nn.Parameter(torch.randn(3, 5, generator=generator))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.cat([torch.sin(2 * x), x * x], dim=1)
+            first = torch.addmm(self.offsets[0], h, self.matrices[0]).softmax(1)
+            return first @ self.matrices[1, :5] + first @ (self.matrices[1:, :5].sum(0))
+
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(2))
+    program = capture(OfPart(), x)
+    absorbed = AbsorbPlainLayers()(program, x)
+    assert not [entry for entry in left_in_float(absorbed, x, COSTS) if entry["operator"] in ("mm", "addmm", "sum")]
+    torch.testing.assert_close(absorbed(x), program(x), rtol=1e-4, atol=1e-5)

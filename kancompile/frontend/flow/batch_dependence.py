@@ -7,6 +7,7 @@ first node where a sample's values change is named.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -87,6 +88,8 @@ def run(
             values[node] = as_dtype(given[node])
         elif node in flow.parameter_of:
             values[node] = as_dtype(flow.values[node])
+        elif node.op == "get_attr":  # a part of a loop
+            values[node] = flow.values[node] if dtype == torch.float32 else _converted(flow.values[node], as_dtype)
         elif node in flow.values:
             args, kwargs = fx.map_arg((node.args, node.kwargs), lookup)
             if dtype != torch.float32:  # operators such as full make float32 themselves
@@ -97,6 +100,17 @@ def run(
                 if not keep and readers[source] == 0 and source not in flow.outputs + flow.inputs:
                     del values[source]
     return values
+
+
+def _converted(part: Any, as_dtype: Callable[[Any], Any]) -> Any:
+    """Copy a graph with the parts that it calls, so that its operators make values of another type."""
+    converted = copy.deepcopy(part)
+    for module in converted.modules():
+        if isinstance(module, fx.GraphModule):
+            for node in module.graph.nodes:
+                node.args, node.kwargs = torch.utils._pytree.tree_map(as_dtype, (node.args, node.kwargs))
+            module.recompile()
+    return converted
 
 
 def _evaluate(node: fx.Node, args: Any, kwargs: Any) -> Any:
@@ -146,9 +160,15 @@ def _report(flow: Flow, values: dict[fx.Node, Any], place: int, output: fx.Node)
         if expected is not None and found is not None and _differs(expected, found):
             culprit = node
             break
+    loops = [source for source in culprit.all_input_nodes if source.target is torch.ops.higher_order.while_loop]
+    culprit = loops[0] if loops else culprit
     source = node_source(culprit)
+    way_out = (
+        "let torch.where in its body keep what is finished"
+        if loops
+        else "replace statistics of the batch by fixed numbers, such as a minimum and maximum taken from training data"
+    )
     raise KanCompileError(
         f"model: {source + ': ' if source else ''}found node {culprit.name!r} ({culprit.target}), where a sample's values "
-        "depend on the other samples of its batch, expected every sample to be computed from itself alone; replace "
-        "statistics of the batch by fixed numbers, such as a minimum and maximum taken from training data"
+        f"depend on the other samples of its batch, expected every sample to be computed from itself alone; {way_out}"
     )

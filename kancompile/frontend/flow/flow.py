@@ -175,6 +175,9 @@ def analyse(program: ExportedProgram, rows: Values) -> Flow:
                 flow.literals.add(node)
             flow.values[node] = value.detach() if isinstance(value, Tensor) else value
             flow.constant.add(node)
+        elif node.op == "get_attr" and node in live:  # the body of a loop
+            flow.values[node] = getattr(program.graph_module, str(node.target))
+            flow.constant.add(node)
         elif node.op == "call_function" and node in live:
             _Step(flow, node, live).run()
         elif node in live and node.op != "output":

@@ -295,15 +295,19 @@ def max_pool(call: Call) -> Verdict:
     return Stops("maximum over several positions")
 
 
-# --- all of them -----------------------------------------------------------------------------------------------------
-
-Rule = Callable[[Call], Verdict | None]
-
-
 def recurrence(call: Call) -> Verdict:
     """Every step of a recurrent layer depends on all inputs of the steps before."""
     return Stops("a recurrent layer stays in float, as one operator for all steps")
 
+
+def loop(call: Call) -> Verdict:
+    """Which steps a loop takes depends on all values, of all samples."""
+    return Stops("a loop whose number of steps depends on the samples stays in float, layers inside as well")
+
+
+# --- all of them -----------------------------------------------------------------------------------------------------
+
+Rule = Callable[[Call], Verdict | None]
 
 RULES: dict[str, tuple[Rule, ...]] = {
     **dict.fromkeys(_MOVED, (movement,)),
@@ -329,6 +333,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     **dict.fromkeys(("_softmax", "_log_softmax", "sort", "topk", "cumsum", "cumprod"), (along_one_dimension,)),
     **dict.fromkeys(RECURRENCES, (recurrence,)),
+    "while_loop": (loop,),
     "native_layer_norm": (layer_norm,),
     **dict.fromkeys(("native_group_norm", "_native_batch_norm_legit"), (normalisation,)),
     **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices", "adaptive_max_pool2d"), (max_pool,)),

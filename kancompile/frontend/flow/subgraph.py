@@ -55,6 +55,8 @@ class GraphCopier:
             return
         if name in _ASSERTIONS:
             return
+        if node.op == "get_attr":
+            self.root[str(node.target)] = self.flow.values[node]
         if node in self.flow.sized and node.all_input_nodes and node.all_input_nodes[0] in self.flow.tracks:
             self._fill(node)
             return

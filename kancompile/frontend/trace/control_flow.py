@@ -4,14 +4,15 @@
     cond(p, f, g, h)                   ->    where(p, f(h), g(h)),  or the branch that runs where p is a constant
 
 A layer that a loop calls n times is one layer in the file, as if ``for`` had been written. A loop whose number of steps depends
-on the samples has no such form: how often it runs is a property of the batch, not of a sample.
+on the samples has no such form and stays one operator with its body, in float.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,32 +24,72 @@ from kancompile.frontend.trace.held_state import held_state
 from kancompile.frontend.trace.source_lines import node_source
 
 _COND, _WHILE_LOOP = torch.ops.higher_order.cond, torch.ops.higher_order.while_loop
+_BOTH = (_COND, _WHILE_LOOP)
 _MOST_STEPS = 1024
 
 
 def inline_control_flow(program: ExportedProgram) -> None:
     """Replace loops and choices by what they compute, in place; those inside others as well.
 
+    A loop whose number of steps the samples decide stays as it is.
+
     Raises:
-        KanCompileError: the number of steps of a loop, or a size that a choice is made by, depends on the samples.
+        KanCompileError: a loop of very many steps, or a choice by a size of the samples.
     """
-    inlining = _Inlining(program)
-    changed = False
-    while (node := next((n for n in program.graph.nodes if n.target in (_COND, _WHILE_LOOP)), None)) is not None:
-        with program.graph.inserting_before(node):
-            inlining.replace(node, (inlining.chosen if node.target is _COND else inlining.unrolled)(node))
-        changed = True
-    if changed:
-        program.graph.eliminate_dead_code()
-        program.graph_module.delete_all_unused_submodules()
+    signature = program.graph_signature
+    if _write_out(program.graph_module, held_state(program), signature.replace_all_uses):
         program.graph_module.recompile()
 
 
-class _Inlining:
-    """Puts the graphs of branches and bodies into that of a program."""
+def _write_out(module: fx.GraphModule, held: Mapping[str, Any], renamed: Callable[[str, str], None]) -> bool:
+    """Write out what can be of a graph, and say whether anything changed.
 
-    def __init__(self, program: ExportedProgram) -> None:
-        self.program, self.graph, self._held = program, program.graph, held_state(program)
+    Args:
+        module: the program, or the part of a loop.
+        held: keys and values of the parameters and constants that placeholders stand for.
+        renamed: told of values that others take the place of.
+    """
+    inlining = _Inlining(module, held, renamed)
+    kept: set[fx.Node] = set()
+    changed = False
+    while (node := next((n for n in module.graph.nodes if n.target in _BOTH and n not in kept), None)) is not None:
+        with module.graph.inserting_before(node):
+            values = inlining.chosen(node) if node.target is _COND else inlining.unrolled(node)
+        if values is None:
+            kept.add(node)
+        else:
+            inlining.replace(node, values)
+        changed = True
+    if changed:
+        module.graph.eliminate_dead_code()
+        for node in kept:
+            _inline_parts(module, node)
+        read = {str(node.target).partition(".")[0] for node in module.graph.nodes if node.op == "get_attr"}
+        for name in [name for name, _ in module.named_children() if name not in read]:
+            delattr(module, name)
+    return changed
+
+
+def _inline_parts(module: fx.GraphModule, loop: fx.Node) -> None:
+    """Write out what the condition and the body of a loop that stays hold."""
+    for reference in loop.args[:2]:
+        name = str(reference.target)  # type: ignore[union-attr]
+        part = copy.deepcopy(getattr(module, name))  # an exported program of the user's may hold it, too
+        if _write_out(part, {}, lambda old, new: None):
+            part.recompile()
+            setattr(module, name, part)
+        if any(node.target in _BOTH for node in part.graph.nodes):
+            raise KanCompileError(
+                f"{node_source(loop)}: found torch.while_loop within torch.while_loop, the steps of both decided by the "
+                "samples, expected one; give the inner one a fixed number of steps, and let torch.where keep what is finished"
+            )
+
+
+class _Inlining:
+    """Puts the graphs of branches and bodies into the graph that calls them."""
+
+    def __init__(self, module: fx.GraphModule, held: Mapping[str, Any], renamed: Callable[[str, str], None]) -> None:
+        self.module, self.graph, self._held, self._renamed = module, module.graph, held, renamed
         self._known: dict[fx.Node, Any] = {}  # values of constants, None for other nodes
         self._modules = {  # that hold constants; nodes of a part do not say which module they belong to
             node: self._held[node.name][0].split(".")[:-1] for node in self.graph.nodes if node.name in self._held
@@ -72,8 +113,8 @@ class _Inlining:
             for a, b in zip(*branches, strict=True)
         ]
 
-    def unrolled(self, node: fx.Node) -> list[Any]:
-        """Write the steps of a loop."""
+    def unrolled(self, node: fx.Node) -> list[Any] | None:
+        """Write the steps of a loop; ``None`` where the samples decide how many there are."""
         arguments: Any = node.args
         condition, body, carried, others = arguments
         values = list(carried)
@@ -81,11 +122,7 @@ class _Inlining:
             (going,) = self._inlined(condition, [*values, *others])
             value = self._value(going)
             if value is None:
-                raise KanCompileError(
-                    f"{node_source(node)}: found torch.while_loop whose number of steps depends on the samples, expected one "
-                    "that constants decide, as a counter does; write as many steps as are ever needed, and let "
-                    "torch.where keep what is finished"
-                )
+                return None
             if not bool(value):
                 return values
             values = self._inlined(body, [*values, *others])
@@ -100,13 +137,13 @@ class _Inlining:
             if "val" not in value.meta:
                 value.meta = dict(read.meta)
             read.replace_all_uses_with(value)
-            self.program.graph_signature.replace_all_uses(read.name, value.name)
+            self._renamed(read.name, value.name)
             self.graph.erase_node(read)
         self.graph.erase_node(node)
 
     def _inlined(self, reference: Any, inputs: Sequence[Any]) -> list[Any]:
         """Copy the nodes of a part's graph, which reads inputs; returns what it returns."""
-        part: Any = getattr(self.program.graph_module, reference.target)
+        part: Any = getattr(self.module, reference.target)
         given = iter(inputs)
         own: dict[fx.Node, Any] = {}
         for node in part.graph.nodes:
@@ -135,9 +172,8 @@ class _Inlining:
 
     def _adopted(self, part: Any, name: str) -> str:
         """Keep a part of a part, such as the body of a loop within a loop, with the program."""
-        module = self.program.graph_module
-        free = next(f"{name}_{number}" for number in itertools.count() if not hasattr(module, f"{name}_{number}"))
-        setattr(module, free, part)
+        free = next(f"{name}_{number}" for number in itertools.count() if not hasattr(self.module, f"{name}_{number}"))
+        setattr(self.module, free, part)
         return free
 
     def _value(self, given: Any) -> Any:
