@@ -2,7 +2,16 @@
 
     compiled = kancompile.compile(model, calibration)
     compiled.save("model.onnx")
-    print(kancompile.validate("model.onnx", model, data))
+    print(kancompile.validate("model.onnx", model, data).table())
+
+compile        a model and calibration data to a CompiledModel, which saves itself
+validate       compare a file with the float model, output by output
+benchmark      time a file beside its float model, in interleaved runs
+diagnose       say why a compiled model is not more accurate, with the changes that help
+tune           search the recipe that meets given targets
+capture        find the KAN layers of a model: a Program; show prints one
+Recipe         every choice of a compilation: bits, method, target's budgets
+KanCompileError  what is raised for input that the caller can mend
 
 Names load on first use, so that importing the package (and ``kancompile --help``) does not load PyTorch.
 """
@@ -41,7 +50,15 @@ _HOMES = {
 __all__ = ["KanCompileError", *_HOMES]
 
 
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__", "__doc__", "__name__", "__file__", "__path__"])
+
+
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib import metadata
+
+        return metadata.version("kancompile")
     if name not in _HOMES:
         raise AttributeError(f"module 'kancompile' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

@@ -17,7 +17,12 @@ from kancompile.errors import KanCompileError, ThresholdMissedError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    options = command_parser().parse_args(arguments)
+    parser = command_parser()
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given:
+        parser.print_help()
+        return OK
+    options = parser.parse_args(given)
     try:
         _filter_warnings()
         code = int(options.run(options))

@@ -15,7 +15,10 @@ from kancompile.recipe import (
 
 def add_model(parser: argparse.ArgumentParser, name: str, positional: bool = False, required: bool = True) -> None:
     """Name a float model: where it comes from, its weights, and the arguments of its factory."""
-    text = "float model: PACKAGE.MODULE:FACTORY, path/to/file.py:FACTORY, or a .pt2 file"
+    text = (
+        "float model: PACKAGE.MODULE:FACTORY, path/to/file.py:FACTORY, a .pt2 file, or pykan for what pykan's saveckpt wrote, "
+        "which --checkpoint names"
+    )
     if positional:
         parser.add_argument(name, metavar="MODEL", help=text)
     else:

@@ -6,6 +6,7 @@ import argparse
 
 from kancompile.cli import benchmark, compile, completion, diagnose, inspect, profile, recipe, report, tune, validate
 from kancompile.cli.command import Command
+from kancompile.cli.usage import OneLineParser
 
 EXIT_CODES = """\
 exit codes:
@@ -44,9 +45,7 @@ COMMANDS: tuple[Command, ...] = (
 
 def command_parser() -> argparse.ArgumentParser:
     """Describe all commands and their options."""
-    parser = argparse.ArgumentParser(
-        "kancompile", description=MAIN, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser("kancompile", description=MAIN, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for command in COMMANDS:

@@ -25,6 +25,7 @@ from kancompile.validation import (
     BesideFloat,
     FloatExport,
     KernelAudit,
+    Printed,
     Validation,
     audit_kernels,
     measure_beside_float,
@@ -39,7 +40,7 @@ ABOUT_THE_CHOICES = ("bit_allocation", "error_gate", "fresh_data")
 
 
 @dataclass(frozen=True)
-class CompiledModel:
+class CompiledModel(Printed):
     """A compiled model and how it came about.
 
     Attributes:
@@ -68,6 +69,14 @@ class CompiledModel:
     session_bytes: bytes
     companions: Mapping[str, bytes] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        layers = self.manifest["layers"]
+        bits = ", ".join(str(count) for count in sorted({layer["weight_bits"] for layer in layers}))
+        return (
+            f"CompiledModel for {self.manifest['target']!r}: {len(self.model_bytes):,} bytes, {len(layers)} layers with weights "
+            f"of {bits} bits; .save(path), .validate(data), .beside_float()"
+        )
 
     @property
     def report(self) -> dict[str, Any]:

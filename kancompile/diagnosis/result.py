@@ -10,13 +10,13 @@ from kancompile.diagnosis.cause import STANDS_OUT_DB, TRIED, WORTH_TRYING_DB, Ca
 from kancompile.diagnosis.laboratory import Outcome
 from kancompile.diagnosis.sensitivity import Sensitivity
 from kancompile.recipe import Recipe
-from kancompile.validation import Score, aligned
+from kancompile.validation import Printed, Score, aligned
 
 _MOST_SHOWN = 8
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class Diagnosis(Printed):
     """What was found.
 
     Attributes:
@@ -40,6 +40,9 @@ class Diagnosis:
     tried: int
     notes: tuple[str, ...]
     recipe: Recipe
+
+    def __repr__(self) -> str:
+        return self.text()
 
     @property
     def is_healthy(self) -> bool:

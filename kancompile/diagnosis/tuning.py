@@ -32,7 +32,7 @@ from kancompile.ir import Program
 from kancompile.progress import quiet, say
 from kancompile.recipe import Recipe, SettledRecipe, read_recipe
 from kancompile.targets import TARGETS
-from kancompile.validation import plain_number
+from kancompile.validation import Printed, plain_number
 
 CACHE_NAME = "tune-cache.jsonl"
 _USEFUL = 0.9
@@ -116,7 +116,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Tuning:
+class Tuning(Printed):
     """How a recipe was tuned.
 
     Attributes:
@@ -136,6 +136,9 @@ class Tuning:
     measured: int
     remembered: int
     judged_on: str
+
+    def __repr__(self) -> str:
+        return self.text()
 
     @property
     def is_met(self) -> bool:

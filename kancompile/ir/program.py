@@ -157,6 +157,11 @@ class Program:
     declared: Interface | None = None
     kinds: Mapping[str, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        names = [layer.name for layer in self.layers()]
+        more = f" ... {names[-1]}" if len(names) > 4 else ""
+        return f"Program of {len(names)} layers: {', '.join(names[:4])}{more}; kancompile.show prints it"
+
     def __call__(self, x: Values) -> Any:
         """Evaluate the program without gradients: a tensor for one output, ``NamedTensors`` for several.
 

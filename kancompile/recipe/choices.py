@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, fields, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Self
 
 from kancompile.errors import KanCompileError, shown
 from kancompile.recipe.cost_profile import PROFILES, CostProfile, name_or_profile, read_profile
@@ -34,7 +34,7 @@ class LayerRecipe:
     """What may differ from layer to layer.
 
     Raises:
-        KanCompileError: a value has the wrong type or lies outside its range.
+        KanCompileError: an unknown key, or a value that has the wrong type or lies outside its range.
     """
 
     method: str = declared(
@@ -93,6 +93,11 @@ class LayerRecipe:
     )
     lowering: str = declared("table", "whether a layer becomes an integer table or is kept in float", choices=LOWERINGS)
 
+    def __new__(cls, *_: Any, **given: Any) -> Self:
+        """Refuse unknown keys as files do, by their nearest name."""
+        check_keys(given, cls, "recipe")
+        return super().__new__(cls)
+
     @property
     def arithmetic(self) -> str:
         """In which form the layer computes: its precision, or ``"keep"`` as PyTorch computes it."""
@@ -148,7 +153,7 @@ class LayerRecipe:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recipe(LayerRecipe):
     """All choices of one compilation: defaults for every layer, overrides by layer pattern, and global ones.
 
@@ -229,6 +234,14 @@ class Recipe(LayerRecipe):
     )
     calibration_samples: int = declared(4096, "calibration samples used at most", kind=int, low=2, high=1 << 24)
     layers: Any = ()
+
+    def __repr__(self) -> str:
+        """Write what differs from the default as code."""
+        given = {option.name: getattr(self, option.name) for option in fields(self)}
+        changed = {option.name: given[option.name] for option in fields(self) if given[option.name] != option.default}
+        if changed.get("layers"):
+            changed["layers"] = {pattern: dict(overrides) for pattern, overrides in self.layers}
+        return f"Recipe({', '.join(f'{key}={value!r}' for key, value in changed.items())})"
 
     def __post_init__(self) -> None:
         super().__post_init__()

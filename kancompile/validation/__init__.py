@@ -15,7 +15,7 @@ from kancompile.validation.paired_decisions import PairedDecisions
 from kancompile.validation.runtime_comparison import RuntimeComparison, compare_runtimes, runtimes_named
 from kancompile.validation.runtime_timing import timed_runtimes
 from kancompile.validation.task_metrics import CLASSES, Score, TaskMetric, number_of, points, title
-from kancompile.validation.text_table import aligned
+from kancompile.validation.text_table import Printed, aligned
 from kancompile.validation.validate import RUINED_DB, Validation, drop_of, validate, worst_text
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "LayerPair",
     "OutputError",
     "PairedDecisions",
+    "Printed",
     "Probe",
     "RuntimeComparison",
     "Score",

@@ -21,6 +21,7 @@ from kancompile.progress import track
 from kancompile.runtimes import ModelFile, Runtime, RuntimeModel, available_cores, describe_machine, name_of, seconds_of
 from kancompile.validation.float_export import FloatExport
 from kancompile.validation.runtime_timing import TimedRuntimes
+from kancompile.validation.text_table import Printed
 
 COMPILED = "compiled, ONNX Runtime"
 FLOAT_EXPORT = "float export, ONNX Runtime"
@@ -55,7 +56,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Printed):
     """What a benchmark measured.
 
     Attributes:
@@ -69,6 +70,9 @@ class Benchmark:
     timings: tuple[Timing, ...]
     unavailable: dict[str, str]
     machine: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return self.table()
 
     def ratio(self, candidate: str, batch_size: int, threads: int) -> float:
         """Return how many times longer a candidate takes than the compiled file, by their medians."""

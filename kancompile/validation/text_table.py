@@ -1,8 +1,16 @@
-"""Tables of text: columns of equal width."""
+"""Tables of text, columns of equal width, and results that show themselves as such."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
+
+
+class Printed:
+    """A result whose ``repr`` is what is printed for people, in a notebook as well."""
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(repr(self))}</pre>"
 
 
 def aligned(rows: Sequence[Sequence[str]], last_left: bool = False) -> list[str]:

@@ -25,7 +25,7 @@ from kancompile.validation.error_measures import ErrorMeasure, plain_number
 from kancompile.validation.layer_errors import LayerError, LayerErrors
 from kancompile.validation.paired_decisions import PairedDecisions
 from kancompile.validation.task_metrics import TaskMetric, number_of, points, title
-from kancompile.validation.text_table import aligned
+from kancompile.validation.text_table import Printed, aligned
 
 RUINED_DB = 12.0
 """Ratio below which an output counts as ruined: a quarter of its spread is error."""
@@ -35,7 +35,7 @@ LAYER_SAMPLES = 2048
 
 
 @dataclass(frozen=True)
-class Validation:
+class Validation(Printed):
     """What a validation measured.
 
     Attributes:
@@ -70,6 +70,9 @@ class Validation:
     notes: tuple[str, ...]
     reasons: tuple[str, ...]
     is_limited: bool
+
+    def __repr__(self) -> str:
+        return self.table()
 
     @property
     def passed(self) -> bool:

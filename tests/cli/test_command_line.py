@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -323,22 +324,39 @@ def test_wrong_input_is_one_clear_message_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "text"),
     [
-        [],
-        ["compile"],
-        ["compile", "m:f"],
-        ["nonsense"],
-        ["recipe", "--method", "best"],
-        ["compile", "--held-out", "1.5"],
-        ["benchmark", "m", "--against", "f", "--batch-sizes", "a"],
+        (["compile"], "compile: error: the following arguments are required: MODEL, --calibration, --out"),
+        (["compile", "m:f"], "required: --calibration, --out"),
+        (["nonsense"], "found 'nonsense', expected one of compile, validate"),
+        (["compille", "m:f"], "did you mean 'compile'?"),
+        (
+            ["compile", "m:f", "--calibratoin", "x.npz"],
+            "found no option '--calibratoin'; did you mean '--calibration'?",
+        ),
+        (
+            ["recipe", "--method", "gtpq"],
+            "argument --method: found 'gtpq', expected one of auto, .*; did you mean 'gptq'?",
+        ),
+        (["inspect", "m", "n"], "found 'n', which nothing takes"),
+        (["compile", "--held-out", "1.5"], "'1.5' is no share"),
+        (["benchmark", "m", "--against", "f", "--batch-sizes", "a"], "'a' is no count"),
     ],
 )
-def test_wrong_usage_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_is_one_line_and_exits_with_2(
+    arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert "usage: kancompile" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(text.replace("?", r"\?"), line)
+    assert re.fullmatch(r"kancompile.*--help\)", line)
+
+
+def test_without_arguments_the_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "typical use" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["compile", "validate", "benchmark", "inspect", "recipe", "completion"])
