@@ -50,6 +50,7 @@ INDEX = "installs from a package index"
 NOT_RUN = Counter(
     {
         ("CONTRIBUTING.md", TESTS): 1,
+        ("README.md", INDEX): 1,
         ("README.md", TESTS): 1,
         ("docs/pykan.md", "trains a network; the tests of the example run it"): 1,
         ("docs/targets/litert.md", INDEX): 1,
