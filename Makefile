@@ -9,16 +9,24 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist load
 
 .PHONY: demo web test slow fuzz lint format docs bench bench-check clean
 
-$(VENV)/installed: pyproject.toml constraints.txt tests/clients/requirements.txt
+# the package alone, with what it needs, says what it does from the first second on
+$(VENV)/package: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "kancompile needs Python 3.11 or newer, found %d.%d: make PYTHON=python3.11 ..." % sys.version_info[:2])'
+	@echo "making $(VENV) and installing PyTorch (CPU), ONNX and ONNX Runtime there: a few hundred MB, about a minute"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/installed: $(VENV)/package tests/clients/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,lint,examples,plots,docs]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement tests/clients/requirements.txt
 	@touch $@
 
-demo: $(VENV)/installed
+demo: $(VENV)/package
 	$(BIN)/python -m examples.demo
 
-web: $(VENV)/installed
+web: $(VENV)/package
 	$(BIN)/python -m examples.web.build --serve
 
 test: $(VENV)/installed

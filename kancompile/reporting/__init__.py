@@ -7,6 +7,7 @@ from kancompile.reporting.facts import (
     describe_file,
     describe_manifest,
     describe_program,
+    edge_of,
     file_table,
     manifest_table,
     of_compiled,
@@ -15,7 +16,7 @@ from kancompile.reporting.facts import (
     recipe_and_seed,
     torn_pair,
 )
-from kancompile.reporting.render import check_matplotlib, compile_summary, render
+from kancompile.reporting.render import check_matplotlib, compile_summary, render, text_plot
 
 __all__ = [
     "ReportOptions",
@@ -26,6 +27,7 @@ __all__ = [
     "describe_file",
     "describe_manifest",
     "describe_program",
+    "edge_of",
     "file_table",
     "manifest_table",
     "of_compiled",
@@ -33,5 +35,6 @@ __all__ = [
     "program_table",
     "recipe_and_seed",
     "render",
+    "text_plot",
     "torn_pair",
 ]

@@ -2,6 +2,7 @@
 
 from kancompile.reporting.facts.beside import worse_than_float
 from kancompile.reporting.facts.collect import ReportOptions, collect
+from kancompile.reporting.facts.edges import Edge
 from kancompile.reporting.facts.goal import goal_missed, needs_int16
 from kancompile.reporting.facts.inspection import (
     describe_file,
@@ -14,9 +15,11 @@ from kancompile.reporting.facts.inspection import (
 )
 from kancompile.reporting.facts.layer_facts import functions_text, kernels_of
 from kancompile.reporting.facts.layer_kinds import count_layers, float_text
+from kancompile.reporting.facts.one_edge import edge_of
 from kancompile.reporting.facts.source import calibration_hash, of_compiled, of_file, recipe_and_seed
 
 __all__ = [
+    "Edge",
     "ReportOptions",
     "calibration_hash",
     "collect",
@@ -24,6 +27,7 @@ __all__ = [
     "describe_file",
     "describe_manifest",
     "describe_program",
+    "edge_of",
     "file_table",
     "float_text",
     "functions_text",

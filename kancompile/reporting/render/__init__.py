@@ -3,9 +3,11 @@
 from kancompile.reporting.render.html import render
 from kancompile.reporting.render.plots import check_matplotlib
 from kancompile.reporting.render.terminal import compile_summary
+from kancompile.reporting.render.text_plot import text_plot
 
 __all__ = [
     "check_matplotlib",
     "compile_summary",
     "render",
+    "text_plot",
 ]
