@@ -29,7 +29,7 @@ from kancompile.ir.polynomial import BreakpointCells, PolynomialExpansion, Unifo
 from kancompile.ir.program import ORDINARY, Input, Interface, Layer, PassChange, Program, Unrecognized, attribute
 from kancompile.ir.recurrence import GATES, RECURRENCES, onnx_gates
 from kancompile.ir.show import show, with_history
-from kancompile.ir.table import TableExpansion
+from kancompile.ir.table import TableExpansion, packing_saves
 from kancompile.ir.uses import share_uses
 from kancompile.ir.wiring import (
     branch_of_column,
@@ -103,6 +103,7 @@ __all__ = [
     "nodes_of",
     "onnx_gates",
     "pack",
+    "packing_saves",
     "plane_order",
     "quantized",
     "quantizer_in_front",

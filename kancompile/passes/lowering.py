@@ -122,7 +122,14 @@ class Lowering:
             # methods that compensate their errors leave about as much as nearest rounding with two bits more
             gained = 2 if method_named(layer.rounding_method).compensates else 0
             bits = min(8, layer.weight_bits + gained)
-            return TableOptions(layer.levels, layer.range, layer.percentile, bits, layer.column_scaling)  # type: ignore[arg-type]
+            return TableOptions(
+                layer.levels,
+                layer.range,  # type: ignore[arg-type]
+                layer.percentile,
+                bits,
+                layer.column_scaling,
+                layer.table_bits,
+            )
 
         def join_options(name: str) -> JoinOptions | None:
             layer = recipe[name]

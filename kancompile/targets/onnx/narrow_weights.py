@@ -115,15 +115,21 @@ def _multiply_groups(
 
 def _sum_planes(nodes: FoldedNodes, codes: NDArray[np.int8], bits: int) -> ir.Value:
     offset = 1 << (bits - 1)
-    unsigned = (codes.ravel().astype(np.int32) + offset).astype(np.uint8)
+    unsigned = (codes.astype(np.int32) + offset).astype(np.uint8)
     total = _shared(nodes, f"offset{bits}", np.array(-offset, np.int32))
+    return nodes.cast(sum_planes(nodes, unsigned, bits, total), ir.DataType.INT8)
+
+
+def sum_planes(nodes: FoldedNodes, codes: NDArray[np.uint8], bits: int, total: ir.Value | None = None) -> ir.Value:
+    """Store codes of ``bits`` bits, 1 to 7, in planes and write what widens them, int32 of the same shape, added to ``total``."""
     shift = 0
     for width in plane_widths(bits):
-        values = (unsigned >> shift) & ((1 << width) - 1)
-        total = nodes.op("Add", [_unpack(nodes, values, width, shift), total])
+        values = (codes.ravel() >> shift) & ((1 << width) - 1)
+        plane = _unpack(nodes, values, width, shift)
+        total = plane if total is None else nodes.op("Add", [plane, total])
         shift += width
-    shaped = nodes.op("Reshape", [total, nodes.stored("shape", np.array(codes.shape, np.int64))])
-    return nodes.cast(shaped, ir.DataType.INT8)
+    assert total is not None
+    return nodes.op("Reshape", [total, nodes.stored("shape", np.array(codes.shape, np.int64))])
 
 
 def _unpack(nodes: FoldedNodes, values: NDArray[Any], width: int, shift: int) -> ir.Value:
