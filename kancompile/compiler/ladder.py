@@ -97,7 +97,8 @@ def rungs(
             found.append(
                 Rung("function_error", 0.0 if chosen.function_error else chosen.shared_error / _MORE_FUNCTIONS)
             )
-        found += [Rung("weight_bits", bits) for bits in range(chosen.weight_bits + 1, 9)]
+        more = chosen.bits if chosen.is_ternary else chosen.bits + 1
+        found += [Rung("weight_bits", bits) for bits in range(more, 9)]
     return found + [Rung("precision", precision) for precision in chosen.wider]
 
 

@@ -11,7 +11,7 @@ from kancompile.ir.expansion import AnyExpansion, Branch, Expansion, regroup, to
 from kancompile.ir.geometry import Geometry, PatchSampler, columns_of_groups, flat_weight, group_order, split_groups
 from kancompile.ir.gradients import differentiable, quantized
 from kancompile.ir.index import REAL, HandOver, IndexQuantizer, rows_of
-from kancompile.ir.integer_contraction import GroupMultiplier, IntegerContraction
+from kancompile.ir.integer_contraction import TRITS, GroupMultiplier, IntegerContraction
 from kancompile.ir.joint_table import JointTable
 from kancompile.ir.named_tensors import (
     NamedTensors,
@@ -53,6 +53,7 @@ __all__ = [
     "ORDINARY",
     "REAL",
     "RECURRENCES",
+    "TRITS",
     "ZERO_POINT",
     "AnyContraction",
     "AnyExpansion",

@@ -18,6 +18,7 @@ from kancompile.recipe.layer_choices import (
     METHODS,
     PRECISIONS,
     RANGES,
+    TERNARY,
     LayerRecipe,
 )
 from kancompile.recipe.reading import describe_keys, read_recipe
@@ -34,6 +35,7 @@ __all__ = [
     "PROFILES",
     "RANGES",
     "STORAGES",
+    "TERNARY",
     "CostProfile",
     "FunctionCosts",
     "LayerRecipe",

@@ -119,7 +119,7 @@ class Recipe(LayerRecipe):
     def allocated_bits(self) -> float | None:
         """Average bits to be allocated to layers, ``None`` where only ``max_bytes`` or nothing asks for an allocation."""
         if self.bits_average is None and self.max_bytes is None and self.method == "hawq-v2":
-            return float(self.weight_bits)
+            return float(self.bits)
         return self.bits_average
 
     @property

@@ -17,6 +17,8 @@ GRANULARITIES = ("channel", "branch", "group")
 LOWERINGS = ("table", "keep")
 LOOKUPS = ("auto", "each", "joint")
 DRIFTS = ("auto", "off", "on")
+TERNARY = "ternary"
+"""Width of weights of three values."""
 _SHARED_ERROR, _JOINT_ERROR = 2e-4, 1.2e-3
 
 
@@ -34,7 +36,14 @@ class LayerRecipe:
         "to layers on average",
         choices=("auto", *METHODS),
     )
-    weight_bits: int = declared(8, "bits of a stored weight", kind=int, low=2, high=8)
+    weight_bits: int | str = declared(
+        8,
+        "bits of a stored weight; ternary: three values for each output, five to a byte",
+        kind=int,
+        low=2,
+        high=8,
+        names=(TERNARY,),
+    )
     levels: int | None = declared(
         None, "rows of a table, unset: chosen by measured error", kind=int, low=4, high=65536, optional=True
     )
@@ -98,6 +107,16 @@ class LayerRecipe:
         return super().__new__(cls)
 
     @property
+    def is_ternary(self) -> bool:
+        """Whether weights have three values."""
+        return self.weight_bits == TERNARY
+
+    @property
+    def bits(self) -> int:
+        """Bits that hold a weight's code: those asked for, two for three values."""
+        return self.weight_bits if isinstance(self.weight_bits, int) else 2
+
+    @property
     def arithmetic(self) -> str:
         """In which form the layer computes: its precision, or ``"keep"`` as PyTorch computes it."""
         return "keep" if self.lowering == "keep" else self.precision
@@ -140,6 +159,12 @@ class LayerRecipe:
             raise KanCompileError(
                 f"recipe: found granularity {self.granularity!r} with group_size {self.group_size!r}, expected "
                 "granularity 'group' and a group_size together, or neither"
+            )
+        if self.is_ternary and self.method in ("brecq", "hawq-v2"):
+            why = "allocates whole bits" if self.method == "hawq-v2" else "learns roundings between two of four codes"
+            raise KanCompileError(
+                f"recipe: found weight_bits 'ternary' with method {self.method!r}, which {why}; expected 'auto', 'uniform', "
+                "'gptq', 'adaround' or one of these behind 'awq+', or weight_bits = 2"
             )
         if self.lookup == "joint" and self.function_error == 0:
             raise KanCompileError(

@@ -132,7 +132,9 @@ def _narrow(program: Program) -> dict[str, NarrowWeights]:
     for node, contraction in program.nodes(IntegerContraction):
         if contraction.weight_bits < 8:
             for name in contraction.weight_names:
-                found[f"{node.target}.{name}"] = NarrowWeights(contraction.weight_bits, contraction.multiplier)
+                found[f"{node.target}.{name}"] = NarrowWeights(
+                    contraction.weight_bits, contraction.multiplier, contraction.packs_trits
+                )
     return found
 
 
