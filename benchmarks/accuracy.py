@@ -7,7 +7,8 @@ Run from the root of the repository, with weights written by the training script
 
 A seed chooses the calibration samples and the random numbers of the method. Rows that the result file already has are
 not measured again. For ``hawq-v2`` bits are an average over all weights and may be a fraction, such as 2.03.
-With ``--drift off on`` rows with and without weights that make up for drift stand below each other.
+With ``--table-bits 8 4`` entries of tables have 8 and 4 bits. With ``--drift off on`` rows with and without weights that make up
+for drift stand below each other.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Row:
     Attributes:
         model, method, bits, seed, samples, levels, group_size: what was compiled, with how many calibration samples, table
             rows (``None``: chosen by error) and inputs to a scale (``None``: all); together with ``drift``, whether weights
-            make up for it, they identify the row.
+            make up for it, and ``table_bits`` they identify the row.
         float_accuracy, accuracy, drop: percent, and points lost.
         sqnr_db: of the logits, against float PyTorch.
         bytes: of the file.
@@ -95,6 +96,7 @@ class Row:
     levels: int | None = None
     group_size: int | None = None
     drift: str = "off"
+    table_bits: int = 8
 
 
 class Measured:
@@ -125,10 +127,11 @@ class Measured:
         levels: int | None = None,
         group_size: int | None = None,
         drift: str = "off",
+        table_bits: int = 8,
     ) -> Row:
         """Compile with one method and evaluate the file on all test images."""
         # what a method does to the accuracy is measured, not what the error gate and joint look-ups make of it
-        recipe: dict[str, Any] = {"method": method, "levels": levels, "drift": drift}
+        recipe: dict[str, Any] = {"method": method, "levels": levels, "drift": drift, "table_bits": table_bits}
         recipe |= {"goal_sqnr": None, "lookup": "each"}
         recipe |= {"bits_average": bits} if method == "hawq-v2" else {"weight_bits": int(bits)}
         if group_size is not None:
@@ -159,6 +162,7 @@ class Measured:
             levels,
             group_size,
             drift,
+            table_bits,
         )
 
     def _accuracy(self, outputs: Sequence[Tensor]) -> float:
@@ -168,32 +172,50 @@ class Measured:
         return task.values()["accuracy"]
 
 
-def missing_rows(arguments: argparse.Namespace, rows: Sequence[Row]) -> Iterator[tuple[str, str, float, int, str]]:
+def missing_rows(arguments: argparse.Namespace, rows: Sequence[Row]) -> Iterator[tuple[str, str, float, int, str, int]]:
     """Yield what is asked for and not yet measured, with as many samples and levels, seed by seed."""
-    done = {(row.model, row.method, row.bits, row.seed, row.drift) for row in rows if _has_settings(row, arguments)}
+    done = {
+        (row.model, row.method, row.bits, row.seed, row.drift, row.table_bits)
+        for row in rows
+        if _has_settings(row, arguments)
+    }
     for model in arguments.models:
         for seed in arguments.seeds:
             for bits in arguments.bits:
-                for method, drift in itertools.product(arguments.methods, arguments.drift):
-                    if (model, method, bits, seed, drift) not in done:
-                        yield model, method, bits, seed, drift
+                for choice in itertools.product(arguments.methods, arguments.drift, arguments.table_bits):
+                    method, drift, table_bits = choice
+                    if (model, method, bits, seed, drift, table_bits) not in done:
+                        yield model, method, bits, seed, drift, table_bits
 
 
 def summary_table(rows: Sequence[Row]) -> str:
     """Print mean and standard deviation over the seeds for people."""
-    cells: dict[tuple[str, float, str, str], list[Row]] = {}
+    cells: dict[tuple[str, float, str, str, int], list[Row]] = {}
     for row in rows:
-        cells.setdefault((row.model, row.bits, row.method, row.drift), []).append(row)
-    head = ["model", "bits", "method", "drift", "seeds", "float", "accuracy", "drop", "SQNR dB", "bytes", "seconds"]
+        cells.setdefault((row.model, row.bits, row.method, row.drift, row.table_bits), []).append(row)
+    head = [
+        "model",
+        "bits",
+        "method",
+        "drift",
+        "table bits",
+        "seeds",
+        "float",
+        "accuracy",
+        "drop",
+        "SQNR dB",
+        "bytes",
+        "seconds",
+    ]
     lines = [head]
-    for (model, bits, method, drift), found in sorted(
+    for (model, bits, method, drift, table_bits), found in sorted(
         cells.items(), key=lambda cell: (cell[0][0], -cell[0][1], *cell[0][2:])
     ):
         spreads = [_spread([getattr(row, key) for row in found]) for key in ("accuracy", "drop", "sqnr_db")]
         size = statistics.mean(row.bytes for row in found)
         seconds = statistics.mean(row.seconds for row in found)
         float_accuracy = f"{found[0].float_accuracy:.2f}"
-        counts = [f"{bits:g}", method, drift, str(len(found)), float_accuracy]
+        counts = [f"{bits:g}", method, drift, str(table_bits), str(len(found)), float_accuracy]
         lines.append([model, *counts, *spreads, f"{size:,.0f}", f"{seconds:.1f}"])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
@@ -221,6 +243,9 @@ def main() -> None:
         default=["auto"],
         help="whether weights make up for it (default: %(default)s)",
     )
+    parser.add_argument(
+        "--table-bits", type=int, nargs="+", default=[8], help="of the entries of tables (default: %(default)s)"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: %(default)s")
     parser.add_argument("--samples", type=int, default=1000, help="calibration samples (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (default: %(default)s)")
@@ -232,12 +257,14 @@ def main() -> None:
 
     rows = [Row(**row) for row in read_results(arguments.out)] if arguments.out.is_file() else []
     measured: Measured | None = None
-    for name, method, bits, seed, drift in list(missing_rows(arguments, rows)):
+    for name, method, bits, seed, drift, table_bits in list(missing_rows(arguments, rows)):
         if measured is None or measured.name != name:
             measured = Measured(name, _folder_with(arguments.data, MODELS[name].data), arguments.checkpoints)
-        row = measured.measure(method, bits, seed, arguments.samples, arguments.levels, arguments.group_size, drift)
+        settings = arguments.samples, arguments.levels, arguments.group_size
+        row = measured.measure(method, bits, seed, *settings, drift, table_bits)
         say(
-            f"{name} {method} {bits:g} bits, drift {drift}, seed {seed}: {row.accuracy:.2f} % (-{row.drop:.2f}), "
+            f"{name} {method} {bits:g} bits, drift {drift}, tables of {table_bits} bits, "
+            f"seed {seed}: {row.accuracy:.2f} % (-{row.drop:.2f}), "
             f"{row.sqnr_db:.2f} dB, {row.bytes:,} bytes, {row.seconds:.1f} s"
         )
         rows.append(row)
@@ -260,6 +287,7 @@ def _is_wanted(row: Row, arguments: argparse.Namespace) -> bool:
         and row.bits in arguments.bits
         and row.seed in arguments.seeds
         and row.drift in arguments.drift
+        and row.table_bits in arguments.table_bits
         and _has_settings(row, arguments)
     )
 

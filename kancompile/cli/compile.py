@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 from kancompile.cli.report import compiled_report, diagnosis_lines, report_files, report_paths
 
 _MISSED = ".missed"
+NO_DATA = "none"
+"""What --calibration names where there are no data."""
 TEXT = """\
 examples:
   kancompile compile models.py:make_kan --checkpoint kan.pt --calibration train.npz --out build
@@ -44,6 +46,7 @@ The calibration data is an .npz with an array 'x' [n, ...] of inputs scaled as i
 'y'), an .npy, a table (.csv, with --target-column NAME for labels), a folder of images (--calibration images --transform
 models.py:prepare; one subfolder for each class gives labels), or a loader in your code (--calibration
 models.py:make_loader). A few hundred samples are enough.
+Where there are none, --calibration none draws inputs from the grid of the first layer, or its batch norm, and says so.
 A part of it is held out to measure the result. Writes OUT/model.onnx and OUT/model.manifest.json
 (other targets: model.ort, model.c and model.h and so on, beside each other), all or none; where a threshold is missed
 nothing is written but the report that --report asks for, OUT/model.missed.report.html."""
@@ -92,7 +95,14 @@ def run(options: argparse.Namespace) -> int:
     """Compile, measure on held-out data, and write the files; where those miss a threshold, no more than a report on that."""
     recipe = read_recipe(options.recipe, **recipe_overrides(options))
 
-    from kancompile.compiler import check_destinations, check_target, manifest_path, targets_named, write_atomically
+    from kancompile.compiler import (
+        check_destinations,
+        check_target,
+        manifest_path,
+        sampled_inputs,
+        targets_named,
+        write_atomically,
+    )
     from kancompile.compiler import compile as compile_model
     from kancompile.data import check_fits, model_inputs, read_divided
     from kancompile.reporting import check_matplotlib, compile_summary
@@ -115,7 +125,7 @@ def run(options: argparse.Namespace) -> int:
         model = load_float_model(options)
         # all of the file is read here: what is held out must not be among the samples a compilation picks
         divided = read_divided(
-            opened_data(options),
+            sampled_inputs(model, options.seed) if options.data == NO_DATA else opened_data(options),
             recipe.calibration_samples,
             options.held_out,
             options.seed,
@@ -123,6 +133,8 @@ def run(options: argparse.Namespace) -> int:
             model=model_inputs(model),
         )
         samples, judging, judged_on = divided.samples, divided.judging, divided.judged_on
+        if samples.is_sampled:
+            judged_on = f"{len(judging):,} inputs that were sampled too, no data"
         for note in samples.notes:
             say(f"note: {note}")
         if options.max_drop is not None and samples.labels is None:

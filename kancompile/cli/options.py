@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -130,6 +131,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--recipe", metavar="FILE", help=".toml or .json file of the keys below")
     choices = {key.name: key.metadata["choices"] for key in fields(Recipe) if "choices" in key.metadata}
     read = {key.name for key in fields(Recipe) if "read" in key.metadata}
+    named = {key.name: key.metadata["names"] for key in fields(Recipe) if "names" in key.metadata}
     for key, default, allowed, meaning in describe_keys():
         option = f"--{key.replace('_', '-')}"
         shown = "" if default == "null" else f" (default {default.strip(chr(34))})"
@@ -138,7 +140,10 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         elif key in read:
             group.add_argument(option, metavar="NAME|FILE", help=f"{meaning}: {allowed}{shown}")
         else:
-            group.add_argument(option, type=number, metavar="N", help=f"{meaning}: {allowed}{shown}".replace("%", "%%"))
+            read_value = number_or(named[key]) if key in named else number
+            group.add_argument(
+                option, type=read_value, metavar="N", help=f"{meaning}: {allowed}{shown}".replace("%", "%%")
+            )
     group.add_argument(
         "--layer",
         action="append",
@@ -177,6 +182,16 @@ def number(text: str) -> int | float:
         return int(text)
     except ValueError:
         return float(text)
+
+
+def number_or(names: Sequence[str]) -> Callable[[str], int | float | str]:
+    """Return what reads a number or one of some names."""
+
+    def value(text: str) -> int | float | str:
+        return text if text in names else number(text)
+
+    value.__name__ = "number"  # argparse names it
+    return value
 
 
 def seed(text: str) -> int:

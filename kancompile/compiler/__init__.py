@@ -17,6 +17,7 @@ from kancompile.compiler.manifest import (
 )
 from kancompile.compiler.pair import why_torn
 from kancompile.compiler.preparation import Preparation, prepare_model
+from kancompile.compiler.sampled_inputs import sampled_inputs
 
 __all__ = [
     "FREE",
@@ -39,6 +40,7 @@ __all__ = [
     "manifest_path",
     "prepare_model",
     "rungs",
+    "sampled_inputs",
     "target_named",
     "targets_named",
     "why_torn",

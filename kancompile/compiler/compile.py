@@ -18,6 +18,7 @@ from kancompile.compiler.error_gate import ErrorGate
 from kancompile.compiler.fresh_data import fresh_data_error
 from kancompile.compiler.manifest import describe, describe_file_bytes
 from kancompile.compiler.preparation import prepare_model
+from kancompile.compiler.sampled_inputs import for_sampled_inputs, sampled_inputs
 from kancompile.data import float32_by_default, load_calibration, model_inputs, opened, parameter_bytes
 from kancompile.errors import KanCompileError
 from kancompile.ir import Program, Values, arrays_of
@@ -45,7 +46,8 @@ def compile(
     Args:
         model: ``nn.Module``, ``ExportedProgram`` or path of a ``.pt2`` file. Of a module in another precision than float32 a
             copy is compiled; the module itself stays as it is.
-        calibration: samples of the model's input as an array or tensor ``[n, ...]``, an ``.npz`` or ``.npy`` path, or
+        calibration: ``None`` to draw inputs from the grid of the first layer (see ``sampled_inputs``); better, samples of the
+            model's input as an array or tensor ``[n, ...]``, an ``.npz`` or ``.npy`` path, or
             an iterable of batches; ``(samples, labels)`` where there are labels.
         misplaced: none; labels belong to the samples.
         target: name of a target.
@@ -77,6 +79,8 @@ def compile(
         )
     check_target(chosen_target, whole)
     model = opened(model, trust)
+    if calibration is None:
+        calibration = sampled_inputs(model, seed)
     samples = load_calibration(
         calibration,
         max_samples=whole.calibration_samples,
@@ -84,6 +88,8 @@ def compile(
         model=model_inputs(model),
         keep_integers=True,
     )
+    if samples.is_sampled:
+        whole = for_sampled_inputs(whole)
     prepared = prepare_model(model, samples, whole, seed, device, trust=trust, timings=timings, dynamic=dynamic)
     captured, x, budget, front = prepared.program, prepared.x, prepared.budget, prepared.front
     samples = prepared.samples
@@ -107,7 +113,8 @@ def compile(
         gate = ErrorGate(captured, samples, lowering, float_bytes, file_bytes)
         held, lowered = gate.hold(chosen)
         fresh = fresh_data_error(captured, x, held, lowering_with, seed)
-        notes = [] if about_inputs is None else [f"inputs: {about_inputs}"]
+        notes = [f"inputs: {line}" for line in samples.remarks if samples.is_sampled]
+        notes += [] if about_inputs is None else [f"inputs: {about_inputs}"]
         notes += [] if fresh is None else [fresh.note()]
         lowered = replace(lowered, notes=(*lowered.notes, *gate.notes(), *notes))
         program = for_target(chosen_target, lowered, x, timings)

@@ -152,7 +152,8 @@ class ErrorGate:
 
     def _goal(self, recipe: SettledRecipe) -> float:
         assert recipe.whole.goal_sqnr is not None
-        bits = [recipe[name].weight_bits for name in self.trials.names if recipe[name].arithmetic == "int8"]
+        integer = [recipe[name] for name in self.trials.names if recipe[name].arithmetic == "int8"]
+        bits = [min(layer.bits, layer.table_bits) for layer in integer]
         return min(recipe.whole.goal_sqnr, FEW_BITS_DB) if bits and min(bits) < 8 else recipe.whole.goal_sqnr
 
     def _decides_alike(self, program: Program) -> bool:
@@ -303,7 +304,7 @@ class ErrorGate:
         (``lower_to_polynomials``). Where a user chose fewer bits, those are kept.
         """
         now = self.trials.trial(recipe, name, {})
-        if self.float_bytes is None or now is None or recipe[name].weight_bits < 8:
+        if self.float_bytes is None or now is None or min(recipe[name].bits, recipe[name].table_bits) < 8:
             return False
         return constant_bytes(program) - now.extra_bytes + trial.extra_bytes <= self.float_bytes
 

@@ -1,7 +1,7 @@
 """The ways to lower a layer more exactly, in one order: what costs nothing at run time first.
 
 free        another rounding method, range or scaling of table columns: equal bytes, equal time
-rows        finer tables: bytes of tables
+rows        finer tables, of more rows or bits: bytes of tables
 functions   more functions, or all instead of mixtures of them: columns, so bytes and time
 bits        more bits for each weight: bytes of weights
 precision   16 bits, then float, instead of integer kernels
@@ -29,6 +29,7 @@ KIND_OF_KEY = {
     "percentile": FREE,
     "column_scaling": FREE,
     "levels": ROWS,
+    "table_bits": ROWS,
     "function_error": FUNCTIONS,
     "lookup": FUNCTIONS,
     "weight_bits": BITS,
@@ -89,12 +90,15 @@ def rungs(
         else:
             finer = dict.fromkeys(min(step * rows, most_rows) for step in _STEPS)
             found += [Rung("levels", levels) for levels in finer if levels > rows]
+        if chosen.table_bits < 8:
+            found.append(Rung("table_bits", 8))
         if chosen.shared_error > 0 and is_convolution:
             # a function more is mostly enough, and all of them take much longer
             found.append(
                 Rung("function_error", 0.0 if chosen.function_error else chosen.shared_error / _MORE_FUNCTIONS)
             )
-        found += [Rung("weight_bits", bits) for bits in range(chosen.weight_bits + 1, 9)]
+        more = chosen.bits if chosen.is_ternary else chosen.bits + 1
+        found += [Rung("weight_bits", bits) for bits in range(more, 9)]
     return found + [Rung("precision", precision) for precision in chosen.wider]
 
 

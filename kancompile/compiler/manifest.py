@@ -28,7 +28,7 @@ MANIFEST_FORM = {
     "seed": int,
     "recipe_sha256": str,
     "cost_profile?": {"name": str, "sha256": str},
-    "calibration": {"samples": int, "sha256": str, "notes": [str]},
+    "calibration": {"samples": int, "sha256": str, "notes": [str], "sampled?": bool},
     "versions": dict,
     "layers": [_LAYER_FORM],
     "unrecognized": [_PART_FORM | {"source": str}],
@@ -69,7 +69,8 @@ def describe(program: Program, samples: Calibration, recipe: Recipe, target: str
         "recipe": recipe.to_dict(),
         "recipe_sha256": recipe.sha256(),
         "cost_profile": {"name": recipe.costs.name, "sha256": recipe.costs.sha256()},
-        "calibration": {"samples": len(samples), "sha256": samples.sha256(), "notes": list(samples.notes)},
+        "calibration": {"samples": len(samples), "sha256": samples.sha256(), "notes": list(samples.notes)}
+        | ({"sampled": True} if samples.is_sampled else {}),
         "input_shape": list(program.input_shape),
         **({} if program.declared is None else describe_interface(program.declared)),
         "calibrated_range": _range_of(samples),

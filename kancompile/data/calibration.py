@@ -51,6 +51,7 @@ class Calibration:
         batch_size: samples in one batch.
         remarks: how they were read, where a reader of the report should know, such as converted types.
         name: what the data are called there.
+        is_sampled: whether no data are behind them: they were drawn from what the model says of its inputs.
     """
 
     inputs: Any
@@ -58,6 +59,7 @@ class Calibration:
     batch_size: int = DEFAULT_BATCH_SIZE
     remarks: tuple[str, ...] = ()
     name: str = "calibration"
+    is_sampled: bool = False
 
     @property
     def arrays(self) -> Arrays:
@@ -263,7 +265,8 @@ def load_calibration(
             for key, array in found.items()
         }
     targets = None if found_labels is None else _locked(to_label_type(found_labels))
-    return Calibration(_one_or_all(inputs), targets, batch_size, tuple(remarks), name)
+    is_sampled = isinstance(source, Calibration) and source.is_sampled
+    return Calibration(_one_or_all(inputs), targets, batch_size, tuple(remarks), name, is_sampled)
 
 
 def stream_batches(

@@ -295,7 +295,7 @@ def _evidence(kind: str, anatomy: Anatomy, recipe: SettledRecipe) -> tuple[str, 
     share = anatomy.share("weights")
     facts = {"weight_bits": anatomy.weight_bits, "method": chosen.rounding_method, "error_share": share}
     if kind == SATURATION:
-        fewer = anatomy.weight_bits < chosen.weight_bits
+        fewer = anatomy.weight_bits < chosen.bits
         how = (
             f"weights rounded to {anatomy.weight_bits} of {chosen.weight_bits} bits"
             if fewer

@@ -109,7 +109,7 @@ def _removed(rung: Rung, chosen: LayerRecipe, anatomy: Anatomy, alone: float, si
         case "function_error", share:
             return min(alone, (chosen.shared_error - float(share)) * signal)
         case "weight_bits", bits:
-            factors = _rounded(chosen, anatomy, 4.0 ** (chosen.weight_bits - bits))
+            factors = _rounded(chosen, anatomy, 4.0 ** (chosen.bits - bits))
         case "precision", "int16":
             return alone
         case _:

@@ -345,7 +345,7 @@ def _smaller(laboratory: Laboratory, recipe: SettledRecipe, outcome: Outcome, ma
     size = _file_bytes(laboratory, recipe)
     candidates = []
     for name in laboratory.integer_layers(recipe):
-        bits = recipe[name].weight_bits
+        bits = recipe[name].bits
         for fewer in {bits - 1, 4, 2}:
             if 2 <= fewer < bits:
                 change = Change({name: {"weight_bits": fewer}})

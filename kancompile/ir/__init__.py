@@ -11,7 +11,7 @@ from kancompile.ir.expansion import AnyExpansion, Branch, Expansion, regroup, to
 from kancompile.ir.geometry import Geometry, PatchSampler, columns_of_groups, flat_weight, group_order, split_groups
 from kancompile.ir.gradients import differentiable, quantized
 from kancompile.ir.index import REAL, HandOver, IndexQuantizer, rows_of
-from kancompile.ir.integer_contraction import GroupMultiplier, IntegerContraction
+from kancompile.ir.integer_contraction import TRITS, GroupMultiplier, IntegerContraction
 from kancompile.ir.joint_table import JointTable
 from kancompile.ir.named_tensors import (
     NamedTensors,
@@ -29,7 +29,7 @@ from kancompile.ir.polynomial import BreakpointCells, PolynomialExpansion, Unifo
 from kancompile.ir.program import ORDINARY, Input, Interface, Layer, PassChange, Program, Unrecognized, attribute
 from kancompile.ir.recurrence import GATES, RECURRENCES, onnx_gates
 from kancompile.ir.show import show, with_history
-from kancompile.ir.table import TableExpansion
+from kancompile.ir.table import TableExpansion, packing_saves
 from kancompile.ir.uses import share_uses
 from kancompile.ir.wiring import (
     branch_of_column,
@@ -53,6 +53,7 @@ __all__ = [
     "ORDINARY",
     "REAL",
     "RECURRENCES",
+    "TRITS",
     "ZERO_POINT",
     "AnyContraction",
     "AnyExpansion",
@@ -103,6 +104,7 @@ __all__ = [
     "nodes_of",
     "onnx_gates",
     "pack",
+    "packing_saves",
     "plane_order",
     "quantized",
     "quantizer_in_front",

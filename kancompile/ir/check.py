@@ -31,6 +31,7 @@ def check(program: Program) -> None:
                     f"layer {layer.name!r}: contraction reads {target!r} of type "
                     f"{type(program.module(target)).__name__}, expected an expansion"
                 )
+            program.node(target, AnyExpansion).verify(layer.name)
         program.contraction(layer).verify(program.expansions(layer))
     for node, contraction in program.nodes(AnyContraction):
         for reader in readers_behind(node):

@@ -123,6 +123,9 @@ class AnyExpansion(nn.Module):
         """View what it reads, ``[b, ...]``, as ``[b, *, n_in]``."""
         return to_channels_last(x) if self.channels_first else regroup(x, self.in_shape)
 
+    def verify(self, layer: str) -> None:
+        """Verify what it holds, for a layer of that name."""
+
     def reading_real(self) -> AnyExpansion:
         """Return the same functions of real values, whatever the layer before hands over."""
         return self

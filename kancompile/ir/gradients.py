@@ -37,7 +37,7 @@ class DifferentiableTable(nn.Module):
     """A table look-up whose output, float codes, depends on its codes, and on its input through the slope of the table.
 
     Attributes:
-        codes: float32 ``[T * levels, k]``, rounded to 0 ... 255 when it is read.
+        codes: float32 ``[T * levels, k]``, rounded to those of the table's bits when it is read.
     """
 
     def __init__(self, table: TableExpansion, trainable: bool) -> None:
@@ -49,7 +49,7 @@ class DifferentiableTable(nn.Module):
         self._fixed = None if trainable else self._codes_and_slope()
 
     def _codes_and_slope(self) -> tuple[Tensor, Tensor]:
-        table, codes = self.table, _rounded(self.codes, 0, 255)
+        table, codes = self.table, _rounded(self.codes, 0, (1 << self.table.bits) - 1)
         slope = _slope(codes.detach().reshape(table.n_tables, table.index.levels, table.k)).flatten(0, 1)
         return codes, slope
 
@@ -74,7 +74,7 @@ class DifferentiableTable(nn.Module):
 
     def quantized(self) -> TableExpansion:
         """Return the table of the codes as they are now."""
-        codes = self.codes.detach().round().clamp(0, 255).to(torch.uint8)
+        codes = self.codes.detach().round().clamp(0, (1 << self.table.bits) - 1).to(torch.uint8)
         return self.table.replace(table=codes)
 
 

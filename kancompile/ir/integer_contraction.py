@@ -18,6 +18,10 @@ from kancompile.ir.geometry import Geometry
 from kancompile.ir.index import REAL, HandOver
 from kancompile.ir.operators import accumulate_convolution, convolution_columns
 
+TRITS = 5
+"""Codes of three values in a byte: 3^5 = 243."""
+_TRIT_BYTES = 200  # by which nodes that unpack them are larger than those of planes
+
 
 @dataclass(frozen=True)
 class GroupMultiplier:
@@ -134,9 +138,22 @@ class IntegerContraction(AnyContraction):
         """Return what the bias stands for, float32 ``[n_out]``."""
         return self.bias.float() * self.scales[0]
 
+    @property
+    def is_ternary(self) -> bool:
+        """Whether its codes are -1, 0 and 1."""
+        codes = self.matrix if self.multiplier is None else self.weights[0] // self.multiplier.of_column()
+        return self.weight_bits == 2 and int(codes.min()) >= -1
+
+    @property
+    def packs_trits(self) -> bool:
+        """Whether a file with five codes in a byte is smaller than one with four."""
+        count = math.prod(self.matrix_shape)
+        return count // 4 - count // TRITS > _TRIT_BYTES and self.is_ternary
+
     def stored_bytes(self) -> int:
         """Count the bytes that a file needs for the weights, factors included."""
-        weights = -(-math.prod(self.matrix_shape) * self.weight_bits // 8)
+        count = math.prod(self.matrix_shape)
+        weights = -(-count // TRITS) if self.packs_trits else -(-count * self.weight_bits // 8)
         return weights + (0 if self.multiplier is None else self.multiplier.factors.numel())
 
     def describe(self) -> dict[str, Any]:
@@ -147,6 +164,7 @@ class IntegerContraction(AnyContraction):
             "columns": self.products,
             **({} if self.geometry is None else {"kernel": list(self.kernel)}),
             "weight_bits": self.weight_bits,
+            **({"weight_values": 3} if self.is_ternary else {}),
             "scale_groups": len(groups),
             "weight_bytes": self.stored_bytes(),
             "hands_over": "row numbers" if self.hands_over.kind == "rows" else "real values",
@@ -219,7 +237,8 @@ class IntegerContraction(AnyContraction):
 
     def form(self) -> str:
         """Give the bits, the scales and what it hands over."""
-        return f"{self.weight_bits} bit, {len(self.group_sizes)} scale(s), to {self.hands_over}"
+        width = "ternary" if self.is_ternary else f"{self.weight_bits} bit"
+        return f"{width}, {len(self.group_sizes)} scale(s), to {self.hands_over}"
 
     def forward(self, *features: Tensor) -> Tensor:
         """Map table codes, uint8 ``[b, *, n_in, k]``, to ``[b, *out_shape]`` in the form that it hands over."""

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kancompile.errors import KanCompileError
 from kancompile.ir.expansion import AnyExpansion, regroup, to_channels_last
 from kancompile.ir.index import HandOver, IndexQuantizer
 
+_PLANE_BYTES = 550  # of the nodes that unpack a bit plane when a file is loaded
 _READS = {"rows": "index", "scaled": "scaled"}
 """What a table reads, by what it is handed, other than real values."""
 
@@ -34,6 +36,7 @@ class TableExpansion(AnyExpansion):
         branch_sizes, branch_names: how the ``k`` columns divide into the captured branches.
         channels_first: whether it reads ``[b, n_in, *]``, as in front of a convolution. Row numbers, single bytes, are
             brought channels last before the look-up, not the values.
+        bits: that hold the codes, 2 to 8; a file may store them in as many.
     """
 
     yields_codes = True
@@ -55,8 +58,10 @@ class TableExpansion(AnyExpansion):
         branch_names: Sequence[str],
         input: str = "real",
         channels_first: bool = False,
+        bits: int = 8,
     ) -> None:
         super().__init__()
+        self.bits = bits
         self.channels_first = channels_first
         self.in_shape = self.read_shape = tuple(in_shape)
         self.index = index
@@ -111,6 +116,7 @@ class TableExpansion(AnyExpansion):
             "branch_names": self.branch_names,
             "input": self.input,
             "channels_first": self.channels_first,
+            "bits": self.bits,
         }
 
     def reading(self, handed: HandOver) -> TableExpansion:
@@ -129,9 +135,14 @@ class TableExpansion(AnyExpansion):
             return self.input in ("real", "float")
         return self.input == _READS[handed.kind] and self.index == handed.index
 
+    @property
+    def packs(self) -> bool:
+        """Whether a file with entries of ``bits`` bits is smaller than one with bytes, the nodes that widen them included."""
+        return packing_saves(self.table.numel(), self.bits)
+
     def stored_bytes(self) -> int:
         """Count the bytes of the table."""
-        return self.table.numel()
+        return packed_bytes(self.table.numel(), self.bits) if self.packs else self.table.numel()
 
     def describe(self) -> dict[str, Any]:
         """Describe it in plain data for manifests and reports."""
@@ -141,6 +152,7 @@ class TableExpansion(AnyExpansion):
             "high": self.index.high,
             "tables": self.n_tables,
             "table_bytes": self.stored_bytes(),
+            **({} if self.bits == 8 else {"table_bits": self.bits}),
             "branches": dict(self.branch_functions),
             "reads": self.input,
         }
@@ -149,7 +161,18 @@ class TableExpansion(AnyExpansion):
         """Give rows and range, and what it reads."""
         index = self.index
         rows = f"{self.n_tables} table(s) of {index.levels} rows"
-        return f"{rows}, {index.low:.6g} ... {index.high:.6g}, reads {self.input}"
+        entries = "" if self.bits == 8 else f" of {self.bits} bits"
+        return f"{rows}{entries}, {index.low:.6g} ... {index.high:.6g}, reads {self.input}"
+
+    def verify(self, layer: str) -> None:
+        """Verify that entries fit their bits.
+
+        Raises:
+            KanCompileError: one does not.
+        """
+        largest = int(self.table.max()) if self.table.numel() else 0
+        if largest >> self.bits:
+            raise KanCompileError(f"layer {layer!r}: table entries up to {largest} do not fit {self.bits} bits")
 
     def inputs_last(self, x: Tensor) -> Tensor:
         """View what it reads, ``[b, ...]``, as ``[b, *, inputs]``."""
@@ -209,3 +232,13 @@ class TableExpansion(AnyExpansion):
         scale = self.scale / fraction
         offset = self.offset + zero_point * (self.scale - scale) if zero_point else self.offset
         return self.replace(table=narrowed.flatten(0, 1), scale=scale, offset=offset)
+
+
+def packing_saves(entries: int, bits: int) -> bool:
+    """Whether so many entries take fewer bytes in planes of 4, 2 and 1 bits, with the nodes that unpack them, than as bytes."""
+    return entries - packed_bytes(entries, bits) > _PLANE_BYTES * bits.bit_count()
+
+
+def packed_bytes(entries: int, bits: int) -> int:
+    """Count the bytes of so many entries of ``bits`` bits."""
+    return -(-entries * bits // 8)

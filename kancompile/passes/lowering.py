@@ -121,8 +121,15 @@ class Lowering:
                 return None
             # methods that compensate their errors leave about as much as nearest rounding with two bits more
             gained = 2 if method_named(layer.rounding_method).compensates else 0
-            bits = min(8, layer.weight_bits + gained)
-            return TableOptions(layer.levels, layer.range, layer.percentile, bits, layer.column_scaling)  # type: ignore[arg-type]
+            bits = min(8, layer.bits + gained)
+            return TableOptions(
+                layer.levels,
+                layer.range,  # type: ignore[arg-type]
+                layer.percentile,
+                bits,
+                layer.column_scaling,
+                layer.table_bits,
+            )
 
         def join_options(name: str) -> JoinOptions | None:
             layer = recipe[name]
@@ -148,7 +155,7 @@ class Lowering:
                 layer.group_size,
                 preset.int16_pairs,
                 {name: method_named(name, self.device) for name in alternatives(layer)},
-                layer.drift == "on" or (layer.drift == "auto" and layer.weight_bits < 8),
+                layer.drift == "on" or (layer.drift == "auto" and layer.bits < 8),
             )
 
         made_for = recipe.whole.for_batch or recipe.whole.batch

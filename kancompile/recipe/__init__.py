@@ -1,18 +1,6 @@
 """Recipes: every choice of a compilation, checked when it is made, overridable per layer, from Python, TOML or JSON."""
 
-from kancompile.recipe.choices import (
-    DEFAULT_PROFILE,
-    DRIFTS,
-    GRANULARITIES,
-    LOWERINGS,
-    METHODS,
-    PRECISIONS,
-    RANGES,
-    STORAGES,
-    LayerRecipe,
-    Recipe,
-    SettledRecipe,
-)
+from kancompile.recipe.choices import DEFAULT_PROFILE, STORAGES, Recipe, SettledRecipe
 from kancompile.recipe.cost_profile import (
     OPERATORS,
     PROFILES,
@@ -23,6 +11,16 @@ from kancompile.recipe.cost_profile import (
     read_profile,
 )
 from kancompile.recipe.cpu_presets import CPU_PRESETS
+from kancompile.recipe.layer_choices import (
+    DRIFTS,
+    GRANULARITIES,
+    LOWERINGS,
+    METHODS,
+    PRECISIONS,
+    RANGES,
+    TERNARY,
+    LayerRecipe,
+)
 from kancompile.recipe.reading import describe_keys, read_recipe
 
 __all__ = [
@@ -37,6 +35,7 @@ __all__ = [
     "PROFILES",
     "RANGES",
     "STORAGES",
+    "TERNARY",
     "CostProfile",
     "FunctionCosts",
     "LayerRecipe",

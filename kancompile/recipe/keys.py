@@ -14,9 +14,9 @@ from kancompile.errors import KanCompileError, shown
 def declared(default: Any, meaning: str, **rule: Any) -> Any:
     """Declare a key: its default, what it means, and its rule.
 
-    A rule is ``choices``, or ``low``/``high`` with ``kind``, or ``read``, which checks and returns a value, with what is
-    ``expected``. A ``late`` key came when files held recipes already: plain data holds it only where it is set, so that those of
-    earlier recipes, and their hashes, stay what they were.
+    A rule is ``choices``, or ``low``/``high`` with ``kind`` and ``names`` that stand beside the numbers, or ``read``, which
+    checks and returns a value, with what is ``expected``. A ``late`` key came when files held recipes already: plain data holds
+    it only where it is set, so that those of earlier recipes, and their hashes, stay what they were.
     """
     return field(default=default, metadata={"meaning": meaning, **rule})
 
@@ -27,7 +27,8 @@ def allowed(rule: Mapping[str, Any]) -> str:
         return str(rule["expected"])
     if "choices" in rule:
         return ", ".join(rule["choices"])
-    return f"{rule['low']} to {rule['high']}" + (" or unset" if rule.get("optional") else "")
+    others = [*rule.get("names", ()), *(["unset"] if rule.get("optional") else [])]
+    return " or ".join([f"{rule['low']} to {rule['high']}", *others])
 
 
 def in_toml(value: Any) -> str:
@@ -52,6 +53,8 @@ def checked_value(key: str, value: Any, rule: Mapping[str, Any]) -> Any:
             near = difflib.get_close_matches(value, rule["choices"], 1) if isinstance(value, str) else []
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise KanCompileError(f"recipe: {key} is {shown(value)}, expected one of {list(rule['choices'])!r}{hint}")
+        return value
+    if isinstance(value, str) and value in rule.get("names", ()):
         return value
     whole = rule.get("kind") is int
     numeric = isinstance(value, int if whole else int | float) and not isinstance(value, bool)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from kancompile.errors import KanCompileError, check_depth, foreign, naming_file, parse_json, read_text
-from kancompile.recipe.choices import Recipe, check_keys, checked_layers
+from kancompile.recipe.choices import Recipe, checked_layers
 from kancompile.recipe.keys import allowed, checked_value
+from kancompile.recipe.layer_choices import check_keys
 
 _MOST_BYTES = 1 << 20
 # a TOML reader takes time for the square of the parts of a key, a recipe has three at most

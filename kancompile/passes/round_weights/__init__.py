@@ -29,9 +29,11 @@ from kancompile.passes.rounding_methods import (
     Rounded,
     RoundingProblem,
     Uniform,
+    Width,
     objective,
     settle_group_scales,
     snap_scales,
+    stored_bits,
     with_guard,
 )
 from kancompile.progress import track
@@ -150,7 +152,7 @@ class SolvedLayer:
     """
 
     parts: list[Rounded]
-    bits: int
+    bits: Width
     notes: tuple[str, ...]
 
 
@@ -167,7 +169,7 @@ def round_layer(
             settle_group_scales(problem, part, options.method) if len(part.group_sizes) > 1 else part
             for problem, part in zip(problems, parts, strict=True)
         ]
-    what = f"layer {problems[0].layer!r}: {options.bits}-bit weights by {options.method_name}"
+    what = f"layer {problems[0].layer!r}: {options.weights} by {options.method_name}"
     if isinstance(options.method, Uniform):
         errors = [objective(problem, part) for problem, part in zip(problems, parts, strict=True)]
         notes = [f"{what}, mean squared output error {sum(errors) / len(errors):.4g}"]
@@ -195,7 +197,7 @@ def fit_pairs(
         generator: for another rounding, where that is needed.
         polishing: see :func:`limit_layer`; not after a block was reconstructed, whose objective is another one.
     """
-    if not options.int16_pairs or solved.bits < 8:
+    if not options.int16_pairs or stored_bits(solved.bits) < 8:
         return solved
 
     def pairs_of(parts: Sequence[Rounded]) -> Sequence[AdjacentPairs]:

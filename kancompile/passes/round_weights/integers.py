@@ -20,7 +20,7 @@ from kancompile.ir import (
     layer_tables,
     tied_columns,
 )
-from kancompile.passes.rounding_methods import Rounded, common_scale
+from kancompile.passes.rounding_methods import Rounded, Width, common_scale, stored_bits
 
 _INT32_MAX = (1 << 31) - 1
 
@@ -43,7 +43,7 @@ def merge_groups(parts: Sequence[Rounded]) -> Rounded:
 
 
 def integer_modules(
-    program: Program, layer: Layer, rounded: Rounded, bits: int, shares_scale: bool = False
+    program: Program, layer: Layer, rounded: Rounded, bits: Width, shares_scale: bool = False
 ) -> dict[str, nn.Module]:
     """Build the modules of a rounded layer: the contraction, and tables whose columns the method rescaled.
 
@@ -89,7 +89,7 @@ def rescale_tables(
 
 
 def to_integers(
-    contraction: Contraction, rounded: Rounded, bits: int, shares_scale: bool = False
+    contraction: Contraction, rounded: Rounded, bits: Width, shares_scale: bool = False
 ) -> IntegerContraction:
     """Join codes, scales and bias to an integer contraction; with ``shares_scale`` one of a single scale group.
 
@@ -121,7 +121,7 @@ def to_integers(
         contraction.out_shape,
         contraction.geometry,
         contraction.zero_point,
-        bits,
+        stored_bits(bits),
         group_sizes,
         HandOver("real", contraction.output),
         multiplier,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kancompile.passes.rounding_methods import WIDEST_BITS, Method
+from kancompile.passes.rounding_methods import WIDEST_BITS, Method, Width, stored_bits
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class RoundingOptions:
     Attributes:
         method: a rounding method.
         method_name: how reports call it.
-        bits: 2 to 8.
+        bits: 2 to 8, or ternary.
         granularity: ``"channel"``: one scale for each output; ``"branch"``: and for each expansion the layer reads;
             ``"group"``: and for each ``group_size`` inputs.
         group_size: inputs in a group.
@@ -26,7 +26,7 @@ class RoundingOptions:
 
     method: Method
     method_name: str
-    bits: int = 8
+    bits: Width = 8
     granularity: str = "channel"
     group_size: int | None = None
     int16_pairs: bool = False
@@ -34,6 +34,11 @@ class RoundingOptions:
     makes_up: bool = False
 
     @property
+    def weights(self) -> str:
+        """Its weights, in words."""
+        return f"{self.bits}-bit weights" if isinstance(self.bits, int) else f"{self.bits} weights"
+
+    @property
     def shares_scale(self) -> bool:
         """Whether the scales of groups are whole multiples of one, so that the layer stays one product."""
-        return self.granularity == "group" and self.bits <= WIDEST_BITS
+        return self.granularity == "group" and stored_bits(self.bits) <= WIDEST_BITS

@@ -34,7 +34,7 @@ from kancompile.ir import (
     tied_columns,
 )
 from kancompile.passes.round_weights.options import RoundingOptions
-from kancompile.passes.rounding_methods import FeatureSource, RoundingProblem
+from kancompile.passes.rounding_methods import FeatureSource, RoundingProblem, Width
 
 _ROWS = 1 << 14
 _BYTES = 1 << 29
@@ -89,7 +89,7 @@ def convolution_problems(
     program: Program,
     layer: Layer,
     x: Values,
-    bits: int,
+    bits: Width,
     generator: torch.Generator,
     rows: int = _ROWS,
     max_bytes: int = _BYTES,

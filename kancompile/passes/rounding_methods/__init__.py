@@ -30,7 +30,14 @@ from kancompile.passes.rounding_methods.problem import (
     output_spreads,
     rescaled,
 )
-from kancompile.passes.rounding_methods.quantizers import code_range, round_to_nearest, scale_of_column, search_scale
+from kancompile.passes.rounding_methods.quantizers import (
+    Width,
+    code_range,
+    round_to_nearest,
+    scale_of_column,
+    search_scale,
+    stored_bits,
+)
 from kancompile.passes.rounding_methods.uniform import Uniform
 
 METHODS: dict[str, Method] = {
@@ -89,6 +96,7 @@ __all__ = [
     "Rounded",
     "RoundingProblem",
     "Uniform",
+    "Width",
     "add_products",
     "bias_correction",
     "code_range",
@@ -109,5 +117,6 @@ __all__ = [
     "search_scale",
     "settle_group_scales",
     "snap_scales",
+    "stored_bits",
     "with_guard",
 ]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kancompile.passes.rounding_methods.gptq import Gptq, polish_rounded
 from kancompile.passes.rounding_methods.problem import Method, Rounded, RoundingProblem, objective, rescaled
-from kancompile.passes.rounding_methods.quantizers import code_range, round_to_nearest
+from kancompile.passes.rounding_methods.quantizers import Width, code_range, round_to_nearest
 from kancompile.passes.rounding_methods.uniform import Uniform
 
 WIDEST_BITS = 3  # from 4 bits on at most 8 multiples are left, which cost more than groups gain
@@ -27,17 +27,17 @@ _LARGEST_PRODUCT = 64
 _SWEEPS = 10
 
 
-def largest_multiplier(bits: int) -> int:
+def largest_multiplier(bits: Width) -> int:
     """Return the largest factor that keeps products with codes of ``bits`` within 64: 32 for 2 bits, 16 for 3."""
     return _LARGEST_PRODUCT // -code_range(bits)[0]
 
 
-def common_scale(scale: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def common_scale(scale: Tensor, bits: Width) -> tuple[Tensor, Tensor]:
     """Write scales as whole multiples of one scale for each output.
 
     Args:
         scale: float32 ``[g, n_out]``, positive.
-        bits: of the codes, 2 or 3.
+        bits: of the codes, ternary, 2 or 3.
 
     Returns:
         ``base`` float32 ``[n_out]`` and ``m`` int8 ``[g, n_out]``, at least 1; scales that are multiples already stay.

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 
 from kancompile.errors import KanCompileError
+from kancompile.passes.rounding_methods.quantizers import Width
+from kancompile.recipe import TERNARY
 
 _CACHED_BYTES = 1 << 30
 _FLOAT64_COLUMNS = 8192
@@ -164,7 +166,7 @@ class RoundingProblem:
         layer: name of the layer in the user's model.
         weight: float32 ``[n_out, c]``: ``V``, float weights in units of the table codes.
         features: calibration features, the table codes that reach this layer.
-        bits: 2 to 8.
+        bits: 2 to 8, or ternary.
         group_sizes: columns of each scale group, contiguous, in order; one group is one scale for each output.
         branch_of_column: int64 ``[c]``, for reports.
         tied_columns: int64 ``[c]``: columns of equal number share one column of a table, so that they can only be
@@ -177,7 +179,7 @@ class RoundingProblem:
     layer: str
     weight: Tensor
     features: FeatureSource
-    bits: int
+    bits: Width
     group_sizes: tuple[int, ...] = field(default=())
     branch_of_column: Tensor | None = None
     tied_columns: Tensor | None = None
@@ -185,8 +187,8 @@ class RoundingProblem:
     def __post_init__(self) -> None:
         if not self.group_sizes:
             object.__setattr__(self, "group_sizes", (self.c,))
-        if not 2 <= self.bits <= 8:
-            raise KanCompileError(f"layer {self.layer!r}: weight bits {self.bits!r}, expected 2 to 8")
+        if self.bits not in (*range(2, 9), TERNARY):
+            raise KanCompileError(f"layer {self.layer!r}: weight bits {self.bits!r}, expected 2 to 8 or {TERNARY!r}")
         if not bool(torch.isfinite(self.weight).all()):
             raise KanCompileError(f"layer {self.layer!r}: weight has NaN or infinite values; repair the checkpoint")
         if self.features.c != self.c:

@@ -13,24 +13,34 @@ import torch
 from torch import Tensor
 
 from kancompile.errors import KanCompileError
+from kancompile.recipe import TERNARY
 
+Width = int | str
+"""Bits of a weight code, 2 to 8, or ``"ternary"``."""
 ScaleSearch = Literal["minmax", "mse", "hessian"]
 
 _SMALLEST_SCALE = 1e-30  # keeps weight / scale finite in float32
 _MSE_POWER = 2.4
 
 
-def code_range(bits: int) -> tuple[int, int]:
+def stored_bits(bits: Width) -> int:
+    """Return the bits that hold a code: two for three values."""
+    return bits if isinstance(bits, int) else 2
+
+
+def code_range(bits: Width) -> tuple[int, int]:
     """Return the smallest and largest weight code.
 
     All ``2**bits`` levels are used: at 2 bits the lowest is a quarter of what there is. At 8 bits -127 ... 127 stays
-    symmetric, so that codes may be negated, and loses one level in 256.
+    symmetric, so that codes may be negated, and loses one level in 256. Ternary codes are -1, 0 and 1.
 
     Raises:
-        KanCompileError: ``bits`` is not 2 to 8.
+        KanCompileError: ``bits`` is neither 2 to 8 nor ternary.
     """
-    if not 2 <= bits <= 8:
-        raise KanCompileError(f"weight bits {bits!r}, expected 2 to 8")
+    if bits == TERNARY:
+        return -1, 1
+    if not isinstance(bits, int) or not 2 <= bits <= 8:
+        raise KanCompileError(f"weight bits {bits!r}, expected 2 to 8 or {TERNARY!r}")
     return (-127, 127) if bits == 8 else (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
 
 
@@ -48,12 +58,12 @@ def scale_of_column(scale: Tensor, group_sizes: Sequence[int]) -> Tensor:
     return torch.repeat_interleave(scale, sizes, dim=0).T
 
 
-def round_to_nearest(weight: Tensor, scale: Tensor, group_sizes: Sequence[int], bits: int) -> Tensor:
+def round_to_nearest(weight: Tensor, scale: Tensor, group_sizes: Sequence[int], bits: Width) -> Tensor:
     """Round every weight to its nearest code, int8 ``[n_out, c]``."""
     return quantize(weight, scale_of_column(scale, group_sizes), *code_range(bits)).to(torch.int8)
 
 
-def minmax_scale(weight: Tensor, bits: int) -> Tensor:
+def minmax_scale(weight: Tensor, bits: Width) -> Tensor:
     """Return the smallest scales that clip nothing, float32 ``[n_out]``, for one group ``[n_out, columns]``."""
     low, high = code_range(bits)
     largest = torch.maximum(weight.amax(1) / high, weight.amin(1) / low)
@@ -62,7 +72,7 @@ def minmax_scale(weight: Tensor, bits: int) -> Tensor:
 
 def search_scale(
     weight: Tensor,
-    bits: int,
+    bits: Width,
     group_sizes: Sequence[int],
     search: ScaleSearch = "hessian",
     importance: Tensor | None = None,
@@ -71,7 +81,7 @@ def search_scale(
 
     Args:
         weight: float32 ``[n_out, c]``.
-        bits: 2 to 8.
+        bits: 2 to 8, or ternary, for which ``"mse"`` and ``"hessian"`` both mean :func:`ternary_scale`.
         group_sizes: columns of each group.
         search: ``"minmax"`` clips nothing. ``"mse"`` tries 80 steps of 1 % below it and keeps the least
             ``sum |error|^2.4``, as the reference code of GPTQ does. ``"hessian"`` minimises the squared error weighted by
@@ -93,7 +103,9 @@ def search_scale(
     sizes = list(group_sizes)
     for part, cost in zip(torch.split(weight, sizes, dim=1), torch.split(importance.float(), sizes), strict=True):
         widest = minmax_scale(part, bits)
-        if search == "mse":
+        if bits == TERNARY and search != "minmax":
+            widest = ternary_scale(part, torch.ones_like(cost) if search == "mse" else cost)
+        elif search == "mse":
             factors = 1.0 - 0.01 * torch.arange(80)
             widest = _best_scale(part, bits, widest, factors, torch.ones_like(cost), _MSE_POWER)
         elif search == "hessian":
@@ -105,7 +117,27 @@ def search_scale(
     return torch.stack(scales)
 
 
-def _best_scale(part: Tensor, bits: int, start: Tensor, factors: Tensor, cost: Tensor, power: float) -> Tensor:
+def ternary_scale(part: Tensor, cost: Tensor) -> Tensor:
+    """Give the scales of least ``sum of cost (w - scale code)^2`` over codes -1, 0 and 1, exactly, float32 ``[n_out]``.
+
+    Whatever the scale, codes other than 0 are best for the weights larger than half of it, so that they are the largest ones of
+    an output, and for the ``m`` largest the scale is their weighted mean size. All ``m`` are compared. Li et al., *Ternary weight
+    networks* (2016), section 2.3, without the assumption on how weights are distributed, and with a cost for each column.
+
+    Args:
+        part: weights ``[n_out, c]``.
+        cost: of each column, ``[c]``, non-negative.
+    """
+    size, order = part.abs().double().sort(dim=1, descending=True)
+    weight = cost.double()[order]
+    total, mass = (weight * size).cumsum(1), weight.cumsum(1)
+    gain = total.square() / mass.clamp(min=1e-300)
+    best = gain.argmax(1, keepdim=True)
+    scale = (total.gather(1, best) / mass.gather(1, best).clamp(min=1e-300))[:, 0]
+    return torch.where(scale > 0, scale.clamp(min=_SMALLEST_SCALE), torch.ones_like(scale)).float()
+
+
+def _best_scale(part: Tensor, bits: Width, start: Tensor, factors: Tensor, cost: Tensor, power: float) -> Tensor:
     low, high = code_range(bits)
     best = start
     least = torch.full_like(start, torch.inf)

@@ -1,4 +1,4 @@
-"""Choose the 8-bit codes of the tables of a layer: code steps, the code of 0, and the rounding.
+"""Choose the codes of the tables of a layer: code steps, the code of 0, and the rounding.
 
 Padding is 0 in all columns, so where there is padding one code stands for 0 in all of them (see ``layer``).
 """
@@ -16,7 +16,6 @@ from kancompile.passes.tabulate_expansions.options import TableOptions
 from kancompile.passes.tabulate_expansions.round_together import round_together
 from kancompile.passes.tabulate_expansions.values import STRETCH, code_scale, stretched
 
-_ZERO_POINTS = 255
 _BLOCK_ELEMENTS = 1 << 22
 
 
@@ -42,8 +41,8 @@ class TableDraft:
     variance: Tensor
     hessian: Callable[[Tensor], Tensor]
 
-    def table(self, scale: Tensor, offset: Tensor, zero_point: int) -> TableExpansion:
-        """Round the values with one code step ``scale`` and code 0 at ``offset``, ``[T, k]`` each.
+    def table(self, scale: Tensor, offset: Tensor, zero_point: int, bits: int = 8) -> TableExpansion:
+        """Round the values to codes of ``bits`` bits with one code step ``scale`` and code 0 at ``offset``, ``[T, k]`` each.
 
         A table that all channels share is rounded with all its codes together (``round_together``).
         """
@@ -51,9 +50,10 @@ class TableDraft:
             codes = torch.round(self.values / scale[:, None]) + zero_point
         else:
             codes = torch.round((self.values - offset[:, None]) / scale[:, None])
-        codes = codes.clamp(0, 255)
+        most = (1 << bits) - 1
+        codes = codes.clamp(0, most)
         if len(codes) == 1 and not self.expansion.is_identity:
-            codes = round_together(codes[0], self.values[0], scale[0], offset[0], self.hessian)[None]
+            codes = round_together(codes[0], self.values[0], scale[0], offset[0], self.hessian, most)[None]
         expansion = self.expansion
         return TableExpansion(
             expansion.in_shape,
@@ -65,6 +65,7 @@ class TableDraft:
             [branch.k for branch in expansion.branches],  # type: ignore[misc]
             [branch.name for branch in expansion.branches],  # type: ignore[misc]
             channels_first=expansion.channels_first,
+            bits=bits,
         )
 
 
@@ -77,16 +78,18 @@ def choose_codes(
         for every table scale and offset, float32 ``[T, k]``, and the zero point (0 where nothing is padded).
     """
     (only, *others) = drafts
-    if only.expansion.is_identity and not others and only.index.is_8_bit:  # rows hold their own numbers
+    most = options.largest_code
+    if only.expansion.is_identity and not others and only.index.levels <= most + 1:  # rows hold their own numbers
         step = torch.tensor([[only.index.scale]])
         return [step], [-only.index.zero_point * step], only.index.zero_point if contraction.pads else 0
     exponents = STRETCH if options.column_scaling is None else (options.column_scaling,)
     low = [draft.values.amin(1) for draft in drafts]
     high = [draft.values.amax(1) for draft in drafts]
     if contraction.pads:
-        candidates, zero_points = zero_preserving(low, high, exponents)
+        candidates, zero_points = zero_preserving(low, high, exponents, most)
     else:
-        candidates = [torch.stack([code_scale(b - a, e) for e in exponents]) for a, b in zip(low, high, strict=True)]
+        spreads = [b - a for a, b in zip(low, high, strict=True)]
+        candidates = [torch.stack([code_scale(spread, e, most) for e in exponents]) for spread in spreads]
         zero_points = torch.zeros(len(exponents))
     sizes = [ColumnSizes.of(draft, contraction) for draft in drafts]
     best = int(codes_errors(sizes, candidates, options.weight_bits).argmin())
@@ -107,16 +110,17 @@ def exact_constants(scale: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def zero_preserving(
-    low: Sequence[Tensor], high: Sequence[Tensor], exponents: Sequence[float]
+    low: Sequence[Tensor], high: Sequence[Tensor], exponents: Sequence[float], most: int = 255
 ) -> tuple[list[Tensor], Tensor]:
     """Give column scales for every zero point that can represent all values, ``[c, T, k]`` each, and the zero points ``[c]``.
 
-    With 0 at code ``z`` a column needs a step of ``max(-low / z, high / (255 - z))`` to reach its ends.
+    With 0 at code ``z`` and ``most`` the largest code, a column needs a step of ``max(-low / z, high / (most - z))`` to
+    reach its ends.
     """
     negative = any(bool((a < 0).any()) for a in low)
     positive = any(bool((b > 0).any()) for b in high)
-    zero_points = torch.arange(1 if negative else 0, _ZERO_POINTS + (0 if positive else 1))
-    below, above = (side.clamp(min=1)[:, None, None] for side in (zero_points, 255 - zero_points))
+    zero_points = torch.arange(1 if negative else 0, most + (0 if positive else 1))
+    below, above = (side.clamp(min=1)[:, None, None] for side in (zero_points, most - zero_points))
     least = [torch.maximum(-a / below, b / above).clamp(min=0) for a, b in zip(low, high, strict=True)]
     largest = torch.cat([step.flatten(1) for step in least], dim=1).amax(1)[:, None, None]
     scaled = [

@@ -91,8 +91,15 @@ def tabulate_layer(
         notes.append(note)
     scales, offsets, zero_point = choose_codes(drafts, contraction, options)
     tables = [
-        draft.table(scale, offset, zero_point) for draft, scale, offset in zip(drafts, scales, offsets, strict=True)
+        draft.table(scale, offset, zero_point, options.table_bits)
+        for draft, scale, offset in zip(drafts, scales, offsets, strict=True)
     ]
+    if options.table_bits < 8 and not all(table.packs for table in tables):
+        size = sum(table.stored_bytes() for table in tables)
+        notes.append(
+            f"layer {layer.name!r}: table entries of {options.table_bits} bits are stored in bytes, {size:,} in all, since nodes "
+            "that unpack bits would take more than they save"
+        )
     modules: dict[str, nn.Module] = dict(zip(layer.expansions, tables, strict=True))
     modules[layer.contraction] = _folded(program, layer, contraction, tables, zero_point, inputs, chosen_behind)
     if contraction.pads:
@@ -118,7 +125,7 @@ def _draft(
     rectifies = expansion is not program.module(target)
     measured = known.inputs_of(f"{target} rectified" if rectifies else target, measure)
     first, group, cost = measured.first, measured.group, measured.cost
-    other = cost.rounding_error(options.weight_bits)
+    other = cost.rounding_error(options.weight_bits, options.largest_code)
     most = most_levels(len(first) * expansion.k, part.numel())
     levels, capped = options.levels, ""
     if reads_one_convolution(program, target):
@@ -129,8 +136,8 @@ def _draft(
         if levels is None and most == 256:
             levels = _PAIRABLE_LEVELS if len(first) == 1 else 256  # as many as a byte numbers, and no Clip behind
     fewest = LEVELS[0] if len(first) > 1 else min(255, most)
-    if expansion.is_identity:  # codes have 8 bits, and more rows would tell no more apart
-        levels = 256
+    if expansion.is_identity:  # more rows than codes would tell no more apart
+        levels = options.largest_code + 1
     lowest = 0.0 if rectifies else -math.inf
     given = quantizer_in_front(program, target) if options.levels is None else None
     if given is not None:
@@ -143,8 +150,8 @@ def _draft(
     index = choice.index
     note = (
         f"layer {layer.name!r}: table of {index.levels} rows over {index.low:.4g} ... {index.high:.4g} "
-        f"({choice.range}{capped}), {len(first)} distinct, look-up error {choice.error:.3g} beside {other:.3g} of 8-bit "
-        f"codes and {options.weight_bits}-bit weights"
+        f"({choice.range}{capped}), {len(first)} distinct, look-up error {choice.error:.3g} beside {other:.3g} of "
+        f"{options.table_bits}-bit codes and {options.weight_bits}-bit weights"
     )
     if len(first) > 1 and options.levels is None and given is None and choice.error > _CAPPED * other:
         enough = next((count for count in LEVELS if choice.error * (index.levels / count) ** 2 <= other), LEVELS[-1])

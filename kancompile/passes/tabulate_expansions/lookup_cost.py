@@ -70,10 +70,10 @@ class LookupCost(MeasuresLookup):
         products = [error @ weight.T for error, weight in zip(errors, self.weights, strict=True)]
         return float(torch.cat(products, dim=1).double().square().mean())
 
-    def rounding_error(self, bits: int) -> float:
-        """Estimate what 8-bit table codes and ``bits``-bit weights cost (see ``values.rounding_error``)."""
+    def rounding_error(self, bits: int, largest_code: int = 255) -> float:
+        """Estimate what table codes and ``bits``-bit weights cost (see ``values.rounding_error``)."""
         pairs = list(zip(self._columns(self.exact), self.weights, strict=True))
-        return sum(rounding_error(columns, weight, bits) for columns, weight in pairs) / self.groups
+        return sum(rounding_error(columns, weight, bits, largest_code) for columns, weight in pairs) / self.groups
 
     def variance(self) -> Tensor:
         """Measure the variance of the functions of every input over what the outputs see, ``[n_in, k]``."""

@@ -18,6 +18,7 @@ class TableOptions:
         weight_bits: bits of the weights that will read the table; their error sets how fine a table need be.
         column_scaling: exponent with which columns are stretched to the full 8 bits (1: each its own range, 0: all the
             range of the largest), or ``None`` to choose by measured error.
+        table_bits: bits of the entries, 2 to 8.
     """
 
     levels: int | None = None
@@ -25,3 +26,9 @@ class TableOptions:
     percentile: float = 99.99
     weight_bits: int = 8
     column_scaling: float | None = None
+    table_bits: int = 8
+
+    @property
+    def largest_code(self) -> int:
+        """Largest entry of a table; the smallest is 0."""
+        return (1 << self.table_bits) - 1

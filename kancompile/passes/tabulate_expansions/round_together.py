@@ -51,16 +51,22 @@ class Patches:
 
 
 def round_together(
-    codes: Tensor, values: Tensor, scale: Tensor, offset: Tensor, hessian_of: Callable[[Tensor], Tensor]
+    codes: Tensor,
+    values: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    hessian_of: Callable[[Tensor], Tensor],
+    most: int = 255,
 ) -> Tensor:
     """Improve the codes of a table that all channels share.
 
     Args:
-        codes: integers in 0 ... 255 to start from, float ``[levels, k]``. Columns of one code stay as they are; so do all
+        codes: integers in 0 ... ``most`` to start from, float ``[levels, k]``. Columns of one code stay as they are; so do all
             where more than 5 columns vary, or more than 2,048 codes: functions so many overlap little.
         values: what they stand for, ``[levels, k]``.
         scale, offset: real value of a code step and of code 0, ``[k]``.
         hessian_of: gives, for the numbers of some functions, how errors of their values add up (:func:`code_hessian`).
+        most: the largest code.
 
     Returns:
         codes of no larger objective, ``[levels, k]``.
@@ -72,7 +78,7 @@ def round_together(
     target = (values[:, varying].double() - offset[varying].double()) / step
     hessian = hessian_of(varying) * (step[:, None] * step).repeat(len(codes), len(codes))
     better = codes.clone()
-    better[:, varying] = descend(codes[:, varying].double(), target, hessian).to(codes.dtype)
+    better[:, varying] = descend(codes[:, varying].double(), target, hessian, most).to(codes.dtype)
     return better
 
 
@@ -119,13 +125,14 @@ def code_hessian(patches: Patches, index: IndexQuantizer, functions: Tensor) -> 
     return total + torch.kron(share, unseen)
 
 
-def descend(codes: Tensor, target: Tensor, hessian: Tensor) -> Tensor:
+def descend(codes: Tensor, target: Tensor, hessian: Tensor, most: int = 255) -> Tensor:
     """Move one row after the other to the best of its neighbours, until none gains.
 
     Args:
-        codes: integers in 0 ... 255, float64 ``[levels, m]``.
+        codes: integers in 0 ... ``most``, float64 ``[levels, m]``.
         target: unrounded codes ``[levels, m]``.
         hessian: ``[levels * m, levels * m]``, rows major.
+        most: the largest code.
 
     Returns:
         codes ``[levels, m]``.
@@ -143,7 +150,7 @@ def descend(codes: Tensor, target: Tensor, hessian: Tensor) -> Tensor:
             place = slice(row * m, (row + 1) * m)
             moved = codes[row] + moves
             gain = 2 * moves @ slope[place] + curvature[row]
-            gain[((moved < 0) | (moved > 255)).any(1)] = torch.inf
+            gain[((moved < 0) | (moved > most)).any(1)] = torch.inf
             best = int(gain.argmin())
             if float(gain[best]) < -tolerance:
                 codes[row] = moved[best]

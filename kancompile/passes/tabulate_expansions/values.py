@@ -28,13 +28,13 @@ def most_levels(row_bytes: int, weight_bytes: int) -> int:
     return max(16, min(4096, max(1 << 16, weight_bytes) // row_bytes))
 
 
-def rounding_error(columns: Tensor, weight: Tensor, bits: int) -> float:
-    """Estimate what 8-bit table codes and ``bits``-bit weights cost at the output, as mean squared error.
+def rounding_error(columns: Tensor, weight: Tensor, bits: int, largest_code: int = 255) -> float:
+    """Estimate what table codes and ``bits``-bit weights cost at the output, as mean squared error.
 
-    Codes: uniform rounding noise of each column's range, ``(range / 255)^2 / 12``, through the weights. Weights: round
+    Codes: uniform rounding noise of each column's range, ``(range / largest_code)^2 / 12``, through the weights. Weights: round
     to nearest with one scale per output, on the centred features (the bias absorbs the mean).
     """
-    spread = (columns.amax(0) - columns.amin(0)) / 255
+    spread = (columns.amax(0) - columns.amin(0)) / largest_code
     codes = float((weight.square() * (spread.square() / 12)).sum(1).mean())
     scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-30) / (2 ** (bits - 1) - 1)
     rounded = torch.round(weight / scale) * scale
@@ -85,9 +85,9 @@ def _weighted_mean(values: Tensor, share: Tensor) -> Tensor:
     return first[:, 0] + ((values - first) * share.float()).sum(1)
 
 
-def code_scale(spread: Tensor, exponent: float) -> Tensor:
-    """Value of one code step, ``spread^exponent * max(spread)^(1 - exponent) / 255``; for constant columns next to 0."""
-    return stretched(spread / 255, spread.amax() / 255, exponent)
+def code_scale(spread: Tensor, exponent: float, largest_code: int = 255) -> Tensor:
+    """Value of one step, ``spread^exponent * max(spread)^(1 - exponent) / largest_code``; for constant columns next to 0."""
+    return stretched(spread / largest_code, spread.amax() / largest_code, exponent)
 
 
 def stretched(least: Tensor, largest: Tensor, exponent: float) -> Tensor:

@@ -24,6 +24,7 @@ from kancompile.targets.onnx.arrange_tables import arrange_tables
 from kancompile.targets.onnx.function_planes import deal_planes
 from kancompile.targets.onnx.joint_tables import write_joint_tables
 from kancompile.targets.onnx.naming import name_nodes, name_values
+from kancompile.targets.onnx.narrow_tables import store_narrow_tables, table_bits
 from kancompile.targets.onnx.narrow_weights import NarrowWeights, store_narrow_weights
 from kancompile.targets.onnx.needless_reshapes import drop_needless_reshapes
 from kancompile.targets.onnx.padded_tables import store_padded_tables
@@ -108,6 +109,7 @@ def build_model(
         store_narrow_weights(model, _narrow(program), native=storage == "native")
         store_wide_codes(model.graph, program)
         store_padded_tables(model.graph)
+        store_narrow_tables(model.graph, table_bits(program))
     _TIDY(model)
     name_values(model, program, named)
     model.producer_name = "kancompile"
@@ -130,7 +132,9 @@ def _narrow(program: Program) -> dict[str, NarrowWeights]:
     for node, contraction in program.nodes(IntegerContraction):
         if contraction.weight_bits < 8:
             for name in contraction.weight_names:
-                found[f"{node.target}.{name}"] = NarrowWeights(contraction.weight_bits, contraction.multiplier)
+                found[f"{node.target}.{name}"] = NarrowWeights(
+                    contraction.weight_bits, contraction.multiplier, contraction.packs_trits
+                )
     return found
 
 

@@ -4,6 +4,8 @@ A DequantizeLinear straight on a narrow tensor has no fused kernel. So narrow co
 the file says how the one becomes the other. ONNX Runtime folds these constant nodes when it loads the file; the product then
 is the same integer kernel at the same speed::
 
+    ternary:      uint8, sum over j of (code_j + 1) 3^j for five codes
+                  -> Div, Mod; minus 1
     2 to 7 bits:  uint8 planes of 4, 2 and 1 bits, each holding 2, 4 or 8 codes in a byte
                   -> BitwiseAnd, BitShift, Cast; planes times their weights are summed -> minus the offset
 
@@ -27,7 +29,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from kancompile.ir import GroupMultiplier
+from kancompile.ir import TRITS, GroupMultiplier
 from kancompile.targets.onnx.folded_nodes import FoldedNodes
 
 PLANE_BITS = (4, 2, 1)
@@ -46,10 +48,12 @@ class NarrowWeights:
     Attributes:
         bits: of the codes, 2 to 7.
         multiplier: factors of groups of rows, where the weights are codes times factors.
+        trits: whether codes are -1, 0 and 1, and stand five in a byte.
     """
 
     bits: int
     multiplier: GroupMultiplier | None = None
+    trits: bool = False
 
 
 def native_type(bits: int) -> ir.DataType:
@@ -79,7 +83,10 @@ def store_narrow_weights(model: ir.Model, narrow: Mapping[str, NarrowWeights], n
         if factors is not None:
             codes = codes // factors.of_column().numpy()
         nodes = FoldedNodes(model.graph, name)
-        widened = _cast(nodes, codes, stored) if native else _sum_planes(nodes, codes, bits)
+        if native:
+            widened = _cast(nodes, codes, stored)
+        else:
+            widened = _digits(nodes, codes) if weights.trits else _sum_planes(nodes, codes, bits)
         if factors is not None:
             widened = _multiply_groups(nodes, widened, factors.factors.numpy(), factors.group_sizes)
         value.replace_all_uses_with(widened)
@@ -113,17 +120,40 @@ def _multiply_groups(
     return nodes.cast(nodes.op("Mul", [wide, of_code]), ir.DataType.INT8)
 
 
+def _digits(nodes: FoldedNodes, codes: NDArray[np.int8]) -> ir.Value:
+    """Write codes of three values, five to a byte, as digits to the base of 3."""
+    rows = -(-codes.size // TRITS)
+    padded = np.zeros(rows * TRITS, np.int32)
+    padded[: codes.size] = codes.ravel().astype(np.int32) + 1
+    powers = (3 ** np.arange(TRITS)).astype(np.int32)
+    stored = nodes.stored("trits", (padded.reshape(rows, TRITS) @ powers).astype(np.uint8)[:, None])
+    wide = nodes.cast(stored, ir.DataType.INT32)
+    shifted = nodes.op("Div", [wide, _shared(nodes, "powers3", powers)])
+    digits = nodes.op("Mod", [shifted, _shared(nodes, "base3", np.array(3, np.int32))])
+    centered = nodes.op("Sub", [digits, _shared(nodes, "center3", np.array(1, np.int32))])
+    whole = nodes.op("Reshape", [nodes.cast(centered, ir.DataType.INT8), _vector(nodes, "flat", -1)])
+    if rows * TRITS > codes.size:
+        whole = nodes.op("Slice", [whole, _vector(nodes, "zero", 0), _vector(nodes, "size", codes.size)])
+    return nodes.op("Reshape", [whole, nodes.stored("shape", np.array(codes.shape, np.int64))])
+
+
 def _sum_planes(nodes: FoldedNodes, codes: NDArray[np.int8], bits: int) -> ir.Value:
     offset = 1 << (bits - 1)
-    unsigned = (codes.ravel().astype(np.int32) + offset).astype(np.uint8)
+    unsigned = (codes.astype(np.int32) + offset).astype(np.uint8)
     total = _shared(nodes, f"offset{bits}", np.array(-offset, np.int32))
+    return nodes.cast(sum_planes(nodes, unsigned, bits, total), ir.DataType.INT8)
+
+
+def sum_planes(nodes: FoldedNodes, codes: NDArray[np.uint8], bits: int, total: ir.Value | None = None) -> ir.Value:
+    """Store codes of ``bits`` bits, 1 to 7, in planes and write what widens them, int32 of the same shape, added to ``total``."""
     shift = 0
     for width in plane_widths(bits):
-        values = (unsigned >> shift) & ((1 << width) - 1)
-        total = nodes.op("Add", [_unpack(nodes, values, width, shift), total])
+        values = (codes.ravel() >> shift) & ((1 << width) - 1)
+        plane = _unpack(nodes, values, width, shift)
+        total = plane if total is None else nodes.op("Add", [plane, total])
         shift += width
-    shaped = nodes.op("Reshape", [total, nodes.stored("shape", np.array(codes.shape, np.int64))])
-    return nodes.cast(shaped, ir.DataType.INT8)
+    assert total is not None
+    return nodes.op("Reshape", [total, nodes.stored("shape", np.array(codes.shape, np.int64))])
 
 
 def _unpack(nodes: FoldedNodes, values: NDArray[Any], width: int, shift: int) -> ir.Value:
