@@ -196,7 +196,7 @@ def test_dead_columns_are_counted() -> None:
     assert dead["SiLU"]["constant"] == 1
     assert dead["SiLU"]["zero_weights"] == 1
     assert dead["SiLU"]["either"] == 2
-    assert dead["8 local functions"]["constant"] >= 8
+    assert dead["spline of 8 functions"]["constant"] >= 8
 
 
 def test_integer_sums_stay_below_their_bound() -> None:

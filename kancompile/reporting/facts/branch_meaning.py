@@ -26,7 +26,8 @@ CONSTANT = "constant"
 def branch_meaning(pair: LayerPair, name: str) -> str:
     """Name a known activation, or say how many functions of what kind there are.
 
-    Functions are "local" where they vanish far from 0, as splines and radial functions do.
+    Functions are "local" where they vanish far from 0, as radial functions do, and a spline where they also are nowhere negative,
+    leave some inputs to others, and sum to 1 over some range, as B-splines inside their knots do.
     """
     found = [branch for branch in pair.float_branches if branch.name == name]
     module = pair.float_program.module(found[0].expansion) if found else None
@@ -42,5 +43,13 @@ def branch_meaning(pair: LayerPair, name: str) -> str:
         for activation, function in _ACTIVATIONS.items():
             if torch.allclose(near, function(points[:-2]).reshape(-1, 1, 1).expand_as(near), rtol=1e-4, atol=1e-5):
                 return activation
-    kind = "local " if bool((values[-2:].abs() < 1e-6 * near.abs().amax().clamp(min=1e-30)).all()) else ""
-    return f"{k} {kind}function{'s' if k > 1 else ''}"
+    if bool((values[-2:].abs() >= 1e-6 * near.abs().amax().clamp(min=1e-30)).any()):
+        return f"{k} function{'s' if k > 1 else ''}"
+    return f"spline of {k} functions" if _is_spline(near) else f"{k} local function{'s' if k > 1 else ''}"
+
+
+def _is_spline(near: Tensor) -> bool:
+    """Whether functions ``[p, n_in, k]`` are B-splines, by their values: partition of unity on finite supports."""
+    sums = near.sum(2)
+    inside = ((sums - 1).abs() < 1e-4).sum(0)
+    return bool((near > -1e-6).all() and (inside >= 3).all() and (near == 0).any(2).all())

@@ -111,12 +111,12 @@ def _of_layer(layer: Mapping[str, Any]) -> Iterator[dict[str, str]]:
             )
     for branch in layer["branches"]:
         dead = branch["dead"]["either"]
-        meaning = f" ({branch['meaning']})" if branch["meaning"] else ""
+        what = branch["meaning"] or f"branch {branch['name']!r}"
         if dead >= _NOTABLE_DEAD * branch["columns"] and branch["meaning"] != CONSTANT:
             yield _say(
                 "note",
                 name,
-                f"{dead:,} of {branch['columns']:,} columns of branch {branch['name']!r}{meaning} contribute nothing "
+                f"{dead:,} of {branch['columns']:,} columns of {what} contribute nothing "
                 f"({branch['dead']['constant']:,} constant on the calibration data, {branch['dead']['zero_weights']:,} "
                 "with weights that are all 0)",
             )

@@ -122,9 +122,9 @@ def _ranges(report: Mapping[str, Any]) -> str:
 
 
 def branch_name(branch: Mapping[str, Any]) -> str:
-    """Say what a branch is, and how the graph calls it."""
-    meaning = f"{escape(branch['meaning'])} " if branch["meaning"] else ""
-    return f"{meaning}<code>{escape(branch['name'])}</code>"
+    """Say what a branch is; how the graph calls it shows where the pointer rests, or where nothing else is known."""
+    name = escape(branch["name"])
+    return f'<span title="{name}">{escape(branch["meaning"])}</span>' if branch["meaning"] else f"<code>{name}</code>"
 
 
 def number_of_levels(levels: int | None) -> str:
