@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from kancompile.errors.exceptions import KanCompileError as KanCompileError
 
 if TYPE_CHECKING:
+    from kancompile import qat as qat
     from kancompile.compiler.compile import compile as compile
     from kancompile.compiler.compiled_model import CompiledModel as CompiledModel
     from kancompile.diagnosis.diagnosing import diagnose as diagnose
@@ -59,6 +60,8 @@ def __getattr__(name: str) -> Any:
         from importlib import metadata
 
         return metadata.version("kancompile")
+    if name == "qat":  # a room with a door of its own
+        return importlib.import_module("kancompile.qat")
     if name not in _HOMES:
         raise AttributeError(f"module 'kancompile' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from kancompile.compiler import write_atomically
-from kancompile.errors import KanCompileError, foreign
+from kancompile.errors import KanCompileError, foreign, naming_file
 from kancompile.qat.training_module import TrainedModel
 
 _MODULE, _OPTIMIZER, _PLAIN = "module/", "optimizer/", "optimizer"
@@ -65,7 +65,8 @@ def load_checkpoint(
     name = Path(path)
     if not name.is_file():
         raise KanCompileError(f"checkpoint: found no file {str(name)!r}, expected one of save_checkpoint")
-    with foreign(str(name), "give a complete file of save_checkpoint"), safe_open(name, "pt") as file:
+    way_out = "give a complete file of save_checkpoint"
+    with naming_file(name), foreign(str(name), way_out), safe_open(name, "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
         plain = json.loads((file.metadata() or {}).get(_PLAIN, "{}"))
         module.load_state_dict(
@@ -82,4 +83,5 @@ def load_checkpoint(
                     number, entry = key.removeprefix(_OPTIMIZER).split("/", 1)
                     state.setdefault(int(number), {})[entry] = value
             optimizer.load_state_dict({"state": state, "param_groups": plain["param_groups"]})
+        module.check_finite()
     module.last_checkpoint = str(name)

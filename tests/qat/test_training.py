@@ -7,6 +7,7 @@ import dataclasses
 import math
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch.nn import functional
 
 from kancompile import KanCompileError, compile, qat
 from kancompile.compiler import CompiledModel
+from kancompile.data import load_calibration
 from kancompile.passes import lower
 from kancompile.progress import quiet
 from kancompile.qat import preparation
@@ -240,6 +242,23 @@ def test_choices_that_do_not_exist_are_refused() -> None:
         qat.prepare_compiled(floating)
 
 
+def test_statistics_look_at_live_columns_alone() -> None:
+    """A pixel that never varies counts in no maximum and no gradient scale."""
+    x = make_inputs().clone()
+    x[:, 2] = 0.25
+    compiled = dataclasses.replace(four_bits(), calibration=load_calibration(x.numpy()))
+    twin: Any = qat.prepare_compiled(compiled, {"weights": "dorefa"}).twin("layer0_contract")
+    quantizer = twin.quantizer
+    live = quantizer.live
+    assert not bool(live.reshape(6, -1)[2].any())
+    assert bool(live.reshape(6, -1)[[0, 1, 3, 4, 5]].any(1).all())
+    with torch.no_grad():
+        before, _ = quantizer()
+        quantizer.weight[:, ~live] += 100.0
+        after, _ = quantizer()
+    assert torch.equal(after[:, live], before[:, live])
+
+
 def test_functions_without_slope_are_recognized() -> None:
     assert constant_functions([torch.zeros(4, 2), torch.full((2, 2), math.nan)])
     assert not constant_functions([torch.zeros(4, 2), torch.eye(2)])
@@ -248,7 +267,7 @@ def test_functions_without_slope_are_recognized() -> None:
 def test_slopes_are_mean_derivatives_over_cells() -> None:
     """Against the derivatives of the float functions by autograd, at many points of each cell."""
     module = qat.prepare_compiled(four_bits())
-    twin = module.twin("layer1_expand0")
+    twin: Any = module.twin("layer1_expand0")
     functions, index, scale = twin.functions, twin.table.index, twin.scale
     rows = index.rows().float()
     inside = (torch.arange(200) + 0.5) / 200 - 0.5
