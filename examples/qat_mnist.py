@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+import kancompile.qat as qat
 from examples.train_images import MODELS, accuracy, load_split
-from kancompile import qat
 
 HELD_OUT = 5000
 

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 from kancompile.errors.exceptions import KanCompileError as KanCompileError
 
 if TYPE_CHECKING:
-    from kancompile import qat as qat
     from kancompile.compiler.compile import compile as compile
     from kancompile.compiler.compiled_model import CompiledModel as CompiledModel
     from kancompile.diagnosis.diagnosing import diagnose as diagnose

@@ -73,9 +73,7 @@ class TrainedContraction(nn.Module):
     def forward(self, *features: Tensor) -> Tensor:
         """Map float codes ``[b, *, n_in, k]`` to real values, those of rows where it hands rows over."""
         codes, bias, scale = self.integers()
-        reach = max(self.zero_point, 255 - self.zero_point)
-        largest = float(codes.detach().abs().sum(1).max()) * reach
-        dtype = torch.float32 if largest < _EXACT_IN_FLOAT32 else torch.float64
+        dtype = torch.float32 if self._is_exact(codes.detach()) else torch.float64
         sums = self._sums(features, codes.to(dtype))
         scale = self._by_output(scale)
         total = (sums[0].double() + self._by_output(bias)).float()
@@ -88,6 +86,13 @@ class TrainedContraction(nn.Module):
             y = self.index(y, position)
         return self._shaped(y)
 
+    def _is_exact(self, codes: Tensor) -> bool:
+        """Whether no sum of products can leave the whole numbers that float32 holds."""
+        reach = max(self.zero_point, 255 - self.zero_point)
+        if self.factors is None and -self.quantizer.low * codes.shape[1] * reach < _EXACT_IN_FLOAT32:
+            return True
+        return float(codes.abs().sum(1).max()) * reach < _EXACT_IN_FLOAT32
+
     def _by_output(self, value: Tensor) -> Tensor:
         """View ``[..., n_out]`` so that it broadcasts to the sums."""
         return value
@@ -97,7 +102,8 @@ class TrainedContraction(nn.Module):
 
     def _sums(self, features: Sequence[Tensor], codes: Tensor) -> list[Tensor]:
         """Multiply features by codes, one product for each scale group."""
-        columns = torch.cat([feature.flatten(-2) for feature in features], dim=-1).to(codes.dtype)
+        flat = [feature.flatten(-2) for feature in features]
+        columns = (flat[0] if len(flat) == 1 else torch.cat(flat, dim=-1)).to(codes.dtype)
         parts = zip(columns.split(self.group_sizes, -1), codes.split(self.group_sizes, 1), strict=True)
         return [nn.functional.linear(column, code) for column, code in parts]
 

@@ -83,7 +83,7 @@ class TrainedModel(nn.Module):
     def check_finite(self) -> None:
         """Refuse to go on with parameters that are not finite, which index no table."""
         for name, value in self.named_parameters():
-            if not bool(torch.isfinite(value).all()):
+            if not bool(torch.isfinite(value.detach().sum())):  # one pass, where asking every element takes five
                 where = (
                     f"the last good state is {self.last_checkpoint!r}" if self.last_checkpoint else "no state was saved"
                 )
