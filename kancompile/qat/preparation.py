@@ -46,6 +46,7 @@ def prepare(
     seed: int = 0,
     device: str = "cpu",
     trust: bool = False,
+    dynamic: Any = None,
 ) -> TrainedModel:
     """Compile a model and return the result as a module to train further in your own loop.
 
@@ -53,7 +54,7 @@ def prepare(
     rounding. :func:`kancompile.qat.convert` writes the file; untrained that of :func:`kancompile.compile`, byte for byte.
 
     Args:
-        model, calibration, recipe, seed, device, trust: as for :func:`kancompile.compile`. The recipe says bits
+        model, calibration, recipe, seed, device, trust, dynamic: as for :func:`kancompile.compile`. The recipe says bits
             (``weight_bits``), rows (``levels``) and how training's start is rounded.
         training: what is trained, a :class:`Training` or a mapping of its fields.
 
@@ -62,7 +63,8 @@ def prepare(
             be trained and no table has one that can be.
     """
     chosen = read_training(training)
-    return prepare_compiled(compile(model, calibration, recipe=recipe, seed=seed, device=device, trust=trust), chosen)
+    options = {"recipe": recipe, "seed": seed, "device": device, "trust": trust, "dynamic": dynamic}
+    return prepare_compiled(compile(model, calibration, **options), chosen)
 
 
 def prepare_compiled(compiled: CompiledModel, training: Training | Mapping[str, Any] | None = None) -> TrainedModel:
@@ -166,8 +168,8 @@ class _Preparation:
         return twin
 
     def _why_fixed(self, table: TableExpansion, functions: Expansion | None) -> str:
-        if not table.index.is_8_bit or table.input not in ("real", "index"):
-            return f"its {table.index.levels} rows are found in float arithmetic or 16 bits; set levels = 256 or fewer"
+        if not table.index.is_8_bit:
+            return f"it has {table.index.levels} rows, of which the range loses little; set levels = 256 or fewer"
         if functions is None:
             return "the program no longer has its functions"
         if functions.is_identity:

@@ -131,14 +131,17 @@ class TrainedTable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map real values to float codes ``[b, *, n_in, k]``; behind a contraction they have passed the index already."""
-        kind = self.table.input
+        kind, index = self.table.input, self.index
         if not self.table.channels_first:
             x = regroup(x, self.table.read_shape)
-        if kind in ("scaled", "float"):
-            x, rows = self._floored(x)
+        if kind == "scaled":
+            x, rows = self._in_rows(x)
+        elif kind == "float":
+            rows = index.floored(x)
+            x = index.through(x, rows)
         else:
-            x = self.index(x) if kind == "real" else x
-            rows = self.index.rows(x.detach())
+            x = index(x) if kind == "real" else x
+            rows = index.rows(x.detach())
         if self.picks is not None:
             x, rows = x.index_select(-1, self.picks), rows.index_select(-1, self.picks)
         elif self.table.channels_first:
@@ -150,14 +153,11 @@ class TrainedTable(nn.Module):
         found: Tensor = _LookUp.apply(x, rows, codes, slope)  # type: ignore[no-untyped-call]
         return found
 
-    def _floored(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Index in float arithmetic, as tables of more rows do; its range is not trained."""
-        index = self.table.index
-        multiplier, offset = (1.0, 0.0) if self.table.input == "scaled" else index.to_rows()
-        with torch.no_grad():
-            rows = (x * multiplier + offset).clamp(0, index.levels - 1).trunc()
-        real = (x - 0.5 - index.zero_point) * index.scale if self.table.input == "scaled" else x
-        return real.clamp(index.low, index.high), rows
+    def _in_rows(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Read values in units of rows, 0.5 included; their range is not trained."""
+        start = self.table.index
+        rows = x.detach().clamp(0, start.levels - 1).trunc()
+        return ((x - 0.5 - start.zero_point) * start.scale).clamp(start.low, start.high), rows
 
     @torch.no_grad()
     def quantized(self, table: TableExpansion) -> TableExpansion:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from examples.zoo import fast_kan
 from examples.zoo.efficient_kan import KAN
 from kancompile import capture, qat
 from kancompile.data import load_calibration
-from kancompile.ir import JointTable, Program
+from kancompile.ir import JointTable, Program, TableExpansion
 from kancompile.passes import lower
 from kancompile.progress import quiet
 from kancompile.qat.conversion import quantized
@@ -92,3 +93,51 @@ def test_joint_look_ups_train_their_weights() -> None:
     assert tables
     assert any("share an index" in note for note in module.notes)
     check(module, x[:50] * 1.2)
+
+
+class Loop(nn.Module):
+    """One layer used three times."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.cell, self.out = KAN([6, 6], generator), KAN([6, 3], generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = self.cell(x)
+        return self.out(x)
+
+
+class Residual(nn.Module):
+    """Branches that meet in a sum, and an ordinary layer."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.a, self.b, self.out = KAN([6, 6], generator), KAN([6, 6], generator), KAN([6, 3], generator)
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        return self.out(h + self.b(torch.relu(self.linear(h))))
+
+
+@pytest.mark.slow  # each captures a network of its own
+@pytest.mark.parametrize("kind", [Loop, Residual])
+@pytest.mark.parametrize("recipe", [{"levels": 16}, {}])
+def test_wired_networks_train(kind: Callable[[torch.Generator], nn.Module], recipe: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(100, 6, generator=generator) * 2 - 1
+    program = capture(kind(generator).eval(), x[:4])
+    check(prepared(program, x, recipe, qat.Training(index="lsq+" if recipe else None)), x[:40] * 1.2)
+
+
+@pytest.mark.slow  # captures a network of its own
+def test_float_indices_train() -> None:
+    """A norm beside a table makes both read real values, of which the table finds rows in float."""
+    x = torch.rand(100, 6, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    program = capture(fast_kan.build((6, 5, 3)).eval(), x[:4])
+    module = prepared(program, x, {"levels": 16}, qat.Training(index="lsq+"))
+    assert "float" in {table.input for _, table in module.compiled.lowered.nodes(TableExpansion)}
+    assert len(list(module.indices.parameters())) == 8
+    check(module, x[:40] * 1.2)

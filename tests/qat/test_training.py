@@ -109,7 +109,7 @@ def test_prepare_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(preparation, "compile", compiles)
     module = qat.prepare("model", "data", RECIPE, training={"index": "lsq"}, seed=3)
-    assert asked == ["model", "data", {"recipe": RECIPE, "seed": 3, "device": "cpu", "trust": False}]
+    assert asked == ["model", "data", {"recipe": RECIPE, "seed": 3, "device": "cpu", "trust": False, "dynamic": None}]
     assert module.compiled is four_bits()
     assert len(repr(module).splitlines()) == 3
 

@@ -146,9 +146,19 @@ class IndexMethod(nn.Module):
         with torch.no_grad():
             return (rows - self.zero_point()) * self.step()
 
+    def floored(self, x: Tensor) -> Tensor:
+        """Map real values to row numbers in float arithmetic, where a file does (``kancompile::floor_index``)."""
+        with torch.no_grad():
+            multiplier = (1.0 / (self.factor().double() * self.start.scale)).float()
+            return (x * multiplier + (self.zero_point() + 0.5)).clamp(0, self.most).trunc()
+
     def forward(self, x: Tensor, position: Tensor | None = None) -> Tensor:
         """Map real values to the real values of their rows."""
-        hard = self.real(self.rows(x, position))
+        return self.through(x, self.rows(x, position))
+
+    def through(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Return the real values of rows that were found for ``x``, with the gradient of the method."""
+        hard = self.real(rows)
         learns = torch.is_grad_enabled() and (x.requires_grad or any(one.requires_grad for one in self.parameters()))
         if not learns:
             return hard
