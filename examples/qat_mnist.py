@@ -23,7 +23,7 @@ HELD_OUT = 5000
 
 
 def train(
-    module: qat.TrainedModel,
+    module: nn.Module,
     teacher: nn.Module,
     x: Tensor,
     y: Tensor,
@@ -39,7 +39,7 @@ def train(
     loss on them is left in the module.
 
     Args:
-        module: a prepared module.
+        module: a prepared module, or a float one, of which nothing is special.
         teacher: the float model.
         x: samples ``[n, pixels]``.
         y: classes, int64 ``[n]``.
@@ -51,7 +51,9 @@ def train(
     x_held, y_held, x, y = x[-held_out:], y[-held_out:], x[:-held_out], y[:-held_out]
     with torch.no_grad():
         taught = torch.cat([teacher(part) for part in x.split(1000)])
-    optimizer = torch.optim.Adam(qat.parameter_groups(module, rate))
+    is_prepared = isinstance(module, qat.TrainedModel)
+    groups = qat.parameter_groups(module, rate) if is_prepared else [{"params": list(module.parameters())}]
+    optimizer = torch.optim.Adam(groups, lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(x) // batch_size))
     best = qat.BestState(module, qat.held_out_loss(module, x_held, y_held))
     print(f"before: held-out loss {best.loss:.4f}", flush=True)

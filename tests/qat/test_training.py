@@ -92,6 +92,7 @@ def test_the_file_of_a_trained_module_gives_its_outputs() -> None:
     assert qat.convert(module).model_bytes == compiled.model_bytes
     train(module, torch.optim.Adam(qat.parameter_groups(module, 0.02)), 25)
     written = qat.convert(module)
+    assert qat.convert(module, target="c99").manifest["target"] == "c99"
     x = make_inputs(1000, seed=4) * 1.5
     (found,) = RuntimeModel(written.model_bytes).run(x.numpy())
     np.testing.assert_array_equal(found, written.program(x).numpy())
@@ -129,6 +130,16 @@ def test_other_forms_of_tables_train_too() -> None:
     assert torch.equal(outputs(module, x), quantized(module)(x))
     with pytest.raises(KanCompileError, match=r"no table whose index can be trained.*1024 rows"):
         qat.prepare_compiled(compiled, {"index": "lsq"})
+
+
+def test_sums_that_may_saturate_are_refused() -> None:
+    module = qat.prepare_compiled(lowered_by(weight_bits=8))
+    with torch.no_grad():
+        for name, value in module.named_parameters():
+            if name.endswith("quantizer.weight"):
+                value.fill_(127)
+    with pytest.raises(KanCompileError, match="can leave int16"):
+        qat.convert(module)
 
 
 def test_training_resumes_where_it_was_saved(tmp_path: Path) -> None:
