@@ -18,8 +18,8 @@ SCALE_SHARE = 0.1
 def parameter_groups(module: TrainedModel, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
     """Divide the parameters for an optimizer of ``torch.optim``.
 
-    Weights are in steps of their scale, biases in eighths of their output's deviation, table entries in 16 codes, scales and
-    ranges in parts of what they were, so that one rate serves all of them and all layers.
+    Weights are in steps of their scale, biases in eighths of their output's deviation, table entries in sixteenths of their
+    codes, scales and ranges in parts of what they were, so that one rate serves all of them and all layers.
 
     Args:
         module: a prepared module.

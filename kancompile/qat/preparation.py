@@ -31,7 +31,7 @@ from kancompile.qat.contraction import TrainedContraction, twin_of
 from kancompile.qat.methods import INDEX_METHODS, WEIGHT_METHODS, DoReFaIndex, IndexMethod
 from kancompile.qat.table import TrainedJoint, TrainedTable, constant_functions
 from kancompile.qat.training_module import TrainedModel
-from kancompile.recipe import Recipe
+from kancompile.recipe import TERNARY, Recipe
 
 _MEASURED = 512
 _BIAS_UNIT = 0.125  # of an output's standard deviation
@@ -193,7 +193,8 @@ class _Preparation:
         codes = contraction.matrix
         if contraction.multiplier is not None:
             codes = codes // contraction.multiplier.of_column().T
-        low, high = code_range(contraction.weight_bits)
+        is_ternary = self.compiled.recipe.for_layer(contraction.layer).is_ternary
+        low, high = code_range(TERNARY if is_ternary else contraction.weight_bits)
         sizes = torch.tensor(contraction.group_sizes) * contraction.taps
         method = WEIGHT_METHODS[self.training.weights]
         quantizer = method(codes.flatten(1).float(), low, high, sizes, live)

@@ -1,6 +1,6 @@
 """A table look-up that learns: exact codes forward, the slope of the functions backward.
 
-    codes[row] = clip(rnd(start[row] + change[row] + (F(x_row) - F(start x_row)) / column scale), 0, 255)
+    codes[row] = clip(rnd(start[row] + change[row] + (F(x_row) - F(start x_row)) / column scale), 0, 2^bits - 1)
 
 ``start`` are the post-training codes. ``change`` is learned where table codes are trained. The last term is there where the
 index is trained: a row then stands for another input, and its functions ``F`` move along. The slope of a row is the mean
@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from kancompile.ir import Expansion, JointTable, TableExpansion, regroup, to_channels_last
 from kancompile.qat.methods import IndexMethod, rounded
 
-CODES_OF_UNIT = 16.0
-"""Codes that one unit of the parameter stands for, so that a learning rate moves tables and weights alike."""
+UNITS = 16.0
+"""Units of the parameter in all codes of a column, so that a learning rate moves tables and weights alike."""
 _WINDOWS = 24  # of a table's rows; codes that were rounded together leave differences over fewer rows noisy
 
 
@@ -51,7 +51,7 @@ class TrainedTable(nn.Module):
     """The twin of a table.
 
     Attributes:
-        change: float32 ``[T * levels, k]`` in units of 16 codes, 0 to begin with; ``None`` where codes are not trained.
+        change: float32 ``[T * levels, k]`` in sixteenths of all codes, 0 to begin with; ``None`` where codes are not trained.
         differentiates: where slopes come from, ``"functions"`` or ``"rows"``.
     """
 
@@ -126,8 +126,8 @@ class TrainedTable(nn.Module):
             at_rows, slope = self._functions_at_rows()
             codes = codes + (at_rows - self.nominal) / self.scale
         if self.change is not None:
-            codes = codes + CODES_OF_UNIT * self.change
-        return rounded(codes.clamp(0, 255)), slope
+            codes = codes + (self.table.codes / UNITS) * self.change
+        return rounded(codes.clamp(0, self.table.codes - 1)), slope
 
     def forward(self, x: Tensor) -> Tensor:
         """Map real values to float codes ``[b, *, n_in, k]``; behind a contraction they have passed the index already."""
@@ -191,7 +191,7 @@ class _TableFacts:
     """What the twin needs to know of a table, without its tensors."""
 
     def __init__(self, table: TableExpansion) -> None:
-        self.input, self.index = table.input, table.index
+        self.input, self.index, self.codes = table.input, table.index, 1 << table.bits
         self.read_shape, self.channels_first = tuple(table.read_shape), table.channels_first
 
 

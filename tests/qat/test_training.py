@@ -18,6 +18,7 @@ from torch.nn import functional
 from kancompile import KanCompileError, compile, qat
 from kancompile.compiler import CompiledModel
 from kancompile.data import load_calibration
+from kancompile.ir import IntegerContraction, TableExpansion
 from kancompile.passes import lower
 from kancompile.progress import quiet
 from kancompile.qat import preparation
@@ -124,6 +125,13 @@ def test_other_forms_of_tables_train_too() -> None:
     losses = train(module, torch.optim.Adam(qat.parameter_groups(module, 0.02)), 25)
     assert losses[-1] < losses[0]
     assert torch.equal(outputs(module, x), quantized(module)(x))
+    few = lowered_by(weight_bits="ternary", table_bits=3)
+    module = qat.prepare_compiled(few, {"index": "lsq+"})
+    train(module, torch.optim.Adam(qat.parameter_groups(module, 0.1)), 12)
+    after = quantized(module)
+    assert torch.equal(outputs(module, x), after(x))
+    assert all(contraction.is_ternary for _, contraction in after.nodes(IntegerContraction))
+    assert all(int(table.table.max()) < 8 for _, table in after.nodes(TableExpansion))
     grouped = lowered_by(weight_bits=2, granularity="group", group_size=2)
     module = qat.prepare_compiled(grouped)
     train(module, torch.optim.Adam(qat.parameter_groups(module, 0.02)), 3)
