@@ -116,7 +116,7 @@ class Measured:
         self.test, self.labels = trained.load_split(images, "test")
         with torch.no_grad():
             self.float_outputs = [self.model(part) for part in self.test.split(_BATCH)]
-        self.float_accuracy = self._accuracy(self.float_outputs)
+        self.float_accuracy = self.accuracy(self.float_outputs)
 
     def measure(
         self,
@@ -146,7 +146,7 @@ class Measured:
         error = ErrorMeasure()
         for expected, output in zip(self.float_outputs, outputs, strict=True):
             error.add(expected, output, self.name)
-        accuracy = self._accuracy(outputs)
+        accuracy = self.accuracy(outputs)
         return Row(
             self.name,
             method,
@@ -165,7 +165,12 @@ class Measured:
             table_bits,
         )
 
-    def _accuracy(self, outputs: Sequence[Tensor]) -> float:
+    def parts(self) -> Iterator[Tensor]:
+        """Yield the test images in batches."""
+        yield from self.test.split(_BATCH)
+
+    def accuracy(self, outputs: Sequence[Tensor]) -> float:
+        """Measure the accuracy of outputs for :meth:`parts`, in percent."""
         task = TaskMetric()
         for labels, output in zip(self.labels.split(_BATCH), outputs, strict=True):
             task.add(labels, output, self.name)

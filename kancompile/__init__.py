@@ -59,6 +59,8 @@ def __getattr__(name: str) -> Any:
         from importlib import metadata
 
         return metadata.version("kancompile")
+    if name == "qat":  # a room with a door of its own
+        return importlib.import_module("kancompile.qat")
     if name not in _HOMES:
         raise AttributeError(f"module 'kancompile' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

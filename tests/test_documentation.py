@@ -77,6 +77,7 @@ SLOW = (
     "docs/families.md",
     "docs/methods.md",
     "docs/pykan.md",
+    "docs/quantization_aware_training.md",
     "docs/report.md",
     "docs/sequences.md",
     "docs/several_inputs.md",

@@ -4,7 +4,7 @@ from kancompile.ir.basis_parts import LARGEST_PART, MOST_SHIFT, BasisParts
 from kancompile.ir.block_codes import BlockCodes, round_to_blocks
 from kancompile.ir.check import check
 from kancompile.ir.column_order import MOST_PLANES, constant_block, is_in_planes, plane_order, varying_functions
-from kancompile.ir.contraction import AnyContraction, Contraction
+from kancompile.ir.contraction import AnyContraction, Contraction, convolve_real
 from kancompile.ir.distinct import distinct_inputs
 from kancompile.ir.dynamic_export import export_dynamic
 from kancompile.ir.expansion import AnyExpansion, Branch, Expansion, regroup, to_channels_first, to_channels_last
@@ -33,6 +33,7 @@ from kancompile.ir.table import TableExpansion, packing_saves
 from kancompile.ir.uses import share_uses
 from kancompile.ir.wiring import (
     branch_of_column,
+    contraction_in_front,
     layer_tables,
     nodes_of,
     quantizer_in_front,
@@ -90,7 +91,9 @@ __all__ = [
     "columns_of_groups",
     "concatenated",
     "constant_block",
+    "contraction_in_front",
     "convolution_columns",
+    "convolve_real",
     "differentiable",
     "distinct_inputs",
     "export_dynamic",

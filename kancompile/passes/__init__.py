@@ -3,11 +3,11 @@
 from kancompile.passes.bit_allocation import Allocation, allocate_bits, front_table, measure_sensitivities
 from kancompile.passes.look_up_members import LookUpMembers
 from kancompile.passes.lower_to_polynomials import ObserveRegion
-from kancompile.passes.lowering import Lowering, lower, prepare, settle
+from kancompile.passes.lowering import Lowering, check_pairs, lower, prepare, settle
 from kancompile.passes.quantize_outputs import QuantizeOutputs
 from kancompile.passes.recently_used import RecentlyUsed
 from kancompile.passes.round_weights import cost_of_pairs, prove_layer
-from kancompile.passes.rounding_methods import method_named, quick_methods
+from kancompile.passes.rounding_methods import code_range, method_named, quick_methods
 from kancompile.passes.split_branches import SplitBranches
 
 __all__ = [
@@ -19,6 +19,8 @@ __all__ = [
     "RecentlyUsed",
     "SplitBranches",
     "allocate_bits",
+    "check_pairs",
+    "code_range",
     "cost_of_pairs",
     "front_table",
     "lower",

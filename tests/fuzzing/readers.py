@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import resource
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -220,7 +223,46 @@ def _profile() -> bytes:
     return replace(read_profile("x86"), name="other").to_toml().encode()
 
 
+@functools.cache
+def _trained() -> Any:
+    """A prepared module and its optimizer, made from a program built by hand."""
+    from kancompile import qat
+    from kancompile.passes import lower
+    from tests.programs import calibration_inputs, float_program
+
+    program = float_program()
+    x = calibration_inputs(program, 64, seed=0)
+    recipe = read_recipe({"weight_bits": 4, "levels": 16, "method": "uniform", "drift": "off"})
+    facts = SimpleNamespace(
+        captured=program,
+        lowered=lower(program, x, recipe),
+        recipe=recipe,
+        calibration=load_calibration(x.numpy()),
+        manifest={"seed": 0},
+    )
+    module = qat.prepare_compiled(facts)  # type: ignore[arg-type]
+    optimizer = torch.optim.Adam(qat.parameter_groups(module, 0.01))
+    module(x).square().mean().backward()
+    optimizer.step()
+    return module, optimizer
+
+
+def _resume(path: Path) -> None:
+    from kancompile import qat
+
+    qat.load_checkpoint(_trained()[0], path, _trained()[1])
+
+
+def _checkpoint() -> bytes:
+    from kancompile import qat
+
+    module, optimizer = _trained()
+    with tempfile.TemporaryDirectory() as folder:
+        return qat.save_checkpoint(module, Path(folder) / "state.safetensors", optimizer).read_bytes()
+
+
 CASES: dict[str, Case] = {
+    "state of a training": Case("state.safetensors", _resume, _checkpoint, mutate.in_safetensors),
     "safetensors": Case("w.safetensors", _weights, lambda: save(_state()), mutate.in_safetensors),
     "weights in .npz": Case("w.npz", _weights, lambda: _npz(**{k: v.numpy() for k, v in _state().items()}), mutate.in_zip),
     "torch checkpoint": Case("w.pt", _weights, lambda: _saved({"model": _state(), "epoch": 1}), mutate.in_zip),
