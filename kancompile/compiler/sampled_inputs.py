@@ -127,6 +127,7 @@ def _width(model: nn.Module) -> int:
             continue
         if isinstance(found, Tensor) and found.dim() > 0 and len(found) == 3:
             fitting.append(size)
+    fitting = [size for size in fitting if size > 1] or fitting  # a single feature may be broadcast to all
     if len(fitting) != 1:
         raise KanCompileError(
             f"calibration none: found {len(fitting) or 'no'} sizes [n, features] that the model takes"
