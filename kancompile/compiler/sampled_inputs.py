@@ -92,7 +92,8 @@ def _shares(count: int, width: int, generator: torch.Generator) -> Tensor:
     independent = torch.rand(count // 2, width, generator=generator)
     level = torch.rand(count - count // 2, 1, generator=generator)
     about = level + _AROUND_LEVEL * torch.randn(len(level), width, generator=generator)
-    shares = torch.cat([independent, about.clamp(0, 1)])
+    inside = 1 - (1 - about.abs()).abs()  # mirrored at the ends, where clamped ones would pile up
+    shares = torch.cat([independent, inside.clamp(0, 1)])
     return shares[torch.randperm(count, generator=generator)]
 
 
