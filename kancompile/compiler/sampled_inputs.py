@@ -92,7 +92,8 @@ def _shares(count: int, width: int, generator: torch.Generator) -> Tensor:
     independent = torch.rand(count // 2, width, generator=generator)
     level = torch.rand(count - count // 2, 1, generator=generator)
     about = level + _AROUND_LEVEL * torch.randn(len(level), width, generator=generator)
-    shares = torch.cat([independent, about.clamp(0, 1)])
+    inside = 1 - (1 - about.abs()).abs()  # mirrored at the ends, where clamped ones would pile up
+    shares = torch.cat([independent, inside.clamp(0, 1)])
     return shares[torch.randperm(count, generator=generator)]
 
 
@@ -127,6 +128,7 @@ def _width(model: nn.Module) -> int:
             continue
         if isinstance(found, Tensor) and found.dim() > 0 and len(found) == 3:
             fitting.append(size)
+    fitting = [size for size in fitting if size > 1] or fitting  # a single feature may be broadcast to all
     if len(fitting) != 1:
         raise KanCompileError(
             f"calibration none: found {len(fitting) or 'no'} sizes [n, features] that the model takes"
