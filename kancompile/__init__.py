@@ -9,6 +9,7 @@ validate       compare a file with the float model, output by output
 benchmark      time a file beside its float model, in interleaved runs
 diagnose       say why a compiled model is not more accurate, with the changes that help
 tune           search the recipe that meets given targets
+qat            quantization-aware training: prepare and convert, around your own loop
 capture        find the KAN layers of a model: a Program; show prints one
 Recipe         every choice of a compilation: bits, method, target's budgets
 KanCompileError  what is raised for input that the caller can mend
@@ -47,7 +48,7 @@ _HOMES = {
     "tune": "kancompile.diagnosis",
     "validate": "kancompile.validation",
 }
-__all__ = ["KanCompileError", *_HOMES]
+__all__ = ["KanCompileError", "qat", *_HOMES]
 
 
 def __dir__() -> list[str]:
