@@ -170,9 +170,8 @@ def _against_pytorch(model: nn.Module, compiled: Any, rows: Mapping[str, np.ndar
 
 
 def _parts(values: Any) -> list[Tensor]:
-    if isinstance(values, Tensor):
-        return [values]
-    return list(values.values()) if isinstance(values, Mapping) else list(values)
+    found = [values] if isinstance(values, Tensor) else list(values.values() if isinstance(values, Mapping) else values)
+    return [one if one.is_floating_point() else one.float() for one in found]
 
 
 def _values(rows: Mapping[str, np.ndarray]) -> Any:
