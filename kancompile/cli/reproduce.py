@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kancompile.cli.command import Command
+from kancompile.cli.compile import NO_DATA
 from kancompile.cli.exit_codes import OK, THRESHOLD_MISSED
 from kancompile.cli.origin import HASHES, ORIGIN_FORM, hashes, options_of
 from kancompile.cli.session import load_float_model, opened_data, show_result, working
@@ -95,6 +96,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _compiled(manifest: Mapping[str, Any], command: argparse.Namespace) -> tuple[list[str], CompiledModel]:
     from kancompile.compiler import compile as compile_model
+    from kancompile.compiler import sampled_inputs
     from kancompile.data import model_inputs, read_divided
 
     made_from, seed = manifest["made_from"], manifest["seed"]
@@ -106,9 +108,8 @@ def _compiled(manifest: Mapping[str, Any], command: argparse.Namespace) -> tuple
     for key in changed:
         say(f"note: {HASHES[key]} changed: SHA-256 {made_from[key]} then, {now[key]} now")
     inputs = model_inputs(model)
-    divided = read_divided(
-        opened_data(options), recipe.calibration_samples, options.held_out, seed, key=options.data_key, model=inputs
-    )
+    data = sampled_inputs(model, seed) if options.data == NO_DATA else opened_data(options)
+    divided = read_divided(data, recipe.calibration_samples, options.held_out, seed, key=options.data_key, model=inputs)
     first, target = made_from["targets"][0], manifest["target"]
     again = compile_model(
         model, divided.fitting, target=first, recipe=recipe, seed=seed, device=options.device, dynamic=options.dynamic

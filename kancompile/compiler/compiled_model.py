@@ -163,7 +163,7 @@ class CompiledModel(Printed):
         """
         target = target_named(name)
         timings = Timings()
-        program = for_target(target, self.lowered, self.calibration.samples, timings)
+        program = for_target(target, self.lowered, self.calibration.samples, timings, self.recipe)
         about = {key: self.manifest[key] for key in _SHARED if key in self.manifest}
         facts = describe(program, self.calibration, self.recipe, name, self.manifest["seed"]) | about
         data = timings.measure("emit", lambda: write(target, program, facts, self.recipe))

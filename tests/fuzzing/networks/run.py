@@ -19,10 +19,15 @@ from tests.fuzzing.networks.shrinking import script, shrunk
 _SECONDS_EACH, _PROGRAMS_EACH, _TOLD = 600.0, 25, 90
 
 
-def _work(pipe: Any) -> None:
+def _work(pipe: Any, other_end: Any) -> None:
     """Judge programs as they come; an exception is one of the generator's own parts."""
+    other_end.close()  # so that the pipe ends where the parent does
     sys.stdout = sys.stderr = open("/dev/null", "w")  # noqa: SIM115 (for as long as the process lives)
-    while (given := pipe.recv()) is not None:
+    while True:
+        try:
+            given = pipe.recv()
+        except EOFError:
+            return
         try:
             found = verdict_on(given)
         except Exception as error:
@@ -42,7 +47,7 @@ class Worker:
         if self.process is None:
             context = multiprocessing.get_context("fork")
             self.pipe, theirs = context.Pipe()
-            self.process, self.judged = context.Process(target=_work, args=(theirs,), daemon=True), 0
+            self.process, self.judged = context.Process(target=_work, args=(theirs, self.pipe), daemon=True), 0
             self.process.start()
             theirs.close()
         self.pipe.send(given)
