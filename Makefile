@@ -35,11 +35,13 @@ test: $(VENV)/installed
 slow: $(VENV)/installed
 	$(PYTEST) -m slow
 
-# changed files for every reader, up to SECONDS of processor time and INPUTS files each; goes on where its log ends
+# changed files for every reader, up to SECONDS of processor time and INPUTS files each, and PROGRAMS networks; goes on where logs end
 SECONDS ?= 1200
 INPUTS ?= 200000
+PROGRAMS ?= 2000
 fuzz: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzzing --seconds $(SECONDS) --inputs $(INPUTS) --log fuzz.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzzing.networks --programs $(PROGRAMS) --log fuzz-networks.json
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -21,6 +21,7 @@ from kancompile.cli.options import (
     recipe_overrides,
     seed,
 )
+from kancompile.cli.origin import origin
 from kancompile.cli.session import load_float_model, opened_data, show_result, weights_note, working
 from kancompile.errors import KanCompileError
 from kancompile.progress import say
@@ -143,6 +144,7 @@ def run(options: argparse.Namespace) -> int:
                 "table, a folder with one subfolder for each class, or a loader of (samples, labels)"
             )
         untrained = weights_note(options)
+        made_from = origin(options, recipe, [target.name for target in targets], model)
         if options.held_out and not divided.is_held_out:
             say(f"calibration: only {len(samples)} samples, none held out; the result is measured on the same samples")
         export = FloatExport(model, check_fits(model, samples).first(2))  # meanwhile, in a process of its own
@@ -155,7 +157,7 @@ def run(options: argparse.Namespace) -> int:
                 seed=options.seed,
                 device=options.device,
                 dynamic=options.dynamic,
-            )
+            ).made_from(made_from)
             result = compiled.validate(
                 judging, min_sqnr=recipe.min_sqnr, max_drop=options.max_drop, is_classifier=options.classifier
             )

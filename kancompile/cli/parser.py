@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import argparse
 
-from kancompile.cli import benchmark, compile, completion, diagnose, inspect, profile, recipe, report, tune, validate
+from kancompile.cli import (
+    benchmark,
+    compile,
+    completion,
+    diagnose,
+    inspect,
+    profile,
+    recipe,
+    report,
+    reproduce,
+    tune,
+    validate,
+)
 from kancompile.cli.command import Command
 from kancompile.cli.usage import OneLineParser
 
 EXIT_CODES = """\
 exit codes:
   0    done
-  1    a threshold was missed; compile then writes nothing
+  1    a threshold was missed (compile then writes nothing), or a file was not reproduced
   2    wrong input or usage; the message says what to change
   3    a bug in kancompile
   130  interrupted"""
@@ -37,6 +49,7 @@ COMMANDS: tuple[Command, ...] = (
     diagnose.COMMAND,
     tune.COMMAND,
     report.COMMAND,
+    reproduce.COMMAND,
     profile.COMMAND,
     recipe.COMMAND,
     completion.COMMAND,

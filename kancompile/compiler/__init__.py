@@ -15,8 +15,9 @@ from kancompile.compiler.manifest import (
     describe_interface,
     describe_layer,
 )
-from kancompile.compiler.pair import why_torn
+from kancompile.compiler.pair import own_hash_fits, why_torn
 from kancompile.compiler.preparation import Preparation, prepare_model
+from kancompile.compiler.reproduction import changed_facts, changed_versions, first_difference
 from kancompile.compiler.sampled_inputs import sampled_inputs
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "CompiledModel",
     "Preparation",
     "Rung",
+    "changed_facts",
+    "changed_versions",
     "check_destinations",
     "check_target",
     "compile",
@@ -36,8 +39,10 @@ __all__ = [
     "describe_file_bytes",
     "describe_interface",
     "describe_layer",
+    "first_difference",
     "left_in_float",
     "manifest_path",
+    "own_hash_fits",
     "prepare_model",
     "rungs",
     "sampled_inputs",

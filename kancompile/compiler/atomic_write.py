@@ -20,7 +20,7 @@ from pathlib import Path
 
 from kancompile.compiler.folder_lock import locked
 from kancompile.compiler.unfinished_writes import PREFIX, PROBE_SUFFIX, Part, new_run, settle_left_overs
-from kancompile.errors import KanCompileError
+from kancompile.errors import KanCompileError, reason, shown
 
 
 def check_destinations(paths: Iterable[Path], force: bool = False) -> None:
@@ -37,6 +37,8 @@ def check_destinations(paths: Iterable[Path], force: bool = False) -> None:
             that cannot be created or written.
     """
     paths = list(paths)
+    for path in paths:
+        _check_name(path)
     for folder in {_folder(path) for path in paths}:
         with (
             contextlib.suppress(KanCompileError),
@@ -46,6 +48,10 @@ def check_destinations(paths: Iterable[Path], force: bool = False) -> None:
     for path in paths:
         if path.is_dir():
             raise KanCompileError(f"output {str(path)!r}: found a folder, expected a file name; give another output")
+        if os.path.lexists(path) and not (path.is_symlink() or path.is_file()):
+            raise KanCompileError(
+                f"output {str(path)!r}: found a device, pipe or socket, expected a file name; give another output"
+            )
         if os.path.lexists(path) and not force:
             raise KanCompileError(
                 f"output {str(path)!r}: {'link' if path.is_symlink() else 'file'} exists, expected a new name; pass force=True "
@@ -63,6 +69,19 @@ def check_destinations(paths: Iterable[Path], force: bool = False) -> None:
                 f"output {str(path)!r}: {str(existing)!r} is a file, expected a folder; give another output"
             )
         _probe(existing, path)
+
+
+def _check_name(path: Path) -> None:
+    """Refuse what no file can be called, be it by its temporary name alone, which is longer."""
+    try:
+        for name in (path, *Part(path, new_run(), is_first=True).names):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+                os.lstat(name)
+        _folder(path)
+    except (OSError, ValueError, RuntimeError) as error:  # too long, with a null byte, a loop of links
+        raise KanCompileError(
+            f"output {shown(str(path))}: no file can be written under this name ({reason(error)}); give a shorter or another one"
+        ) from error
 
 
 def _folder(path: Path) -> Path:

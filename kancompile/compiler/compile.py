@@ -105,7 +105,7 @@ def compile(
     float_bytes = parameter_bytes(used)
 
     def file_bytes(recipe: SettledRecipe, lowered: Program) -> int:
-        program = for_target(chosen_target, lowered, x, timings)
+        program = for_target(chosen_target, lowered, x, timings, recipe.whole)
         content = write(chosen_target, program, describe(program, samples, recipe.whole, target, seed), recipe.whole)
         return int(chosen_target.facts(content).get("stored_bytes", len(content)))
 
@@ -117,7 +117,7 @@ def compile(
         notes += [] if about_inputs is None else [f"inputs: {about_inputs}"]
         notes += [] if fresh is None else [fresh.note()]
         lowered = replace(lowered, notes=(*lowered.notes, *gate.notes(), *notes))
-        program = for_target(chosen_target, lowered, x, timings)
+        program = for_target(chosen_target, lowered, x, timings, held.whole)
         choices = (front, gate.to_dict(held.whole), None if fresh is None else fresh.to_dict())
         about = dict(zip(ABOUT_THE_CHOICES, choices, strict=True))
         facts, data = timings.measure("emit", lambda: emitted(held.whole, program, about))

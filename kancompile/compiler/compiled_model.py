@@ -37,6 +37,7 @@ MANIFEST_SUFFIX = ".manifest.json"
 
 ABOUT_THE_CHOICES = ("bit_allocation", "error_gate", "fresh_data")
 """What a manifest says about how the recipe came about; files of all targets share it."""
+_SHARED = (*ABOUT_THE_CHOICES, "made_from")
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,10 @@ class CompiledModel(Printed):
     def report(self) -> dict[str, Any]:
         """Everything known without running the model again, as plain data for JSON."""
         return self.manifest | {"kernels": self.audit.to_dict(), "seconds": self.timings}
+
+    def made_from(self, origin: Mapping[str, Any]) -> CompiledModel:
+        """Say in the manifest what the model was compiled from, as plain data (``made_from``)."""
+        return replace(self, manifest=self.manifest | {"made_from": dict(origin)})
 
     def validate(
         self,
@@ -158,8 +163,8 @@ class CompiledModel(Printed):
         """
         target = target_named(name)
         timings = Timings()
-        program = for_target(target, self.lowered, self.calibration.samples, timings)
-        about = {key: self.manifest[key] for key in ABOUT_THE_CHOICES}
+        program = for_target(target, self.lowered, self.calibration.samples, timings, self.recipe)
+        about = {key: self.manifest[key] for key in _SHARED if key in self.manifest}
         facts = describe(program, self.calibration, self.recipe, name, self.manifest["seed"]) | about
         data = timings.measure("emit", lambda: write(target, program, facts, self.recipe))
         session = data if target.loads_in_ort else write(TARGETS["ort-cpu"], program, facts, self.recipe)

@@ -8,7 +8,7 @@ from typing import Any
 from kancompile.compiler.manifest import metadata_of
 from kancompile.errors import KanCompileError
 from kancompile.ir import RECURRENCES, Program, Values, with_history
-from kancompile.passes import LookUpMembers, QuantizeOutputs
+from kancompile.passes import GuardNaN, LookUpMembers, QuantizeOutputs
 from kancompile.progress import Timings
 from kancompile.recipe import Recipe
 from kancompile.targets import TARGETS, Target
@@ -45,6 +45,11 @@ def check_target(target: Target, recipe: Recipe) -> None:
         raise KanCompileError(
             f"target {target.name!r}: cpu is {recipe.cpu!r}, expected one of {list(target.cpus)!r}; "
             f"the nearest recipe that works has cpu = {target.cpus[0]!r}"
+        )
+    if recipe.guard_nan == "on" and not target.guards_nan:
+        raise KanCompileError(
+            f"target {target.name!r}: guard_nan is 'on', expected 'off', since its files have no operators that find NaN; look "
+            "for it in front of the model"
         )
     if recipe.batch is not None and not target.takes_batch:
         raise KanCompileError(
@@ -85,8 +90,10 @@ def write(target: Target, program: Program, facts: Mapping[str, Any], recipe: Re
     return target.emit(program, metadata_of(facts), recipe.storage, recipe.batch)
 
 
-def for_target(target: Target, lowered: Program, x: Values, timings: Timings) -> Program:
-    """Rewrite a lowered program as its target asks for."""
+def for_target(target: Target, lowered: Program, x: Values, timings: Timings, recipe: Recipe) -> Program:
+    """Rewrite a lowered program as its target, and what the recipe says about its inputs, ask for."""
+    if recipe.guard_nan == "on" and target.guards_nan:
+        lowered = GuardNaN()(lowered)
     if not target.joint_tables:
         lowered = LookUpMembers(target.name)(lowered)
     if not target.quantized_outputs:

@@ -36,6 +36,7 @@ MANIFEST_FORM = {
     "notes": [str],
     "bit_allocation?": {"pareto_front?": [{"bits": dict, "sensitivity": float}]},
     "kinds?": dict,
+    "made_from?": dict,
     "model_bytes?": int,
     "deflated_bytes?": int,
 }
@@ -74,8 +75,7 @@ def describe(program: Program, samples: Calibration, recipe: Recipe, target: str
         "input_shape": list(program.input_shape),
         **({} if program.declared is None else describe_interface(program.declared)),
         "calibrated_range": _range_of(samples),
-        "versions": {name: _version(name) for name in ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")}
-        | {"python": platform.python_version()},
+        "versions": {name: version for name, version in versions().items() if name != "kancompile"},
         "layers": [describe_layer(program, layer) for layer in program.layers()],
         "kinds": dict(program.kinds),
         "unrecognized": [
@@ -143,6 +143,12 @@ def metadata_of(facts: Mapping[str, Any]) -> dict[str, str]:
         "kancompile.layers": json.dumps(facts["layers"], sort_keys=True),
     }
     return dict(sorted(flat.items()))
+
+
+def versions() -> dict[str, str]:
+    """Give the versions of what a file's bytes depend on."""
+    packages = ("kancompile", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+    return {name: _version(name) for name in packages} | {"python": platform.python_version()}
 
 
 def _version(name: str) -> str:

@@ -31,10 +31,13 @@ def why_torn(manifest: Any, content: bytes) -> str | None:
     """
     if not isinstance(manifest, dict) or manifest.get("model_sha256") != hashlib.sha256(content).hexdigest():
         return "is the manifest of another file"
+    return None if own_hash_fits(manifest) else "was changed after it was written"
+
+
+def own_hash_fits(manifest: Mapping[str, Any]) -> bool:
+    """Say whether a manifest is as it was written, or came from a version without own hashes."""
     said = {key: value for key, value in manifest.items() if key != _OWN_HASH}
-    if _OWN_HASH in manifest and manifest[_OWN_HASH] != _hash(said):
-        return "was changed after it was written"
-    return None
+    return _OWN_HASH not in manifest or bool(manifest[_OWN_HASH] == _hash(said))
 
 
 def _hash(manifest: Mapping[str, Any]) -> str:

@@ -60,6 +60,11 @@ class Part:
         return self.path.with_name(f"{PREFIX}{self.run}.old.{self.path.name}")
 
     @property
+    def names(self) -> tuple[Path, Path]:
+        """All temporary names."""
+        return self.new, self.old
+
+    @property
     def is_placed(self) -> bool:
         """Whether the name stands for the new content, which is linked to both."""
         return _are_same(self.new, self.path)

@@ -68,7 +68,11 @@ def first_of(values: Values) -> Tensor:
 
 def joined(values: Values) -> Tensor:
     """View several outputs as one float tensor ``[b, all of them]``; one tensor is given back as it is."""
-    return values if isinstance(values, Tensor) else torch.cat([value.flatten(1).float() for value in values], 1)
+    return (
+        values
+        if isinstance(values, Tensor)
+        else torch.cat([value.reshape(len(value), -1).float() for value in values], 1)
+    )
 
 
 def concatenated(parts: Sequence[Values]) -> Values:

@@ -1,6 +1,7 @@
 """Rewrites of programs, one in a file, and the methods that round weights."""
 
 from kancompile.passes.bit_allocation import Allocation, allocate_bits, front_table, measure_sensitivities
+from kancompile.passes.guard_nan import GuardNaN
 from kancompile.passes.look_up_members import LookUpMembers
 from kancompile.passes.lower_to_polynomials import ObserveRegion
 from kancompile.passes.lowering import Lowering, check_pairs, lower, prepare, settle
@@ -12,6 +13,7 @@ from kancompile.passes.split_branches import SplitBranches
 
 __all__ = [
     "Allocation",
+    "GuardNaN",
     "LookUpMembers",
     "Lowering",
     "ObserveRegion",

@@ -16,6 +16,7 @@ from kancompile.recipe.keys import allowed, checked_value, declared, in_toml
 from kancompile.recipe.layer_choices import LayerRecipe, check_keys
 
 STORAGES = ("smallest", "native", "fastest")
+GUARDS = ("off", "on")
 DEFAULT_PROFILE = "x86-vnni"
 
 Rows = tuple[tuple[str, Any], ...]
@@ -31,6 +32,7 @@ class Recipe(LayerRecipe):
         cpu: name of a preset in :data:`CPU_PRESETS`.
         bits_average, max_bytes, max_latency_us: budgets; the first two have bits allocated by sensitivity.
         batch: the only batch size of the file, ``None`` for any.
+        guard_nan: whether NaN passes from the inputs of a sample to its outputs (see ``kancompile.passes.guard_nan``).
         for_batch: the batch size at which time counts, ``None`` for a balance of small and large ones.
         profile: name of a cost profile of the package, or another profile in full.
         goal_sqnr: what every output should reach, and is helped to (see ``kancompile.compiler.error_gate``); ``None``: no help.
@@ -84,6 +86,12 @@ class Recipe(LayerRecipe):
         low=-1000.0,
         high=1000.0,
         optional=True,
+    )
+    guard_nan: str = declared(
+        "off",
+        "whether a sample with NaN among its inputs has outputs of NaN; off: a table reads NaN as its lowest input",
+        choices=GUARDS,
+        late=True,
     )
     for_batch: int | None = declared(
         None,

@@ -13,6 +13,7 @@ from kancompile.reporting.facts import (
     of_compiled,
     of_file,
     program_table,
+    read_manifest,
     recipe_and_seed,
     torn_pair,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "of_compiled",
     "of_file",
     "program_table",
+    "read_manifest",
     "recipe_and_seed",
     "render",
     "text_plot",

@@ -59,6 +59,7 @@ class Target:
         quantized_outputs: whether what a network returns must have 8 bits.
         several_tensors: whether its files may have several inputs and outputs, and integers among them.
         recurrent_layers: whether it has an operator for an LSTM, a GRU or a plain recurrent layer.
+        guards_nan: whether its files can let NaN through to the outputs.
     """
 
     name: str
@@ -74,3 +75,4 @@ class Target:
     quantized_outputs: bool = False
     several_tensors: bool = True
     recurrent_layers: bool = True
+    guards_nan: bool = False

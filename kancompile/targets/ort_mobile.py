@@ -103,5 +103,6 @@ TARGET = Target(
     emit,
     cpus=("portable", "arm64"),
     takes_batch=True,
+    guards_nan=True,
     companions=companions,
 )

@@ -154,6 +154,8 @@ class ErrorMeasure:
         self.is_finite = all(part.is_finite for part in parts)
 
     def _add_tensor(self, reference: Tensor, output: Tensor, what: str) -> None:
+        # a model may return decisions, of which booleans can neither be subtracted nor compared by size
+        reference, output = (one if one.is_floating_point() else one.float() for one in (reference, output))
         if reference.shape != output.shape:
             raise KanCompileError(
                 f"{what}: found output shape {tuple(output.shape)!r}, expected {tuple(reference.shape)!r} "

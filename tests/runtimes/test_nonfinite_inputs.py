@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 import kancompile
 from examples.zoo.efficient_kan import KAN
 from kancompile.errors.exceptions import KanCompileError
-from kancompile.ir import IndexQuantizer, Program
+from kancompile.ir import IndexQuantizer, Input, Interface, NamedTensors, Program
+from kancompile.passes.guard_nan import GuardNaN
 from kancompile.runtimes import c99
 from kancompile.runtimes.session import RuntimeModel
 from kancompile.targets.c99 import emit as emit_c
@@ -107,3 +108,55 @@ def test_every_precision_answers_as_the_file_does(recipe: dict, is_integer: bool
         np.testing.assert_allclose(found, simulated, rtol=1e-4, atol=1e-4, equal_nan=True)
         assert not is_integer or np.isfinite(simulated).all()
     assert (refused > 0) is not is_integer
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {},
+        pytest.param({"precision": "int16"}, marks=pytest.mark.slow),
+        {"layers": {"layers.0": {"precision": "float"}}},
+    ],
+    ids=["int8", "int16", "float, then int8"],
+)
+def test_a_guard_lets_nan_through_and_changes_nothing_else(recipe: dict) -> None:
+    guarded = kancompile.compile(Normalised(), CALIBRATION, recipe={**recipe, "goal_sqnr": None, "guard_nan": "on"})
+    x = CALIBRATION[:40].copy()
+    has_nan = np.random.default_rng(1).random(len(x)) < 0.4
+    x[has_nan, np.arange(40)[has_nan] % 3] = np.nan
+    x[0], has_nan[0] = np.nan, True
+    session = RuntimeModel(guarded.model_bytes)
+    for rows in (x, x[:1], x[1:2]):
+        found, simulated = session(torch.from_numpy(rows)).numpy(), guarded.program(torch.from_numpy(rows)).numpy()
+        np.testing.assert_allclose(found, simulated, rtol=1e-5, atol=1e-6, equal_nan=True)
+    found = session(torch.from_numpy(x)).numpy()
+    assert np.isnan(found[has_nan]).all()
+    unguarded = guarded.lowered(torch.from_numpy(np.nan_to_num(x))).numpy()
+    np.testing.assert_allclose(found[~has_nan], unguarded[~has_nan], rtol=1e-5, atol=1e-6)
+    assert guarded.program.layers() == guarded.lowered.layers()
+    assert recipe or all(row.is_integer for row in guarded.audit.rows)
+    with pytest.raises(KanCompileError, match="target 'c99': guard_nan is 'on', expected 'off'"):
+        guarded.for_target("c99")
+
+
+def test_a_guard_of_several_inputs_and_outputs_keeps_the_contract_of_a_pass() -> None:
+    class Two(nn.Module):
+        def forward(self, x: torch.Tensor, ids: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            y = torch.sin(x).sum(1) + t[:, 0] + ids[:, 0]
+            return y, torch.stack([y, -y], dim=1).unsqueeze(1), y > 0
+
+    graph = fx.symbolic_trace(Two())
+    interface = Interface((Input("x", (3,)), Input("ids", (1,), torch.int64), Input("t", (2,))), ("a", "b", "c"))
+    program = Program(graph, (3,), declared=interface)
+    guarded = GuardNaN()(program)
+    assert GuardNaN()(guarded) is guarded
+    x = torch.ones(4, 3)
+    x[1, 2] = torch.nan
+    t = torch.ones(4, 2)
+    t[2, 1] = torch.nan  # which no output depends on
+    values = NamedTensors({"x": x, "ids": torch.ones(4, 1, dtype=torch.int64), "t": t})
+    assert not torch.isnan(program(values[torch.tensor([0, 3])]).tensors["a"]).any()
+    found = guarded(values).tensors
+    assert torch.isnan(found["a"]).tolist() == [False, True, True, False]
+    assert torch.isnan(found["b"]).all((1, 2)).tolist() == [False, True, True, False]
+    assert found["c"].tolist() == [True, True, True, True]

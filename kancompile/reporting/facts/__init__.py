@@ -11,6 +11,7 @@ from kancompile.reporting.facts.inspection import (
     file_table,
     manifest_table,
     program_table,
+    read_manifest,
     torn_pair,
 )
 from kancompile.reporting.facts.layer_facts import functions_text, kernels_of
@@ -38,6 +39,7 @@ __all__ = [
     "of_compiled",
     "of_file",
     "program_table",
+    "read_manifest",
     "recipe_and_seed",
     "torn_pair",
     "worse_than_float",

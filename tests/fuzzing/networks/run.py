@@ -1,0 +1,109 @@
+"""Work through numbered programs, each in turn from where the log ends, in processes that may crash or hang."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import re
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tests.fuzzing.networks.drawing import drawn
+from tests.fuzzing.networks.judging import Verdict
+from tests.fuzzing.networks.one import Drawn, verdict_on
+from tests.fuzzing.networks.shrinking import script, shrunk
+
+_SECONDS_EACH, _PROGRAMS_EACH, _TOLD = 600.0, 25, 90
+
+
+def _work(pipe: Any, other_end: Any) -> None:
+    """Judge programs as they come; an exception is one of the generator's own parts."""
+    other_end.close()  # so that the pipe ends where the parent does
+    sys.stdout = sys.stderr = open("/dev/null", "w")  # noqa: SIM115 (for as long as the process lives)
+    while True:
+        try:
+            given = pipe.recv()
+        except EOFError:
+            return
+        try:
+            found = verdict_on(given)
+        except Exception as error:
+            found = Verdict(f"generator: {type(error).__name__}", str(error)[:300])
+        pipe.send((found.kind, found.detail))
+
+
+class Worker:
+    """A process that judges programs; another one takes its place where it crashes, hangs or has judged many."""
+
+    def __init__(self) -> None:
+        self.process: Any = None
+        self.judged = 0
+
+    def __call__(self, given: Drawn) -> Verdict:
+        """Judge one program."""
+        if self.process is None:
+            context = multiprocessing.get_context("fork")
+            self.pipe, theirs = context.Pipe()
+            self.process, self.judged = context.Process(target=_work, args=(theirs, self.pipe), daemon=True), 0
+            self.process.start()
+            theirs.close()
+        self.pipe.send(given)
+        self.judged += 1
+        try:
+            found = (
+                Verdict(*self.pipe.recv()) if self.pipe.poll(_SECONDS_EACH) else Verdict("hung", f"{_SECONDS_EACH:g} s")
+            )
+        except EOFError:
+            self.process.join(5)
+            found = Verdict("crashed", f"exit code {self.process.exitcode}")
+        if found.kind in ("hung", "crashed") or self.judged >= _PROGRAMS_EACH:
+            self.stop()
+        return found
+
+    def stop(self) -> None:
+        """End the process."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+            self.process = None
+
+
+def run(programs: int, seconds: float, log: Path, shrink_seconds: float = 0.0) -> int:
+    """Judge programs and count those that are at fault.
+
+    Args:
+        programs: numbers end here; those in the log are not judged again.
+        seconds: after which no further program begins.
+        log: file of JSON, read and written: ``next``, ``kinds``, ``refusals``, ``seconds`` and ``failures`` with what was drawn.
+        shrink_seconds: time that making a failure smaller may take; its script stands beside the log.
+    """
+    known: dict[str, Any] = json.loads(log.read_text()) if log.exists() else {}
+    known = {"next": 0, "kinds": {}, "refusals": {}, "seconds": 0.0, "failures": []} | known
+    worker, until = Worker(), time.monotonic() + seconds
+    while known["next"] < programs and time.monotonic() < until:
+        number, started = known["next"], time.monotonic()
+        given = drawn(number)
+        found = worker(given)
+        known["next"] += 1
+        known["kinds"] = Counter(known["kinds"]) + Counter([found.kind])
+        if found.kind == "refused":
+            short = re.sub(r"[\d.e+-]+", "#", found.detail)[:_TOLD]
+            known["refusals"].setdefault(short, []).append(number)
+        if found.is_fault:
+            less = shrunk(given, lambda one, kind=found.kind: worker(one).kind == kind, shrink_seconds)
+            known["failures"].append({"number": number, "kind": found.kind, "detail": found.detail, "drawn": less})
+            log.with_name(f"{log.stem}-{number}.py").write_text(script(less, found.kind))
+        known["seconds"] += time.monotonic() - started
+        log.write_text(json.dumps(known, indent=1) + "\n")
+        print(
+            f"{number}: {found.kind} ({time.monotonic() - started:.1f} s) {found.detail[:200] if found.is_fault else ''}",
+            flush=True,
+        )
+    worker.stop()
+    for failure in known["failures"]:
+        print(f"program {failure['number']}: {failure['kind']}: {failure['detail'][:200]}")
+    print(f"{known['next']:,} programs in {known['seconds']:,.0f} s: {dict(known['kinds'])}")
+    return len(known["failures"])

@@ -1,0 +1,87 @@
+"""Networks drawn at random compile to files that compute what PyTorch computes, or are refused; nothing else happens."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tests.fuzzing.networks import run as running
+from tests.fuzzing.networks.drawing import drawn
+from tests.fuzzing.networks.judging import Verdict, difference
+from tests.fuzzing.networks.one import Drawn, verdict_on
+from tests.fuzzing.networks.shrinking import script, shrunk
+
+QUICK = (1, 15)
+MANY = [number for number in range(60) if number not in QUICK]
+
+
+def check(number: int) -> None:
+    found = verdict_on(drawn(number))
+    assert not found.is_fault, f"{found.kind}: {found.detail}; shrink it: python -m tests.fuzzing.networks"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.needs("c99")
+@pytest.mark.parametrize("number", QUICK)
+def test_a_network(number: int) -> None:
+    check(number)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.needs("c99")
+@pytest.mark.parametrize("number", MANY)
+def test_many_networks(number: int) -> None:
+    check(number)
+
+
+def test_a_number_is_always_the_same_network() -> None:
+    assert json.dumps(drawn(5)) == json.dumps(drawn(5)) != json.dumps(drawn(6))
+
+
+def test_differences_are_told() -> None:
+    one = np.arange(40, dtype=np.float32).reshape(20, 2)
+    other = one.copy()
+    assert difference([one], [other], True, "a and b") is None
+    other[3, 1] = np.nextafter(other[3, 1], 100)
+    assert difference([one], [other], False, "a and b") is None
+    assert difference([one], [other], True, "a and b") == Verdict(
+        "a and b: other bits", "1 of 40 outputs, by up to 4.13e-08 of their spread"
+    )
+    assert difference([one], [one + 1], False, "a and b").kind == "a and b: other values"
+    assert difference([one], [one[:, :1]], False, "a and b").kind == "a and b: another shape"
+    one[0] = other[0] = np.nan
+    assert difference([one], [one.copy()], True, "a and b") is None
+
+
+def test_failures_become_small_scripts_that_stand_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a network with some layers, what remains is the one that fails, and a run goes on where its log ends."""
+
+    def has_steps(given: Drawn) -> bool:
+        return '"basis": "steps"' in json.dumps(given)
+
+    number = next(number for number in range(500) if has_steps(drawn(number)) and drawn(number)["recipe"])
+    less = shrunk(drawn(number), has_steps, 60)
+    assert has_steps(less)
+    assert less["recipe"] == {}
+    assert len(json.dumps(less["network"])) < len(json.dumps(drawn(number)["network"]))
+    (tmp_path / "script.py").write_text(script(less, "a test"))
+    assert runpy.run_path(str(tmp_path / "script.py"), run_name="script")["DRAWN"] == less
+
+    class Judge(SimpleNamespace):
+        def __call__(self, given: Drawn) -> Verdict:
+            return Verdict("wrong") if has_steps(given) else Verdict("equal")
+
+    monkeypatch.setattr(running, "Worker", lambda: Judge(stop=lambda: None))
+    log = tmp_path / "fuzz.json"
+    running.run(number, 1e9, log)
+    assert running.run(number + 1, 1e9, log, 60) >= 1
+    known = json.loads(log.read_text())
+    assert known["next"] == sum(known["kinds"].values()) == number + 1
+    assert known["failures"][-1]["number"] == number
+    assert (tmp_path / f"fuzz-{number}.py").read_text() == script(less, "wrong")
