@@ -43,7 +43,7 @@ class Row:
     """One training.
 
     Attributes:
-        model, weight_bits, index_bits, weights, index, tables, seed, epochs: what was trained, and how.
+        model, weight_bits, index_bits, weights, index, tables, seed, epochs, rate: what was trained, and how.
         float_accuracy, compiled_accuracy, trained_accuracy: percent.
         float_trained: accuracy of the float model after as many epochs of the same loop, at a rate of 1e-3.
         lost_compiled, lost_trained: points.
@@ -62,6 +62,7 @@ class Row:
     tables: bool
     seed: int
     epochs: int
+    rate: float
     float_accuracy: float
     float_trained: float
     compiled_accuracy: float
@@ -112,6 +113,7 @@ def measure(
     training: qat.Training,
     seed: int,
     epochs: int,
+    rate: float,
     control: float,
 ) -> Row:
     """Compile, train, convert and compare on all test images."""
@@ -125,7 +127,7 @@ def measure(
     ratio = step_ratio(module, measured.model, measured.train[: _BATCH * _TIMED_STEPS], labels)
     measured.model.eval()
     module.steps.zero_()
-    train(module, measured.model, measured.train, labels, epochs, _BATCH, seed=seed)
+    train(module, measured.model, measured.train, labels, epochs, _BATCH, rate, seed=seed)
     written = qat.convert(module)
     after, off = _in_runtime(measured, written)
     with torch.no_grad():
@@ -139,6 +141,7 @@ def measure(
         training.tables,
         seed,
         epochs,
+        rate,
         measured.float_accuracy,
         control,
         before,
@@ -212,7 +215,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="default: %(default)s")
     parser.add_argument("--bits", type=_bits, nargs="+", default=[(4, 4), (2, 4), (2, 2)], help="weights/index")
     parser.add_argument("--weights", default="lsq", help="method for weights (default: %(default)s)")
-    parser.add_argument("--index", default="lsq+", help="method for the row index (default: %(default)s)")
+    parser.add_argument("--index", default="lsq+", help="method for the row index, or none (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=0.02, help="learning rate (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: %(default)s")
     parser.add_argument("--epochs", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/qat.json"), help="default: %(default)s")
@@ -220,21 +224,22 @@ def main() -> None:
     torch.set_num_threads(1)
 
     rows = [Row(**row) for row in read_results(arguments.out)] if arguments.out.is_file() else []
-    training = qat.Training(arguments.weights, arguments.index)
+    training = qat.Training(arguments.weights, None if arguments.index == "none" else arguments.index)
     for name in arguments.models:
         measured = Measured(name, arguments.data, arguments.checkpoints)
         _, labels = load_split(arguments.data / "mnist.npz", "train")
         control: dict[int, float] = {}
         for seed in arguments.seeds:
             for bits in arguments.bits:
-                key = (name, *bits, training.weights, training.index, seed, arguments.epochs)
+                key = (name, *bits, training.weights, training.index, seed, arguments.epochs, arguments.rate)
                 if any(
-                    key == (r.model, r.weight_bits, r.index_bits, r.weights, r.index, r.seed, r.epochs) for r in rows
+                    key == (r.model, r.weight_bits, r.index_bits, r.weights, r.index, r.seed, r.epochs, r.rate)
+                    for r in rows
                 ):
                     continue
                 if seed not in control:
                     control[seed] = float_trained(measured, labels, seed, arguments.epochs)
-                row = measure(measured, labels, bits, training, seed, arguments.epochs, control[seed])
+                row = measure(measured, labels, bits, training, seed, arguments.epochs, arguments.rate, control[seed])
                 say(table([row]))
                 rows.append(row)
                 write_results(arguments.out, [asdict(row) for row in rows])
