@@ -70,12 +70,15 @@ CONVOLUTIONS: dict[str, Callable[[], Program]] = {
 }
 
 
-@pytest.mark.parametrize("case", CONVOLUTIONS)
+@pytest.mark.parametrize(
+    "case", ["padded", *(pytest.param(case, marks=pytest.mark.slow) for case in list(CONVOLUTIONS)[1:])]
+)
 def test_convolutions_train(case: str) -> None:
     module = prepared(CONVOLUTIONS[case](), image_inputs(24, 0), {"levels": 16}, qat.Training(index="lsq+"))
     check(module, image_inputs(6, 1) * 1.3)
 
 
+@pytest.mark.slow
 def test_channel_groups_train() -> None:
     layers = [square(6, 3, padding=1, groups=3), square(4, 3)]
     module = prepared(float_convolutions((3, 8, 8), layers), image_inputs(24, 0), {}, qat.Training())
