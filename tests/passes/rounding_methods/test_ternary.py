@@ -72,6 +72,7 @@ def test_files_store_five_codes_in_a_byte_where_that_is_smaller(widths: tuple[in
     assert torch.equal(joined(RuntimeModel(data)(x)), program(x))
 
 
+@pytest.mark.slow
 def test_groups_multiply_three_values() -> None:
     _, program, x = rounded((40, 30), method="gptq", granularity="group", group_size=10)
     contraction = program.node("layer0_contract", IntegerContraction)
