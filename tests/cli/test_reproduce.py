@@ -78,6 +78,7 @@ def test_the_same_inputs_give_the_same_bytes(work: Path, capsys: pytest.CaptureF
     assert said["changed_inputs"] == said["changed_versions"] == said["changed_facts"] == []
 
 
+@pytest.mark.slow
 def test_a_file_of_another_target_and_its_companion(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (work / "out" / "model.h").unlink()
     code, said = reproduced("out/model.c.manifest.json", capsys)

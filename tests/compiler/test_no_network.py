@@ -6,9 +6,10 @@ import socket
 from typing import Any
 
 import pytest
+import torch
 
 import kancompile
-from tests.compiled_kan import make_inputs, make_model
+from benchmarks.kills import Waves
 
 ASKING = ("connect", "connect_ex", "sendto", "sendmsg", "bind")
 
@@ -27,8 +28,8 @@ def test_a_compilation_uses_no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "create_connection", refused("create_connection"))
     blocked = type("Blocked", (socket.socket,), {name: refused(name) for name in ASKING})
     monkeypatch.setattr(socket, "socket", blocked)
-    x = make_inputs(60)
-    compiled = kancompile.compile(make_model(), x, recipe={"goal_sqnr": None})
+    x = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    compiled = kancompile.compile(Waves(), x, recipe={"goal_sqnr": None})
     assert compiled.validate(x).passed
     assert asked == []
     with socket.socket() as one, pytest.raises(OSError, match="connect was called"):
