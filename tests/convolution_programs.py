@@ -20,6 +20,7 @@ from kancompile.ir import (
     Program,
     TableExpansion,
 )
+from tests.saturation import code_limit
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def integer_convolutions(
                 channels_first=True,
             )
             nodes.append(graph.call_module(name, (value,)))
-        limit = 1 << (weight_bits - 1)
+        limit = code_limit(weight_bits)
         columns = channels // layer.groups * sum(layer.features)
         shape = (layer.n_out, columns, *layer.kernel)
         spatial = layer.geometry.out_size(spatial, layer.kernel)

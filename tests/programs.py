@@ -19,6 +19,7 @@ from kancompile.ir import (
     TableExpansion,
     rows_of,
 )
+from tests.saturation import code_limit
 
 
 def integer_program(
@@ -51,7 +52,7 @@ def integer_program(
             ("basis",),
             "index" if receives_index else "real" if number == 0 else "float",
         )
-        limit = 1 << (weight_bits - 1)
+        limit = code_limit(weight_bits)
         columns = n_in * k
         sizes = [columns // groups] * (groups - 1) + [columns - columns // groups * (groups - 1)]
         hands_index = fused and groups == 1 and number + 2 < len(widths) and indices[number + 1].is_8_bit
@@ -144,7 +145,7 @@ def joint_program(hidden: bool = False, table: JointTable | None = None, weight_
     """Build a layer of pairs of inputs, ``hidden`` behind a layer of single ones that hands row numbers over."""
     table = joint_table() if table is None else table
     generator = torch.Generator().manual_seed(1)
-    limit = (1 << (weight_bits - 1)) - 1
+    limit = code_limit(weight_bits) - 1
     root: dict[str, nn.Module] = {}
     graph = fx.Graph()
     value = graph.placeholder("x")

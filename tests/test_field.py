@@ -28,6 +28,7 @@ def test_networks_answer_in_the_form_of_their_targets(model: FieldModel) -> None
     assert field.count_kan_layers(network, inputs) >= 2
 
 
+@pytest.mark.slow
 def test_a_network_is_trained_compiled_and_measured() -> None:
     model = replace(next(model for model in FIELD if model.name.startswith("graph")), epochs=2)
     row = field.measured(model, 0)

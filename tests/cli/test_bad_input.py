@@ -102,6 +102,7 @@ def test_wrong_recipes_are_refused(recipe: dict[str, Any], text: str) -> None:
         kancompile.compile(make_model(), make_inputs(), recipe=recipe)
 
 
+@pytest.mark.slow
 def test_a_ragged_last_batch_works() -> None:
     x = make_inputs(37)
     recipe = {"levels": 64, "goal_sqnr": None}

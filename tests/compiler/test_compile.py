@@ -205,6 +205,7 @@ def compiled_first() -> dict[str, kancompile.CompiledModel]:
 
 
 @pytest.mark.parametrize("target", WRITTEN)
+@pytest.mark.slow
 def test_a_target_gets_the_same_file_whichever_was_compiled_first(
     target: str, compiled_first: dict[str, kancompile.CompiledModel]
 ) -> None:

@@ -96,6 +96,7 @@ def test_layers_are_found_and_hold_at_every_size(model: nn.Module, kernels: list
 
 
 @pytest.mark.parametrize("model", [Pyramid(), nn.Sequential(UnfoldConv(3, 4), UnfoldConv(4, 3, 0)), plain_first()])
+@pytest.mark.slow
 def test_one_file_for_every_size(model: nn.Module) -> None:
     compiled = kancompile.compile(model.eval(), IMAGES, recipe=Recipe(goal_sqnr=None), dynamic=DYNAMIC)
     assert not any(compiled.program.is_float(layer) for layer in compiled.program.layers())

@@ -103,6 +103,7 @@ def test_targets_that_there_are_not(tmp_path: Path) -> None:
         open_data("x.npz", target_columns=["y"])
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = write(tmp_path / "train.csv", labelled(), HEADER), tmp_path / "out"
     values = write(tmp_path / "values.csv", np.hstack([X, OUTPUTS.double().numpy()]), [*NAMES, "y0", "y1", "y2"])

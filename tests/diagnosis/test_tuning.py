@@ -91,6 +91,7 @@ def test_tune_undoes_planted_faults_and_writes_the_recipe(tmp_path: Path, capsys
     tomllib.loads((tmp_path / "recipe.toml").read_text())
 
 
+@pytest.mark.slow
 def test_a_target_out_of_reach_writes_nothing_and_says_what_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -181,6 +181,7 @@ def test_emulated_runtimes_and_bytes_are_refused(model: Path, x: np.ndarray) -> 
         prepared.seconds(x, 1)
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     float_model = make_model()
     save_file(float_model.state_dict(), tmp_path / "kan.safetensors")

@@ -214,6 +214,7 @@ class SmallNetwork(nn.Module):
 
 @pytest.mark.parametrize(("bits", "levels"), [(4, 255), (8, 1024), (8, None)])
 @pytest.mark.needs("c99")
+@pytest.mark.slow
 def test_captured_network_equals_onnx_runtime(bits: int, levels: int | None, tmp_path: Path) -> None:
     model = SmallNetwork().eval()
     x = torch.randn(300, 1, 16, 16, generator=torch.Generator().manual_seed(1))

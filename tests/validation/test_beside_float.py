@@ -35,6 +35,7 @@ class Unexportable(nn.Module):
         return self.model(x) + torch.linalg.qr(x)[0].sum()  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_an_export_is_made_once_and_again_for_other_weights() -> None:
     model = make_model()
     content = FloatExport(model, (6,)).result()

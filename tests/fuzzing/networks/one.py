@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +10,7 @@ import torch
 from kancompile.runtimes import RUNTIMES
 from tests.fuzzing.networks.judging import ROWS, Verdict, judged
 from tests.fuzzing.networks.layouts import network
+from tests.saturation import adds_products_exactly
 
 Drawn = dict[str, Any]
 """``network``, ``data``, ``recipe``, ``target`` and ``seed``: plain data that JSON holds."""
@@ -24,7 +23,7 @@ def verdict_on(drawn: Drawn) -> Verdict:
     recipe: dict[str, Any] = dict(drawn["recipe"])
     if runtime is not None and runtime.missing() is not None:
         target = "ort-cpu"
-    if not _has_vnni() and recipe.get("cpu") in ("x86-vnni", "arm64"):
+    if not adds_products_exactly() and recipe.get("cpu") in ("x86-vnni", "arm64"):
         recipe["cpu"] = "portable"  # sums of these saturate on other processors (docs/targets/ort-cpu.md)
     model = network(drawn["network"], drawn["seed"])
     data, fresh = inputs(drawn, None, 0), inputs(drawn, ROWS, 1)
@@ -32,12 +31,6 @@ def verdict_on(drawn: Drawn) -> Verdict:
         if not all(torch.isfinite(part).all() for part in _outputs(model, data)):
             return Verdict("refused", "the model's own outputs are not finite")
     return judged(model, data, fresh, recipe, target)
-
-
-def _has_vnni() -> bool:
-    """Say whether this processor adds products without saturation, as presets without proofs of pairs take for granted."""
-    about = Path("/proc/cpuinfo")
-    return platform.machine() == "aarch64" or (about.is_file() and "vnni" in about.read_text())
 
 
 def inputs(drawn: Drawn, n: int | None, again: int) -> dict[str, np.ndarray]:
