@@ -17,7 +17,8 @@ import math
 import torch
 from torch import Tensor
 
-from kancompile.qat.methods.straight_through import LearnedStep, WeightQuantizer, standing_for, with_scaled_gradient
+from kancompile.qat.methods.lsq import LsqIndex, LsqWeight
+from kancompile.qat.methods.straight_through import standing_for
 
 ALPHA = 0.4
 _K = math.log(2 / ALPHA - 1)
@@ -30,24 +31,17 @@ def soft_staircase(t: Tensor) -> Tensor:
     return cell + 0.5 + 0.5 * _S * torch.tanh(_K * (t - cell - 0.5))
 
 
-def _rounded(t: Tensor) -> Tensor:
-    return standing_for(torch.round(t.detach()), soft_staircase(t))
+def _rounded(value: Tensor) -> Tensor:
+    return standing_for(torch.round(value.detach()), soft_staircase(value))
 
 
-class DsqWeight(WeightQuantizer):
-    """DSQ of weights."""
+class DsqWeight(LsqWeight):
+    """DSQ of weights: LSQ with the slope of the staircase."""
 
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """Return codes and factors."""
-        shared = float(self.live.sum().clamp(min=1)) / len(self.step)
-        factor = with_scaled_gradient(self.factor(), 1.0 / (shared * self.high) ** 0.5)
-        return _rounded(torch.clamp(self.weight / self.by_weight(factor), self.low, self.high)), factor
+    rounds = staticmethod(_rounded)
 
 
-class DsqIndex(LearnedStep):
-    """DSQ of a row index; its zero point stays."""
+class DsqIndex(LsqIndex):
+    """DSQ of a row index: LSQ with the slope of the staircase."""
 
-    def surrogate(self, x: Tensor) -> Tensor:
-        """Give the soft staircase over the range."""
-        step, zero_point = self.step(), float(self.zero_point())
-        return step * _rounded(torch.clamp(x / step, -zero_point, self.most - zero_point))
+    rounds = staticmethod(_rounded)

@@ -20,17 +20,21 @@ from kancompile.qat.methods.straight_through import LearnedStep, WeightQuantizer
 class LsqWeight(WeightQuantizer):
     """LSQ of weights, one step for each output and scale group."""
 
+    rounds = staticmethod(rounded)
+
     def forward(self) -> tuple[Tensor, Tensor]:
         """Return codes and factors."""
         shared = float(self.live.sum().clamp(min=1)) / len(self.step)
         factor = with_scaled_gradient(self.factor(), 1.0 / (shared * self.high) ** 0.5)
-        return rounded(torch.clamp(self.weight / self.by_weight(factor), self.low, self.high)), factor
+        return self.rounds(torch.clamp(self.weight / self.by_weight(factor), self.low, self.high)), factor
 
 
 class LsqIndex(LearnedStep):
     """LSQ of a row index; its zero point stays."""
 
+    rounds = staticmethod(rounded)
+
     def surrogate(self, x: Tensor) -> Tensor:
-        """Give ``s rnd(clip(x / s, -z, L - 1 - z))``."""
+        """Give ``s rnd(clip(x / s, -z, L - 1 - z))``, whose slope is that of ``rounds``."""
         step, zero_point = self.step(), float(self.zero_point())
-        return step * rounded(torch.clamp(x / step, -zero_point, self.most - zero_point))
+        return step * self.rounds(torch.clamp(x / step, -zero_point, self.most - zero_point))
