@@ -20,17 +20,18 @@ def tests(report: str) -> dict[str, str | None]:
     return found
 
 
+def name_of(test: str) -> str:
+    """Name a test of a report as pytest's command line does, ``tests/file.py::test``."""
+    place, _, name = test.partition("::")
+    parts = place.split(".")
+    # the module's path, then the classes inside it
+    length = next(n for n in range(len(parts), 0, -1) if Path(*parts[:n]).with_suffix(".py").exists())
+    return "::".join([f"{'/'.join(parts[:length])}.py", *parts[length:], name])
+
+
 def ids(report: str) -> list[str]:
-    """Name the tests that a run skipped as pytest's command line does, ``tests/file.py::test``."""
-    found = []
-    for test, reason in tests(report).items():
-        place, _, name = test.partition("::")
-        parts = place.split(".")
-        # the module's path, then the classes inside it
-        length = next(n for n in range(len(parts), 0, -1) if Path(*parts[:n]).with_suffix(".py").exists())
-        if reason is not None:
-            found.append("::".join([f"{'/'.join(parts[:length])}.py", *parts[length:], name]))
-    return found
+    """Name the tests that a run skipped."""
+    return [name_of(test) for test, reason in tests(report).items() if reason is not None]
 
 
 def show(title: str, found: dict[str, str | None]) -> None:

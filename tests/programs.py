@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from kancompile.ir import (
     REAL,
+    BasisParts,
     Branch,
     Contraction,
     Expansion,
@@ -125,11 +126,30 @@ def calibration_inputs(program: Program, n: int = 400, seed: int = 1) -> torch.T
 
 
 def joint_table(
-    n_in: int = 6, members: int = 2, planes: int = 3, words: int = 4, levels: int = 8, seed: int = 0
+    n_in: int = 6,
+    members: int = 2,
+    planes: int = 3,
+    words: int = 4,
+    levels: int = 8,
+    functions: int = 0,
+    seed: int = 0,
 ) -> JointTable:
-    """Draw a table of pairs (or more) of inputs, with codes that may add up to 255."""
+    """Draw a table of pairs (or more) of inputs, with codes that may add up to 255.
+
+    It is made of that many ``functions`` that inputs share, if any; two products of theirs leave int16.
+    """
     generator = torch.Generator().manual_seed(seed)
     parts = torch.randint(0, 255 // members + 1, (members, planes, words, levels), generator=generator)
+    made_of = None
+    if functions:
+        mix = torch.randint(100, 128, (members, planes, words, functions), generator=generator)
+        made_of = BasisParts(
+            torch.randint(0, 256, (levels, functions), dtype=torch.uint8, generator=generator),
+            mix.to(torch.int8),
+            torch.randint(0, 2000, (members, planes, words), dtype=torch.int16, generator=generator),
+            torch.full((members, planes, words), 8 + (functions - 1).bit_length(), dtype=torch.uint8),
+        )
+        parts = made_of.parts()
     return JointTable(
         (n_in,),
         IndexQuantizer(4.0 / levels, levels // 2, levels),
@@ -138,6 +158,7 @@ def joint_table(
         torch.rand(planes * words, 1, generator=generator) / 100 + 0.01,
         torch.randn(planes * words, 1, generator=generator),
         "joint",
+        made_of=made_of,
     )
 
 

@@ -22,6 +22,8 @@ from kancompile.passes.shared_products import split_shared_products
 
 _ATEN = torch.ops.aten
 _LONGEST_ACTIVATION = 12
+_SIZED = (_ATEN.expand.default, _ATEN.view.default, _ATEN.reshape.default, _ATEN._unsafe_view.default)
+"""Operators that read sizes beside their tensor: those of the samples change how often a parameter stands there, not what."""
 _CONTRACTIONS = (_ATEN.addmm.default, _ATEN.mm.default, _ATEN.convolution.default)
 
 
@@ -123,7 +125,8 @@ class _Values(fx.Interpreter):
             self.run(*program.arguments(x))
         self.sources: dict[Any, frozenset[str] | None] = {}
         for node in program.graph_module.graph.nodes:
-            read = [self.sources[source] for source in node.all_input_nodes]
+            reads = node.all_input_nodes[:1] if node.target in _SIZED else node.all_input_nodes
+            read = [self.sources[source] for source in reads]
             known = [names for names in read if names is not None]
             is_constant = node.op in ("get_attr", "call_function") and len(known) == len(read)
             own = {str(node.target)} if node.op == "get_attr" else set()

@@ -90,11 +90,13 @@ class _JointLookup(FoldedNodes):
         """Write the parts that follow from integers, float32 ``[m, k, w, levels]`` (see ``ir.basis_parts``)."""
         *columns, functions = _numbers(mix).shape
         by_function = self.op("Transpose", [self.op("Reshape", [mix, self.shape(-1, functions)])], {"perm": [1, 0]})
-        offset = self.cast(self.op("Reshape", [bias, self.shape(-1)]), ir.DataType.INT32)
-        total = self.op("Add", [self.op("MatMulInteger", [basis, by_function]), offset])
+        # in float32, which is exact: MatMulInteger saturates pairs of products on processors without VNNI
+        numbers = [self.cast(value, ir.DataType.FLOAT) for value in (basis, by_function)]
+        offset = self.cast(self.op("Reshape", [bias, self.shape(-1)]), ir.DataType.FLOAT)
+        total = self.op("Add", [self.op("MatMul", numbers), offset])
         powers = self.stored("powers", np.ldexp(np.float32(1), -np.arange(MOST_SHIFT + 1)).astype(np.float32))
         number = self.cast(self.op("Reshape", [shift, self.shape(-1)]), ir.DataType.INT32)
-        real = self.op("Mul", [self.cast(total, ir.DataType.FLOAT), self.op("Gather", [powers, number])])
+        real = self.op("Mul", [total, self.op("Gather", [powers, number])])
         ends = [self.stored(name, np.array(end, np.float32)) for name, end in (("least", 0), ("most", LARGEST_PART))]
         codes = self.op("Clip", [self.op("Floor", [real]), *ends])
         return self.op("Reshape", [self.op("Transpose", [codes], {"perm": [1, 0]}), self.shape(*columns, -1)])
