@@ -157,6 +157,7 @@ def test_saving_is_all_or_nothing(tmp_path: Path) -> None:
         compiled.save("/proc/kancompile/model.onnx")
 
 
+@pytest.mark.slow
 def test_importing_and_failing_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(11)
     expected = torch.rand(3)

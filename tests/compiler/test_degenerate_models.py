@@ -261,6 +261,7 @@ def test_products_with_several_readers_or_behind_moves_stay_integer(model: type[
 
 
 @pytest.mark.needs("matplotlib")
+@pytest.mark.slow
 def test_a_layer_called_several_times_is_reported_and_diagnosed() -> None:
     x = normal(100, 6)
     made = compiled(Loop(), x, weight_bits=4, goal_sqnr=None)

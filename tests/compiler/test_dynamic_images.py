@@ -112,6 +112,7 @@ def test_one_file_for_every_size(model: nn.Module) -> None:
         assert float(expected.var() / noise) > 30
 
 
+@pytest.mark.slow
 def test_float_layers_take_every_size() -> None:
     model = PowersConv(3, 5, padding=1).eval()
     for precision in ("float", "int16"):

@@ -99,6 +99,7 @@ def test_uses_share_what_they_read(
     assert len(large) == len(set(large))
 
 
+@pytest.mark.slow
 def test_a_file_grows_by_nodes_alone() -> None:
     graphs = []
     for steps in (3, 6):

@@ -224,6 +224,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.needs("matplotlib")
+@pytest.mark.slow
 def test_labels_and_several_outputs_on_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, data = ["--against", "users.py:Classifier"], ["--data", "data.npz"]
     compiling = [
@@ -262,6 +263,7 @@ def test_an_open_length_fits_the_schema() -> None:
     assert found["inputs"][0]["shape"] == ["time", 4]
 
 
+@pytest.mark.slow
 def test_diagnosis_scales_no_tokens() -> None:
     """Neither integers nor floats that the model casts: an embedding would not know them."""
 

@@ -170,6 +170,7 @@ class Items(Dataset[Any]):
         return torch.from_numpy(X[number]).float(), int(number >= 30)
 
 
+@pytest.mark.slow
 def test_data_sets() -> None:
     inputs = torch.from_numpy(X).float()
     whole = TensorDataset(inputs, torch.from_numpy(CLASSES))

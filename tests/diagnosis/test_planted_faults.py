@@ -141,6 +141,7 @@ def test_the_dictionary_is_json_and_names_known_kinds() -> None:
     assert {entry["layer"] for entry in plain["sensitivities"]} == {FIRST, HIDDEN}
 
 
+@pytest.mark.slow
 def test_calibration_unlike_the_data_is_named() -> None:
     # the darker half of the digits, in a narrow range, against all of them
     given = samples("calibration")

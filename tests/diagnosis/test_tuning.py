@@ -68,6 +68,7 @@ def planted() -> Recipe:
     )
 
 
+@pytest.mark.slow
 def test_tune_undoes_planted_faults_and_writes_the_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tuned(tmp_path, *PLANTED, "--max-drop", "0.3", "--min-sqnr", "35", "--json") == 0
     report = json.loads(capsys.readouterr().out)
@@ -131,6 +132,7 @@ class Interrupted:
         return self.original(lowering, recipe)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path) -> None:
     def run(cache: Path | None) -> Tuning:
         given, data = samples("calibration"), samples("test")

@@ -208,6 +208,7 @@ def test_terms_of_a_sum_over_several_axes_are_layers_of_their_own() -> None:
     assert {name: shape[0] for name, shape in _weights(program).items()} == {"rows": 6, "columns": 5, "channels": 4}
 
 
+@pytest.mark.slow
 def test_steps_of_a_linear_state_do_not_grow() -> None:
     """One layer of all earlier steps would be cheaper for a few steps, and hold the cell's weights once for each of them."""
     few, many = (captured(SubState(steps), (steps, 4)) for steps in (5, 8))

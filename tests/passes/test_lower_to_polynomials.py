@@ -96,6 +96,7 @@ def test_the_second_run_changes_nothing() -> None:
     assert LowerToPolynomials()(lowered_kan(), SAMPLES) is lowered_kan()
 
 
+@pytest.mark.slow
 def test_equal_programs_give_equal_files() -> None:
     assert emit(LowerToPolynomials()(efficient_kan(), SAMPLES), {}) == lowered_file()
 

@@ -111,6 +111,7 @@ def test_groups_lower_the_error_at_two_bits(captured: Program) -> None:
     assert error(granularity="group", group_size=1) < 0.7 * error()
 
 
+@pytest.mark.slow
 def test_block_reconstruction_works_with_groups(captured: Program) -> None:
     recipe = {"weight_bits": 2, "method": "brecq", "granularity": "group", "group_size": 2}
     program = lower(captured, inputs(100), read_recipe(recipe))
