@@ -49,7 +49,7 @@ def _has_functions(specs: list[Spec]) -> bool:
 
 def _network(chance: random.Random) -> dict[str, Any]:
     kind = chance.choice(("vector", "vector", "vector", "vector", "tokens", "image", "image"))
-    n = chance.choice((1, 2, 3, 3, 4, 6))
+    n = chance.choice((1, 2, 3, 3, 4, 6, 24))  # of many inputs pairs share look-ups
     side = chance.choice((3, 4, 5))
     shapes = {
         "vector": (n,), "tokens": (chance.choice((1, 2, 3)), max(2, n)),
@@ -235,6 +235,8 @@ def _recipe(chance: random.Random, target: str) -> dict[str, Any]:
         ("goal_sqnr", 0.1, chance.choice((10.0, 45.0))),
         ("min_sqnr", 0.05, chance.choice((-1000.0, 15.0))),
         ("calibration_samples", 0.1, chance.choice((2, 50))),
+        ("table_bits", 0.1, chance.choice((2, 3, 5, 7))),
+        ("weight_bits", 0.05, "ternary"),
     )
     recipe |= {key: value for key, share, value in keys if chance.random() < share}
     if chance.random() < 0.15:
