@@ -63,6 +63,7 @@ NOT_RUN = Counter(
 )
 NEEDS = {
     "README.md": "matplotlib",
+    "docs/comparing.md": "matplotlib",
     "docs/pykan.md": "pykan",
     "docs/report.md": "matplotlib",
     "docs/targets/litert.md": "litert",
@@ -72,6 +73,7 @@ NEEDS = {
 # pages whose commands the default tests of their parts run too: a compilation takes seconds
 SLOW = (
     "README.md",
+    "docs/comparing.md",
     "docs/cost_profiles.md",
     "docs/diagnosis.md",
     "docs/families.md",

@@ -6,6 +6,7 @@ import argparse
 
 from kancompile.cli import (
     benchmark,
+    compare,
     compile,
     completion,
     diagnose,
@@ -48,6 +49,7 @@ COMMANDS: tuple[Command, ...] = (
     inspect.COMMAND,
     diagnose.COMMAND,
     tune.COMMAND,
+    compare.COMMAND,
     report.COMMAND,
     reproduce.COMMAND,
     profile.COMMAND,

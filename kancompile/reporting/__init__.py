@@ -17,13 +17,22 @@ from kancompile.reporting.facts import (
     recipe_and_seed,
     torn_pair,
 )
-from kancompile.reporting.render import check_matplotlib, compile_summary, render, text_plot
+from kancompile.reporting.render import (
+    FORMATS,
+    check_matplotlib,
+    comparison_figure,
+    compile_summary,
+    render,
+    text_plot,
+)
 
 __all__ = [
+    "FORMATS",
     "ReportOptions",
     "calibration_hash",
     "check_matplotlib",
     "collect",
+    "comparison_figure",
     "compile_summary",
     "describe_file",
     "describe_manifest",

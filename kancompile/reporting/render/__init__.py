@@ -1,12 +1,15 @@
 """Draw what a report says; nothing is measured here."""
 
 from kancompile.reporting.render.html import render
+from kancompile.reporting.render.paper_figures import FORMATS, comparison_figure
 from kancompile.reporting.render.plots import check_matplotlib
 from kancompile.reporting.render.terminal import compile_summary
 from kancompile.reporting.render.text_plot import text_plot
 
 __all__ = [
+    "FORMATS",
     "check_matplotlib",
+    "comparison_figure",
     "compile_summary",
     "render",
     "text_plot",

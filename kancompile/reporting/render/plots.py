@@ -49,15 +49,19 @@ _DIGITS = re.compile(r"(-?\d+\.\d\d)\d+")
 _PATH = re.compile(r' (?:d|points)="[^"]*"')
 
 
-def check_matplotlib() -> None:
+def check_matplotlib(who: str = "report", way_out: str = "") -> None:
     """Make sure, before any work is done, that plots can be drawn.
+
+    Args:
+        who: needs them.
+        way_out: another than to install it.
 
     Raises:
         KanCompileError: matplotlib is not installed.
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise KanCompileError(
-            "report: found no matplotlib, which draws the plots; install it: pip install 'kancompile[plots]'"
+            f"{who}: found no matplotlib, which draws the plots; install it: pip install 'kancompile[plots]'{way_out}"
         )
 
 
