@@ -76,8 +76,10 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        numbers = {key: plain_number(value) for key, value in asdict(self).items() if key != "metric"}
-        return numbers | {"metric": self.metric, "sqnr_db": plain_number(self.sqnr_db)}
+        apart = ("metric", "decisions", "right", "lost", "won")
+        numbers = {key: plain_number(value) for key, value in asdict(self).items() if key not in apart}
+        paired = None if self.paired is None else self.paired.to_dict()
+        return numbers | {"metric": self.metric, "sqnr_db": plain_number(self.sqnr_db), "paired": paired}
 
     @property
     def score_text(self) -> str:

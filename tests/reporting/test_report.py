@@ -28,6 +28,7 @@ from kancompile.reporting.facts.edges import EdgeName, draw_edges, parse_edge
 from kancompile.reporting.facts.observation import observe
 from kancompile.reporting.facts.source import ReportSource
 from kancompile.reporting.render.html import render
+from kancompile.reporting.render.paper_figures import figure_names, report_figures
 from kancompile.reporting.schema import report_schema
 from kancompile.validation.layer_pairs import LayerPair
 from tests.compiled_kan import FACTORY, FACTORY_ARGS, make_inputs, make_model
@@ -197,6 +198,19 @@ def test_dead_columns_are_counted() -> None:
     assert dead["SiLU"]["zero_weights"] == 1
     assert dead["SiLU"]["either"] == 2
     assert dead["spline of 8 functions"]["constant"] >= 8
+
+
+@pytest.mark.needs("matplotlib")
+def test_figures_stand_in_files_of_their_own() -> None:
+    report = labelled_report()
+    files = report_figures(report, ["svg"])
+    assert sorted(files) == ["edges.svg", "front.svg", "layers.svg", "weights.svg"]
+    assert set(files) <= set(figure_names())
+    assert "accuracy in %" in files["front.svg"].decode()
+    assert all(layer["name"] in files["layers.svg"].decode() for layer in report["layers"])
+    for point in report["bit_front"]["points"]:
+        low, high = point["interval"]
+        assert low <= point["metric"] <= high
 
 
 def test_integer_sums_stay_below_their_bound() -> None:

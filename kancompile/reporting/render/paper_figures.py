@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from kancompile.reporting.render.drawings import Palette, draw_contributions, draw_edge, draw_error_map, draw_front
+from kancompile.validation import title
 
 FORMATS = ("svg", "pdf", "png")
 # Okabe and Ito (2008), whose colors differ for color-blind readers, and a marker each for readers of gray prints
@@ -22,6 +25,9 @@ _STYLE: Any = {
     "legend.frameon": False,
 }
 _WIDTH, _HEIGHT, _DPI = 6.8, 2.6, 300
+_COLUMNS = 3
+FIGURES = ("layers", "edges", "front", "weights")
+PAPER = Palette("#000000", "#999999", _COLORS[0], _COLORS[2], _COLORS[1], "#E6E6E6")
 _NO_DATES = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 
 
@@ -69,6 +75,76 @@ def comparison_figure(comparison: Mapping[str, Any], kind: str) -> bytes:
         by_bytes.set_ylabel("SQNR in dB")
         by_bytes.legend()
         return _saved(figure, kind)
+
+
+def figure_names() -> list[str]:
+    """Name all files that :func:`report_figures` can write."""
+    return [f"{name}.{kind}" for name in FIGURES for kind in FORMATS]
+
+
+def report_figures(report: Mapping[str, Any], kinds: Sequence[str] = FORMATS) -> dict[str, bytes]:
+    """Draw a report's figures, each in all formats.
+
+    Args:
+        report: as :func:`kancompile.reporting.collect` gives it.
+        kinds: the formats.
+
+    Returns:
+        content by file name: ``layers`` (where the error comes from), ``edges`` (functions before and after), ``front`` (bits
+        against accuracy) and ``weights`` (rounding errors), as far as the report has them.
+    """
+    drawn: dict[str, Callable[[Any], None]] = {}
+    sizes: dict[str, tuple[float, float]] = {}
+    layers, edges, points = report["layers"], report["edges"], report["bit_front"]["points"]
+    mapped = [layer for layer in layers if layer["weight_errors"] is not None]
+    if any(layer["alone"] is not None for layer in layers):
+        drawn["layers"] = lambda figure: draw_contributions(figure.subplots(), layers, PAPER)
+        sizes["layers"] = _WIDTH / 2, 0.8 + 0.22 * len(layers)
+    if edges:
+        drawn["edges"] = lambda figure: _edges(figure, edges)
+        sizes["edges"] = _WIDTH, 1.7 * -(-len(edges) // _COLUMNS)
+    if points:
+        task, baseline = report["summary"]["task"], report["bit_front"]["float_metric"]
+        metric = "accuracy" if task is None else title(task["name"])
+        known = baseline if isinstance(baseline, int | float) else None
+        drawn["front"] = lambda figure: draw_front(figure.subplots(), points, metric, known, PAPER)
+        sizes["front"] = _WIDTH / 2, _HEIGHT
+    if mapped:
+        drawn["weights"] = lambda figure: _grid(figure, mapped, _weights)
+        sizes["weights"] = _WIDTH, 1.9 * -(-len(mapped) // _COLUMNS)
+    files: dict[str, bytes] = {}
+    for name, draw in drawn.items():
+        with _figure(*sizes[name]) as figure:
+            draw(figure)
+            files |= {f"{name}.{kind}": _saved(figure, kind) for kind in kinds}
+    return files
+
+
+def _grid(figure: Any, entries: Sequence[Mapping[str, Any]], draw: Callable[[Any, Mapping[str, Any]], None]) -> None:
+    """Draw small multiples, row by row."""
+    columns = min(_COLUMNS, len(entries))
+    places = figure.subplots(-(-len(entries) // columns), columns, squeeze=False).flatten()
+    for axes, entry in zip(places, entries, strict=False):
+        draw(axes, entry)
+    for axes in places[len(entries) :]:
+        axes.set_axis_off()
+
+
+def _edges(figure: Any, edges: Sequence[Mapping[str, Any]]) -> None:
+    _grid(figure, edges, _edge)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+
+
+def _edge(axes: Any, edge: Mapping[str, Any]) -> None:
+    draw_edge(axes, edge, PAPER)
+    axes.set_title(f"{edge['layer']}: {edge['input']} \N{RIGHTWARDS ARROW} {edge['output']}", fontsize=7)
+    axes.set_xlabel("")
+
+
+def _weights(axes: Any, layer: Mapping[str, Any]) -> None:
+    draw_error_map(axes, layer["weight_errors"])
+    axes.set_title(f"{layer['name']}: {layer['weight_bits']} bits", fontsize=7)
 
 
 @contextmanager
