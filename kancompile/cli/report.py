@@ -42,6 +42,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--figures", metavar="DIR", help="also write the figures as files for a paper, each as SVG, PDF and PNG"
     )
+    parser.add_argument(
+        "--node-data",
+        metavar="FILE.json",
+        help="also write the error of each node's layer as node data for Model Explorer",
+    )
     parser.add_argument("--force", action="store_true", help="replace existing files")
     parser.add_argument(
         "--edge", action="append", default=[], metavar="LAYER:OUT,IN", help="an edge to draw; may be repeated"
@@ -82,7 +87,7 @@ def compiled_report(
 def run(options: argparse.Namespace) -> int:
     """Report on a compiled file."""
     from kancompile.compiler import check_destinations, write_atomically
-    from kancompile.reporting import check_matplotlib, figure_names, report_figures
+    from kancompile.reporting import check_matplotlib, figure_names, node_data, report_figures
 
     check_matplotlib()
     path = Path(options.file)
@@ -93,7 +98,8 @@ def run(options: argparse.Namespace) -> int:
             raise KanCompileError(f"--out: found {options.out!r}, expected a name that ends with .html")
         data = page.with_suffix(".json")
     drawn = [] if options.figures is None else [Path(options.figures) / name for name in figure_names()]
-    check_destinations([page, data, *drawn], options.force)
+    nodes = None if options.node_data is None else Path(options.node_data)
+    check_destinations([page, data, *drawn, *(() if nodes is None else (nodes,))], options.force)
     with working(options):
         from kancompile.data import load_calibration, model_inputs
         from kancompile.reporting import ReportOptions, collect, of_file, recipe_and_seed
@@ -127,6 +133,8 @@ def run(options: argparse.Namespace) -> int:
         files = report_files(report, page, data)
         if options.figures is not None:
             files |= {Path(options.figures) / name: content for name, content in report_figures(report).items()}
+        if nodes is not None:
+            files[nodes] = (json.dumps(node_data(report, source.session_bytes), indent=1) + "\n").encode()
     write_atomically(files, options.force)
     show_result(options, report, _text(report, files))
     return OK

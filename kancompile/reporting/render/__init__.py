@@ -2,6 +2,7 @@
 
 from kancompile.reporting.render.html import render
 from kancompile.reporting.render.model_card import CardFacts, CardFile, model_card
+from kancompile.reporting.render.node_data import node_data
 from kancompile.reporting.render.paper_figures import FORMATS, comparison_figure, figure_names, report_figures
 from kancompile.reporting.render.plots import check_matplotlib
 from kancompile.reporting.render.terminal import compile_summary
@@ -16,6 +17,7 @@ __all__ = [
     "compile_summary",
     "figure_names",
     "model_card",
+    "node_data",
     "render",
     "report_figures",
     "text_plot",
