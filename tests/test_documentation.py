@@ -69,6 +69,11 @@ NEEDS = {
     "docs/targets/litert.md": "litert",
     "docs/targets/ort-cpu.md": "litert",  # writes the files of all targets
     "docs/troubleshooting.md": "matplotlib",
+    "docs/walks/microcontroller.md": "gcc",
+    "docs/walks/newcomer.md": "matplotlib",
+    "docs/walks/notebook.md": "matplotlib",
+    "docs/walks/paper.md": "matplotlib",
+    "docs/walks/pykan.md": "pykan",
 }
 # pages whose commands the default tests of their parts run too: a compilation takes seconds
 SLOW = (
@@ -87,6 +92,7 @@ SLOW = (
     "docs/transformers.md",
     "docs/troubleshooting.md",
     "docs/tutorial.md",
+    "docs/walks/",
 )
 
 
