@@ -23,6 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 WALKS = ROOT / "docs" / "walks"
 DIGITS = ROOT / "examples" / "digits"
+# a checkout on the path would count as installed
+OUTSIDE = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 FENCE = re.compile(r"^```(python|sh|console)\n(.*?)^```", re.M | re.S)
 MODELS = """\
 from examples.zoo.efficient_kan import build
@@ -81,8 +83,7 @@ def seconds_of(walk: str, python: Path) -> tuple[float, int, str]:
             ("digits_test.npz", "test.npz"),
         ):
             shutil.copy(DIGITS / source, folder / target)
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        environment |= {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+        environment = OUTSIDE | {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
         start = time.perf_counter()
         done = subprocess.run(
             ["bash", "-c", script_of((WALKS / f"{walk}.md").read_text())],
@@ -98,13 +99,13 @@ def seconds_of(walk: str, python: Path) -> tuple[float, int, str]:
 def environment_of_a_wheel(folder: Path) -> Path:
     """Build a wheel, install it with what the walks need into an empty environment, and return its interpreter."""
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
-    subprocess.run(pip, check=True)
+    subprocess.run(pip, check=True, env=OUTSIDE)
     subprocess.run([sys.executable, "-m", "venv", folder / "environment"], check=True)
     python = folder / "environment" / "bin" / "python"
     (wheel,) = folder.glob("*.whl")
     constraints = ["--constraint", str(ROOT / "constraints.txt")]
     wanted = f"{wheel}[plots,examples,pykan]"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *constraints, wanted], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *constraints, wanted], check=True, env=OUTSIDE)
     return python
 
 
