@@ -7,7 +7,7 @@ DATA ?=
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope
 
-.PHONY: demo web test slow fuzz lint format docs bench bench-check clean
+.PHONY: demo web test slow fuzz lint format docs release bench bench-check clean
 
 # the package alone, with what it needs, says what it does from the first second on
 $(VENV)/package: pyproject.toml constraints.txt
@@ -55,6 +55,18 @@ format: $(VENV)/installed
 docs: $(VENV)/installed
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+# wheel and source distribution in dist/, checked; the documentation built from the source distribution; workflows by their schema
+release: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[release]'
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	rm -rf dist build/release
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	mkdir -p build/release
+	tar -xf dist/kancompile-*.tar.gz -C build/release --strip-components 1
+	cd build/release && $(abspath $(BIN))/python -m sphinx --fail-on-warning --quiet -b html docs docs/_build/html
+	@ls -l dist
 
 bench: $(VENV)/installed
 	@test -n "$(DATA)" || { echo "usage: make bench DATA=folder  (with mnist.npz: x_train, y_train, x_test, y_test)"; exit 2; }

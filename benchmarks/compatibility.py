@@ -205,8 +205,8 @@ def table(rows: Sequence[Row]) -> str:
     """Write the rows as a Markdown table, and the reasons below it."""
     head = ["family", "model", "float accuracy", "KAN layers", "float lowering error", "SQNR", "worst output"]
     head += [
-        "least layer",
-        "least layer alone",
+        "worst layer",
+        "worst layer alone",
         "top-1 agreement",
         "accuracy lost",
         "bytes",
@@ -311,7 +311,7 @@ digits (64 inputs, 1,347 training and 450 test images), and measured on the test
   error, of all outputs together and of the worst one; then at the worst layer, with the errors of earlier layers and alone, on
   the inputs that it has in the float model;
 * **bytes**, **smaller**: of the file, and how many times as large the float ONNX export is;
-* **faster**: time of the float ONNX export over that of the file, batch 32, one thread, both in turns in one process, medians.
+* **faster**: time of the float ONNX export over that of the file, batch 32, one thread, interleaved in one process, medians.
 
 A model that does not compile has the text of its error as reason.
 """

@@ -198,7 +198,7 @@ ONNX Runtime, one thread:
 * **KAN layers**, **found**, **integer**: in the network, in the file, and in the file as integers;
 * **worst output**: signal about its mean over error, at the worst output;
 * **float**, **compiled**: the measure of the task, R2 in percent;
-* **smaller**, **faster**: bytes and times of the float ONNX export over those of the file, both in turns in one process, medians;
+* **smaller**, **faster**: bytes and times of the float ONNX export over those of the file, interleaved in one process, medians;
 * **compile**, **peak memory**: of a process of its own, which holds PyTorch and the exporter too;
 * **most of the time in float**: the operators of one kind that no layer took up, by the estimate of the report.
 """

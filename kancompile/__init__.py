@@ -8,6 +8,7 @@ compile        a model and calibration data to a CompiledModel, which saves itse
 validate       compare a file with the float model, output by output
 benchmark      time a file beside its float model, in interleaved runs
 diagnose       say why a compiled model is not more accurate, with the changes that help
+compare        rounding methods and bit widths side by side on one model
 tune           search the recipe that meets given targets
 qat            quantization-aware training: prepare and convert, around your own loop
 capture        find the KAN layers of a model: a Program; show prints one
@@ -27,6 +28,7 @@ from kancompile.errors.exceptions import KanCompileError as KanCompileError
 if TYPE_CHECKING:
     from kancompile.compiler.compile import compile as compile
     from kancompile.compiler.compiled_model import CompiledModel as CompiledModel
+    from kancompile.diagnosis.comparison import compare as compare
     from kancompile.diagnosis.diagnosing import diagnose as diagnose
     from kancompile.diagnosis.tuning import tune as tune
     from kancompile.frontend.capture import capture as capture
@@ -42,6 +44,7 @@ _HOMES = {
     "Recipe": "kancompile.recipe",
     "benchmark": "kancompile.validation",
     "capture": "kancompile.frontend",
+    "compare": "kancompile.diagnosis",
     "compile": "kancompile.compiler",
     "diagnose": "kancompile.diagnosis",
     "show": "kancompile.ir",

@@ -63,15 +63,22 @@ NOT_RUN = Counter(
 )
 NEEDS = {
     "README.md": "matplotlib",
+    "docs/comparing.md": "matplotlib",
     "docs/pykan.md": "pykan",
     "docs/report.md": "matplotlib",
     "docs/targets/litert.md": "litert",
     "docs/targets/ort-cpu.md": "litert",  # writes the files of all targets
     "docs/troubleshooting.md": "matplotlib",
+    "docs/walks/microcontroller.md": "gcc",
+    "docs/walks/newcomer.md": "matplotlib",
+    "docs/walks/notebook.md": "matplotlib",
+    "docs/walks/paper.md": "matplotlib",
+    "docs/walks/pykan.md": "pykan",
 }
 # pages whose commands the default tests of their parts run too: a compilation takes seconds
 SLOW = (
     "README.md",
+    "docs/comparing.md",
     "docs/cost_profiles.md",
     "docs/diagnosis.md",
     "docs/families.md",
@@ -85,6 +92,7 @@ SLOW = (
     "docs/transformers.md",
     "docs/troubleshooting.md",
     "docs/tutorial.md",
+    "docs/walks/",
 )
 
 

@@ -77,6 +77,7 @@ TOOLS: dict[str, Tool] = {
     # C
     "gcc": _program("gcc", "size", package="gcc"),
     "g++": _program("g++", package="g++"),
+    "cmake": _program("cmake", package="cmake"),
     "clang": _program("clang", package="clang"),
     "c99": Tool(c99.missing, programs=(*c99.COMPILERS, Path(os.environ.get("CC") or "cc").name)),
     "cortex-m": Tool(cortex_m.missing, programs=("arm-none-eabi-gcc", "arm-none-eabi-size", "qemu-system-arm")),
@@ -109,6 +110,7 @@ TOOLS: dict[str, Tool] = {
     "pillow": _package("PIL", install="'kancompile[images]'"),
     "matplotlib": _package("matplotlib", install="'kancompile[plots]'"),
     "pandas": _package("pandas", install="pandas"),
+    "yaml": _package("yaml", install="pyyaml"),
     "nbclient": _package("nbclient", "nbformat", "ipykernel", "ipykernel_launcher", install="nbclient ipykernel"),
     "ipywidgets": _package("ipywidgets", install="ipywidgets"),
     # KANs of others

@@ -17,7 +17,7 @@ examples:
   kancompile benchmark build/model.onnx --against models.py:make_kan --checkpoint kan.pt --batch-sizes 1,256
   kancompile benchmark build/model.onnx --against models.py:make_kan --checkpoint kan.pt --runtime all
 
-Times the compiled file, the float export of the model in ONNX Runtime, and PyTorch, in turns, on this machine. Close
+Times the compiled file, the float export of the model in ONNX Runtime, and PyTorch in interleaved runs on this machine. Close
 other programs first: times of a busy machine mean little. --runtime adds runtimes that are installed; each takes the
 file of its own target beside MODEL.onnx (litert: model.tflite, c99: model.c, ort-mobile: model.ort)."""
 

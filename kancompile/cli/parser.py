@@ -6,10 +6,14 @@ import argparse
 
 from kancompile.cli import (
     benchmark,
+    card,
+    compare,
     compile,
     completion,
     diagnose,
+    diff,
     inspect,
+    library,
     profile,
     recipe,
     report,
@@ -23,7 +27,7 @@ from kancompile.cli.usage import OneLineParser
 EXIT_CODES = """\
 exit codes:
   0    done
-  1    a threshold was missed (compile then writes nothing), or a file was not reproduced
+  1    a threshold was missed (compile then writes nothing), a file was not reproduced, or two files differ
   2    wrong input or usage; the message says what to change
   3    a bug in kancompile
   130  interrupted"""
@@ -46,9 +50,13 @@ COMMANDS: tuple[Command, ...] = (
     validate.COMMAND,
     benchmark.COMMAND,
     inspect.COMMAND,
+    diff.COMMAND,
     diagnose.COMMAND,
     tune.COMMAND,
+    compare.COMMAND,
     report.COMMAND,
+    library.COMMAND,
+    card.COMMAND,
     reproduce.COMMAND,
     profile.COMMAND,
     recipe.COMMAND,

@@ -18,7 +18,7 @@ examples:
   kancompile profile --out laptop.toml
   kancompile compile models.py:make_kan --checkpoint kan.pt --calibration train.npz --profile laptop.toml --out build
 
-Runs small models of the operators of compiled files, in turns, in one thread, for about half a minute, and writes what each
+Runs small models of the operators of compiled files, interleaved, in one thread, for about half a minute, and writes what each
 kind of work takes. compile --profile chooses the faster form of a layer by it; without one it takes {DEFAULT_PROFILE}, so that
 the same input gives the same file everywhere. The package holds {", ".join(PROFILES)}. Close other programs first."""
 

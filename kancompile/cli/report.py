@@ -24,7 +24,7 @@ TEXT = """\
 examples:
   kancompile report build/model.onnx --against models.py:make_kan --checkpoint kan.pt --data train.npz
   kancompile report build/model.onnx --against models.py:make_kan --checkpoint kan.pt \\
-      --calibration train.npz --data test.npz --edge layers.0:3,17 --out report.html
+      --calibration train.npz --data test.npz --edge layers.0:3,17 --out report.html --figures figures
 
 Writes one HTML page that opens offline, and its data as JSON: accuracy, size and time before and after, the error that every
 layer and branch brings, ranges, kernels, and the edge functions before and after. The tables are made again from the data
@@ -39,6 +39,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_held_out(parser)
     add_data(parser, "data", "inputs to measure with (default: the held-out samples)", required=False)
     parser.add_argument("--out", metavar="FILE.html", help="page to write (default: MODEL.report.html beside the file)")
+    parser.add_argument(
+        "--figures", metavar="DIR", help="also write the figures as files for a paper, each as SVG, PDF and PNG"
+    )
+    parser.add_argument(
+        "--node-data",
+        metavar="FILE.json",
+        help="also write the error of each node's layer as node data for Model Explorer",
+    )
     parser.add_argument("--force", action="store_true", help="replace existing files")
     parser.add_argument(
         "--edge", action="append", default=[], metavar="LAYER:OUT,IN", help="an edge to draw; may be repeated"
@@ -79,7 +87,7 @@ def compiled_report(
 def run(options: argparse.Namespace) -> int:
     """Report on a compiled file."""
     from kancompile.compiler import check_destinations, write_atomically
-    from kancompile.reporting import check_matplotlib
+    from kancompile.reporting import check_matplotlib, figure_names, node_data, report_figures
 
     check_matplotlib()
     path = Path(options.file)
@@ -89,7 +97,9 @@ def run(options: argparse.Namespace) -> int:
         if page.suffix != ".html":
             raise KanCompileError(f"--out: found {options.out!r}, expected a name that ends with .html")
         data = page.with_suffix(".json")
-    check_destinations([page, data], options.force)
+    drawn = [] if options.figures is None else [Path(options.figures) / name for name in figure_names()]
+    nodes = None if options.node_data is None else Path(options.node_data)
+    check_destinations([page, data, *drawn, *(() if nodes is None else (nodes,))], options.force)
     with working(options):
         from kancompile.data import load_calibration, model_inputs
         from kancompile.reporting import ReportOptions, collect, of_file, recipe_and_seed
@@ -121,6 +131,10 @@ def run(options: argparse.Namespace) -> int:
         )
         report = collect(source, wanted)
         files = report_files(report, page, data)
+        if options.figures is not None:
+            files |= {Path(options.figures) / name: content for name, content in report_figures(report).items()}
+        if nodes is not None:
+            files[nodes] = (json.dumps(node_data(report, source.session_bytes), indent=1) + "\n").encode()
     write_atomically(files, options.force)
     show_result(options, report, _text(report, files))
     return OK

@@ -13,10 +13,10 @@ from kancompile.ir import RECURRENCES, Program, Values
 from kancompile.recipe import LookUpCosts
 
 _REASONS = {
-    "native_layer_norm": "a normalisation has no integer kernel in ONNX Runtime",
-    "native_group_norm": "a normalisation has no integer kernel in ONNX Runtime",
-    "_native_batch_norm_legit": "a normalisation has no integer kernel in ONNX Runtime",
-    "_native_batch_norm_legit_no_training": "a normalisation has no integer kernel in ONNX Runtime",
+    "native_layer_norm": "a normalization has no integer kernel in ONNX Runtime",
+    "native_group_norm": "a normalization has no integer kernel in ONNX Runtime",
+    "_native_batch_norm_legit": "a normalization has no integer kernel in ONNX Runtime",
+    "_native_batch_norm_legit_no_training": "a normalization has no integer kernel in ONNX Runtime",
     "_softmax": "softmax keeps its precision in float",
     "bmm": "both factors depend on the data",
     "mm": "both factors depend on the data, or they are no float32 matrices",

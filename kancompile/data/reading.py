@@ -127,6 +127,6 @@ def _arrays(parts: Mapping[str, Any], name: str) -> Arrays:
     if len(set(sizes.values())) > 1:
         raise KanCompileError(
             f"{name}: found {', '.join(f'{size} of {n!r}' for n, size in sizes.items())}, expected the same number of every "
-            "input; pass them in step"
+            "input; give one row of each for every sample"
         )
     return found

@@ -168,7 +168,7 @@ def check_labels(labels: NDArray[Any], n: int, name: str) -> None:
         raise KanCompileError(f"{name} labels: found dtype {str(labels.dtype)!r}, expected integers or floats")
     if labels.ndim == 0 or len(labels) != n:
         raise KanCompileError(
-            f"{name} labels: found shape {labels.shape!r}, expected {n} labels for {n} samples; pass them in step"
+            f"{name} labels: found shape {labels.shape!r}, expected {n} labels for {n} samples; give one label for each sample"
         )
     if labels.dtype.kind == "f" and not np.isfinite(labels).all():
         row = int(np.argwhere(~np.isfinite(labels))[0][0])

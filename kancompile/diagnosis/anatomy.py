@@ -32,11 +32,11 @@ from kancompile.ir import (
 )
 from kancompile.passes import cost_of_pairs
 from kancompile.recipe import SettledRecipe
+from kancompile.validation import branch_columns, dead_columns
 
 PARTS = ("outside", "levels", "codes", "weights")
 _SAMPLES = 256
 _ELEMENTS = 1 << 21
-_DEAD = 1e-6
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Anatomy:
         weight_bits: bits of its weights as they were rounded.
         pair_cost: by how much the error of the weights grew so that sums of two products fit int16.
         reads: what its table reads when all layers are lowered.
-        columns, dead_columns: weight columns, and those whose function is constant over the calibration inputs.
+        columns, dead_columns: weight columns, and those that contribute nothing (``validation.dead_columns``).
         is_convolution: whether its contraction is one.
         is_joint: whether it looks inputs up in pairs; ``levels`` then is all of its error.
     """
@@ -132,6 +132,7 @@ def _dissect(laboratory: Laboratory, recipe: SettledRecipe, name: str) -> Anatom
     floats = exact.trace(x, [*layer.expansions, layer.contraction])
     integers = lowered.trace(x, [*low_layer.expansions, low_layer.contraction])
     looked_up, cut, dead, coded = [], [], 0, []
+    branches = branch_columns(lowered, low_layer)
     for target, table_target in zip(layer.expansions, low_layer.expansions, strict=True):
         table = lowered.node(table_target, TableExpansion)
         phi = floats[target][1]
@@ -139,8 +140,9 @@ def _dissect(laboratory: Laboratory, recipe: SettledRecipe, name: str) -> Anatom
         inside = _inside(table, floats[target][0][0]).reshape(*phi.shape[:-1], 1)
         looked_up.append(real)
         cut.append((real - phi) * ~inside)
-        flat = phi.reshape(-1, phi.shape[-2] * phi.shape[-1])
-        dead += int((flat.amax(0) - flat.amin(0) <= _DEAD * flat.abs().amax().clamp(min=1e-30)).sum())
+        seen = integers[table_target][1].reshape(-1, *phi.shape[-2:])
+        low, high = seen.amin(0), seen.amax(0)
+        dead += sum(dead_columns(branch, low, high).either for branch in branches if branch.expansion == table_target)
         coded.append((table.column_scale() / 12**0.5).expand_as(phi[:1]))
 
     def mapped(features: list[Tensor]) -> Tensor:

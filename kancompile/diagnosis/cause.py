@@ -210,5 +210,5 @@ class Cause:
 
 
 def ranked(causes: Sequence[Cause]) -> list[Cause]:
-    """Sort causes, the weightiest first; ties keep their order."""
+    """Sort causes, the largest first; ties keep their order."""
     return sorted(causes, key=lambda cause: cause.weight, reverse=True)

@@ -159,8 +159,8 @@ def examine(laboratory: Laboratory, judged_on: str, has_data: bool, exact: bool 
         sensitivities += sensitivities_of(laboratory, recipe, name)
         anatomies.append(dissect(laboratory, recipe, name))
     notes += [
-        f"layer {entry.layer!r}: {entry.dead_columns} of {entry.columns} weight columns read functions that are constant over "
-        "the calibration data, so nothing is known about them"
+        f"layer {entry.layer!r}: {entry.dead_columns} of {entry.columns} weight columns are dead: their functions do not change "
+        "on the calibration data, or their weights are 0"
         for entry in anatomies
         if entry.dead_columns > entry.columns // 2
     ]

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from kancompile.compiler import Preparation, constant_bytes
+from kancompile.compiler import Preparation, constant_bytes, describe, write
 from kancompile.data import Calibration
 from kancompile.errors import KanCompileError
 from kancompile.ir import (
@@ -23,8 +23,9 @@ from kancompile.ir import (
 )
 from kancompile.passes import Lowering, RecentlyUsed, method_named
 from kancompile.progress import quiet
-from kancompile.recipe import SettledRecipe
-from kancompile.validation import CLASSES, ErrorMeasure, Score, TaskMetric, decibel, plain_number
+from kancompile.recipe import Recipe, SettledRecipe
+from kancompile.targets import TARGETS
+from kancompile.validation import CLASSES, ErrorMeasure, PairedDecisions, Score, TaskMetric, decibel, plain_number
 
 _CHUNK = 256
 _KEPT_PROGRAMS = 4
@@ -44,6 +45,8 @@ class Outcome:
         drop: points of it lost against the float program, hundredths of R2, ``None`` without labels.
         agreement: percentage of samples with the same largest output, ``None`` where that is no decision.
         constant_bytes: bytes of weights and tables as stored.
+        decisions, right, lost, won: samples, and of them those that the float program decides rightly, that only it does, and
+            that only the lowered one does; ``None`` where labels are no classes.
     """
 
     signal: float
@@ -54,6 +57,17 @@ class Outcome:
     drop: float | None
     agreement: float | None
     constant_bytes: int
+    decisions: int | None = None
+    right: int | None = None
+    lost: int | None = None
+    won: int | None = None
+
+    @property
+    def paired(self) -> PairedDecisions | None:
+        """Both programs' decisions on the same samples, with intervals; ``None`` where labels are no classes."""
+        if self.decisions is None or self.right is None or self.lost is None or self.won is None:
+            return None
+        return PairedDecisions(self.decisions, self.right, self.lost, self.won)
 
     @property
     def sqnr_db(self) -> float:
@@ -62,13 +76,28 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        numbers = {key: plain_number(value) for key, value in asdict(self).items() if key != "metric"}
-        return numbers | {"metric": self.metric, "sqnr_db": plain_number(self.sqnr_db)}
+        apart = ("metric", "decisions", "right", "lost", "won")
+        numbers = {key: plain_number(value) for key, value in asdict(self).items() if key not in apart}
+        paired = None if self.paired is None else self.paired.to_dict()
+        return numbers | {"metric": self.metric, "sqnr_db": plain_number(self.sqnr_db), "paired": paired}
 
     @property
     def score_text(self) -> str:
-        """The score for people, empty without labels."""
-        return "" if self.metric is None or self.score is None else Score(self.metric, self.score).text()
+        """The score for people, with what it lost of that of the float program; empty without labels."""
+        if self.metric is None or self.score is None:
+            return ""
+        text = Score(self.metric, self.score).text()
+        if self.paired is not None:
+            low, high = self.paired.accuracy_interval
+            text += f" (95 % interval {low:.2f} ... {high:.2f})"
+        return text
+
+
+@dataclass(frozen=True)
+class _FileSize:
+    """What a memory remembers of a file."""
+
+    bytes: int
 
 
 Fact = TypeVar("Fact")
@@ -93,6 +122,7 @@ class Laboratory:
         judging: samples that they are judged with.
         recipe: the recipe as given, with bits allocated where it asks for that.
         seed: of every random choice.
+        device: where rounding methods keep their matrices.
     """
 
     def __init__(
@@ -110,12 +140,16 @@ class Laboratory:
         self._prepared = prepared
         self.program, self.fitting, self.x, self.seed = prepared.program, prepared.samples, prepared.x, prepared.seed
         self.judging, self.recipe, self.memory = judging, recipe, memory
-        self._lowering = prepared.lowering()
+        self._lowering, self.device = prepared.lowering(), prepared.device
         self.names = [layer.name for layer in self.program.layers()]
         self.lowerings = 0
         self._programs: RecentlyUsed[str, Program] = RecentlyUsed(_KEPT_PROGRAMS)
         self._outcomes: dict[str, Outcome] = {}
         self._float_outputs: WeakKeyDictionary[Calibration, list[Tensor]] = WeakKeyDictionary()
+
+    def settled(self, recipe: Recipe) -> SettledRecipe:
+        """Settle a recipe for the layers of the program."""
+        return self._lowering.settled(recipe)
 
     def lowered(self, recipe: SettledRecipe) -> Program:
         """Lower by a recipe; the last few programs in use are kept."""
@@ -146,17 +180,34 @@ class Laboratory:
                 self.memory.put(fact, self._outcomes[key])
         return self._outcomes[key]
 
+    def file_bytes(self, recipe: SettledRecipe) -> int:
+        """Measure the ONNX file that a recipe makes."""
+        key = {"fact": "file", "recipe": recipe.whole.canonical_json()}
+        known = None if self.memory is None else self.memory.get(key, _FileSize)
+        if known is not None:
+            return known.bytes
+        program = self.lowered(recipe)
+        facts = describe(program, self.fitting, recipe.whole, "ort-cpu", self.seed)
+        with quiet():
+            found = _FileSize(len(write(TARGETS["ort-cpu"], program, facts, recipe.whole)))
+        if self.memory is not None:
+            self.memory.put(key, found)
+        return found.bytes
+
     def judge(self, program: Program, samples: Calibration | None = None) -> Outcome:
         """Compare a lowered program with the float one on samples, those that judge if none are given, and with their labels."""
         samples = self.judging if samples is None else samples
-        measure, task = ErrorMeasure(), TaskMetric()
+        measure, task, paired = ErrorMeasure(), TaskMetric(), None
         for (x, y), expected in zip(samples.batches(), self.float_outputs(samples), strict=True):
             found = program(x)
             measure.add(expected, found, "judged output")
             if y is not None:
                 task.add(y, first_of(found), "data")
-        float_score = self.float_score(samples)
+        float_task = self._float_task(samples)
+        float_score = None if float_task is None else float_task.score
         score = None if float_score is None else task.score
+        if float_task is not None and float_task.decisions is not None and task.decisions is not None:
+            paired = PairedDecisions.of(float_task.decisions, task.decisions)
         return Outcome(
             measure.signal,
             measure.noise,
@@ -166,17 +217,22 @@ class Laboratory:
             None if score is None or float_score is None else float_score.points - score.points,
             measure.agreement if samples.targets is not None and task.kind == CLASSES else None,
             constant_bytes(program),
+            *((None,) * 4 if paired is None else (paired.n, paired.right, paired.lost, paired.won)),
         )
 
     def float_score(self, samples: Calibration) -> Score | None:
         """Measure accuracy, overlap or R2 of the float program, ``None`` without labels or where it has no meaning."""
+        task = self._float_task(samples)
+        return None if task is None else task.score
+
+    def _float_task(self, samples: Calibration) -> TaskMetric | None:
         if samples.targets is None:
             return None
         task = TaskMetric()
         for (_, y), output in zip(samples.batches(), self.float_outputs(samples), strict=True):
             assert y is not None
             task.add(y, first_of(output), "data")
-        return task.score
+        return task
 
     def float_outputs(self, samples: Calibration) -> list[Tensor]:
         """Evaluate the float program on samples, batch by batch, once for as long as they are in use."""

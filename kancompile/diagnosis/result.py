@@ -25,7 +25,7 @@ class Diagnosis(Printed):
         judged_on: which samples judged, in words.
         sensitivities: of layers and branches.
         anatomies: of the integer layers.
-        causes: ranked, the weightiest first.
+        causes: ranked, the largest first.
         tried: changes that were predicted to bring something and measured.
         notes: what else a reader should know, such as rounding that was done faster than the recipe says.
         recipe: the recipe that was diagnosed.
@@ -89,7 +89,7 @@ def _text(diagnosis: Diagnosis) -> str:
     standing = [cause for cause in diagnosis.causes if cause.stands_out]
     others = [cause for cause in diagnosis.causes if not cause.stands_out]
     if standing:
-        lines.append("why, the weightiest first:")
+        lines.append("why, the largest first:")
         for number, cause in enumerate(standing[:_MOST_SHOWN], 1):
             lines += _cause_lines(number, cause)
     else:

@@ -9,29 +9,25 @@ least by it.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from kancompile.compiler import Rung, describe, write
+from kancompile.compiler import Rung
 from kancompile.data import float32_by_default, opened
 from kancompile.diagnosis.anatomy import Anatomy, dissect
 from kancompile.diagnosis.cause import PRECISION, Change
 from kancompile.diagnosis.diagnosing import layer_suspects, open_laboratory, samples_for
 from kancompile.diagnosis.laboratory import Laboratory, Outcome
+from kancompile.diagnosis.measurement_key import depends_on
 from kancompile.diagnosis.tune_cache import TuneCache
 from kancompile.errors import KanCompileError
 from kancompile.ir import Program
-from kancompile.progress import quiet, say
+from kancompile.progress import say
 from kancompile.recipe import Recipe, SettledRecipe, read_recipe
-from kancompile.targets import TARGETS
 from kancompile.validation import Printed, plain_number
 
 CACHE_NAME = "tune-cache.jsonl"
@@ -73,13 +69,6 @@ class Targets:
                 f"the file takes {file_bytes} bytes, allowed are {self.max_bytes} ({file_bytes - self.max_bytes} too many)"
             )
         return reasons
-
-
-@dataclass(frozen=True)
-class _FileSize:
-    """What a cache remembers of a file."""
-
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -225,38 +214,15 @@ def tune(
         )
     laboratory = open_laboratory(model, fitting, judging, start, seed, device, trust=trust)
     if cache is not None:
-        context = {
-            "model": program_sha256(laboratory.program),
-            "fitting": fitting.sha256(),
-            "judging": judging.sha256(),
-            "labels": hashlib.sha256(b"" if judging.targets is None else judging.targets.tobytes()).hexdigest(),
-            "seed": seed,
-            "version": _version(),
-        }
-        laboratory.memory = TuneCache(Path(cache), context)
+        laboratory.memory = TuneCache(Path(cache), depends_on(laboratory))
         if len(laboratory.memory):
             say(f"tune: {len(laboratory.memory)} facts in {os.fspath(cache)!r}")
     return _search(laboratory, targets, judged_on or judges)
 
 
-def _file_bytes(laboratory: Laboratory, recipe: SettledRecipe) -> int:
-    """Measure the file that a recipe makes."""
-    key = {"fact": "file", "recipe": recipe.whole.canonical_json()}
-    known = None if laboratory.memory is None else laboratory.memory.get(key, _FileSize)
-    if known is not None:
-        return known.bytes
-    program = laboratory.lowered(recipe)
-    facts = describe(program, laboratory.fitting, recipe.whole, "ort-cpu", laboratory.seed)
-    with quiet():
-        found = _FileSize(len(write(TARGETS["ort-cpu"], program, facts, recipe.whole)))
-    if laboratory.memory is not None:
-        laboratory.memory.put(key, found)
-    return found.bytes
-
-
 def _search(laboratory: Laboratory, targets: Targets, judged_on: str) -> Tuning:
     def size_of(recipe: SettledRecipe) -> int | None:
-        return None if targets.max_bytes is None else _file_bytes(laboratory, recipe)
+        return None if targets.max_bytes is None else laboratory.file_bytes(recipe)
 
     recipe = laboratory.recipe
     start = outcome = laboratory.outcome(recipe)
@@ -330,7 +296,7 @@ def _tried(
     after = laboratory.outcome(changed)
     if not after.noise <= _KEPT * outcome.noise:
         return None
-    if targets.max_bytes is not None and _file_bytes(laboratory, changed) > targets.max_bytes:
+    if targets.max_bytes is not None and laboratory.file_bytes(changed) > targets.max_bytes:
         return None
     gain = 10 * math.log10(outcome.noise / predicted) if predicted > 0 and outcome.noise > 0 else None
     return Step(change, gain, outcome, after)
@@ -342,7 +308,7 @@ def _smaller(laboratory: Laboratory, recipe: SettledRecipe, outcome: Outcome, ma
     Widths with an ONNX type (4 and 2) are tried beside the next one: others need nodes that widen them, which in small files
     cost more than they save. What makes the file small enough comes first, by its noise; else noise for each byte decides.
     """
-    size = _file_bytes(laboratory, recipe)
+    size = laboratory.file_bytes(recipe)
     candidates = []
     for name in laboratory.integer_layers(recipe):
         bits = recipe[name].bits
@@ -350,7 +316,7 @@ def _smaller(laboratory: Laboratory, recipe: SettledRecipe, outcome: Outcome, ma
             if 2 <= fewer < bits:
                 change = Change({name: {"weight_bits": fewer}})
                 changed = change.applied(recipe)
-                after, left = laboratory.outcome(changed), _file_bytes(laboratory, changed)
+                after, left = laboratory.outcome(changed), laboratory.file_bytes(changed)
                 if left < size:
                     price = after.noise if left <= max_bytes else (after.noise - outcome.noise) / (size - left)
                     candidates.append((left > max_bytes, price, name, fewer, change, after))
@@ -375,23 +341,6 @@ def _extra_bytes(change: Change, anatomies: Mapping[str, Anatomy], program: Prog
         if "function_error" in keys or "lookup" in keys:
             extra += 1  # how many functions come back is known afterwards; what is free comes before
     return extra
-
-
-def program_sha256(program: Program) -> str:
-    """Hash a float program: its graph and all its constants."""
-    digest = hashlib.sha256(program.graph_module.code.encode())
-    for name, value in sorted(program.graph_module.state_dict().items()):
-        if isinstance(value, torch.Tensor):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _version() -> str:
-    try:
-        return metadata.version("kancompile")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _outcome_text(outcome: Outcome) -> str:

@@ -24,7 +24,7 @@ MOST_PLANES = 5
 _ALIGNED = 4
 """ONNX Runtime's fast convolution needs a multiple of so many input channels; with others it takes up to twice as long."""
 _LARGEST_WEIGHT = 64
-"""Two neighbouring products of 8-bit codes with weights up to this size always fit int16 (2 * 255 * 64 = 32640)."""
+"""Two neighboring products of 8-bit codes with weights up to this size always fit int16 (2 * 255 * 64 = 32640)."""
 
 
 def varying_functions(table: TableExpansion) -> Tensor:

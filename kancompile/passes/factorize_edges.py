@@ -110,7 +110,7 @@ class FactorizeEdges:
             error = _output_error(program, modules, layer, measured)
             if error <= self.tolerance:
                 note = (
-                    f"layer {layer.name!r}: {k} functions of each input, different for every input, factorised into "
+                    f"layer {layer.name!r}: {k} functions of each input, different for every input, factorized into "
                     f"{rank} that all share, output error {error:.2g} of its spread"
                 )
                 return program.replace_modules(modules, [note])

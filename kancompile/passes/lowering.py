@@ -210,13 +210,13 @@ def check_pairs(program: Program) -> None:
     """Refuse a program that processors without VNNI would compute otherwise.
 
     Raises:
-        KanCompileError: sums of two neighbouring products of a layer can leave int16.
+        KanCompileError: sums of two neighboring products of a layer can leave int16.
     """
     for layer in program.layers():
         proof = prove_layer(program, layer)
         if proof is not None and not proof.holds:
             raise KanCompileError(
-                f"layer {layer.name!r}: {proof.overflowing} sums of two neighbouring products can leave int16 (up to "
+                f"layer {layer.name!r}: {proof.overflowing} sums of two neighboring products can leave int16 (up to "
                 f"{proof.largest}), expected none for processors without VNNI; use 7 weight bits for this layer, or a recipe "
                 'with cpu = "x86-vnni" or "arm64"'
             )

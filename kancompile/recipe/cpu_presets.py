@@ -12,7 +12,7 @@ class CpuPreset:
     Attributes:
         name: how recipes call it.
         int16_pairs: whether some of its kernels add two products in a saturating int16, so that the file must not let any
-            sum of two neighbouring products leave it (see ``pair_products``).
+            sum of two neighboring products leave it (see ``pair_products``).
         meaning: one line for people.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kancompile.targets import c99, litert, ort_cpu, ort_mobile, qnn
+from kancompile.targets.c99 import LibraryFacts, library_files
 from kancompile.targets.contract import Target
 from kancompile.targets.onnx import PAIR_INDEX
 
@@ -13,5 +14,7 @@ TARGETS: dict[str, Target] = {
 __all__ = [
     "PAIR_INDEX",
     "TARGETS",
+    "LibraryFacts",
     "Target",
+    "library_files",
 ]

@@ -2,13 +2,14 @@
 
 from kancompile.validation.benchmark import COMPILED, FLOAT_EXPORT, Benchmark, benchmark
 from kancompile.validation.beside_float import BesideFloat, measure_beside_float
+from kancompile.validation.dead_columns import dead_columns
 from kancompile.validation.error_measures import ErrorMeasure, OutputError, decibel, plain_number
 from kancompile.validation.float_export import FloatExport, export_float
 from kancompile.validation.float_replay import FloatReplay, samples_that_fit
 from kancompile.validation.input_region import outside_grid, read_from_input
 from kancompile.validation.kernel_audit import KernelAudit, audit_kernels
 from kancompile.validation.layer_errors import LayerError, LayerErrors
-from kancompile.validation.layer_pairs import BranchColumns, LayerPair
+from kancompile.validation.layer_pairs import BranchColumns, LayerPair, branch_columns
 from kancompile.validation.measured_costs import costs_of, measure_costs
 from kancompile.validation.operator_probes import Probe, probes
 from kancompile.validation.paired_decisions import PairedDecisions
@@ -44,8 +45,10 @@ __all__ = [
     "aligned",
     "audit_kernels",
     "benchmark",
+    "branch_columns",
     "compare_runtimes",
     "costs_of",
+    "dead_columns",
     "decibel",
     "drop_of",
     "export_float",

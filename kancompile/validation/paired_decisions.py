@@ -67,10 +67,17 @@ class PairedDecisions:
     @property
     def accuracy_interval(self) -> tuple[float, float]:
         """95 % interval of the second one's accuracy in percent (Clopper and Pearson, 1934)."""
-        k, n, tail = self.right - self.lost + self.won, self.n, (1 - _LEVEL) / 2
-        low = float(special.betaincinv(k, n - k + 1, tail)) if k else 0.0
-        high = float(special.betaincinv(k + 1, n - k, 1 - tail)) if k < n else 1.0
-        return 100 * low, 100 * high
+        return _interval_of(self.right - self.lost + self.won, self.n)
+
+    @property
+    def first_accuracy_interval(self) -> tuple[float, float]:
+        """95 % interval of the first one's accuracy in percent, likewise."""
+        return _interval_of(self.right, self.n)
+
+    def interval_row(self) -> list[str]:
+        """Give the row of a table for both accuracies' intervals: what it is, the first one's, the second one's, how likely."""
+        texts = ("{:.2f} ... {:.2f}".format(*ends) for ends in (self.first_accuracy_interval, self.accuracy_interval))
+        return ["  95 % interval", *texts, f"of {self.n:,} samples"]
 
     @property
     def is_within_chance(self) -> bool:
@@ -101,3 +108,10 @@ class PairedDecisions:
             "smallest_visible": self.smallest_visible,
             "accuracy_interval": list(self.accuracy_interval),
         }
+
+
+def _interval_of(k: int, n: int) -> tuple[float, float]:
+    tail = (1 - _LEVEL) / 2
+    low = float(special.betaincinv(k, n - k + 1, tail)) if k else 0.0
+    high = float(special.betaincinv(k + 1, n - k, 1 - tail)) if k < n else 1.0
+    return 100 * low, 100 * high

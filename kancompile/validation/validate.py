@@ -111,9 +111,7 @@ class Validation(Printed):
         no_task = [""] * len(names)
         rows += [[f"  output {name}", *self._cells(part), *no_task] for name, part in self.compiled.parts.items()]
         lines = [f"{self.model}, {self.n_samples:,} samples", *aligned(rows)]
-        lines += [
-            text for text in (worst_text(self.compiled), self.paired and f"decisions: {self.paired.text()}") if text
-        ]
+        lines += [text for text in (worst_text(self.compiled), *self._decisions()) if text]
         if self.runtime is not None:
             lines.append(
                 f"simulation and ONNX Runtime: {self.runtime.differing} of {self.runtime.count} outputs differ, "
@@ -126,6 +124,12 @@ class Validation(Printed):
         passed = "passed" if self.is_limited else "no limit was set (min_sqnr, max_drop); no output is ruined"
         lines.append(passed if self.passed else "not passed: " + "; ".join(self.reasons))
         return "\n".join(lines)
+
+    def _decisions(self) -> list[str]:
+        if self.paired is None:
+            return []
+        _, before, after, _ = self.paired.interval_row()
+        return [f"decisions: {self.paired.text()}", f"accuracy, 95 % intervals: {after} (float model: {before})"]
 
     def _cells(self, measure: ErrorMeasure) -> list[str]:
         worst = measure.worst

@@ -69,7 +69,7 @@ def build():
     return nn.Sequential(Powers(), nn.LayerNorm(4), Powers(), nn.LayerNorm(4), nn.Softmax(1))
 """
     text, _ = inspect(tmp_path, body, capsys)
-    reason = "normalisation over several features"
+    reason = "normalization over several features"
     assert f"stays as it is: aten.native_layer_norm.default, module '1' (LayerNorm): {reason}" in text
     assert "stays as it is: aten._softmax.default, module '4' (Softmax): depends on several features at once" in text
 

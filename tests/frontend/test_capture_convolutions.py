@@ -189,7 +189,7 @@ def test_normalisation_in_front_is_an_anchor() -> None:
     )
     program = captured(model, (4, 6, 7))
     assert len(expansions(program)) == 1
-    assert "normalisation over several features" in {entry.reason for entry in program.unrecognized}
+    assert "normalization over several features" in {entry.reason for entry in program.unrecognized}
 
 
 @pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(2)])

@@ -119,7 +119,7 @@ def test_transformer_block_with_kans() -> None:
     assert contraction(program).weight.shape == (8, 24)
     reasons = {entry.reason for entry in program.unrecognized}
     assert reasons == {
-        "normalisation over several features",
+        "normalization over several features",
         "plain linear layer",
         "product of two data-dependent matrices",
         "depends on several features at once",

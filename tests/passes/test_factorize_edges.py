@@ -61,7 +61,7 @@ def test_wavelets_of_edges_share_a_few_functions() -> None:
     assert len(distinct_inputs(expansion, -3.0, 3.0)[0]) == 1
     # other inputs than those that were measured; the tolerance is 1e-3 of the spread, inputs beyond the data a little more
     assert relative_error(program, after, draw(2000, 8, seed=6)) < 2e-3
-    assert "24 functions of each input, different for every input, factorised into" in after.notes[-1]
+    assert "24 functions of each input, different for every input, factorized into" in after.notes[-1]
     assert RUN(after, draw(500, 8, seed=5)) is after
 
 

@@ -122,7 +122,9 @@ def test_dead_columns_are_noted() -> None:
     assert layer["dead_columns"] >= 5 * 9  # 8 splines and SiLU of each
     text = Text(render(found)).sections["diagnosis"]
     assert f"{layer['dead_columns']:,} of {layer['columns']:,}" in text
-    assert "constant over the calibration data" in text
+    assert "do not change on the calibration data" in text
+    (said,) = [entry for entry in found["layers"] if entry["name"] == "layers.0"]
+    assert layer["dead_columns"] == sum(branch["dead"]["either"] for branch in said["branches"])  # one definition
 
 
 @pytest.mark.needs("matplotlib")

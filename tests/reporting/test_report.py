@@ -13,6 +13,7 @@ from typing import Any
 
 import jsonschema
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -28,6 +29,8 @@ from kancompile.reporting.facts.edges import EdgeName, draw_edges, parse_edge
 from kancompile.reporting.facts.observation import observe
 from kancompile.reporting.facts.source import ReportSource
 from kancompile.reporting.render.html import render
+from kancompile.reporting.render.node_data import node_data
+from kancompile.reporting.render.paper_figures import figure_names, report_figures
 from kancompile.reporting.schema import report_schema
 from kancompile.validation.layer_pairs import LayerPair
 from tests.compiled_kan import FACTORY, FACTORY_ARGS, make_inputs, make_model
@@ -197,6 +200,32 @@ def test_dead_columns_are_counted() -> None:
     assert dead["SiLU"]["zero_weights"] == 1
     assert dead["SiLU"]["either"] == 2
     assert dead["spline of 8 functions"]["constant"] >= 8
+
+
+@pytest.mark.needs("matplotlib")
+def test_figures_stand_in_files_of_their_own() -> None:
+    report = labelled_report()
+    files = report_figures(report, ["svg"])
+    assert sorted(files) == ["edges.svg", "front.svg", "layers.svg", "weights.svg"]
+    assert set(files) <= set(figure_names())
+    assert "accuracy in %" in files["front.svg"].decode()
+    assert all(layer["name"] in files["layers.svg"].decode() for layer in report["layers"])
+    for point in report["bit_front"]["points"]:
+        low, high = point["interval"]
+        assert low <= point["metric"] <= high
+
+
+def test_node_data_name_every_node_of_a_layer() -> None:
+    source, report = labelled(), labelled_report()
+    found = node_data(report, source.session_bytes)
+    nodes = onnx.load_model_from_string(source.session_bytes).graph.node
+    products = {node.output[0]: node.name.split("/")[0] for node in nodes if node.op_type == "Gemm"}
+    ratios = {layer["name"]: layer["sqnr_db"] for layer in report["layers"]}
+    assert len(products) == 2
+    for tensor, name in products.items():
+        assert found["results"][tensor]["value"] == pytest.approx(ratios[name], abs=0.01)
+    assert set(found["results"]) <= {output for node in nodes for output in node.output}
+    assert [entry["stop"] for entry in found["gradient"]] == [0, 1]
 
 
 def test_integer_sums_stay_below_their_bound() -> None:

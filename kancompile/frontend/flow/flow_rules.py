@@ -278,16 +278,16 @@ def layer_norm(call: Call) -> Verdict:
     """Normalisation over the last dimensions: univariate only within the functions of one element."""
     ids = call.ids(0)
     if ids is None or len(call.tracks) != 1:
-        return Stops("normalisation with data-dependent scale")
+        return Stops("normalization with data-dependent scale")
     merged = merge_along(ids, range(-len(call.args[1]), 0), keepdim=True)
     if merged is None:
-        return Stops("normalisation over several features")
+        return Stops("normalization over several features")
     return Follows(tuple(merged.expand(part.shape) for part in call.value), linear=False)
 
 
 def normalisation(call: Call) -> Verdict:
     """Group and instance norm."""
-    return Stops("normalisation over several features")
+    return Stops("normalization over several features")
 
 
 def max_pool(call: Call) -> Verdict:

@@ -187,7 +187,7 @@ def fit_pairs(
     generator: torch.Generator,
     polishing: Gptq | None = None,
 ) -> SolvedLayer:
-    """Make sums of two neighbouring products fit int16 where that is asked for; they always do below 8 bits.
+    """Make sums of two neighboring products fit int16 where that is asked for; they always do below 8 bits.
 
     Args:
         program: the tabulated program, with the layer's float contraction and original tables.

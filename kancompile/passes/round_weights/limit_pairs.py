@@ -1,4 +1,4 @@
-"""Take weight codes back where two neighbouring products could leave int16, so that every processor computes them exactly.
+"""Take weight codes back where two neighboring products could leave int16, so that every processor computes them exactly.
 
     q0 * w0 + q1 * w1 > 32767 for some codes (q0, q1)     ->     smaller (w0', w1') for which it is not
 
@@ -66,13 +66,13 @@ class Limited:
         """Say in a line of the report what was done and what it cost."""
         how = f"weights have {self.bits} bits" if self.bits < 8 else "their weights were taken back"
         return (
-            f"{self.pairs} pairs of neighbouring products could leave int16, {how} so that processors without VNNI are "
+            f"{self.pairs} pairs of neighboring products could leave int16, {how} so that processors without VNNI are "
             f"exact: mean squared output error {self.before:.4g} -> {self.after:.4g}"
         )
 
 
 _COST = re.compile(
-    r"layer '(.*)': \d+ pairs of neighbouring products could leave int16, .* output error (\S+) -> (\S+)$"
+    r"layer '(.*)': \d+ pairs of neighboring products could leave int16, .* output error (\S+) -> (\S+)$"
 )
 
 

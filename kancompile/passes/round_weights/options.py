@@ -19,7 +19,7 @@ class RoundingOptions:
         granularity: ``"channel"``: one scale for each output; ``"branch"``: and for each expansion the layer reads;
             ``"group"``: and for each ``group_size`` inputs.
         group_size: inputs in a group.
-        int16_pairs: whether sums of two neighbouring products must fit int16 (see ``limit_pairs``).
+        int16_pairs: whether sums of two neighboring products must fit int16 (see ``limit_pairs``).
         alternatives: methods by name that are tried where ``method``, rounding to nearest, limits the layer.
         makes_up: whether the weights are changed first so that they make up for drift (see ``drift``).
     """

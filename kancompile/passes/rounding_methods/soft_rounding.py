@@ -1,4 +1,4 @@
-"""Rounding as a differentiable choice between two neighbouring codes, for AdaRound and BRECQ.
+"""Rounding as a differentiable choice between two neighboring codes, for AdaRound and BRECQ.
 
 Nagel et al., *Up or Down? Adaptive Rounding for Post-Training Quantization* (2020), equations 23 to 24: a code is
 ``base + h(alpha)`` with the rectified sigmoid ``h = clip(sigmoid(alpha) (zeta - gamma) + gamma, 0, 1)``, zeta 1.1 and gamma

@@ -3,6 +3,7 @@
 from kancompile.reporting.facts.beside import worse_than_float
 from kancompile.reporting.facts.collect import ReportOptions, collect
 from kancompile.reporting.facts.edges import Edge
+from kancompile.reporting.facts.file_difference import describe_difference, difference_table
 from kancompile.reporting.facts.goal import goal_missed, needs_int16
 from kancompile.reporting.facts.inspection import (
     describe_file,
@@ -25,9 +26,11 @@ __all__ = [
     "calibration_hash",
     "collect",
     "count_layers",
+    "describe_difference",
     "describe_file",
     "describe_manifest",
     "describe_program",
+    "difference_table",
     "edge_of",
     "file_table",
     "float_text",

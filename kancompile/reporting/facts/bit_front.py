@@ -21,7 +21,7 @@ from kancompile.passes import Lowering
 from kancompile.progress import quiet, track
 from kancompile.recipe import SettledRecipe
 from kancompile.reporting.facts.source import ReportSource
-from kancompile.validation import ErrorMeasure, TaskMetric, plain_number
+from kancompile.validation import ErrorMeasure, PairedDecisions, TaskMetric, plain_number
 
 WIDTHS = (2, 3, 4, 6, 8)
 _SAMPLES = 256
@@ -39,6 +39,7 @@ class FrontPoint:
         weight_bytes: of all layers.
         sqnr_db: of the output on the judging data.
         metric: task measure (accuracy or overlap in percent, or R2), ``None`` without labels.
+        interval: 95 % interval of the accuracy in percent, ``None`` where labels are no classes.
         shipped: whether these are the bits of the compiled file.
         sensitivity: what the allocation predicted, ``None`` without one.
     """
@@ -49,6 +50,7 @@ class FrontPoint:
     metric: float | None
     shipped: bool
     sensitivity: float | None = None
+    interval: tuple[float, float] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
@@ -57,6 +59,7 @@ class FrontPoint:
             "weight_bytes": self.weight_bytes,
             "sqnr_db": plain_number(self.sqnr_db),
             "metric": plain_number(self.metric),
+            "interval": None if self.interval is None else list(self.interval),
             "shipped": self.shipped,
             "sensitivity": self.sensitivity,
         }
@@ -147,7 +150,8 @@ class _Judge:
         self.x = data.samples[rows]
         self.labels: Tensor | None = None if data.labels is None else data.labels[rows]
         self.expected = [source.captured(part) for part in self.x.split(64)]
-        self.float_metric = self._metric(self.expected)
+        task = self._task(self.expected)
+        self.float_metric, self._float_decisions = _value(task), None if task is None else task.decisions
 
     def measure(
         self, program: Program, bits: Mapping[str, int], shipped: bool, sensitivity: float | None
@@ -156,13 +160,20 @@ class _Judge:
         for expected, output in zip(self.expected, outputs, strict=True):
             error.add(expected, output, "model output")
         total = sum(describe_layer(program, layer)["weight_bytes"] for layer in program.layers())
-        return FrontPoint(bits, total, error.sqnr_db, self._metric(outputs), shipped, sensitivity)
+        task, interval = self._task(outputs), None
+        if task is not None and task.decisions is not None and self._float_decisions is not None:
+            interval = PairedDecisions.of(self._float_decisions, task.decisions).accuracy_interval
+        return FrontPoint(bits, total, error.sqnr_db, _value(task), shipped, sensitivity, interval)
 
-    def _metric(self, outputs: Sequence[Values]) -> float | None:
+    def _task(self, outputs: Sequence[Values]) -> TaskMetric | None:
         """Measure the task on outputs of all samples, ``None`` without labels."""
         if self.labels is None:
             return None
         task = TaskMetric()
         for labels, output in zip(self.labels.split(64), outputs, strict=True):
             task.add(labels, first_of(output), "data")
-        return None if task.score is None else task.score.value
+        return task
+
+
+def _value(task: TaskMetric | None) -> float | None:
+    return None if task is None or task.score is None else task.score.value

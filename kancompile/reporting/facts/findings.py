@@ -83,7 +83,7 @@ def _of_layer(layer: Mapping[str, Any]) -> Iterator[dict[str, str]]:
         yield _say(
             "warning",
             name,
-            f"{proof['overflowing']:,} of {proof['pairs']:,} sums of two neighbouring products can leave int16 (up to "
+            f"{proof['overflowing']:,} of {proof['pairs']:,} sums of two neighboring products can leave int16 (up to "
             f"{proof['largest']:,}): x86 processors without VNNI would saturate",
         )
     sums = layer["int32_sums"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from kancompile.reporting.facts.branch_meaning import branch_meaning
 from kancompile.reporting.facts.contributions import Contribution, LayerContribution
 from kancompile.reporting.facts.observation import Observation, Outside
 from kancompile.reporting.facts.weight_errors import weight_errors
-from kancompile.validation import BranchColumns, KernelAudit, LayerError, LayerPair, plain_number
+from kancompile.validation import KernelAudit, LayerError, LayerPair, dead_columns, plain_number
 
 _SIGNIFICANT = 4
 INT32_MAX = (1 << 31) - 1
@@ -191,28 +192,10 @@ def _branches(
                 "outside_share": _rounded(seen.outside[branch.expansion].share)
                 if branch.expansion in seen.outside
                 else None,
-                "dead": dead_columns(branch, seen),
+                "dead": asdict(dead_columns(branch, *seen.extremes.get(branch.expansion, (None, None)))),
             }
         )
     return found
-
-
-def dead_columns(branch: BranchColumns, seen: Observation) -> dict[str, int]:
-    """Count columns that contribute nothing: constant on the calibration inputs, or with weights that are all 0.
-
-    Returns:
-        ``constant``, ``zero_weights``, and ``either``; a column is one function of one input.
-    """
-    groups, _, n_in, k, _ = branch.weight.shape
-    zero = (branch.weight == 0).all(4).all(1).reshape(groups * n_in, k)
-    constant = torch.zeros_like(zero)
-    if branch.expansion in seen.constant:
-        constant = seen.constant[branch.expansion][:, branch.columns]
-    return {
-        "constant": int(constant.sum()),
-        "zero_weights": int(zero.sum()),
-        "either": int((constant | zero).sum()),
-    }
 
 
 def _contribution_facts(alone: Contribution, total_noise: float) -> dict[str, Any]:

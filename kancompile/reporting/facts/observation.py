@@ -71,13 +71,13 @@ class Observation:
         samples: model inputs evaluated.
         inputs: a sample of what each float expansion reads, float32 ``[r, n_in]``, by its name.
         outside: by name of the lowered expansion; only tables have a range.
-        constant: columns that never change, bool ``[n_in, k]``, by name of the lowered expansion.
+        extremes: least and largest value of every column, ``[n_in, k]`` each, by name of the lowered expansion.
     """
 
     samples: int = 0
     inputs: dict[str, Tensor] = field(default_factory=dict)
     outside: dict[str, Outside] = field(default_factory=dict)
-    constant: dict[str, Tensor] = field(default_factory=dict)
+    extremes: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 def observe(program: Program, pairs: Sequence[LayerPair], x: Values, seed: int = 0) -> Observation:
@@ -96,7 +96,6 @@ def observe(program: Program, pairs: Sequence[LayerPair], x: Values, seed: int =
     wanted_targets = list(dict.fromkeys(origin for origin in origins.values() if _is_expansion(program, origin)))
     seen = Observation(samples=len(x))
     kept: dict[str, list[Tensor]] = {target: [] for target in wanted_targets}
-    extremes: dict[str, tuple[Tensor, Tensor]] = {}
     batches = x.split(_BATCH)
     for part in track(batches, "observing layer inputs"):
         traced = program.trace(part, wanted_targets)
@@ -110,15 +109,12 @@ def observe(program: Program, pairs: Sequence[LayerPair], x: Values, seed: int =
         for pair in pairs:
             for target in pair.layer.expansions:
                 if origins[target] in inputs:
-                    _note(seen, extremes, pair, target, inputs[origins[target]])
+                    _note(seen, pair, target, inputs[origins[target]])
     seen.inputs = {target: torch.cat(parts) for target, parts in kept.items()}
-    seen.constant = {target: low == high for target, (low, high) in extremes.items()}
     return seen
 
 
-def _note(
-    seen: Observation, extremes: dict[str, tuple[Tensor, Tensor]], pair: LayerPair, target: str, x: Tensor
-) -> None:
+def _note(seen: Observation, pair: LayerPair, target: str, x: Tensor) -> None:
     module = pair.program.module(target)
     if isinstance(module, TableExpansion):
         # rows of joint tables are few and hold the mean of what they receive
@@ -130,9 +126,9 @@ def _note(
     if x.numel():
         values = pair.evaluate(target, x)
         low, high = values.amin(0), values.amax(0)
-        if target in extremes:
-            low, high = torch.minimum(low, extremes[target][0]), torch.maximum(high, extremes[target][1])
-        extremes[target] = low, high
+        if target in seen.extremes:
+            low, high = torch.minimum(low, seen.extremes[target][0]), torch.maximum(high, seen.extremes[target][1])
+        seen.extremes[target] = low, high
 
 
 def _is_expansion(program: Program, target: str) -> bool:

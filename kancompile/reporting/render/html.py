@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from typing import Any
 
+from kancompile.reporting.render.drawings import bits_text
 from kancompile.reporting.render.html_diagnosis import diagnosis_section
 from kancompile.reporting.render.html_layers import layer_tables, weight_maps
 from kancompile.reporting.render.html_parts import MISSING, data_size, decibels, number, table
-from kancompile.reporting.render.plots import bits_text, edge_plot, front_plot
+from kancompile.reporting.render.plots import edge_plot, front_plot
 from kancompile.validation import number_of, title
 
 _SECTIONS = (
@@ -66,7 +67,8 @@ def _cards(report: Mapping[str, Any]) -> str:
     cards = []
     task = summary["task"]
     if task is not None:
-        small = f"before {number_of(task['name'], task['float'])}"
+        interval = "" if task["paired"] is None else f"95 % interval {_interval(task['paired']['accuracy_interval'])}; "
+        small = f"{interval}before {number_of(task['name'], task['float'])}"
         small += f"; {task['text']}" if task["text"] else f", {-task['drop'] / 100:+.4f}" if task["drop"] else ""
         cards.append((title(task["name"]), number_of(task["name"], task["compiled"]), small))
     agreement = summary["top1_agreement"]
@@ -100,6 +102,10 @@ def _cards(report: Mapping[str, Any]) -> str:
         for head, big, small in cards
     )
     return f'<div class="cards">{inner}</div>'
+
+
+def _interval(ends: Sequence[float]) -> str:
+    return f"{ends[0]:.2f} \N{HORIZONTAL ELLIPSIS} {ends[1]:.2f}"
 
 
 def _findings(report: Mapping[str, Any]) -> str:
@@ -159,7 +165,8 @@ def _front(report: Mapping[str, Any]) -> str:
     for point in front["points"]:
         label = escape(bits_text(point["bits"])) + (" <b>(this file)</b>" if point["shipped"] else "")
         row = [label, data_size(point["weight_bytes"]), decibels(point["sqnr_db"])]
-        row += [number(point["metric"])] if task is not None else []
+        interval = "" if point["interval"] is None else f' <span class="soft">[{_interval(point["interval"])}]</span>'
+        row += [number(point["metric"]) + interval] if task is not None else []
         row += (
             ["" if point["sensitivity"] is None else f"{point['sensitivity']:.3g}"]
             if head[-1] == "predicted loss"

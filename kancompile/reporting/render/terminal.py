@@ -65,6 +65,8 @@ def _results(compiled: CompiledModel, result: Validation, beside: BesideFloat | 
         if name == "accuracy" and result.paired is not None:
             change = result.paired.text()
         rows.append([title(name), number_of(name, before), number_of(name, after), change])
+        if name == "accuracy" and result.paired is not None:
+            rows.append(result.paired.interval_row())
     error, worst = result.compiled, result.compiled.worst
     assert worst is not None
     rows.append(["SQNR", "", f"{error.sqnr_db:.2f} dB", "of what varies in the outputs"])

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from kancompile.ir import Program
 from kancompile.targets.c99.interface import INTERFACE_BEGINS, INTERFACE_ENDS
+from kancompile.targets.c99.packaging import LibraryFacts, library_files
 from kancompile.targets.c99.plan import make_plan
 from kancompile.targets.c99.render import render
 from kancompile.targets.contract import Target
@@ -62,4 +63,4 @@ TARGET = Target(
     recurrent_layers=False,
 )
 
-__all__ = ["TARGET"]
+__all__ = ["TARGET", "LibraryFacts", "library_files"]

@@ -74,7 +74,7 @@ def make_parts(program: Program) -> Program:
 
 
 class PairedTable(TableExpansion):
-    """A table that two neighbouring inputs read together."""
+    """A table that two neighboring inputs read together."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[b, ...]`` to table codes, uint8 ``[b, *, n_in, k]``."""
