@@ -7,7 +7,7 @@ from kancompile.passes.lower_to_polynomials import ObserveRegion
 from kancompile.passes.lowering import Lowering, check_pairs, lower, prepare, settle
 from kancompile.passes.quantize_outputs import QuantizeOutputs
 from kancompile.passes.recently_used import RecentlyUsed
-from kancompile.passes.round_weights import cost_of_pairs, prove_layer
+from kancompile.passes.round_weights import cost_of_pairs, layer_limits, prove_layer
 from kancompile.passes.rounding_methods import code_range, method_named, quick_methods
 from kancompile.passes.split_branches import SplitBranches
 
@@ -25,6 +25,7 @@ __all__ = [
     "code_range",
     "cost_of_pairs",
     "front_table",
+    "layer_limits",
     "lower",
     "measure_sensitivities",
     "method_named",

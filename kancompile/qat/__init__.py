@@ -8,12 +8,14 @@ compiled = kancompile.qat.convert(module)
 from kancompile.qat.checkpoint import load_checkpoint, save_checkpoint
 from kancompile.qat.choices import Training
 from kancompile.qat.conversion import convert
+from kancompile.qat.elastic import ElasticModel, prepare_elastic
 from kancompile.qat.optimization import BestState, distillation_loss, held_out_loss, parameter_groups
 from kancompile.qat.preparation import prepare, prepare_compiled
 from kancompile.qat.training_module import TrainedModel
 
 __all__ = [
     "BestState",
+    "ElasticModel",
     "TrainedModel",
     "Training",
     "convert",
@@ -23,5 +25,6 @@ __all__ = [
     "parameter_groups",
     "prepare",
     "prepare_compiled",
+    "prepare_elastic",
     "save_checkpoint",
 ]
