@@ -14,6 +14,7 @@ from kancompile.cli import (
     recipe,
     report,
     reproduce,
+    train,
     tune,
     validate,
 )
@@ -43,6 +44,7 @@ typical use:
 
 COMMANDS: tuple[Command, ...] = (
     compile.COMMAND,
+    train.COMMAND,
     validate.COMMAND,
     benchmark.COMMAND,
     inspect.COMMAND,

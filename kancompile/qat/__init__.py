@@ -9,6 +9,7 @@ from kancompile.qat.checkpoint import load_checkpoint, save_checkpoint
 from kancompile.qat.choices import Training
 from kancompile.qat.conversion import convert
 from kancompile.qat.elastic import ElasticModel, prepare_elastic
+from kancompile.qat.fitting import Labelled, Schedule, fit, state_files
 from kancompile.qat.optimization import BestState, distillation_loss, held_out_loss, parameter_groups
 from kancompile.qat.preparation import prepare, prepare_compiled
 from kancompile.qat.training_module import TrainedModel
@@ -16,10 +17,13 @@ from kancompile.qat.training_module import TrainedModel
 __all__ = [
     "BestState",
     "ElasticModel",
+    "Labelled",
+    "Schedule",
     "TrainedModel",
     "Training",
     "convert",
     "distillation_loss",
+    "fit",
     "held_out_loss",
     "load_checkpoint",
     "parameter_groups",
@@ -27,4 +31,5 @@ __all__ = [
     "prepare_compiled",
     "prepare_elastic",
     "save_checkpoint",
+    "state_files",
 ]
