@@ -11,6 +11,7 @@ from kancompile.qat.conversion import convert
 from kancompile.qat.elastic import ElasticModel, prepare_elastic
 from kancompile.qat.fitting import Labelled, Schedule, fit, state_files
 from kancompile.qat.optimization import BestState, distillation_loss, held_out_loss, parameter_groups
+from kancompile.qat.oscillation import OscillationFreezer, dampening_loss
 from kancompile.qat.preparation import prepare, prepare_compiled
 from kancompile.qat.training_module import TrainedModel
 
@@ -18,10 +19,12 @@ __all__ = [
     "BestState",
     "ElasticModel",
     "Labelled",
+    "OscillationFreezer",
     "Schedule",
     "TrainedModel",
     "Training",
     "convert",
+    "dampening_loss",
     "distillation_loss",
     "fit",
     "held_out_loss",
