@@ -101,6 +101,17 @@ def test_all_widths_begin_at_their_result_and_learn_together() -> None:
     assert model.steps == 45
 
 
+@pytest.mark.parametrize("weights", ["dsq", "qil"])
+def test_other_methods_share_their_weights_too(weights: str) -> None:
+    model, x = elastic({"weights": weights, "index": None}), make_inputs(100, seed=3) * 1.5
+    assert all(quantized(one) is one.compiled.lowered for one in model.modules_by_bits().values())
+    train(model, adam(model), 9)
+    for one in model.eval().modules_by_bits().values():
+        after = quantized(one)
+        assert after is not one.compiled.lowered
+        assert torch.equal(outputs(one, x), after(x))
+
+
 def test_a_shared_change_is_the_same_in_real_units() -> None:
     """Against real weights: of 8 and 4 bits alike, in front of the functions and not of the codes of their tables."""
     model = elastic()

@@ -88,6 +88,18 @@ def test_an_interrupted_training_ends_in_the_same_bits(tmp_path: Path, monkeypat
         )
 
 
+def test_divergence_names_the_state_to_go_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, losses = module(2), fitting._by_label
+
+    def diverges(outputs: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+        return losses(outputs, y, reduction) * (float("nan") if int(model.steps) > 5 and reduction == "mean" else 1.0)
+
+    monkeypatch.setattr(fitting, "_by_label", diverges)
+    last, _ = qat.state_files(tmp_path, SCHEDULE)
+    with pytest.raises(KanCompileError, match=rf"found NaN or infinity in 'layers\..* after step 6.*{last.name}"):
+        qat.fit(model, classes(), classes(60, seed=6), SCHEDULE, teacher, tmp_path)
+
+
 def test_what_cannot_be_trained_is_refused() -> None:
     data, model = classes(), module(WIDTHS[-1])
 
