@@ -203,6 +203,21 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
+def means(rows: Sequence[Row]) -> str:
+    """Print mean and standard deviation of points lost over the seeds, where there are several."""
+    cells: dict[tuple[str, int, int, str, str | None, float], list[Row]] = {}
+    for row in rows:
+        cells.setdefault((row.model, row.weight_bits, row.index_bits, row.weights, row.index, row.rate), []).append(row)
+    lines = []
+    for (model, weight_bits, index_bits, weights, index, rate), found in cells.items():
+        if len(found) > 1:
+            lost = [[row.lost_compiled for row in found], [row.lost_trained for row in found]]
+            texts = [f"{statistics.mean(values):.2f} +- {statistics.stdev(values):.2f}" for values in lost]
+            name = f"{model} W{weight_bits}A{index_bits}, {weights}, {index or 'calibrated'}, rate {rate:g}"
+            lines.append(f"{name}, {len(found)} seeds: compiled lost {texts[0]}, trained {texts[1]}")
+    return "\n".join(lines)
+
+
 def _bits(text: str) -> tuple[int, int]:
     weight_bits, index_bits = text.split("/")
     return int(weight_bits), int(index_bits)
@@ -243,7 +258,7 @@ def main() -> None:
                 say(table([row]))
                 rows.append(row)
                 write_results(arguments.out, [asdict(row) for row in rows])
-    print(table(rows))
+    print("\n".join(text for text in (table(rows), means(rows)) if text))
 
 
 if __name__ == "__main__":

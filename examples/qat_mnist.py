@@ -51,7 +51,7 @@ def train(
     x_held, y_held, x, y = x[-held_out:], y[-held_out:], x[:-held_out], y[:-held_out]
     with torch.no_grad():
         taught = torch.cat([teacher(part) for part in x.split(1000)])
-    is_prepared = isinstance(module, qat.TrainedModel)
+    is_prepared = isinstance(module, (qat.TrainedModel, qat.ElasticModel))
     groups = qat.parameter_groups(module, rate) if is_prepared else [{"params": list(module.parameters())}]
     optimizer = torch.optim.Adam(groups, lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(x) // batch_size))

@@ -18,6 +18,7 @@ from kancompile.cli import (
     recipe,
     report,
     reproduce,
+    train,
     tune,
     validate,
 )
@@ -47,6 +48,7 @@ typical use:
 
 COMMANDS: tuple[Command, ...] = (
     compile.COMMAND,
+    train.COMMAND,
     validate.COMMAND,
     benchmark.COMMAND,
     inspect.COMMAND,

@@ -13,7 +13,7 @@ from kancompile.passes.lower_to_polynomials import ObserveRegion
 from kancompile.passes.lowering import Lowering, check_pairs, lower, prepare, settle
 from kancompile.passes.quantize_outputs import QuantizeOutputs
 from kancompile.passes.recently_used import RecentlyUsed
-from kancompile.passes.round_weights import cost_of_pairs, prove_layer
+from kancompile.passes.round_weights import cost_of_pairs, layer_limits, prove_layer
 from kancompile.passes.rounding_methods import code_range, method_named, quick_methods
 from kancompile.passes.split_branches import SplitBranches
 
@@ -32,6 +32,7 @@ __all__ = [
     "cost_of_pairs",
     "front_table",
     "in_one_thread",
+    "layer_limits",
     "lower",
     "measure_sensitivities",
     "method_named",

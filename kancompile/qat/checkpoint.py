@@ -14,13 +14,14 @@ from torch import Tensor
 
 from kancompile.compiler import write_atomically
 from kancompile.errors import KanCompileError, foreign, naming_file
+from kancompile.qat.elastic import ElasticModel
 from kancompile.qat.training_module import TrainedModel
 
 _MODULE, _OPTIMIZER, _PLAIN = "module/", "optimizer/", "optimizer"
 
 
 def save_checkpoint(
-    module: TrainedModel, path: str | os.PathLike[str], optimizer: torch.optim.Optimizer | None = None
+    module: TrainedModel | ElasticModel, path: str | os.PathLike[str], optimizer: torch.optim.Optimizer | None = None
 ) -> Path:
     """Write the state of a module, and of its optimizer, in place of what is there.
 
@@ -55,7 +56,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    module: TrainedModel, path: str | os.PathLike[str], optimizer: torch.optim.Optimizer | None = None
+    module: TrainedModel | ElasticModel, path: str | os.PathLike[str], optimizer: torch.optim.Optimizer | None = None
 ) -> None:
     """Load the state of a module that was prepared alike, and of its optimizer.
 

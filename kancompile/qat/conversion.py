@@ -11,6 +11,7 @@ from kancompile.compiler import CompiledModel
 from kancompile.errors import KanCompileError
 from kancompile.ir import IntegerContraction, Program, TableExpansion, check
 from kancompile.passes import check_pairs
+from kancompile.qat.elastic import ElasticModel
 from kancompile.qat.training_module import TrainedModel
 from kancompile.recipe import CPU_PRESETS, Recipe
 
@@ -29,6 +30,11 @@ def convert(module: nn.Module, target: str = "ort-cpu", recipe: Recipe | None = 
             weights of 8 bits may overflow on processors that the recipe names.
     """
     if not isinstance(module, TrainedModel):
+        if isinstance(module, ElasticModel):
+            raise KanCompileError(
+                f"convert: found a module of {len(module.bits)} widths, expected one of them; give module.at(bits), bits one of "
+                f"{list(module.bits)!r}"
+            )
         raise KanCompileError(
             f"convert: found {type(module).__name__}, expected the module that kancompile.qat.prepare returned; a wrapper such "
             "as DataParallel has it as .module"

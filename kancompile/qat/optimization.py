@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kancompile.errors import KanCompileError
+from kancompile.qat.elastic import ElasticModel
 from kancompile.qat.training_module import TrainedModel
 
 SCALE_SHARE = 0.1
 """Learning rate of scales and ranges as a part of that of weights: all weights of an output hang on one scale."""
 
 
-def parameter_groups(module: TrainedModel, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+def parameter_groups(module: TrainedModel | ElasticModel, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
     """Divide the parameters for an optimizer of ``torch.optim``.
 
     Weights are in steps of their scale, biases in eighths of their output's deviation, table entries in sixteenths of their
@@ -26,7 +27,7 @@ def parameter_groups(module: TrainedModel, lr: float, weight_decay: float = 0.0)
         lr: learning rate of weights, biases and tables; scales and ranges get a tenth of it.
         weight_decay: of weights; scales, ranges, biases and tables get none, since 0 is nothing that they should tend to.
     """
-    weights = [value for name, value in module.named_parameters() if name.endswith("quantizer.weight")]
+    weights = [value for name, value in module.named_parameters() if name.endswith(("quantizer.weight", ".move"))]
     known = set(map(id, weights))
     offsets = [value for name, value in module.named_parameters() if name.endswith((".bias", ".change"))]
     known |= set(map(id, offsets))
@@ -89,11 +90,14 @@ def held_out_loss(module: nn.Module, x: Tensor, y: Tensor, batch_size: int = 102
     """Measure the mean cross-entropy in evaluation mode; the mode is left as it was.
 
     Args:
-        module: any classifier.
+        module: any classifier; of an elastic one all widths are measured, and the mean is given.
         x: samples ``[n, ...]``.
         y: classes, int64 ``[n]``.
         batch_size: samples of a batch.
     """
+    if isinstance(module, ElasticModel):
+        losses = [held_out_loss(one, x, y, batch_size) for one in module.modules_by_bits().values()]
+        return sum(losses) / len(losses)
     was_training = module.training
     module.eval()
     with torch.no_grad():

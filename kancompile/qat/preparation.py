@@ -24,14 +24,14 @@ from kancompile.ir import (
     contraction_in_front,
     nodes_of,
 )
-from kancompile.passes import Lowering, code_range
+from kancompile.passes import Lowering, code_range, layer_limits
 from kancompile.progress import quiet
 from kancompile.qat.choices import Training, read_training
 from kancompile.qat.contraction import TrainedContraction, twin_of
 from kancompile.qat.methods import INDEX_METHODS, WEIGHT_METHODS, DoReFaIndex, IndexMethod
 from kancompile.qat.table import TrainedJoint, TrainedTable, constant_functions
 from kancompile.qat.training_module import TrainedModel
-from kancompile.recipe import TERNARY, Recipe
+from kancompile.recipe import CPU_PRESETS, TERNARY, Recipe
 
 _MEASURED = 512
 _BIAS_UNIT = 0.125  # of an output's standard deviation
@@ -119,8 +119,10 @@ class _Preparation:
                 f"{'; '.join(self.notes) or 'none has 256 rows at most'}"
             )
         units, live = self._measured([layer for layer in program.layers() if layer.contraction in integer])
-        for name, contraction in integer.items():
-            twins[name] = self._contraction(name, contraction, units[name], live[name])
+        for layer in program.layers():
+            name = layer.contraction
+            if name in integer:
+                twins[name] = self._contraction(layer, integer[name], units[name], live[name])
         copied = copy.deepcopy(program.replace_modules(twins).graph_module)
         named = {name: copied.get_submodule(name) for name in twins}
         for value in copied.parameters():
@@ -140,32 +142,45 @@ class _Preparation:
         return {str(node.target): expansion for node, expansion in functions.nodes(Expansion)}
 
     def _table(self, name: str, table: TableExpansion, functions: Expansion | None) -> nn.Module:
-        layer = next(one.name for one in self.program.layers() if name in one.expansions)
+        layer = next(one for one in self.program.layers() if name in one.expansions)
         if isinstance(table, JointTable):
             if self.training.index is not None or self.training.tables:
                 self.notes.append(
-                    f"layer {layer!r}: inputs share an index, so that its tables and ranges stay; lookup = 'each' has them "
+                    f"layer {layer.name!r}: inputs share an index, so that its tables and ranges stay; lookup = 'each' has them "
                     "trained"
                 )
             return TrainedJoint(table, self._index(name, table.index, None, table.n_in))
         fits = functions is not None and functions.k == table.k and functions.in_shape == table.in_shape
         found = functions if fits else None
-        method = self.training.index
+        method, trains_codes = self.training.index, self.training.tables
+        if self._adds_pairs(layer):
+            # codes of weights can move as far as the codes of the tables, as they are now, leave room for
+            if method is not None or trains_codes:
+                self.notes.append(
+                    f"layer {layer.name!r}: tables and ranges stay, since weights of 8 bits must fit them on processors without "
+                    "VNNI"
+                )
+            method, trains_codes = None, False
         if method is not None:
             why = self._why_fixed(table, found)
             if why:
-                self.notes.append(f"layer {layer!r}: index not trained, since {why}")
+                self.notes.append(f"layer {layer.name!r}: index not trained, since {why}")
                 method = None
         self.learns_index |= method is not None
         index = self._index(name, table.index, method, table.n_in)
         rows_are_inputs = functions is not None and functions.is_identity
-        twin = TrainedTable(table, index, found, self.training.tables and not rows_are_inputs)
+        twin = TrainedTable(table, index, found, trains_codes and not rows_are_inputs)
         if method is not None and constant_functions([twin.known_slope]):
             raise KanCompileError(
-                f"layer {layer!r}: its functions have no finite slope over {table.index.low:.4g} ... {table.index.high:.4g}, "
-                "expected functions that vary there, since an index learns through them; leave training's index out"
+                f"layer {layer.name!r}: its functions have no finite slope over {table.index.low:.4g} ... "
+                f"{table.index.high:.4g}, expected functions that vary there, since an index learns through them; leave "
+                "training's index out"
             )
         return twin
+
+    def _adds_pairs(self, layer: Layer) -> bool:
+        """Whether sums of two products of a layer must fit int16 and may not, whatever its codes are."""
+        return CPU_PRESETS[self.compiled.recipe.cpu].int16_pairs and self.program.contraction(layer).weight_bits == 8
 
     def _why_fixed(self, table: TableExpansion, functions: Expansion | None) -> str:
         if not table.index.is_8_bit:
@@ -189,7 +204,10 @@ class _Preparation:
                 parameter.requires_grad_(False)
         return known
 
-    def _contraction(self, name: str, contraction: IntegerContraction, unit: float, live: Tensor) -> TrainedContraction:
+    def _contraction(
+        self, layer: Layer, contraction: IntegerContraction, unit: float, live: Tensor
+    ) -> TrainedContraction:
+        name = layer.contraction
         codes = contraction.matrix
         if contraction.multiplier is not None:
             codes = codes // contraction.multiplier.of_column().T
@@ -198,6 +216,8 @@ class _Preparation:
         sizes = torch.tensor(contraction.group_sizes) * contraction.taps
         method = WEIGHT_METHODS[self.training.weights]
         quantizer = method(codes.flatten(1).float(), low, high, sizes, live)
+        if self._adds_pairs(layer):
+            quantizer.limits = torch.stack(layer_limits(self.program, layer)).float()
         index = None
         if contraction.output is not None:
             found = self.indices.get((name, contraction.output))

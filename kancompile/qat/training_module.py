@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,11 +31,13 @@ class TrainedModel(nn.Module):
         notes: what is not trained, and why.
         last_checkpoint: where the last good state is, empty where none was saved.
         steps: int64 scalar, forward calls in training mode.
+        shared: what weights of other widths change by, too, where one training serves several (see ``ElasticModel``).
     """
 
     steps: Tensor
     compiled: CompiledModel
     graph: fx.GraphModule
+    shared: nn.Module | None
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class TrainedModel(nn.Module):
         self.indices = indices
         # not registered: its parameters are those of the layers, which would stand in a state twice
         self.__dict__["graph"] = graph
+        self.__dict__["shared"] = None
         self.register_buffer(STEPS, torch.zeros((), dtype=torch.int64))
         self.register_buffer(PREPARED_WITH, _identity(compiled, training))
 
@@ -82,7 +86,8 @@ class TrainedModel(nn.Module):
 
     def check_finite(self) -> None:
         """Refuse to go on with parameters that are not finite, which index no table."""
-        for name, value in self.named_parameters():
+        shared = () if self.shared is None else self.shared.named_parameters()
+        for name, value in itertools.chain(self.named_parameters(), shared):
             if not bool(torch.isfinite(value.detach().sum())):  # one pass, where asking every element takes five
                 where = (
                     f"the last good state is {self.last_checkpoint!r}" if self.last_checkpoint else "no state was saved"
@@ -98,13 +103,17 @@ class TrainedModel(nn.Module):
         Raises:
             KanCompileError: it was prepared from another model, or with other data or choices.
         """
-        found = state_dict.get(PREPARED_WITH)
-        if not isinstance(found, Tensor) or not torch.equal(found.cpu(), self.get_buffer(PREPARED_WITH).cpu()):
+        self.check_belongs(state_dict.get(PREPARED_WITH))
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def check_belongs(self, prepared_with: object) -> None:
+        """Refuse a state of a module that was prepared otherwise, told by what it holds as ``prepared_with``."""
+        own = self.get_buffer(PREPARED_WITH).cpu()
+        if not isinstance(prepared_with, Tensor) or not torch.equal(prepared_with.cpu(), own):
             raise KanCompileError(
                 "training: found a state of another module, expected one that was prepared with the same model, calibration "
                 f"data, recipe and choices ({self.training_choices}); prepare the module as it was when the state was saved"
             )
-        return super().load_state_dict(state_dict, strict, assign)
 
     def __repr__(self) -> str:
         count = sum(value.numel() for value in self.parameters() if value.requires_grad)

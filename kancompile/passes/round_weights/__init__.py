@@ -20,7 +20,7 @@ from kancompile.passes.round_weights.drift import FloatOutputs
 from kancompile.passes.round_weights.integers import integer_modules, merge_groups
 from kancompile.passes.round_weights.limit_pairs import cost_of_pairs, limit_layer
 from kancompile.passes.round_weights.options import RoundingOptions
-from kancompile.passes.round_weights.pair_products import AdjacentPairs, layer_pairs, prove_layer
+from kancompile.passes.round_weights.pair_products import AdjacentPairs, layer_limits, layer_pairs, prove_layer
 from kancompile.passes.round_weights.reconstruct_blocks import blocks_of, reconstruct_block, with_one_end
 from kancompile.passes.round_weights.rows import layer_problems
 from kancompile.passes.rounding_methods import (
@@ -215,4 +215,4 @@ def fit_pairs(
     return SolvedLayer(limited.parts, limited.bits, (*solved.notes, f"layer {layer.name!r}: {limited.note()}"))
 
 
-__all__ = ["RoundWeights", "RoundingOptions", "cost_of_pairs", "prove_layer"]
+__all__ = ["RoundWeights", "RoundingOptions", "cost_of_pairs", "layer_limits", "prove_layer"]

@@ -349,6 +349,18 @@ def prove_layer(program: Program, layer: Layer) -> Int16Proof | None:
     return prove(contraction, list(program.tables(layer).values()))
 
 
+def layer_limits(program: Program, layer: Layer) -> tuple[Tensor, Tensor]:
+    """Give bounds within which the codes of an integer layer can move while all its pairs go on to fit.
+
+    Returns:
+        smallest and largest code of every weight, int64 ``[n_out, c / groups * taps]`` (see :meth:`AdjacentPairs.limits`).
+    """
+    contraction = program.node(layer.contraction, IntegerContraction)
+    pairs = layer_pairs(contraction, list(program.tables(layer).values()))
+    found = [part.limits(weight) for weight, part in zip(contraction.flat_weight(), pairs, strict=True)]
+    return torch.cat([low for low, _ in found]), torch.cat([high for _, high in found])
+
+
 def _largest_sum(pairs: AdjacentPairs, weight: Tensor) -> int:
     """Return the largest magnitude of a sum over all pairs, outputs and codes.
 

@@ -6,7 +6,13 @@ from kancompile.qat.methods.lsq import LsqIndex, LsqWeight
 from kancompile.qat.methods.lsq_plus import LsqPlusIndex, LsqPlusWeight
 from kancompile.qat.methods.pact import PactIndex
 from kancompile.qat.methods.qil import QilIndex, QilWeight
-from kancompile.qat.methods.straight_through import IndexMethod, WeightQuantizer, rounded, with_scaled_gradient
+from kancompile.qat.methods.straight_through import (
+    IndexMethod,
+    SharedChange,
+    WeightQuantizer,
+    rounded,
+    with_scaled_gradient,
+)
 
 WEIGHT_METHODS: dict[str, type[WeightQuantizer]] = {
     "lsq": LsqWeight,
@@ -31,6 +37,7 @@ __all__ = [
     "WEIGHT_METHODS",
     "DoReFaIndex",
     "IndexMethod",
+    "SharedChange",
     "WeightQuantizer",
     "rounded",
     "with_scaled_gradient",

@@ -36,7 +36,7 @@ class DoReFaWeight(WeightQuantizer):
         tangent = torch.tanh(self.weight / self.largest)
         counted = tangent[:, self.live] if bool(self.live.any()) else tangent
         normalized = tangent / counted.abs().amax().clamp(min=1e-6)
-        return rounded(torch.clamp(self.largest * normalized, self.low, self.high)), self.factor()
+        return rounded(self.clipped(self.largest * normalized)), self.factor()
 
 
 class DoReFaIndex(IndexMethod):

@@ -26,7 +26,7 @@ class LsqWeight(WeightQuantizer):
         """Return codes and factors."""
         shared = float(self.live.sum().clamp(min=1)) / len(self.step)
         factor = with_scaled_gradient(self.factor(), 1.0 / (shared * self.high) ** 0.5)
-        return self.rounds(torch.clamp(self.weight / self.by_weight(factor), self.low, self.high)), factor
+        return self.rounds(self.clipped(self.latent() / self.by_weight(factor))), factor
 
 
 class LsqIndex(LearnedStep):

@@ -47,10 +47,11 @@ class QilWeight(WeightQuantizer):
         scale = 1.0 / (self.weight.numel() * self.high) ** 0.5
         center = with_scaled_gradient(self.center, scale)
         distance = with_scaled_gradient(self.distance.clamp(min=SMALLEST_FACTOR), scale)
-        sign = torch.where(self.weight >= 0, 1.0, -1.0)
+        weight = self.latent()
+        sign = torch.where(weight >= 0, 1.0, -1.0)
         # in units of q: a |w| + e with a = 1 / (q d) and e = (1 - c / d) / 2
-        size = ((self.weight * sign) / distance + 0.5 * largest * (1 - center / distance)).clamp(0, largest)
-        return rounded((sign * size).clamp(self.low, self.high)), self.factor()
+        size = ((weight * sign) / distance + 0.5 * largest * (1 - center / distance)).clamp(0, largest)
+        return rounded(self.clipped(sign * size)), self.factor()
 
 
 class QilIndex(IndexMethod):

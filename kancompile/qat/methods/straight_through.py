@@ -7,6 +7,9 @@ stochastic neurons* (2013)).
 gives codes and, for every scale group and output, the factor on that scale, 1 to begin with. **Row indices** are kept as a
 factor on the calibrated step and as a shift of the zero point in rows. Training begins at the post-training result, whatever
 start a method's paper has.
+
+Where one training serves several widths, the latent weights of a width are its own codes and a change that all widths share
+(:meth:`WeightQuantizer.share`), so that each of them begins at its own post-training result.
 """
 
 from __future__ import annotations
@@ -57,18 +60,37 @@ class _ScaledGradient(torch.autograd.Function):
         return grad * ctx.factor, None
 
 
+class SharedChange(nn.Module):
+    """What the weights of a layer change by at all widths of one training.
+
+    Attributes:
+        move: float32 ``[n_out, c]``, 0 to begin with.
+    """
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        super().__init__()
+        self.move = nn.Parameter(torch.zeros(shape))
+
+
 class WeightQuantizer(nn.Module):
     """Integer codes of one layer's weights, from latent weights that an optimizer moves.
 
     Attributes:
-        weight: float32 ``[n_out, c]``, in post-training steps; the codes to begin with.
+        weight: float32 ``[n_out, c]``, in post-training steps; the codes to begin with. Constant where a change is shared.
         step: float32 ``[g, n_out]``, factors on the post-training scales, 1 to begin with.
         low, high: codes.
         group_sizes: columns of each scale group.
         live: bool ``[c]``, columns that vary on the calibration data; statistics look at no others.
+        limits: smallest and largest code of every weight, float32 ``[2, n_out, c]``, ``None`` where all are within ``low`` and
+            ``high``.
+        change: module whose ``move``, float32 ``[n_out, c]``, other widths share, and ``ratio``, steps of this width in its unit.
     """
 
+    weight: Tensor
     live: Tensor
+    limits: Tensor | None
+    ratio: Tensor
+    change: SharedChange | None
 
     def __init__(self, codes: Tensor, low: int, high: int, group_sizes: Tensor, live: Tensor) -> None:
         super().__init__()
@@ -77,6 +99,26 @@ class WeightQuantizer(nn.Module):
         self.low, self.high = low, high
         self.register_buffer("live", live, persistent=False)
         self.register_buffer("group_sizes", group_sizes, persistent=False)
+        self.register_buffer("limits", None, persistent=False)
+        self.__dict__["change"] = None
+
+    def share(self, change: SharedChange, ratio: Tensor) -> None:
+        """Train a change that other widths share, in place of latent weights of its own: ``weight + ratio move``."""
+        start = self.weight.detach()
+        del self.weight
+        self.register_buffer("weight", start, persistent=False)
+        self.register_buffer("ratio", ratio, persistent=False)
+        self.__dict__["change"] = change  # owned by the module of all widths
+
+    def latent(self) -> Tensor:
+        """Return the latent weights, float32 ``[n_out, c]``."""
+        return self.weight if self.change is None else self.weight + self.ratio * self.change.move
+
+    def clipped(self, value: Tensor) -> Tensor:
+        """Clip to the codes that weights can have."""
+        if self.limits is None:
+            return torch.clamp(value, self.low, self.high)
+        return torch.clamp(value, self.limits[0], self.limits[1])
 
     def factor(self) -> Tensor:
         """Return the factors on the scales, float32 ``[g, n_out]``, positive."""
