@@ -138,6 +138,7 @@ def test_costs_decide_between_single_and_joint_look_ups() -> None:
     assert batches[0] > batches[-1]
 
 
+@pytest.mark.slow
 def test_a_file_says_which_costs_it_was_made_by_and_its_recipe_makes_it_again() -> None:
     model = KAN([24, 24, 3], torch.Generator().manual_seed(5)).eval()
     x = torch.rand(400, 24, generator=torch.Generator().manual_seed(0)) * 2.4 - 1.2
@@ -156,6 +157,7 @@ def test_a_file_says_which_costs_it_was_made_by_and_its_recipe_makes_it_again() 
     assert joint == [0, 1, 0]
 
 
+@pytest.mark.slow
 def test_costs_decide_between_polynomials_and_operators() -> None:
     program, x = capture(make_model(), make_inputs(2)), torch.linspace(-1, 1, 60).reshape(10, 6)
     slow = replace(USUAL.functions, gather=1e6, gathered=1e6)

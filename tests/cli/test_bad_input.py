@@ -144,6 +144,7 @@ def test_shapes_that_the_model_refuses_are_found_before_tracing() -> None:
     check_fits(make_model(), load_calibration(make_inputs()))
 
 
+@pytest.mark.slow
 def test_saving_is_all_or_nothing(tmp_path: Path) -> None:
     compiled = compiled_kan(256)
     compiled.save(tmp_path / "model.onnx")

@@ -76,6 +76,7 @@ def test_compile_prints_a_summary(work: Path, tmp_path: Path, capsys: pytest.Cap
     assert "Traceback" not in printed.err
 
 
+@pytest.mark.slow
 def test_equal_commands_write_equal_bytes(work: Path, built: Path, tmp_path: Path) -> None:
     assert main(_compile(work, tmp_path, "--quiet", "--weight-bits", "4", "--method", "gptq")) == 0
     for name in ("model.onnx", "model.manifest.json"):

@@ -146,6 +146,7 @@ def test_steps_of_any_number_may_be_mixed_between_layers(between: Callable[[Tens
         assert result.runtime.differing == 0
 
 
+@pytest.mark.slow
 def test_the_model_says_how_long_its_sequences_may_be() -> None:
     compiled = kancompile.compile(Attention(), IDS, dynamic="batch, time")
     assert {"a", "b"} <= {layer.name for layer in compiled.program.layers()} - set(compiled.program.kinds)
@@ -217,6 +218,7 @@ def test_wrong_forms(given: Any, words: str) -> None:
         read_dynamic(given, samples)
 
 
+@pytest.mark.slow
 def test_what_can_be_open_is_found() -> None:
     mask = RNG.random((100, 12)) > 0.2
     compiled = kancompile.compile(Series(), {"x": X, "mask": mask}, dynamic="auto")

@@ -25,6 +25,7 @@ def worst_db(compiled: kancompile.CompiledModel, x: torch.Tensor, model: nn.Modu
     return float(10 * torch.log10((expected - expected.mean(0)).square().sum(0) / noise).min())
 
 
+@pytest.mark.slow
 def test_layers_go_up_the_ladder_to_a_limit_and_it_is_said() -> None:
     x = make_inputs()
     plain = kancompile.compile(make_model(), x)
@@ -44,6 +45,7 @@ def test_layers_go_up_the_ladder_to_a_limit_and_it_is_said() -> None:
     assert held.recipe.for_layer(steps[-1]["layer"]).precision == steps[-1]["change"]["precision"]
 
 
+@pytest.mark.slow
 def test_more_rows_come_before_more_bits_where_they_suffice() -> None:
     held = kancompile.compile(make_model(), make_inputs(), recipe={"levels": 24, "min_sqnr": 30})
     steps = held.manifest["error_gate"]["refinements"]
@@ -52,6 +54,7 @@ def test_more_rows_come_before_more_bits_where_they_suffice() -> None:
     assert worst_db(held, make_inputs()) >= 30
 
 
+@pytest.mark.slow
 def test_a_goal_leaves_what_the_recipe_chose() -> None:
     """More rows would reach it; the recipe says how many there are, so that it is said and not done."""
     held = kancompile.compile(make_model(), make_inputs(), recipe={"levels": 24})
@@ -61,6 +64,7 @@ def test_a_goal_leaves_what_the_recipe_chose() -> None:
     assert gate["next_step"] is not None
 
 
+@pytest.mark.slow
 def test_a_limit_out_of_reach_fails_plainly() -> None:
     with pytest.raises(
         ThresholdMissedError, match=r"output \d: SQNR is \d+\.\d+ dB .* at least 500 .*float32 rounding"
@@ -98,6 +102,7 @@ def test_every_output_counts_and_a_small_one_does_not_hide() -> None:
     assert gate["worst"]["sqnr_db"] == pytest.approx(worst_db(compiled, x, model), abs=3)
 
 
+@pytest.mark.slow
 def test_a_constant_part_of_an_output_does_not_pass_for_signal() -> None:
     x = make_inputs()
     model = Scaled(make_model(), [1.0, 1.0, 1.0], [3000.0, 0.0, 0.0])
@@ -109,6 +114,7 @@ def test_a_constant_part_of_an_output_does_not_pass_for_signal() -> None:
     assert "of output 0" in missed.reasons[0] or result.compiled.worst.output != 0
 
 
+@pytest.mark.slow
 def test_what_misses_the_goal_is_told_the_next_step() -> None:
     """A method that the user chose stays; another one would reach the goal for nothing, and is measured."""
     recipe: dict[str, Any] = {"weight_bits": 4, "method": "uniform"}
@@ -129,6 +135,7 @@ def test_what_misses_the_goal_is_told_the_next_step() -> None:
     assert after.manifest["error_gate"]["worst"]["sqnr_db"] == pytest.approx(step["worst_db"], abs=0.01)
 
 
+@pytest.mark.slow
 def test_bits_that_a_user_chose_stay_and_more_are_named() -> None:
     recipe: dict[str, Any] = {"weight_bits": 2, "method": "awq+gptq", "range": "minmax", "column_scaling": 0.5}
     compiled = kancompile.compile(make_model(), make_inputs(), recipe=recipe)
@@ -192,6 +199,7 @@ def test_a_budget_of_bytes_leaves_only_what_is_free() -> None:
     assert {step["kind"] for step in compiled.manifest["error_gate"]["refinements"]} <= {"free"}
 
 
+@pytest.mark.slow
 def test_a_layer_does_not_go_back_to_a_recipe_that_it_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step promises much and brings little, so that the goal is never met."""
     left: dict[str, list[LayerRecipe]] = {}

@@ -136,6 +136,7 @@ def test_exported_program_of_several_inputs() -> None:
     check(compiled, {"x": X, "t": STEPS}, 2)
 
 
+@pytest.mark.slow
 def test_diagnosis_of_several_inputs() -> None:
     found = kancompile.diagnose(Diffusion(), {"x": X, "t": STEPS})
     assert "a" in found.text()

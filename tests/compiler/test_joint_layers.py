@@ -250,6 +250,7 @@ def test_the_ladder_offers_more_functions_and_single_inputs() -> None:
     assert not any("levels" in keys for keys in offered)
 
 
+@pytest.mark.slow
 def test_a_limit_that_the_functions_kept_miss_is_reached() -> None:
     recipe = {"min_sqnr": 33.0, "method": "uniform", "layers": {"layers.0": JOINT}}
     compiled, x = compile(model(), drawn(), recipe=recipe), drawn()
@@ -312,6 +313,7 @@ def test_texts_name_pairs() -> None:
     assert f"9 jointly: {columns[1]}" in summary
 
 
+@pytest.mark.slow
 def test_a_diagnosis_names_pairs_and_what_single_look_ups_would_bring() -> None:
     found = diagnose(model(), drawn(), recipe={"method": "uniform", "layers": {"*": JOINT}})
     assert [anatomy.is_joint for anatomy in found.anatomies] == [True, True]

@@ -140,6 +140,7 @@ def make():
 
 
 @pytest.mark.needs("matplotlib")
+@pytest.mark.slow
 def test_the_command_line_takes_such_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "nets.py").write_text(NETS)
     np.save(tmp_path / "x.npy", samples().double().numpy())

@@ -40,6 +40,7 @@ X = np.random.default_rng(0).uniform(-1, 1, (64, 3)).astype(np.float32)
 
 
 @pytest.mark.needs("gcc")
+@pytest.mark.slow
 def test_files_of_models_with_odd_names(tmp_path: Path) -> None:
     model = Named(*NAMES)
     compiled = kancompile.compile(model, X, recipe={"goal_sqnr": None, "layers": {NAMES[1]: {"weight_bits": 4}}})

@@ -97,6 +97,7 @@ class Normalised(nn.Module):
         return tokens.reshape(x.shape)
 
 
+@pytest.mark.slow
 def test_float_operators_between_layers_are_part_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "brecq", Brecq(iterations=20))
     x = torch.rand(128, 2, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1

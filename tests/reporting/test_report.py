@@ -326,6 +326,7 @@ def test_compile_writes_the_report_beside_the_model(work: Path) -> None:
 
 
 @pytest.mark.needs("matplotlib")
+@pytest.mark.slow
 def test_a_file_is_reported_as_its_compilation_was(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,6 +57,7 @@ def test_an_export_has_a_limit_and_leaves_the_mode_of_the_model() -> None:
     assert model.training
 
 
+@pytest.mark.slow
 def test_bytes_and_times_are_those_of_both_files() -> None:
     compiled = compiled_kan()
     beside = compiled.beside_float()

@@ -82,6 +82,7 @@ def test_own_error_is_that_of_the_layer_on_float_inputs(levels: int) -> None:
     assert found["layers.0"].own_sqnr_db == pytest.approx(found["layers.0"].sqnr_db, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_own_error_of_a_convolution_is_that_of_its_integers_on_float_inputs() -> None:
     compiled = compiled_convolutions()
     x = images(60)
