@@ -1,6 +1,12 @@
 """Rewrites of programs, one in a file, and the methods that round weights."""
 
-from kancompile.passes.bit_allocation import Allocation, allocate_bits, front_table, measure_sensitivities
+from kancompile.passes.bit_allocation import (
+    Allocation,
+    allocate_bits,
+    front_table,
+    in_one_thread,
+    measure_sensitivities,
+)
 from kancompile.passes.guard_nan import GuardNaN
 from kancompile.passes.look_up_members import LookUpMembers
 from kancompile.passes.lower_to_polynomials import ObserveRegion
@@ -25,6 +31,7 @@ __all__ = [
     "code_range",
     "cost_of_pairs",
     "front_table",
+    "in_one_thread",
     "lower",
     "measure_sensitivities",
     "method_named",
