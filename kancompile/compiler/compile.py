@@ -11,12 +11,15 @@ from typing import Any
 
 from torch import nn
 
+from kancompile.compiler.allocation import Allocator
 from kancompile.compiler.bit_budget import check_latency
 from kancompile.compiler.compiled_model import ABOUT_THE_CHOICES, CompiledModel
 from kancompile.compiler.emission import check_target, for_target, target_named, write
 from kancompile.compiler.error_gate import ErrorGate
+from kancompile.compiler.file_parts import why_larger
 from kancompile.compiler.fresh_data import fresh_data_error
-from kancompile.compiler.manifest import describe, describe_file_bytes
+from kancompile.compiler.layer_trials import LayerTrials
+from kancompile.compiler.manifest import describe, describe_file_bytes, smallest_bytes
 from kancompile.compiler.preparation import prepare_model
 from kancompile.compiler.sampled_inputs import for_sampled_inputs, sampled_inputs
 from kancompile.data import float32_by_default, load_calibration, model_inputs, opened, parameter_bytes
@@ -111,12 +114,18 @@ def compile(
 
     def build() -> tuple[Recipe, Program, Program, dict[str, Any], bytes]:
         gate = ErrorGate(captured, samples, lowering, float_bytes, file_bytes)
-        held, lowered = gate.hold(chosen)
+        said: list[str] = []
+        if whole.optimize != "balanced":
+            allocator = Allocator(captured, LayerTrials(captured, x, lowering, smallest_bytes), file_bytes)
+            held, lowered = gate.hold(timings.measure("allocation", lambda: allocator.choose(chosen)))
+            said = allocator.notes()
+        else:
+            held, lowered = gate.hold(chosen)
         fresh = fresh_data_error(captured, x, held, lowering_with, seed)
         notes = [f"inputs: {line}" for line in samples.remarks if samples.is_sampled]
         notes += [] if about_inputs is None else [f"inputs: {about_inputs}"]
         notes += [] if fresh is None else [fresh.note()]
-        lowered = replace(lowered, notes=(*lowered.notes, *gate.notes(), *notes))
+        lowered = replace(lowered, notes=(*lowered.notes, *said, *gate.notes(), *notes))
         program = for_target(chosen_target, lowered, x, timings, held.whole)
         choices = (front, gate.to_dict(held.whole), None if fresh is None else fresh.to_dict())
         about = dict(zip(ABOUT_THE_CHOICES, choices, strict=True))
@@ -145,6 +154,8 @@ def compile(
         allocated, front = budget.again(stored_bytes(), stored_with)
         chosen = allocated.settled(chosen.layers)
         effective, lowered, program, facts, data = build()
+    if chosen_target.suffix == ".onnx" and float_bytes is not None and len(data) > float_bytes:
+        facts["notes"].append(why_larger(data, float_bytes, whole.optimize == "size"))
     session = data if chosen_target.loads_in_ort else write(TARGETS["ort-cpu"], program, facts, effective)
     audit = timings.measure("kernel audit", lambda: audit_kernels(session))
     check_latency(lambda: one_sample_seconds(session, x[:1]), effective)

@@ -87,7 +87,7 @@ def write(target: Target, program: Program, facts: Mapping[str, Any], recipe: Re
                 f"target {target.name!r}, layer {layer['name']!r}: weights of {layer['weight_bits']} bits cannot be stored, "
                 f"expected one of {list(target.weight_bits)!r}; use weight_bits = {nearest} for this layer"
             )
-    return target.emit(program, metadata_of(facts), recipe.storage, recipe.batch)
+    return target.emit(program, metadata_of(facts, recipe.has_short_metadata), recipe.storage, recipe.batch)
 
 
 def for_target(target: Target, lowered: Program, x: Values, timings: Timings, recipe: Recipe) -> Program:

@@ -128,6 +128,11 @@ def gate_rungs(chosen: LayerRecipe, captured: Program, lowered: Program, name: s
     ]
 
 
+def chooses_rows(captured: Program, name: str) -> bool:
+    """Whether the rows of a layer's tables are a choice: an ordinary layer has as many as codes, a convolution those it reads."""
+    return captured.kinds.get(name) is None and captured.contraction(captured.layer(name)).geometry is None
+
+
 def has_own_tables(lowered: Program, name: str) -> bool:
     """Whether inputs of a layer do not share their tables, so that every row more takes bytes for each of them."""
     return any(table.n_tables > 1 for table in lowered.tables(lowered.layer(name)).values())

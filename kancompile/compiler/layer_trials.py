@@ -50,13 +50,20 @@ class LayerTrials:
         left: trials that may still be made.
     """
 
-    def __init__(self, captured: Program, x: Values, lower: Callable[[SettledRecipe], Program]) -> None:
+    def __init__(
+        self,
+        captured: Program,
+        x: Values,
+        lower: Callable[[SettledRecipe], Program],
+        size: Callable[[Program], int] = constant_bytes,
+    ) -> None:
         """Take what is compared.
 
         Args:
             captured: the float program.
             x: calibration samples ``[n, ...]``, of which some dozens are measured on.
             lower: lowers by a recipe.
+            size: counts the bytes of all constants.
         """
         wanted = max(_FEW, min(_MANY, _ELEMENTS // x[0].numel()))
         self.captured, self.lower = captured, lower
@@ -65,7 +72,7 @@ class LayerTrials:
         self._x = x[:: max(1, len(x) // wanted)][:wanted]
         self._expected = [captured(part) for part in self._x.split(_CHUNK)]
         self._known: dict[tuple[str, tuple[tuple[str, Any], ...]], Trial] = {}
-        self._float_bytes = constant_bytes(captured)
+        self._size, self._float_bytes = size, size(captured)
         self._no_noise = self.measure(captured).noise_of
 
     @property
@@ -106,7 +113,7 @@ class LayerTrials:
                 self._known[key] = Trial(torch.full_like(self._no_noise, math.inf), 0)
             else:
                 noise = _finite(self.measure(program).noise_of)
-                self._known[key] = Trial(noise, constant_bytes(program) - self._float_bytes)
+                self._known[key] = Trial(noise, self._size(program) - self._float_bytes)
         return self._known[key]
 
 

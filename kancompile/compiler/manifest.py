@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import zlib
 from collections.abc import Mapping
@@ -14,14 +15,16 @@ from typing import Any
 
 from kancompile.compiler.left_in_float import left_in_float
 from kancompile.data import Calibration
-from kancompile.ir import Interface, Layer, Program
+from kancompile.ir import Interface, Layer, Program, smooth_codes
 from kancompile.passes import prove_layer
 from kancompile.recipe import Recipe
 from kancompile.runtimes import CALIBRATED_RANGE
+from kancompile.targets import METADATA, SHORT
 
 _EXPANSION_FORM = {"n_in": int, "k": int, "table_bytes?": int}
 _LAYER_FORM = {"name": str, "weight_bytes": int, "expansions": [_EXPANSION_FORM], "uses?": int}
 _PART_FORM = {"node": str, "operator": str, "reason": str}
+_SUMS = 200  # bytes of the nodes that add up the differences of a table
 MANIFEST_FORM = {
     "kancompile": {"version": str},
     "target": str,
@@ -122,15 +125,30 @@ def describe_layer(program: Program, layer: Layer) -> dict[str, Any]:
     return described
 
 
-def constant_bytes(program: Program) -> int:
-    """Count the bytes of tables and weights as a file stores them."""
-    layers = program.layers()
+def constant_bytes(program: Program, name: str | None = None) -> int:
+    """Count the bytes of tables and weights as a file stores them: of one layer, or of all."""
+    layers = program.layers() if name is None else [program.layer(name)]
     weights = sum(program.contraction(layer).stored_bytes() for layer in layers)
     return weights + sum(expansion.stored_bytes() for layer in layers for expansion in program.expansions(layer))
 
 
-def metadata_of(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Flatten the facts to what formats store as metadata: text by name."""
+def smallest_bytes(program: Program) -> int:
+    """Count the bytes of tables and weights as the smallest file stores them: tables by the differences of their rows."""
+    tables = {id(table): table for layer in program.layers() for table in program.tables(layer).values()}
+    saved = 0
+    for table in tables.values():
+        smooth = smooth_codes(table.table.numpy()) if table.bits == 8 else None
+        saved += 0 if smooth is None else max(0, table.stored_bytes() - smooth.stored_bytes() - _SUMS)
+    return constant_bytes(program) - saved
+
+
+def metadata_of(facts: Mapping[str, Any], short: bool = False) -> dict[str, str]:
+    """Flatten the facts to what formats store as metadata, text by name; ``short``: only what runtimes read."""
+    if short:
+        return {
+            CALIBRATED_RANGE: json.dumps(_rounded(facts["calibrated_range"]), separators=(",", ":")),
+            METADATA: SHORT,
+        }
     flat = {
         "kancompile.version": facts["kancompile"]["version"],
         "kancompile.target": facts["target"],
@@ -143,6 +161,15 @@ def metadata_of(facts: Mapping[str, Any]) -> dict[str, str]:
         "kancompile.layers": json.dumps(facts["layers"], sort_keys=True),
     }
     return dict(sorted(flat.items()))
+
+
+def _rounded(ranges: Any) -> Any:
+    """Round ranges outwards to four digits, which is enough to tell that inputs are others than those of the calibration."""
+    if isinstance(ranges, dict):
+        return {name: _rounded(bounds) for name, bounds in ranges.items()}
+    low, high = ranges
+    step = 10.0 ** (math.floor(math.log10(max(abs(low), abs(high)) or 1.0)) - 3)
+    return [float(f"{math.floor(low / step) * step:.4g}"), float(f"{math.ceil(high / step) * step:.4g}")]
 
 
 def versions() -> dict[str, str]:

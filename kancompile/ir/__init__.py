@@ -29,6 +29,7 @@ from kancompile.ir.polynomial import BreakpointCells, PolynomialExpansion, Unifo
 from kancompile.ir.program import ORDINARY, Input, Interface, Layer, PassChange, Program, Unrecognized, attribute
 from kancompile.ir.recurrence import GATES, RECURRENCES, onnx_gates
 from kancompile.ir.show import show, with_history
+from kancompile.ir.smooth_codes import SmoothCodes, smooth_codes
 from kancompile.ir.table import TableExpansion, packing_saves
 from kancompile.ir.uses import share_uses
 from kancompile.ir.wiring import (
@@ -78,6 +79,7 @@ __all__ = [
     "PatchSampler",
     "PolynomialExpansion",
     "Program",
+    "SmoothCodes",
     "TableExpansion",
     "UniformCells",
     "Unrecognized",
@@ -119,6 +121,7 @@ __all__ = [
     "share_uses",
     "show",
     "single_table_behind",
+    "smooth_codes",
     "split_groups",
     "tables_behind",
     "tensors_of",

@@ -17,6 +17,8 @@ from kancompile.recipe.layer_choices import LayerRecipe, check_keys
 
 STORAGES = ("smallest", "native", "fastest")
 GUARDS = ("off", "on")
+OPTIMIZE = ("balanced", "size", "speed", "accuracy")
+METADATA = ("auto", "full", "short")
 DEFAULT_PROFILE = "x86-vnni"
 
 Rows = tuple[tuple[str, Any], ...]
@@ -29,6 +31,8 @@ class Recipe(LayerRecipe):
     Attributes:
         storage: ``"smallest"`` keeps as many bits as a weight has, ``"native"`` the narrowest ONNX type that holds them,
             ``"fastest"`` int8.
+        optimize: what bits and rows are chosen for (see ``kancompile.compiler.allocation``).
+        metadata: how much a file says about itself.
         cpu: name of a preset in :data:`CPU_PRESETS`.
         bits_average, max_bytes, max_latency_us: budgets; the first two have bits allocated by sensitivity.
         batch: the only batch size of the file, ``None`` for any.
@@ -46,6 +50,20 @@ class Recipe(LayerRecipe):
         "smallest",
         "weights in the file, smallest: int4 or bit planes; native: tensors of int2, int4 or int8; fastest to load: int8",
         choices=STORAGES,
+    )
+    optimize: str = declared(
+        "balanced",
+        "what bits and rows of layers are chosen for; size: the smallest file that holds goal_sqnr; speed: the same with rows "
+        "that one kernel hands over; accuracy: the least error within max_bytes",
+        choices=OPTIMIZE,
+        late=True,
+    )
+    metadata: str = declared(
+        "auto",
+        "what the file says about itself; short: the calibrated range, and names of products alone, the manifest has the rest; "
+        "auto: short with optimize = size",
+        choices=METADATA,
+        late=True,
     )
     cpu: str = declared(
         "portable",
@@ -129,6 +147,11 @@ class Recipe(LayerRecipe):
         if self.bits_average is None and self.max_bytes is None and self.method == "hawq-v2":
             return float(self.bits)
         return self.bits_average
+
+    @property
+    def has_short_metadata(self) -> bool:
+        """Whether a file leaves out what its manifest says."""
+        return self.metadata == "short" or (self.metadata == "auto" and self.optimize == "size")
 
     @property
     def costs(self) -> CostProfile:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kancompile.targets import c99, litert, ort_cpu, ort_mobile, qnn
 from kancompile.targets.c99 import LibraryFacts, library_files
-from kancompile.targets.contract import Target
+from kancompile.targets.contract import METADATA, SHORT, Target
 from kancompile.targets.onnx import PAIR_INDEX
 
 TARGETS: dict[str, Target] = {
@@ -12,7 +12,9 @@ TARGETS: dict[str, Target] = {
 }
 
 __all__ = [
+    "METADATA",
     "PAIR_INDEX",
+    "SHORT",
     "TARGETS",
     "LibraryFacts",
     "Target",

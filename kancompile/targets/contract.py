@@ -9,6 +9,9 @@ from typing import Protocol
 from kancompile.ir import Program
 from kancompile.recipe import CPU_PRESETS
 
+METADATA, SHORT = "kancompile.metadata", "short"
+"""How metadata say that they leave out what the manifest holds; names in the file are short then."""
+
 
 class Emit(Protocol):
     """How a target writes a program as the bytes of a file.

@@ -188,6 +188,8 @@ def _read(path: str | os.PathLike[str]) -> tuple[bytes, dict[str, Any]]:
             f"report: found {name!r}, expected an .onnx file; for other targets pass --report to kancompile compile"
         )
     facts = describe_file(name)["metadata"]
+    if facts.get("metadata") == "short":
+        facts = _said_beside(Path(path), content)
     if "recipe" not in facts or "calibration_sha256" not in facts:
         raise KanCompileError(
             f"report: {name!r} names no recipe and no calibration data, expected an .onnx file that kancompile wrote"
@@ -199,10 +201,28 @@ def _read(path: str | os.PathLike[str]) -> tuple[bytes, dict[str, Any]]:
     return content, facts
 
 
+def _said_beside(path: Path, content: bytes) -> dict[str, Any]:
+    """Take from the manifest beside a file what its metadata leaves out.
+
+    Raises:
+        KanCompileError: there is no manifest of this very file.
+    """
+    manifest = _manifest(path, content)
+    if manifest is None:
+        raise KanCompileError(
+            f"report: the metadata of {os.fspath(path)!r} is short, and no {manifest_path(path).name} of this very file stands "
+            "beside it; copy the manifest there, or compile with metadata = 'full'"
+        )
+    kept = ("target", "seed", "recipe", "recipe_sha256", "versions", "layers")
+    version, samples = manifest["kancompile"]["version"], manifest["calibration"]["sha256"]
+    return {key: manifest[key] for key in kept} | {"version": version, "calibration_sha256": samples}
+
+
 def without_budgets(recipe: Recipe) -> Recipe:
     """Take budgets out: the recipe in a file already says what they led to."""
     method = "auto" if recipe.method == "hawq-v2" else recipe.method
-    return replace(recipe, method=method, bits_average=None, max_bytes=None, max_latency_us=None, min_sqnr=None)
+    unset = {"bits_average": None, "max_bytes": None, "max_latency_us": None, "min_sqnr": None}
+    return replace(recipe, method=method, optimize="balanced", **unset)  # type: ignore[arg-type]
 
 
 def _manifest(path: Path, content: bytes) -> dict[str, Any] | None:

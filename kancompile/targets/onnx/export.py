@@ -19,11 +19,12 @@ import torch
 from onnx_ir.passes import common as passes
 
 from kancompile.errors import KanCompileError, reason
-from kancompile.ir import IntegerContraction, Program, export_dynamic
+from kancompile.ir import IntegerContraction, Program, SmoothCodes, TableExpansion, export_dynamic, smooth_codes
+from kancompile.targets.contract import METADATA, SHORT
 from kancompile.targets.onnx.arrange_tables import arrange_tables
 from kancompile.targets.onnx.function_planes import deal_planes
 from kancompile.targets.onnx.joint_tables import write_joint_tables
-from kancompile.targets.onnx.naming import name_nodes, name_values
+from kancompile.targets.onnx.naming import name_nodes, name_values, shorten_names
 from kancompile.targets.onnx.narrow_tables import store_narrow_tables, table_bits
 from kancompile.targets.onnx.narrow_weights import NarrowWeights, store_narrow_weights
 from kancompile.targets.onnx.needless_reshapes import drop_needless_reshapes
@@ -32,8 +33,11 @@ from kancompile.targets.onnx.pair_tables import build_pair_tables
 from kancompile.targets.onnx.translate_convolutions import CONVOLUTION_TRANSLATIONS
 from kancompile.targets.onnx.translate_recurrence import RECURRENCE_TRANSLATIONS
 from kancompile.targets.onnx.translation import TRANSLATIONS
+from kancompile.targets.onnx.unsaid_defaults import leave_out_defaults, leave_out_types
 from kancompile.targets.onnx.wide_codes import store_wide_codes
 
+_COMPARED, _PART, _SUMS = 8192, 100, 300
+"""Bytes saved in all, below which files are compared, and those of the nodes that widen one weight, and one table."""
 OPSET = 21
 IR_VERSION = 10
 _TIDY = ir.passes.Sequential(passes.RemoveUnusedNodesPass(), passes.TopologicalSortPass())
@@ -42,7 +46,7 @@ _TIDY = ir.passes.Sequential(passes.RemoveUnusedNodesPass(), passes.TopologicalS
 
 def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest", batch: int | None = None) -> bytes:
     """Write a program as a serialized ONNX model."""
-    return checked_bytes(ir.to_proto(build_model(program, metadata, storage, batch)))
+    return checked_bytes(leave_out_types(ir.to_proto(build_model(program, metadata, storage, batch))))
 
 
 def build_model(
@@ -104,14 +108,69 @@ def build_model(
     deal_planes(model.graph)
     drop_needless_reshapes(model.graph)
     write_joint_tables(model.graph)
+    if storage != "fastest":
+        store_padded_tables(model.graph)
+        _TIDY(model)
+    narrow = {} if storage == "fastest" else _narrow(program)
+    return min(
+        (
+            _finished(model.clone(), program, metadata, storage, stored)
+            for stored in _ways(model, program, narrow, storage)
+        ),
+        key=lambda finished: len(ir.to_proto(finished).SerializeToString()) if storage == "smallest" else 0,
+    )
+
+
+def _ways(
+    model: ir.Model, program: Program, narrow: dict[str, NarrowWeights], storage: str
+) -> list[dict[str, NarrowWeights]]:
+    """List which numbers to store in few bits, to be compared by the bytes of whole files where few are at stake."""
+    if storage != "smallest":
+        return [narrow]
+    known = {name: model.graph.initializers.get(name) for name in narrow}
+    numbers = {name: value.const_value for name, value in known.items() if value is not None}
+    saved = {name: one.size * (8 - narrow[name].bits) // 8 for name, one in numbers.items() if one is not None}
+    weights = {name: narrow[name] for name, size in saved.items() if size > _PART}
+    tables = {}
+    for name, smooth in _smooth(model.graph, program):
+        saved[name] = smooth.differences.size + smooth.first.size - smooth.stored_bytes()
+        if saved[name] > _SUMS:
+            tables[name] = NarrowWeights(smooth.bits, smooth=smooth)
+    if sum(saved.values()) > _COMPARED:
+        return [weights | tables]
+    found: list[dict[str, NarrowWeights]] = []
+    for way in (weights | tables, weights, tables, {}):
+        if way.keys() not in [other.keys() for other in found]:
+            found.append(way)
+    return found
+
+
+def _smooth(graph: ir.Graph, program: Program) -> Iterator[tuple[str, SmoothCodes]]:
+    """Yield tables that are smaller as differences of their rows, by the names of their initializers."""
+    for node, table in program.nodes(TableExpansion):
+        for name in (f"{node.target}.table", f"{node.target}.table.rows"):
+            value = graph.initializers.get(name)
+            if table.bits < 8 or value is None or value.const_value is None or not value.uses():
+                continue
+            smooth = smooth_codes(value.const_value.numpy()) if len(value.const_value.shape) == 2 else None
+            if smooth is not None:
+                yield name, smooth
+
+
+def _finished(
+    model: ir.Model, program: Program, metadata: Mapping[str, str], storage: str, narrow: dict[str, NarrowWeights]
+) -> ir.Model:
+    """Store numbers in few bytes, and name what is there then; the model is changed."""
     named = name_nodes(model.graph, program)
     if storage != "fastest":
-        store_narrow_weights(model, _narrow(program), native=storage == "native")
+        store_narrow_weights(model, narrow, native=storage == "native")
         store_wide_codes(model.graph, program)
-        store_padded_tables(model.graph)
         store_narrow_tables(model.graph, table_bits(program))
     _TIDY(model)
+    leave_out_defaults(model)
     name_values(model, program, named)
+    if metadata.get(METADATA) == SHORT:
+        shorten_names(model.graph)
     model.producer_name = "kancompile"
     model.producer_version = metadata.get("kancompile.version", "")
     model.metadata_props.clear()

@@ -7,11 +7,14 @@
 
 What has no name of the user's is numbered: every name stands in a file once for each of its readers, and the names of nodes
 for all values made small files up to 31 % larger. The exporter's own notes are dropped.
+With short metadata only products keep their names.
 """
 
 from __future__ import annotations
 
 import ast
+import itertools
+import string
 from collections.abc import Mapping
 
 import onnx_ir as ir
@@ -22,6 +25,7 @@ from kancompile.ir import IntegerContraction, Program
 # the product that joins row numbers in pairs is no layer
 PAIR_INDEX = "pair-index"
 _PRODUCTS = ("Gemm", "MatMul", "Conv")
+_DIGITS = string.ascii_letters
 
 
 def name_nodes(graph: ir.Graph, program: Program) -> set[ir.Node]:
@@ -105,13 +109,40 @@ def name_values(model: ir.Model, program: Program, named: set[ir.Node]) -> None:
         value.name = unique(f"c{number}")
     results = [value for node in graph for value in node.outputs if value.name not in fixed]
     for number, value in enumerate(results):
-        value.name = unique(f"v{number}")
+        target, _, rest = str(value.name).partition(".")
+        if rest.endswith(".codes") and target in readable:  # weights as the product reads them
+            owners[value] = readable[target]
+            rest = rest.removesuffix(".codes")
+            value.name = unique(f"{readable[target]}.{'weight' if target in single else rest}")
+        else:
+            value.name = unique(f"v{number}")
     for node in graph:
         if node not in named:  # what widens a weight or a table when the file is loaded
             owner = next((owners[value] for value in node.inputs if value is not None and value in owners), "")
             owners |= dict.fromkeys(node.outputs, owner)
-            node.name = f"{owner}/unpack/{node.op_type}"
+            node.name = f"{owner}/unpack/{node.op_type}" if owner else node.op_type
     NameFixPass()(model)
+
+
+def shorten_names(graph: ir.Graph) -> None:
+    """Leave only products named, as the kernel audit calls them, and number all values and constants, in place."""
+    ends = {*graph.inputs, *graph.outputs}
+    values = [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    taken = {str(value.name) for value in ends}
+    numbers = itertools.count()
+    for value in values:
+        if value not in ends:
+            value.name = next(name for number in numbers if (name := _digits(number)) not in taken)
+    for node in graph:
+        node.doc_string = None
+        if node.op_type not in _PRODUCTS:
+            node.name = None
+
+
+def _digits(number: int) -> str:
+    return (
+        _DIGITS[number] if number < len(_DIGITS) else _digits(number // len(_DIGITS)) + _DIGITS[number % len(_DIGITS)]
+    )
 
 
 def _readable(program: Program, join: str) -> dict[str, str]:

@@ -14,6 +14,8 @@ Where groups of rows differ in scale by whole factors, the factors are stored be
 That is opset 21 and loads in every ONNX Runtime from 1.20 on. ONNX has tensors of 4 bits, and from opset 25 on of 2, but ONNX
 Runtime 1.20 has no Cast from int4, and nothing stores 3 bits in 3.
 
+Tables that take fewer bits as differences of their rows (``ir.smooth_codes``) are stored as these, and summed up likewise.
+
 Tools that read ONNX tensors know types, not planes. ``storage="native"`` is for them: the narrowest type that holds the
 codes, int2 (opset 25, ONNX Runtime from 1.24 on), int4 (ONNX Runtime from 1.22 on) or int8, with a Cast to int8.
 """
@@ -29,7 +31,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from kancompile.ir import TRITS, GroupMultiplier
+from kancompile.ir import TRITS, GroupMultiplier, SmoothCodes
 from kancompile.targets.onnx.folded_nodes import FoldedNodes
 
 PLANE_BITS = (4, 2, 1)
@@ -49,11 +51,13 @@ class NarrowWeights:
         bits: of the codes, 2 to 7.
         multiplier: factors of groups of rows, where the weights are codes times factors.
         trits: whether codes are -1, 0 and 1, and stand five in a byte.
+        smooth: the differences that are stored of a table, which sums give back.
     """
 
     bits: int
     multiplier: GroupMultiplier | None = None
     trits: bool = False
+    smooth: SmoothCodes | None = None
 
 
 def native_type(bits: int) -> ir.DataType:
@@ -64,36 +68,92 @@ def native_type(bits: int) -> ir.DataType:
 def store_narrow_weights(model: ir.Model, narrow: Mapping[str, NarrowWeights], native: bool = False) -> None:
     """Exchange int8 initializers for narrow ones and the nodes that widen them, in place.
 
+    Codes of one width stand in the same planes, whatever their layers, so that a file has the nodes that widen them once.
+
     Args:
         model: the model; its opset is raised to 25 where it gets an int2 tensor.
         narrow: name of an initializer to what is stored in its place. One that the exporter merged with an equal one is
             stored with that.
         native: use tensors of the narrowest type that holds the codes, never planes.
     """
-    for name, weights in narrow.items():
-        value = model.graph.initializers.get(name)
-        if value is None:
-            continue
-        assert value.const_value is not None
-        bits = weights.bits
-        stored = native_type(bits)
-        if native and stored == ir.DataType.INT8:
-            continue
-        codes, factors = value.const_value.numpy(), weights.multiplier
-        if factors is not None:
-            codes = codes // factors.of_column().numpy()
-        nodes = FoldedNodes(model.graph, name)
-        if native:
-            widened = _cast(nodes, codes, stored)
-        else:
-            widened = _digits(nodes, codes) if weights.trits else _sum_planes(nodes, codes, bits)
-        if factors is not None:
-            widened = _multiply_groups(nodes, widened, factors.factors.numpy(), factors.group_sizes)
-        value.replace_all_uses_with(widened)
-        if native and stored == ir.DataType.INT2:
-            # every operator of the file means the same in opset 25, which adds types
-            model.graph.opset_imports[""] = INT2_OPSET
-            model.ir_version = INT2_IR_VERSION
+    found = {name: weights for name, weights in narrow.items() if _codes(model, name, weights) is not None}
+    if native:
+        for name, weights in found.items():
+            _store_native(model, name, weights)
+        return
+    for kind in dict.fromkeys((weights.bits, weights.trits) for weights in found.values()):
+        _store_joined(model, {name: one for name, one in found.items() if (one.bits, one.trits) == kind})
+
+
+def _codes(model: ir.Model, name: str, weights: NarrowWeights) -> NDArray[np.int8] | None:
+    """Give the codes of an initializer, factors of groups taken out; ``None`` where there is none of that name."""
+    value = model.graph.initializers.get(name)
+    if value is None:
+        return None
+    if weights.smooth is not None:
+        return weights.smooth.differences
+    assert value.const_value is not None
+    codes: NDArray[np.int8] = value.const_value.numpy()
+    return codes if weights.multiplier is None else codes // weights.multiplier.of_column().numpy()
+
+
+def _store_native(model: ir.Model, name: str, weights: NarrowWeights) -> None:
+    stored = native_type(weights.bits)
+    if stored == ir.DataType.INT8:
+        return
+    codes, nodes = _codes(model, name, weights), FoldedNodes(model.graph, name)
+    assert codes is not None
+    _replace(model, name, weights, _cast(nodes, codes, stored))
+    if stored == ir.DataType.INT2:
+        # every operator of the file means the same in opset 25, which adds types
+        model.graph.opset_imports[""] = INT2_OPSET
+        model.ir_version = INT2_IR_VERSION
+
+
+def _store_joined(model: ir.Model, narrow: Mapping[str, NarrowWeights]) -> None:
+    """Store codes of one width one behind the other; widened, they are split again, by layers and then by groups of rows."""
+    (bits, trits), *_ = [(weights.bits, weights.trits) for weights in narrow.values()]
+    blocks: dict[str, list[str]] = {}  # initializers of a layer, which have as many columns
+    for name in narrow:
+        blocks.setdefault(name.rpartition(".")[0], []).append(name)
+    codes = {name: array for name, one in narrow.items() if (array := _codes(model, name, one)) is not None}
+    flat = np.concatenate([codes[name].ravel() for names in blocks.values() for name in names])
+    alone = len(blocks) == 1
+    nodes = FoldedNodes(model.graph, next(iter(blocks)) if alone else f"narrow{bits}{'t' if trits else ''}")
+    wide = _digits(nodes, flat) if trits else _sum_planes(nodes, flat, bits)
+    sizes = [sum(codes[name].size for name in names) for names in blocks.values()]
+    for names, part in zip(blocks.values(), _split(nodes, wide, sizes), strict=True):
+        shape = [-1, *codes[names[0]].shape[1:]]
+        matrix = nodes.op("Reshape", [part, nodes.shape(*shape)])
+        rows = [len(codes[name]) for name in names]
+        for name, group in zip(names, _split(nodes, matrix, rows), strict=True):
+            _replace(model, name, narrow[name], group)
+
+
+def _split(nodes: FoldedNodes, value: ir.Value, sizes: Sequence[int]) -> Sequence[ir.Value]:
+    if len(sizes) == 1:
+        return [value]
+    parts: Sequence[ir.Value] = nodes.op_multi_out("Split", [value, nodes.shape(*sizes)], num_outputs=len(sizes))
+    return parts
+
+
+def _replace(model: ir.Model, name: str, weights: NarrowWeights, widened: ir.Value) -> None:
+    factors, nodes = weights.multiplier, FoldedNodes(model.graph, name)
+    if weights.smooth is not None:
+        widened = _summed(nodes, widened, weights.smooth)
+    if factors is not None:
+        widened = _multiply_groups(nodes, widened, factors.factors.numpy(), factors.group_sizes)
+    widened.name = f"{name}.codes"
+    model.graph.initializers[name].replace_all_uses_with(widened)
+
+
+def _summed(nodes: FoldedNodes, differences: ir.Value, smooth: SmoothCodes) -> ir.Value:
+    """Add up differences of rows, int8, to the table, uint8."""
+    found, axis = nodes.cast(differences, ir.DataType.INT32), _shared(nodes, "rows", np.array(0, np.int32))
+    for order in range(smooth.order - 1, -1, -1):
+        first = nodes.stored(f"first{order}", smooth.first[order][None])
+        found = nodes.op("CumSum", [nodes.op("Concat", [first, found], {"axis": 0}), axis])
+    return nodes.cast(found, ir.DataType.UINT8)
 
 
 def _cast(nodes: FoldedNodes, codes: NDArray[np.int8], stored: ir.DataType) -> ir.Value:
@@ -121,7 +181,7 @@ def _multiply_groups(
 
 
 def _digits(nodes: FoldedNodes, codes: NDArray[np.int8]) -> ir.Value:
-    """Write codes of three values, five to a byte, as digits to the base of 3."""
+    """Write codes of three values, five to a byte, as digits to the base of 3; widened they are int8 ``[n]``."""
     rows = -(-codes.size // TRITS)
     padded = np.zeros(rows * TRITS, np.int32)
     padded[: codes.size] = codes.ravel().astype(np.int32) + 1
@@ -134,10 +194,11 @@ def _digits(nodes: FoldedNodes, codes: NDArray[np.int8]) -> ir.Value:
     whole = nodes.op("Reshape", [nodes.cast(centered, ir.DataType.INT8), _vector(nodes, "flat", -1)])
     if rows * TRITS > codes.size:
         whole = nodes.op("Slice", [whole, _vector(nodes, "zero", 0), _vector(nodes, "size", codes.size)])
-    return nodes.op("Reshape", [whole, nodes.stored("shape", np.array(codes.shape, np.int64))])
+    return whole
 
 
 def _sum_planes(nodes: FoldedNodes, codes: NDArray[np.int8], bits: int) -> ir.Value:
+    """Write codes in planes; widened they are int8 ``[n]``."""
     offset = 1 << (bits - 1)
     unsigned = (codes.astype(np.int32) + offset).astype(np.uint8)
     total = _shared(nodes, f"offset{bits}", np.array(-offset, np.int32))
@@ -153,7 +214,11 @@ def sum_planes(nodes: FoldedNodes, codes: NDArray[np.uint8], bits: int, total: i
         total = plane if total is None else nodes.op("Add", [plane, total])
         shift += width
     assert total is not None
-    return nodes.op("Reshape", [total, nodes.stored("shape", np.array(codes.shape, np.int64))])
+    return (
+        total
+        if codes.ndim == 1
+        else nodes.op("Reshape", [total, nodes.stored("shape", np.array(codes.shape, np.int64))])
+    )
 
 
 def _unpack(nodes: FoldedNodes, values: NDArray[Any], width: int, shift: int) -> ir.Value:

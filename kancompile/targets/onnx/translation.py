@@ -168,8 +168,7 @@ def _real_weight(weight: Value, scale: Value) -> Value:
 
 
 def _gemm(columns: Value, weight: Value, bias: Value, scale: Value) -> Value:
-    zero_point = np.zeros(int(weight.shape[1]), np.int32)
-    real_bias = op.DequantizeLinear(bias, scale, constant(zero_point), axis=0)
+    real_bias = op.DequantizeLinear(bias, scale, axis=0)
     return op.Gemm(_activation(columns), _real_weight(weight, scale), real_bias)
 
 

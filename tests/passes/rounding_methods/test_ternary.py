@@ -67,8 +67,8 @@ def test_files_store_five_codes_in_a_byte_where_that_is_smaller(widths: tuple[in
     assert contraction.packs_trits is trits
     assert contraction.stored_bytes() == (count // 5 if trits else count // 4)
     data = emit(program, {})
-    stored = {value.name: len(value.raw_data) for value in onnx.load_from_string(data).graph.initializer}
-    assert (count // 5 in stored.values()) is trits
+    stored = [len(value.raw_data) for value in onnx.load_from_string(data).graph.initializer]
+    assert any(count // 5 <= size < count // 4 for size in stored) is trits  # codes of both layers stand together
     assert torch.equal(joined(RuntimeModel(data)(x)), program(x))
 
 

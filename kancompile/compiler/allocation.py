@@ -1,0 +1,274 @@
+"""Choose bits and rows of every layer together: ``optimize = "size"``, ``"speed"`` or ``"accuracy"``.
+
+Each layer is lowered alone, all others in float, once for every width of its weights and once for every number of rows. Errors of
+different origin add up in variance, and so do those of layers, as second-order sensitivities have it (Dong et al., *HAWQ-V2*,
+2020, section 3.1): with ``x[l, o]`` 1 for the option that layer ``l`` gets,
+
+    size, speed:  min  sum x bytes        where  sum x noise[m] <= goal[m]  for every output m
+    accuracy:     min  t                  where  sum x noise[m] <= t power[m],  sum x bytes <= budget
+
+This integer program is solved exactly. The model is not exact, so chosen points, and for accuracy the best one that has the
+same bits and rows in all layers, are lowered and written, and the measured errors and bytes decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import Bounds, LinearConstraint, milp
+from torch import Tensor
+
+from kancompile.compiler.ladder import chooses_rows
+from kancompile.compiler.layer_trials import LayerTrials
+from kancompile.compiler.manifest import constant_bytes
+from kancompile.errors import KanCompileError
+from kancompile.ir import Program
+from kancompile.passes import in_one_thread
+from kancompile.progress import say
+from kancompile.recipe import SettledRecipe
+from kancompile.validation import decibel
+
+BITS: tuple[int, ...] = (8, 7, 6, 5, 4, 3)
+ROWS: tuple[int, ...] = (32, 48, 64, 96, 128, 192, 256, 512, 1024)
+_FEW_BITS: tuple[int, ...] = (8, 6, 4)
+_FEW_ROWS: tuple[int, ...] = (64, 256)
+_FINEST, _MOST_POINTS, _MOST_ROUNDS, _MARGIN_DB = 2048, 5, 20, 0.2
+_FUSED_ROWS = 256
+"""Rows that one kernel hands over as bytes; more take a Cast and a Clip."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """What one layer may get.
+
+    Attributes:
+        change: keys of its recipe.
+        bytes: of its constants.
+        noise: it brings to each output, float64 ``[m]``.
+    """
+
+    change: Mapping[str, Any]
+    bytes: int
+    noise: Tensor
+
+
+@dataclass(frozen=True)
+class Point:
+    """Bits and rows of all layers, lowered and measured.
+
+    Attributes:
+        changes: keys of the recipe by layer.
+        predicted_db, measured_db: SQNR of the worst output, added up and measured.
+        bytes: of the file.
+    """
+
+    changes: Mapping[str, Mapping[str, Any]]
+    predicted_db: float
+    measured_db: float
+    bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for the manifest."""
+        layers = {name: dict(change) for name, change in self.changes.items()}
+        return {
+            "layers": layers,
+            "predicted_db": self.predicted_db,
+            "measured_db": self.measured_db,
+            "bytes": self.bytes,
+        }
+
+    def text(self) -> str:
+        """Say it in a line."""
+        layers = ", ".join(f"{name} {_text(change)}" for name, change in self.changes.items())
+        errors = f"worst output {self.predicted_db:.1f} dB predicted, {self.measured_db:.1f} measured"
+        return f"{self.bytes:,} bytes, {errors}: {layers}"
+
+
+class Allocator:
+    """Measures the options of every layer once, and chooses among them.
+
+    Attributes:
+        points: that were lowered and measured, in order.
+    """
+
+    def __init__(
+        self,
+        captured: Program,
+        trials: LayerTrials,
+        file_bytes: Callable[[SettledRecipe, Program], int],
+    ) -> None:
+        """Take the float program, what lowers its layers on trial, and what gives the bytes of a file."""
+        self.captured, self.trials, self.file_bytes = captured, trials, file_bytes
+        self.points: list[Point] = []
+
+    @in_one_thread()
+    def choose(self, recipe: SettledRecipe) -> SettledRecipe:
+        """Return the recipe with bits and rows for every integer layer; as it is where no point reaches what is wanted.
+
+        Raises:
+            KanCompileError: no point fits ``max_bytes``; the message says the smallest that was found.
+        """
+        names = [name for name in self.trials.names if recipe[name].arithmetic == "int8"]
+        options = self._options(recipe, names)
+        if not options:
+            return recipe
+        limit, whole = recipe.whole.max_bytes, recipe.whole
+        power = self.trials.measure(self.captured).allowed
+        wants_accuracy = whole.optimize == "accuracy"
+        goal = max(whole.goal_sqnr or 0.0, whole.min_sqnr or 0.0)
+        aimed, budget = goal + _MARGIN_DB, np.inf if limit is None else float(limit)
+        for _ in range(_MOST_ROUNDS):
+            chosen = choose_options(options, power, None if wants_accuracy else aimed, budget)
+            if chosen is None or len(self.points) == _MOST_POINTS:
+                break
+            point, is_new = self._measured(recipe, chosen, power)
+            if limit is not None and point.bytes > limit:
+                constants = sum(option.bytes for option in chosen.values())
+                budget = min(budget, constants) - (point.bytes - limit if is_new else 16)
+            elif wants_accuracy or (not is_new and point.measured_db >= goal):
+                break
+            else:  # as far as the model was wrong last time; where nothing else came of it, a little further
+                aimed += goal - point.measured_db + _MARGIN_DB / 2 if is_new else _MARGIN_DB
+        if wants_accuracy:
+            uniform = _best_uniform(options, power, budget)
+            if uniform is not None:
+                self._measured(recipe, uniform, power)
+        fitting = [point for point in self.points if limit is None or point.bytes <= limit]
+        if limit is not None and not fitting:
+            found = f", the smallest found takes {min(p.bytes for p in self.points):,}" if self.points else ""
+            raise KanCompileError(
+                f'recipe: optimize = "{whole.optimize}" found no file of at most {limit:,} bytes{found}; raise max_bytes, or '
+                "lower goal_sqnr"
+            )
+        if wants_accuracy:
+            best = max(fitting, key=lambda point: point.measured_db, default=None)
+        else:
+            good = [point for point in fitting if point.measured_db >= goal]
+            best = min(good, key=lambda point: point.bytes, default=None)
+        return recipe if best is None else recipe.with_overrides(best.changes)
+
+    def notes(self) -> list[str]:
+        """Return lines for the report."""
+        return [f"allocation: {point.text()}" for point in self.points]
+
+    def _options(self, recipe: SettledRecipe, names: Sequence[str]) -> dict[str, list[Option]]:
+        """Measure widths and rows of every layer; their errors add up."""
+        bits, rows = (
+            (BITS, ROWS) if len(names) * (len(BITS) + len(ROWS)) <= self.trials.left else (_FEW_BITS, _FEW_ROWS)
+        )
+        if recipe.whole.optimize == "speed":
+            rows = tuple(count for count in rows if count <= _FUSED_ROWS)
+        found: dict[str, list[Option]] = {}
+        for name in names:
+            say(f"allocation: measuring layer {name} ...")
+            layer, has_rows = recipe[name], chooses_rows(self.captured, name)
+            finest = {"levels": layer.levels or _FINEST} if has_rows else {}
+            widths = [layer.weight_bits] if layer.is_ternary else bits
+            by_bits = {width: self.trials.trial(recipe, name, {"weight_bits": width, **finest}) for width in widths}
+            by_rows = {
+                count: self.trials.trial(recipe, name, {"weight_bits": widths[0], "levels": count})
+                for count in (rows if has_rows and layer.levels is None else ())
+            }
+            in_float = constant_bytes(self.captured, name)
+            known = by_bits[widths[0]]
+            if known is None:
+                return {}
+            found[name] = [
+                Option({"weight_bits": width, **finest}, in_float + one.extra_bytes, one.noise)
+                for width, one in by_bits.items()
+                if one is not None and (recipe.whole.optimize != "speed" or not by_rows)
+            ] + [
+                Option(
+                    {"weight_bits": width, "levels": count},
+                    in_float + one.extra_bytes + other.extra_bytes - known.extra_bytes,
+                    one.noise + (other.noise - known.noise).clamp(min=0),
+                )
+                for width, one in by_bits.items()
+                for count, other in by_rows.items()
+                if one is not None and other is not None
+            ]
+        return found
+
+    def _measured(self, recipe: SettledRecipe, chosen: Mapping[str, Option], power: Tensor) -> tuple[Point, bool]:
+        """Lower and write a point; give what was measured, and whether it is measured for the first time."""
+        changes = {name: option.change for name, option in chosen.items()}
+        known = next((point for point in self.points if point.changes == changes), None)
+        if known is not None:
+            return known, False
+        refined = recipe.with_overrides(changes)
+        program = self.trials.lower(refined)
+        noise = torch.stack([option.noise for option in chosen.values()]).sum(0)
+        measured = self.trials.measure(program).worst_db
+        point = Point(changes, _worst_db(power, noise), measured, self.file_bytes(refined, program))
+        say(f"allocation: {point.text()}")
+        self.points.append(point)
+        return point, True
+
+
+def choose_options(
+    options: Mapping[str, Sequence[Option]], power: Tensor, goal_db: float | None, max_bytes: float
+) -> dict[str, Option] | None:
+    """Choose one option for each layer: fewest bytes at a goal, or least share of noise within ``max_bytes`` without one.
+
+    Args:
+        options: by layer.
+        power: of each output about its mean, float64 ``[m]``.
+        goal_db: SQNR that every output must have.
+        max_bytes: of all constants together.
+    """
+    flat = [(name, option) for name, few in options.items() for option in few]
+    varies = power > 0
+    share = np.stack([(option.noise / power)[varies].numpy() for _, option in flat], axis=1)  # [m, options]
+    size = np.array([float(option.bytes) for _, option in flat])
+    owner = np.array([[float(name == own) for own, _ in flat] for name in options])
+    finite = np.isfinite(share).all(0)
+    # the solver's tolerances are absolute: shares of noise are brought to order 1
+    unit = 10 ** (-goal_db / 10) if goal_db is not None else float(np.median(share[:, finite].max(0))) or 1.0
+    share = np.where(np.isfinite(share), share / unit, 0.0)
+    limits = [LinearConstraint(np.c_[owner, np.zeros(len(owner))], 1, 1)]
+    if np.isfinite(max_bytes):
+        limits.append(LinearConstraint(np.r_[size, 0][None], -np.inf, max_bytes))
+    limits.append(LinearConstraint(np.c_[share, -np.ones(len(share))], -np.inf, 0))
+    whole = np.r_[np.ones(len(flat)), 0.0]
+    most = np.r_[finite.astype(float), np.inf if goal_db is None else 1.0]
+    # of equal points the smaller one, and of as small ones the more precise one
+    aim = np.r_[size, 1e-3] if goal_db is not None else np.r_[size * 1e-9 / max(1.0, float(np.abs(size).max())), 1.0]
+    result = milp(aim, integrality=whole, bounds=Bounds(0, most), constraints=limits, options={"mip_rel_gap": 0.0})
+    if result.x is None:
+        return None
+    return {name: option for (name, option), taken in zip(flat, result.x, strict=False) if taken > 0.5}
+
+
+def _best_uniform(options: Mapping[str, Sequence[Option]], power: Tensor, max_bytes: float) -> dict[str, Option] | None:
+    """Choose the best point at which all layers have the same width and, where they have a choice, the same rows."""
+    best: tuple[float, dict[str, Option]] | None = None
+    for option in next(iter(options.values())):
+        width = option.change["weight_bits"]
+        for rows in dict.fromkeys(one.change.get("levels") for few in options.values() for one in few):
+            chosen = {
+                name: next((one for one in few if _is_of(one, width, rows)), None) for name, few in options.items()
+            }
+            point = {name: one for name, one in chosen.items() if one is not None}
+            if len(point) < len(options) or sum(one.bytes for one in point.values()) > max_bytes:
+                continue
+            worst = _worst_db(power, torch.stack([one.noise for one in point.values()]).sum(0))
+            if best is None or worst > best[0]:
+                best = worst, point
+    return None if best is None else best[1]
+
+
+def _is_of(option: Option, width: Any, rows: int | None) -> bool:
+    return bool(option.change["weight_bits"] == width) and option.change.get("levels", rows) == rows
+
+
+def _worst_db(power: Tensor, noise: Tensor) -> float:
+    return min(decibel(float(a), float(b)) for a, b in zip(power, noise, strict=True) if a > 0)
+
+
+def _text(change: Mapping[str, Any]) -> str:
+    rows = f" and {change['levels']} rows" if "levels" in change else ""
+    return f"{change['weight_bits']} bits{rows}"
