@@ -68,6 +68,7 @@ def relative_error(model: nn.Module, compute: Any, x: Tensor) -> float:
     return float((compute(x) - expected).abs().max() / expected.abs().max())
 
 
+@pytest.mark.slow
 def test_int8_reaches_35_db_in_every_layer(
     example: tuple[nn.Module, dict[str, kancompile.CompiledModel]],
 ) -> None:
@@ -116,6 +117,7 @@ def test_every_kind_of_node_is_captured_exactly(tmp_path: Path) -> None:
     assert any("mul" in part["operator"] for part in compiled.manifest["unrecognized"])
 
 
+@pytest.mark.slow
 def test_pruned_and_sparse_models(tmp_path: Path) -> None:
     import kan
 

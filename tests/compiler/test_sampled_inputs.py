@@ -72,6 +72,7 @@ def test_what_says_nothing_is_refused_with_the_way_out(case: str) -> None:
         sampled_inputs(make().eval())
 
 
+@pytest.mark.slow
 def test_a_file_says_that_no_data_calibrated_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--factory-arg", FACTORY_ARGS, "--calibration", "none", "--out", str(tmp_path), "--no-timing"]
     assert main(["compile", FACTORY, *options, "--method", "uniform", "--goal-sqnr", "1"]) == 0

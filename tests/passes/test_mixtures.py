@@ -65,6 +65,7 @@ def test_a_second_run_returns_the_same_program_and_the_first_leaves_its_input() 
     assert MixFunctions(lambda _: 0.0)(program, x) is program
 
 
+@pytest.mark.slow
 def test_independent_functions_stay() -> None:
     model = spline_conv.build().eval()
     x = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1

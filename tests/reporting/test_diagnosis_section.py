@@ -99,6 +99,7 @@ def test_the_page_says_what_was_found_and_what_to_change() -> None:
 
 
 @pytest.mark.needs("matplotlib")
+@pytest.mark.slow
 def test_a_healthy_model_is_said_to_be_healthy() -> None:
     found = report("none")
     jsonschema.validate(json.loads(json.dumps(found, allow_nan=False)), report_schema())
@@ -114,6 +115,7 @@ def test_without_a_diagnosis_there_is_no_section() -> None:
 
 
 @pytest.mark.needs("matplotlib")
+@pytest.mark.slow
 def test_dead_columns_are_noted() -> None:
     x = make_inputs(120)
     x[:, :5] = 0.25  # five of six inputs never change

@@ -31,6 +31,7 @@ def test_outputs_have_the_shape_and_the_bits_of_the_simulation(convolutional: bo
     assert c99.RUNTIME.tolerance_steps == 0
 
 
+@pytest.mark.slow
 def test_from_the_command_line_to_outputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, x = make_model(), make_inputs(100)
     save_file(model.state_dict(), tmp_path / "kan.safetensors")
