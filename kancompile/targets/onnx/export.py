@@ -110,7 +110,7 @@ def build_model(
     write_joint_tables(model.graph)
     if storage != "fastest":
         store_padded_tables(model.graph)
-        _TIDY(model)
+    _TIDY(model)
     narrow = {} if storage == "fastest" else _narrow(program)
     return min(
         (
