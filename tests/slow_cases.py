@@ -1,6 +1,7 @@
-"""Cases of parametrized tests that run with ``-m slow`` only: ``slow_cases.txt`` lists them, a line each.
+"""Tests and cases of them that run with ``-m slow`` only: ``slow_cases.txt`` lists them, a line each.
 
-``.ci/slow_cases.py`` chooses them by what they took. Other cases of the same tests stay in the default run.
+``.ci/slow_cases.py`` chooses cases by what they took, of tests of which others stay in the default run; some long tests of what
+others test as well are listed by hand.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ LISTED = frozenset(Path(__file__).with_suffix(".txt").read_text().splitlines())
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the cases that are listed."""
+    """Mark what is listed."""
     for item in items:
         if item.nodeid in LISTED:
             item.add_marker(pytest.mark.slow)
