@@ -58,4 +58,4 @@ def _reason(text: str) -> str:
     return first
 
 
-RUNTIME = Runtime("tract", "ort-cpu", missing, in_process(load), tolerance_steps=2)
+RUNTIME = Runtime("tract", "ort-cpu", missing, in_process(load), tolerance_steps=3)

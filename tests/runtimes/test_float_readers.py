@@ -27,7 +27,7 @@ READERS = [
 PROGRAMS = {
     "MLP": lambda: integer_program((24, 16, 10), (17, 200), k=5),
     "MLP W4": lambda: integer_program((24, 10), (256,), k=5, weight_bits=4),
-    "scale groups and several tables": lambda: integer_program((24, 10), (64,), groups=2, tables=3),
+    "scale groups and several tables": lambda: integer_program((24, 10), (64,), groups=2, tables=3, weight_bits=4),
     "conv": lambda: integer_convolutions((3, 8, 8), [square(6, 3, padding=1), square(5, 3, stride=2)], zero_point=90),
     "MLP W3": lambda: integer_program((24, 10), (256,), weight_bits=3),
     "MLP W7": lambda: integer_program((24, 10), (256,), weight_bits=7),
