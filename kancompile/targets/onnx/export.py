@@ -112,12 +112,12 @@ def build_model(
         store_padded_tables(model.graph)
     _TIDY(model)
     narrow = {} if storage == "fastest" else _narrow(program)
+    ways = _ways(model, program, narrow, storage)
+    if len(ways) == 1:
+        return _finished(model, program, metadata, storage, ways[0])
     return min(
-        (
-            _finished(model.clone(), program, metadata, storage, stored)
-            for stored in _ways(model, program, narrow, storage)
-        ),
-        key=lambda finished: len(ir.to_proto(finished).SerializeToString()) if storage == "smallest" else 0,
+        (_finished(model.clone(), program, metadata, storage, stored) for stored in ways),
+        key=lambda finished: len(ir.to_proto(finished).SerializeToString()),
     )
 
 
