@@ -21,6 +21,7 @@ ScaleSearch = Literal["minmax", "mse", "hessian"]
 
 _SMALLEST_SCALE = 1e-30  # keeps weight / scale finite in float32
 _MSE_POWER = 2.4
+_AT_ONCE = 1 << 16
 
 
 def stored_bits(bits: Width) -> int:
@@ -141,12 +142,13 @@ def _best_scale(part: Tensor, bits: Width, start: Tensor, factors: Tensor, cost:
     low, high = code_range(bits)
     best = start
     least = torch.full_like(start, torch.inf)
-    for factor in factors.tolist():
-        scale = (start * factor).clamp(min=_SMALLEST_SCALE)
-        error = (quantize(part, scale[:, None], low, high) * scale[:, None] - part).abs_()
+    # several factors at once, since small layers spend their time in calls; more than a cache holds would be slower
+    for some in torch.split(factors.to(start.device), max(1, _AT_ONCE // max(1, part.numel()))):
+        scale = (start * some[:, None]).clamp(min=_SMALLEST_SCALE)
+        error = (quantize(part, scale[..., None], low, high) * scale[..., None] - part).abs_()
         error = error.square_() if power == 2.0 else error.pow_(power)
-        total = error @ cost
+        total, first = (error @ cost).min(0)
         better = total < least
         least = torch.where(better, total, least)
-        best = torch.where(better, scale, best)
+        best = torch.where(better, scale.gather(0, first[None])[0], best)
     return best
