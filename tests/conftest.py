@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import torch
+from torch._export import utils as torch_export
 from torch.onnx._internal.exporter import _registration
 
 # the mark of tests that need optional tools, and that of cases that take long
@@ -30,3 +32,5 @@ def _keep_translations() -> None:
 
 
 _keep_translations()
+# what PyTorch's C++ offers is listed 27 times for every decomposition; operators that a test registers are not among it
+torch_export._materialize_cpp_cia_ops = functools.cache(torch_export._materialize_cpp_cia_ops)
