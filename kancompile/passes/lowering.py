@@ -9,12 +9,10 @@ import torch
 from kancompile.errors import KanCompileError
 from kancompile.ir import Program, Values, check, with_history
 from kancompile.passes.absorb_plain_layers import AbsorbPlainLayers
-from kancompile.passes.factorize_edges import FactorizeEdges
-from kancompile.passes.factorize_expansions import FactorizeExpansions
 from kancompile.passes.fuse_index import FuseIndex
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials, lower_exactly
 from kancompile.passes.recently_used import RecentlyUsed
-from kancompile.passes.reduce_functions import BALANCE, JoinOptions, MixFunctions, ReduceFunctions
+from kancompile.passes.reduce_functions import BALANCE, JoinInputs, JoinOptions, ReduceFunctions
 from kancompile.passes.round_to_16_bits import RoundTo16Bits
 from kancompile.passes.round_weights import RoundingOptions, RoundWeights, prove_layer
 from kancompile.passes.rounding_methods import method_named, quick_methods
@@ -74,7 +72,7 @@ class Lowering:
         return program
 
     def functions(self, recipe: SettledRecipe) -> Program:
-        """Give the program in the form that a recipe tabulates: in float, functions factorised and mixed, branches split."""
+        """Give the program in the form that a recipe tabulates: in float, with fewer functions, branches split."""
         return self._form(recipe, Timings())[0]
 
     def _form(self, recipe: SettledRecipe, timings: Timings) -> tuple[Program, KnownTables]:
@@ -105,9 +103,7 @@ class Lowering:
             (LowerToPolynomials.name, ("float",), lambda stage: lower_exactly(stage, x, exact, costs)),
             (LowerToPolynomials.name, ("int16",), lambda stage: polynomials(stage, x)),
             (RoundTo16Bits.name, ("int16",), RoundTo16Bits(wide)),
-            (FactorizeEdges.name, ("int8",), lambda stage: FactorizeEdges(tables)(stage, x)),
-            (FactorizeExpansions.name, ("int8",), lambda stage: FactorizeExpansions(tables)(stage, x)),
-            (MixFunctions.name, ("int8",), lambda stage: MixFunctions(function_error)(stage, x)),
+            (ReduceFunctions.name, ("int8",), lambda stage: ReduceFunctions(tables, function_error)(stage, x)),
             (SplitBranches.name, ("int8",), in_branches),
         ]
 
@@ -160,10 +156,10 @@ class Lowering:
 
         made_for = recipe.whole.for_batch or recipe.whole.batch
         batch = BALANCE if made_for is None else (made_for,)
-        reduce = ReduceFunctions(join_options, recipe.whole.costs.look_up, batch=batch, known=known)
+        join = JoinInputs(join_options, recipe.whole.costs.look_up, batch=batch, known=known)
         tabulate = TabulateExpansions(table_options, known=known)
         return [
-            (ReduceFunctions.name, ("int8",), lambda stage: reduce(stage, x)),
+            (JoinInputs.name, ("int8",), lambda stage: join(stage, x)),
             (TabulateExpansions.name, ("int8",), lambda stage: tabulate(stage, x)),
             (RoundWeights.name, ("int8",), lambda stage: RoundWeights(rounding_options, self.seed)(stage, x, exact)),
             (FuseIndex.name, ("int8",), FuseIndex()),

@@ -11,7 +11,7 @@ from torch import fx
 
 from kancompile.ir import Contraction, Program, show
 from kancompile.passes.lowering import Lowering, lower
-from kancompile.passes.reduce_functions import MixFunctions
+from kancompile.passes.reduce_functions import ReduceFunctions
 from kancompile.passes.tabulate_expansions import lookup_cost
 from kancompile.recipe import read_recipe
 from tests.convolution_programs import float_convolutions, square
@@ -96,7 +96,7 @@ def test_other_bits_measure_no_quantizer_again(name: str, monkeypatch: pytest.Mo
         raise AssertionError("measured again")
 
     monkeypatch.setattr(lookup_cost.LookupCost, "_measure", refuse)
-    monkeypatch.setattr(MixFunctions, "__call__", refuse)
+    monkeypatch.setattr(ReduceFunctions, "__call__", refuse)
     lowering(lowering.settled(read_recipe({"levels": 64, "weight_bits": 4})))
     with pytest.raises(AssertionError, match="measured again"):
         lowering(lowering.settled(read_recipe({"levels": 65})))

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from kancompile.ir import Contraction, IntegerContraction, Program, TableExpansion, check, distinct_inputs, show
-from kancompile.passes.factorize_edges import FactorizeEdges
 from kancompile.passes.fuse_index import FuseIndex
+from kancompile.passes.reduce_functions import ReduceFunctions
 from kancompile.passes.round_weights import RoundWeights
 from kancompile.passes.round_weights.options import RoundingOptions
 from kancompile.passes.rounding_methods.uniform import Uniform
@@ -32,7 +32,9 @@ def signal_to_noise(reference: torch.Tensor, other: torch.Tensor) -> float:
 
 
 PASSES = {
-    "factorize": lambda program: FactorizeEdges(lambda name: True)(program, calibration_inputs(program)),
+    "reduce": lambda program: ReduceFunctions(lambda name: True, lambda name: 2e-4)(
+        program, calibration_inputs(program)
+    ),
     "split": lambda program: SplitBranches(lambda name: True)(program),
     "tabulate": tabulate,
     "round": lambda program: round_uniform(program),

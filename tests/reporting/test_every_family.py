@@ -83,7 +83,7 @@ def test_every_family_is_reported_and_diagnosed(family: str) -> None:
         assert parts["columns"] == sum(e["n_in"] * e["k"] for e in layer["expansions"])
         assert sum(parts[part] for part in ("outside", "levels", "codes", "weights")) > 0
     if family.startswith("kagn"):  # which has functions that depend on each other
-        changes = next(step["changes"] for step in report["pipeline"] if step["name"] == "mix-functions")
+        changes = next(step["changes"] for step in report["pipeline"] if step["name"] == "reduce-functions")
         assert changes
     page = render(report)
     assert page.count("<svg") >= len(report["edges"]) > 0

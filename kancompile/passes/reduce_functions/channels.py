@@ -13,7 +13,6 @@ Every function less saves a look-up of each channel and pixel, and its share of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -28,49 +27,41 @@ _MOST_FUNCTIONS = 12
 _CONSTANT = 1e-12  # variance by the mean square, which roundings of float32 reach
 
 
-@dataclass(frozen=True)
-class MixFunctions:
-    """Replace the functions of convolutions by fewer mixtures; the second run finds nothing more to save.
+def across_channels(program: Program, x: Values, share: Callable[[str], float]) -> Program:
+    """Replace the functions of convolutions by fewer mixtures, and fit their weights.
 
-    Attributes:
-        tolerance: says for a layer's name which squared error is allowed at its output, as a share of the output's
-            variance; layers with 0 stay as they are.
+    Args:
+        program: a captured program.
+        x: calibration inputs ``[n, *input_shape]``.
+        share: says for a layer's name which squared error is allowed at its output, as a share of the output's variance;
+            layers with 0 stay as they are.
+
+    Returns:
+        the program with fewer functions, or the same one.
     """
-
-    tolerance: Callable[[str], float]
-
-    name = "mix-functions"
-
-    def __call__(self, program: Program, x: Values) -> Program:
-        """Return the program with fewer functions, or the same one.
-
-        Args:
-            program: a captured program.
-            x: calibration inputs ``[n, *input_shape]``.
-        """
-        found = {
-            layer: expansion
-            for layer in program.layers()
-            if self.tolerance(layer.name) > 0 and (expansion := _candidate(program, layer)) is not None
-        }
-        if not found:
-            return program
-        picked = torch.linspace(0, len(x) - 1, min(len(x), _SAMPLES)).long()
-        read = program.inputs(x[picked], [layer.expansions[0] for layer in found])
-        modules: dict[str, nn.Module] = {}
-        notes = []
-        for layer, expansion in found.items():
-            contraction = program.node(layer.contraction, Contraction)
-            mixed = mix(expansion, contraction, read[layer.expansions[0]], self.tolerance(layer.name))
-            if mixed is None:
-                continue
-            modules[layer.expansions[0]], modules[layer.contraction], functions, lost = mixed
-            made = f"{functions} mixture(s){' and a constant' if contraction.pads else ''}"
-            notes.append(
-                f"layer {layer.name!r}: {expansion.k} functions of each channel replaced by {made}, squared error "
-                f"{lost:.2g} of the output's variance on samples that did not fit them; function_error = 0 keeps all"
-            )
-        return program.replace_modules(modules, notes) if modules else program
+    found = {
+        layer: expansion
+        for layer in program.layers()
+        if share(layer.name) > 0 and (expansion := _candidate(program, layer)) is not None
+    }
+    if not found:
+        return program
+    picked = torch.linspace(0, len(x) - 1, min(len(x), _SAMPLES)).long()
+    read = program.inputs(x[picked], [layer.expansions[0] for layer in found])
+    modules: dict[str, nn.Module] = {}
+    notes = []
+    for layer, expansion in found.items():
+        contraction = program.node(layer.contraction, Contraction)
+        mixed = mix(expansion, contraction, read[layer.expansions[0]], share(layer.name))
+        if mixed is None:
+            continue
+        modules[layer.expansions[0]], modules[layer.contraction], functions, lost = mixed
+        made = f"{functions} mixture(s){' and a constant' if contraction.pads else ''}"
+        notes.append(
+            f"layer {layer.name!r}: {expansion.k} functions of each channel replaced by {made}, squared error "
+            f"{lost:.2g} of the output's variance on samples that did not fit them; function_error = 0 keeps all"
+        )
+    return program.replace_modules(modules, notes) if modules else program
 
 
 def _candidate(program: Program, layer: Layer) -> Expansion | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
 from kancompile.ir import Branch, Contraction, Expansion, Geometry, Program, check, distinct_inputs
-from kancompile.passes.factorize_edges import FactorizeEdges
+from kancompile.passes.reduce_functions.across_inputs import across_inputs
 from tests.regions import branch, silu
 
-RUN = FactorizeEdges(lambda name: True)
+RUN = partial(across_inputs, applies=lambda name: True, share=1e-6)
 
 
 def draw(*shape: int, seed: int) -> Tensor:
@@ -98,7 +100,7 @@ def test_shared_functions_are_left_alone() -> None:
 
 def test_layers_can_be_left_out() -> None:
     program = wavelet_layer(4, 8)
-    assert FactorizeEdges(lambda name: name != "kan")(program, draw(100, 4, seed=1)) is program
+    assert across_inputs(program, draw(100, 4, seed=1), lambda name: name != "kan", 1e-6) is program
 
 
 def test_jumps_at_pixels_are_exact() -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
@@ -44,84 +43,74 @@ _MARGIN = 0.15  # of the range of the inputs on both sides, beyond every range t
 _UNSEEN = 1e-3  # share of the weight of points where calibration has no inputs
 _MEASURED = 256
 _CHUNK = 64
+_WORTH = 0.75  # share of the functions that may remain for it to pay
 
 
-@dataclass(frozen=True)
-class FactorizeEdges:
-    """Factorise branches with many functions that differ between inputs.
+def across_inputs(program: Program, x: Values, applies: Callable[[str], bool], share: float) -> Program:
+    """Give branches with many functions that differ between inputs a few functions that all inputs share.
 
-    Attributes:
+    Args:
+        program: a captured program.
+        x: calibration inputs ``[n, *input_shape]``.
         applies: whether to look at a layer, by its name.
-        tolerance: largest error at the layer's output, as root mean square relative to the output's own spread.
-        gain: largest share of the functions that may remain for the rewrite to pay.
+        share: largest squared error at the layer's output, as a share of the output's own variance.
+
+    Returns:
+        the program with shared functions, or the same one where nothing changes.
     """
-
-    applies: Callable[[str], bool]
-    tolerance: float = 1e-3
-    gain: float = 0.75
-
-    name = "factorize-edges"
-
-    def __call__(self, program: Program, x: Values) -> Program:
-        """Return the program with shared functions, or the same one where nothing changes.
-
-        Args:
-            program: a captured program.
-            x: calibration inputs ``[n, *input_shape]``.
-        """
-        for layer in program.layers():
-            for target in layer.expansions if self.applies(layer.name) else ():
-                expansion = program.module(target)
-                if not isinstance(expansion, Expansion) or not program.is_float(layer):
-                    continue
-                if _readers(program, target) != 1:
-                    continue
-                numbers = [n for n, branch in enumerate(expansion.branches) if branch.k >= 4]  # type: ignore[operator]
-                if numbers:
-                    program = self._factorize(program, layer, target, numbers, x)
-        return program
-
-    def _factorize(self, program: Program, layer: Layer, target: str, numbers: list[int], x: Values) -> Program:
-        for number in numbers:
-            expansion = program.node(target, Expansion)
-            branch = expansion.branches[number]
-            assert isinstance(branch, Branch)
-            inputs = program.inputs(x, [target])[target]
-            low, high = min(0.0, float(inputs.min())), max(0.0, float(inputs.max()))
-            alone = Expansion(expansion.anchor_shape, [branch], expansion.channels_first)
-            first, _ = distinct_inputs(alone, low, high)
-            if len(first) < 2:
+    for layer in program.layers():
+        for target in layer.expansions if applies(layer.name) else ():
+            expansion = program.module(target)
+            if not isinstance(expansion, Expansion) or not program.is_float(layer):
                 continue
-            functions = _Functions(alone, inputs, low, high, _importance(program, layer, target, number))
-            program = self._best(program, layer, target, number, functions, x)
-        return program
+            if _readers(program, target) != 1:
+                continue
+            numbers = [n for n, branch in enumerate(expansion.branches) if branch.k >= 4]  # type: ignore[operator]
+            for number in numbers:
+                program = _shared(program, layer, target, number, x, share**0.5)
+    return program
 
-    def _best(
-        self, program: Program, layer: Layer, target: str, number: int, functions: _Functions, x: Values
-    ) -> Program:
-        """Try ranks upwards; the smallest one within the tolerance is taken."""
-        k = functions.k
-        ranks = [rank for rank in _RANKS if rank <= min(self.gain * k, functions.rank)]
-        promising = [rank for rank in ranks if functions.tail(rank) <= self.tolerance]
-        measured = x[torch.linspace(0, len(x) - 1, min(len(x), _MEASURED)).long()]
-        error = None
-        for rank in promising:
-            modules = _rewritten(program, layer, target, number, functions, rank)
-            error = _output_error(program, modules, layer, measured)
-            if error <= self.tolerance:
-                note = (
-                    f"layer {layer.name!r}: {k} functions of each input, different for every input, factorized into "
-                    f"{rank} that all share, output error {error:.2g} of its spread"
-                )
-                return program.replace_modules(modules, [note])
-        if not ranks:
-            return program
-        closest = functions.tail(ranks[-1]) if error is None else error
-        note = (
-            f"layer {layer.name!r}: {k} functions of each input stay as they are: {ranks[-1]} shared ones leave an error of "
-            f"{closest:.2g}, expected at most {self.tolerance:g}"
-        )
-        return program if note in program.notes else program.replace_modules({}, [note])
+
+def _shared(program: Program, layer: Layer, target: str, number: int, x: Values, tolerance: float) -> Program:
+    expansion = program.node(target, Expansion)
+    branch = expansion.branches[number]
+    assert isinstance(branch, Branch)
+    inputs = program.inputs(x, [target])[target]
+    low, high = min(0.0, float(inputs.min())), max(0.0, float(inputs.max()))
+    alone = Expansion(expansion.anchor_shape, [branch], expansion.channels_first)
+    first, _ = distinct_inputs(alone, low, high)
+    if len(first) < 2:
+        return program
+    functions = _Functions(alone, inputs, low, high, _importance(program, layer, target, number))
+    return _best(program, layer, target, number, functions, x, tolerance)
+
+
+def _best(
+    program: Program, layer: Layer, target: str, number: int, functions: _Functions, x: Values, tolerance: float
+) -> Program:
+    """Try ranks upwards; the smallest one within the tolerance is taken."""
+    k = functions.k
+    ranks = [rank for rank in _RANKS if rank <= min(_WORTH * k, functions.rank)]
+    promising = [rank for rank in ranks if functions.tail(rank) <= tolerance]
+    measured = x[torch.linspace(0, len(x) - 1, min(len(x), _MEASURED)).long()]
+    error = None
+    for rank in promising:
+        modules = _rewritten(program, layer, target, number, functions, rank)
+        error = _output_error(program, modules, layer, measured)
+        if error <= tolerance:
+            note = (
+                f"layer {layer.name!r}: {k} functions of each input, different for every input, factorized into "
+                f"{rank} that all share, output error {error:.2g} of its spread"
+            )
+            return program.replace_modules(modules, [note])
+    if not ranks:
+        return program
+    closest = functions.tail(ranks[-1]) if error is None else error
+    note = (
+        f"layer {layer.name!r}: {k} functions of each input stay as they are: {ranks[-1]} shared ones leave an error of "
+        f"{closest:.2g}, expected at most {tolerance:g}"
+    )
+    return program if note in program.notes else program.replace_modules({}, [note])
 
 
 class _Functions:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kancompile.frontend.capture import capture
 from kancompile.ir import Contraction, Expansion, check
-from kancompile.passes.factorize_expansions import FactorizeExpansions
+from kancompile.passes.reduce_functions.within_inputs import within_inputs
 
 
 class Wavelets(nn.Module):
@@ -37,7 +37,7 @@ def test_wavelets_get_common_functions_within_the_stated_error() -> None:
     assert isinstance(weight, Tensor)
     ranks = []
     for tolerance in (1e-4, 1e-6):
-        factored = FactorizeExpansions(lambda _: True, tolerance)(program, x)
+        factored = within_inputs(program, x, lambda _: True, tolerance)
         check(factored)
         expansion, contraction = factored.module(layer.expansions[0]), factored.module(layer.contraction)
         assert isinstance(expansion, Expansion)
@@ -47,7 +47,7 @@ def test_wavelets_get_common_functions_within_the_stated_error() -> None:
         error = float((exact - found).square().sum() / exact.square().sum())
         assert error <= tolerance * expansion.n_in + 1e-10
         ranks.append(expansion.k)
-        assert FactorizeExpansions(lambda _: True, tolerance)(factored, x) is factored
+        assert within_inputs(factored, x, lambda _: True, tolerance) is factored
     assert ranks[0] < ranks[1] <= 12
     assert before.k == program.module(layer.expansions[0]).k == 24
     assert program.module(layer.contraction).weight is weight
@@ -67,7 +67,7 @@ def test_full_rank_and_shared_functions_stay() -> None:
 
     x = torch.rand(100, 4, generator=generator) * 4 - 2
     program = capture(Shared(), x[:2])
-    assert FactorizeExpansions(lambda _: True)(program, x) is program
+    assert within_inputs(program, x, lambda _: True, 1e-6) is program
     wavelets = capture(Wavelets(4, 24, generator), x[:2])
-    assert FactorizeExpansions(lambda _: False)(wavelets, x) is wavelets
-    assert FactorizeExpansions(lambda _: True, 1e-30)(wavelets, x) is wavelets
+    assert within_inputs(wavelets, x, lambda _: False, 1e-6) is wavelets
+    assert within_inputs(wavelets, x, lambda _: True, 1e-30) is wavelets

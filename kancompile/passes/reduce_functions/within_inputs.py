@@ -18,7 +18,6 @@ them: their one table is smaller than tables of mixtures would be.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -31,47 +30,38 @@ _LEAST_COLUMNS = 6
 _WORTH = 0.6  # share of the columns above which exact ones are better
 
 
-@dataclass(frozen=True)
-class FactorizeExpansions:
-    """Factorise expansions where it saves columns; the second run finds nothing more to save.
+def within_inputs(program: Program, x: Values, applies: Callable[[str], bool], share: float) -> Program:
+    """Give each input a few functions of its own where it saves columns.
 
-    Attributes:
+    Args:
+        program: a captured program.
+        x: calibration inputs ``[n, *input_shape]``.
         applies: says for a layer's name whether it may be changed.
-        tolerance: squared error allowed at the output, as a share of the output's power.
+        share: squared error allowed at the output, as a share of the output's power.
+
+    Returns:
+        the program with fewer columns, or the same one.
     """
-
-    applies: Callable[[str], bool]
-    tolerance: float = 1e-6
-
-    name = "factorize-expansions"
-
-    def __call__(self, program: Program, x: Values) -> Program:
-        """Return the program with fewer columns, or the same one.
-
-        Args:
-            program: a captured program.
-            x: calibration inputs ``[n, *input_shape]``.
-        """
-        found = [layer for layer in program.layers() if self.applies(layer.name) and _has_many_columns(program, layer)]
-        if not found:
-            return program
-        read = program.inputs(x[:_SAMPLES], [layer.expansions[0] for layer in found])
-        modules: dict[str, nn.Module] = {}
-        notes = []
-        for layer in found:
-            expansion = program.node(layer.expansions[0], Expansion)
-            contraction = program.node(layer.contraction, Contraction)
-            factors = factorize(expansion, contraction.weight, read[layer.expansions[0]], self.tolerance)
-            if factors is None:
-                continue
-            mixed, weight, error = factors
-            modules[layer.expansions[0]] = mixed
-            modules[layer.contraction] = contraction.with_weight(weight)
-            notes.append(
-                f"layer {layer.name!r}: {expansion.k} functions of each input replaced by {mixed.k} common ones, squared "
-                f"error {error:.2g} of the output's power"
-            )
-        return program.replace_modules(modules, notes) if modules else program
+    found = [layer for layer in program.layers() if applies(layer.name) and _has_many_columns(program, layer)]
+    if not found:
+        return program
+    read = program.inputs(x[:_SAMPLES], [layer.expansions[0] for layer in found])
+    modules: dict[str, nn.Module] = {}
+    notes = []
+    for layer in found:
+        expansion = program.node(layer.expansions[0], Expansion)
+        contraction = program.node(layer.contraction, Contraction)
+        factors = factorize(expansion, contraction.weight, read[layer.expansions[0]], share)
+        if factors is None:
+            continue
+        mixed, weight, error = factors
+        modules[layer.expansions[0]] = mixed
+        modules[layer.contraction] = contraction.with_weight(weight)
+        notes.append(
+            f"layer {layer.name!r}: {expansion.k} functions of each input replaced by {mixed.k} common ones, squared "
+            f"error {error:.2g} of the output's power"
+        )
+    return program.replace_modules(modules, notes) if modules else program
 
 
 def _has_many_columns(program: Program, layer: Layer) -> bool:

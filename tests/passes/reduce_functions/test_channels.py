@@ -6,7 +6,7 @@ import torch
 from examples.zoo import kagn_conv, spline_conv
 from kancompile.frontend.capture import capture
 from kancompile.ir import Contraction, Expansion, Program, check
-from kancompile.passes.reduce_functions import MixFunctions
+from kancompile.passes.reduce_functions.channels import across_channels
 from kancompile.passes.reduce_functions.mixtures import Subspace
 from kancompile.passes.reduce_functions.windows import Windows
 from kancompile.passes.tabulate_expansions.choose_index import IndexChoice, index_over, refine_ends
@@ -32,7 +32,7 @@ def _kagn(groups: int = 1, padding: int = 1) -> tuple[Program, torch.Tensor]:
 def test_what_is_lost_stays_below_the_tolerance(groups: int, tolerance: float) -> None:
     program, x = _kagn(groups)
     with torch.no_grad():
-        mixed = MixFunctions(lambda _: tolerance)(program, x)
+        mixed = across_channels(program, x, lambda _: tolerance)
         check(mixed)
         saved = 0
         for layer in program.layers():
@@ -58,11 +58,11 @@ def test_a_second_run_returns_the_same_program_and_the_first_leaves_its_input() 
     program, x = _kagn()
     with torch.no_grad():
         expected = program.graph_module(x)
-        mixed = MixFunctions(lambda _: 1e-3)(program, x)
+        mixed = across_channels(program, x, lambda _: 1e-3)
         assert mixed is not program
-        assert MixFunctions(lambda _: 1e-3)(mixed, x) is mixed
+        assert across_channels(mixed, x, lambda _: 1e-3) is mixed
         assert torch.equal(program.graph_module(x), expected)
-    assert MixFunctions(lambda _: 0.0)(program, x) is program
+    assert across_channels(program, x, lambda _: 0.0) is program
 
 
 @pytest.mark.slow
@@ -71,7 +71,7 @@ def test_independent_functions_stay() -> None:
     x = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1
     program = capture(model, x[:2])
     with torch.no_grad():
-        mixed = MixFunctions(lambda name: 1e-9 * (name == program.layers()[0].name))(program, x)
+        mixed = across_channels(program, x, lambda name: 1e-9 * (name == program.layers()[0].name))
     assert mixed is program
 
 
@@ -117,7 +117,7 @@ def test_fitted_weights_carry_what_a_function_drops() -> None:
 def test_a_convolution_that_pads_nothing_needs_no_constant() -> None:
     program, x = _kagn(padding=0)
     with torch.no_grad():
-        mixed = MixFunctions(lambda _: 1e-2)(program, x)
+        mixed = across_channels(program, x, lambda _: 1e-2)
         assert mixed is not program
         for layer in mixed.layers():
             expansion = mixed.module(layer.expansions[0])
@@ -132,4 +132,4 @@ def test_a_linear_map_of_every_pixel_is_no_convolution() -> None:
     program = capture(SumOverAxes(), x[:2])
     read = [program.node(layer.expansions[0], Expansion) for layer in program.layers()]
     assert any(expansion.channels_first for expansion in read)
-    assert MixFunctions(lambda _: 0.1)(program, x) is program
+    assert across_channels(program, x, lambda _: 0.1) is program
