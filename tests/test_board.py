@@ -6,11 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from benchmarks.board.cells import Cell, everything, required
 from benchmarks.board.findings import findings
-from benchmarks.board.page import PAGE, STORED, page
+from benchmarks.board.page import PAGE, STORED, page, stored_rivals
+from benchmarks.board.truth_tables import TruthTables
+
+NO_RIVALS: dict[str, list[Any]] = {"trained": [], "published": []}
 
 
 def result(cell: Cell, lost: float, **others: Any) -> tuple[str, dict[str, Any]]:
@@ -44,12 +49,12 @@ def test_a_page_says_means_spreads_and_what_was_not_run() -> None:
     cells = [Cell("mnist_efficient_kan", "gptq", 4, 8, seed) for seed in range(3)]
     two = dict(result(cell, lost) for cell, lost in zip(cells, (0.1, 0.3), strict=False))
     three = two | dict([result(cells[2], 0.2)])
-    assert "| `gptq` | not run | 0.20 ± 0.14 (2) | not run |" in page(two)
-    assert "| `gptq` | not run | 0.20 ± 0.10 | not run |" in page(three)
-    assert "| FastKAN, MNIST | all | not run |" in page(three)
-    assert "| efficient-KAN, MNIST | W4A8 | 1,000 | 4,000 | 2.0 x | 4.0 x | 1.5 x | 3.0 x |" in page(three)
-    assert "3 of 3 files differ in none" in page(three)
-    assert f"these do: {cells[2].key}." in page(three | dict([result(cells[2], 0.2, differing=4)]))
+    assert "| `gptq` | not run | 0.20 ± 0.14 (2) | not run |" in page(two, NO_RIVALS)
+    assert "| `gptq` | not run | 0.20 ± 0.10 | not run |" in page(three, NO_RIVALS)
+    assert "| FastKAN, MNIST | all | not run |" in page(three, NO_RIVALS)
+    assert "| efficient-KAN, MNIST | W4A8 | 1,000 | 4,000 | 2.0 x | 4.0 x | 1.5 x | 3.0 x |" in page(three, NO_RIVALS)
+    assert "3 of 3 files differ in none" in page(three, NO_RIVALS)
+    assert f"these do: {cells[2].key}." in page(three | dict([result(cells[2], 0.2, differing=4)]), NO_RIVALS)
 
 
 def test_a_finding_holds_only_where_its_numbers_say_so() -> None:
@@ -65,8 +70,28 @@ def test_a_finding_holds_only_where_its_numbers_say_so() -> None:
 
 def test_the_page_is_that_of_the_stored_cells() -> None:
     """Nobody writes the page by hand."""
-    stored = json.loads(STORED.read_text(encoding="utf-8"))
-    assert PAGE.read_text(encoding="utf-8") == page({Cell(**found["cell"]).key: found for found in stored})
+    cells = {Cell(**found["cell"]).key: found for found in json.loads(STORED.read_text(encoding="utf-8"))}
+    assert PAGE.read_text(encoding="utf-8") == page(cells, stored_rivals())
+
+
+def test_truth_tables_are_computed_from_weights_and_ranges() -> None:
+    """Of one edge, silu and no spline: integers in steps of the layer's quantizer, clipped; a pruned edge is 0."""
+    step, bits = "brevitas_module.act_quant.fused_activation_quant_proxy.tensor_quant.scaling_impl.value", (3, 4)
+    state = {
+        f"input_layer.{step}": torch.tensor(4.0),
+        f"layers.0.output_quantizer.{step}": torch.tensor(2.0),
+        "layers.0.grid": torch.arange(-7.0, 8.0).expand(2, -1),
+        "layers.0.spline_weight": torch.zeros(1, 2, 11),
+        "layers.0.spline_scaler": torch.ones(1, 2),
+        "layers.0.spline_selector": torch.tensor([[1.0, 0.0]]),
+        "layers.0.base_weight": torch.ones(1, 2),
+    }
+    x = np.arange(-4, 4) * 1.0  # 4 / 2^2 a step
+    wanted = np.clip(np.rint(x / (1 + np.exp(-x)) / 0.25), -8, 7).astype(np.int32)
+    published = torch.tensor(np.stack([wanted, wanted * 0]))[..., None]
+    tables = TruthTables(state, bits, (published,), torch.nn.functional.silu)
+    assert tables.compare() == (16, 0)
+    assert TruthTables(state, bits, (published + 1,), torch.nn.functional.silu).compare() == (16, 16)
 
 
 @pytest.mark.slow

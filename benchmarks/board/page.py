@@ -24,7 +24,9 @@ from benchmarks.board.cells import (
 )
 from benchmarks.board.findings import findings
 from benchmarks.board.networks import title
-from benchmarks.results_file import write_results
+from benchmarks.board.rival_rows import STORED as RIVALS
+from benchmarks.board.rival_rows import rival_rows
+from benchmarks.results_file import read_results, write_results
 
 ROOT = Path(__file__).parent.parent.parent
 STORED = ROOT / "benchmarks" / "board.json"
@@ -65,13 +67,19 @@ def write_page(results: Results) -> None:
     known = {cell.key for cell in everything()}
     kept = {key: results[key] for key in sorted(results) if key in known}
     write_results(STORED, list(kept.values()))
-    PAGE.write_text(page(kept), encoding="utf-8")
+    PAGE.write_text(page(kept, stored_rivals()), encoding="utf-8")
     draw(kept, PICTURE)
     print(f"wrote {PAGE.name} and {PICTURE.name} from {len(kept)} cells")
 
 
-def page(results: Results) -> str:
-    """Write the page."""
+def stored_rivals() -> Mapping[str, Any]:
+    """Read what ``benchmarks.board.rivals`` measured."""
+    found: dict[str, Any] = read_results(RIVALS) if RIVALS.is_file() else {"trained": [], "published": []}
+    return found
+
+
+def page(results: Results, rivals: Mapping[str, Any]) -> str:
+    """Write the page: the cells by their keys, and what ``benchmarks.board.rivals`` measured."""
     wanted = {cell.key for cell in required()}
     head = _HEAD.format(
         filled=len(wanted & set(results)),
@@ -95,6 +103,8 @@ def page(results: Results) -> str:
         "## What the reference system found",
         _PUBLISHED,
         findings(results),
+        "## Published for lookup tables",
+        rival_rows(rivals),
         "## Machines",
         _machines(results),
     ]
