@@ -3,44 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Palette:
-    """Colors by what they stand for, as matplotlib takes them.
-
-    Attributes:
-        ink, faint: text, and what stands back.
-        exact, table, compiled: the float function, the same weights on table values, the integers of the file.
-        bars: the histogram behind them.
-    """
-
-    ink: str
-    faint: str
-    exact: str
-    table: str
-    compiled: str
-    bars: str
-
-
-def draw_edge(axes: Any, edge: Mapping[str, Any], palette: Palette) -> None:
-    """Draw one edge function: float, on the table, as compiled, over the histogram of calibration inputs."""
-    bars = axes.twinx()
-    bins, counts = edge["histogram"]["bins"], edge["histogram"]["counts"]
-    bars.stairs(counts, bins, fill=True, color=palette.bars)
-    bars.set_ylim(0, max(1, *counts) * 2.8)  # below the curves
-    bars.set_axis_off()
-    axes.set_zorder(bars.get_zorder() + 1)
-    axes.patch.set_visible(False)
-    axes.plot(edge["x"], edge["float"], color=palette.exact, linewidth=2.6, label="float")
-    if edge["table"] is not None:
-        axes.plot(edge["x"], edge["table"], color=palette.table, linewidth=1.1, label="lookup table, float weights")
-    dashes = (0, (4, 2))
-    axes.plot(edge["x"], edge["compiled"], color=palette.compiled, linewidth=1.1, linestyle=dashes, label="compiled")
-    axes.set_xlabel("input of the edge")
-    axes.margins(x=0)
+from kancompile.validation import Palette
 
 
 def draw_front(

@@ -5,15 +5,14 @@ Text stays text, so that the page's font and its light and dark colours apply, a
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from kancompile.errors import KanCompileError
-from kancompile.reporting.render.drawings import Palette, draw_edge, draw_error_map, draw_front
+from kancompile.reporting.render.drawings import draw_error_map, draw_front
+from kancompile.validation import Palette, draw_edge
 
 # drawn in colours that nothing else has, which then become those of the page
 _COLOURS = {
@@ -49,22 +48,6 @@ _STYLE: Any = {
 _FONT = re.compile(r"font: [^;\"]*?(\d+(?:\.\d+)?)px [^;\"]*")
 _DIGITS = re.compile(r"(-?\d+\.\d\d)\d+")
 _PATH = re.compile(r' (?:d|points)="[^"]*"')
-
-
-def check_matplotlib(who: str = "report", way_out: str = "") -> None:
-    """Make sure, before any work is done, that plots can be drawn.
-
-    Args:
-        who: needs them.
-        way_out: another than to install it.
-
-    Raises:
-        KanCompileError: matplotlib is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise KanCompileError(
-            f"{who}: found no matplotlib, which draws the plots; install it: pip install 'kancompile[plots]'{way_out}"
-        )
 
 
 def edge_plot(edge: Mapping[str, Any]) -> str:
