@@ -38,7 +38,7 @@ DEFAULT_MAX_BYTES = 1 << 30
 LEAST_TO_SPLIT = 16
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Calibration:
     """Samples of a model's inputs, immutable and re-iterable.
 
@@ -60,6 +60,13 @@ class Calibration:
     remarks: tuple[str, ...] = ()
     name: str = "calibration"
     is_sampled: bool = False
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(
+            f"{name or 'input'} {array.dtype} {list(array.shape)}" for name, array in self.arrays.items()
+        )
+        labels = "no labels" if self.targets is None else f"labels {self.targets.dtype} {list(self.targets.shape)}"
+        return f"Calibration of {len(self)} samples: {shapes}, {labels}"
 
     @property
     def arrays(self) -> Arrays:

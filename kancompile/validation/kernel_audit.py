@@ -17,6 +17,7 @@ import onnxruntime
 from kancompile.errors import KanCompileError, first_line, foreign
 from kancompile.runtimes import ModelFile, name_of, open_session, read_model
 from kancompile.targets import PAIR_INDEX
+from kancompile.validation.text_table import Printed
 
 INTEGER_KERNELS = frozenset(
     {"QGemm", "QLinearMatMul", "QLinearConv", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger"}
@@ -34,8 +35,8 @@ class KernelRow:
     is_integer: bool
 
 
-@dataclass(frozen=True)
-class KernelAudit:
+@dataclass(frozen=True, repr=False)
+class KernelAudit(Printed):
     """What a session runs.
 
     Attributes:
@@ -49,6 +50,9 @@ class KernelAudit:
     dequantized_constants: tuple[str, ...]
     operators: dict[str, int]
     runtime: str
+
+    def __repr__(self) -> str:
+        return self.table()
 
     @property
     def problems(self) -> list[str]:

@@ -38,7 +38,7 @@ class EdgeName:
     tap: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Edge:
     """One edge function.
 
@@ -64,6 +64,10 @@ class Edge:
     bins: Tensor
     counts: Tensor
     rows: int | None
+
+    def __repr__(self) -> str:
+        name = self.name
+        return f"Edge of {name.layer!r}: input {name.input} to output {name.output}, {self.sqnr_db:.1f} dB"
 
 
 def parse_edge(text: str, pairs: Sequence[LayerPair]) -> EdgeName:
