@@ -180,6 +180,16 @@ class AnyExpansion(nn.Module):
         """Say in a printed program in which form it stands."""
         raise NotImplementedError
 
+    def in_words(self) -> str:
+        """Say to a reader of a report what it is: how many functions of how many inputs, and how they are evaluated."""
+        inputs = f"{self.n_in} input{'s' if self.n_in != 1 else ''}"
+        functions = f"{inputs} x {self.k} function{'s' if self.k != 1 else ''}"
+        return f"{functions}: {self.evaluated_as()}"
+
+    def evaluated_as(self) -> str:
+        """Say to a reader of a report how the functions are evaluated."""
+        return "in float"
+
     def _branch_text(self) -> str:
         return " | ".join(f"{name}:{k}" for name, k in self.branch_functions)
 

@@ -287,6 +287,10 @@ class PolynomialExpansion(AnyExpansion):
         """Count the bytes of the coefficients and of what finds and spreads their rows."""
         return sum(value.numel() * value.element_size() for value in self.buffers())
 
+    def evaluated_as(self) -> str:
+        """Give degree and cells."""
+        return f"polynomials of degree {self.degree} in {self.cells.rows} cells"
+
     def form(self) -> str:
         """Give branches, degree and cells."""
         return f"{self._branch_text()}, degree {self.degree}, {self.n_tables} table(s) of {self.cells.rows} cells"

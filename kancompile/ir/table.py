@@ -13,6 +13,7 @@ from kancompile.ir.expansion import AnyExpansion, regroup, to_channels_last
 from kancompile.ir.index import HandOver, IndexQuantizer
 
 _PLANE_BYTES = 550  # of the nodes that unpack a bit plane when a file is loaded
+_RECEIVES = {"index": ", receives row numbers", "scaled": ", receives values in units of rows"}
 _READS = {"rows": "index", "scaled": "scaled"}
 """What a table reads, by what it is handed, other than real values."""
 
@@ -156,6 +157,14 @@ class TableExpansion(AnyExpansion):
             "branches": dict(self.branch_functions),
             "reads": self.input,
         }
+
+    def evaluated_as(self) -> str:
+        """Give rows, range and entries of the lookup tables, and what they receive where it is not real values."""
+        index = self.index
+        tables = "lookup table" if self.n_tables == 1 else f"{self.n_tables} lookup tables"
+        entries = "" if self.bits == 8 else f", entries of {self.bits} bits"
+        received = _RECEIVES.get(self.input, "")
+        return f"{tables} of {index.levels} rows over {index.low:.4g} ... {index.high:.4g}{entries}{received}"
 
     def form(self) -> str:
         """Give rows and range, and what it reads."""

@@ -65,7 +65,7 @@ class MixFunctions:
             if mixed is None:
                 continue
             modules[layer.expansions[0]], modules[layer.contraction], functions, lost = mixed
-            made = f"{functions} mixture(s){' and a constant' if contraction.pads else ''}"
+            made = f"{functions} mixture{'s' if functions != 1 else ''}{' and a constant' if contraction.pads else ''}"
             notes.append(
                 f"layer {layer.name!r}: {expansion.k} functions of each channel replaced by {made}, squared error "
                 f"{lost:.2g} of the output's variance on samples that did not fit them; function_error = 0 keeps all"

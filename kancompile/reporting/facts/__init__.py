@@ -15,7 +15,7 @@ from kancompile.reporting.facts.inspection import (
     torn_pair,
 )
 from kancompile.reporting.facts.layer_facts import functions_text, kernels_of
-from kancompile.reporting.facts.layer_kinds import count_layers, float_text
+from kancompile.reporting.facts.layer_kinds import count_layers, float_text, not_layers
 from kancompile.reporting.facts.source import calibration_hash, of_compiled, of_file, recipe_and_seed
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "kernels_of",
     "manifest_table",
     "needs_int16",
+    "not_layers",
     "of_compiled",
     "of_file",
     "program_table",

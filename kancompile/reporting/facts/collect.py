@@ -216,12 +216,12 @@ def _captured(source: ReportSource) -> dict[str, Any]:
     found = describe_program(source.captured)["layers"]
     changes = []
     for layer in found:
-        parts = [f"{n} x {k}" for n, k in ((e["n_in"], e["k"]) for e in layer["expansions"])]
+        parts = [f"{e['n_in']} x {e['k']} functions" for e in layer["expansions"]]
         changes.append(
             {
                 "node": layer["name"],
                 "before": None,
-                "after": f"expand {' + '.join(parts)}, contract to {layer['n_out']}",
+                "after": f"{' + '.join(parts)} to {layer['n_out']} outputs",
             }
         )
     return {"name": "capture", "changes": changes, "notes": []}
