@@ -32,7 +32,7 @@ def draw_front(
         axes.annotate("float", (0, baseline), (2, 4), xycoords=("axes fraction", "data"), textcoords="offset points")
     axes.set_xlabel("weights in kB")
     axes.set_ylabel(f"{metric}{'' if metric == 'R2' else ' in %'}" if has_metric else "SQNR of the output in dB")
-    axes.margins(0.12, 0.2)
+    axes.margins(0.2, 0.2)
 
 
 def _draw_ratios(axes: Any, points: Sequence[Mapping[str, Any]], palette: Palette) -> None:
@@ -41,7 +41,7 @@ def _draw_ratios(axes: Any, points: Sequence[Mapping[str, Any]], palette: Palett
     axes.plot(sizes, [point["sqnr_db"] for point in known], ":", color=palette.table, linewidth=1.2)
     axes.set_ylabel("SQNR in dB (dotted)")
     axes.spines.right.set_visible(True)
-    axes.margins(0.12, 0.2)
+    axes.margins(0.2, 0.2)
 
 
 def draw_error_map(axes: Any, errors: Mapping[str, Any]) -> None:
