@@ -1,4 +1,4 @@
-"""Tables whose row number several inputs share, so that one look-up serves all of them.
+"""Tables whose row number several inputs share, so that one lookup serves all of them.
 
     phi[b, c] ~ scale[c] * sum_j parts[j, c, row(x[b, members[j, c]])] + offset[c]
 

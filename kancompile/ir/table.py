@@ -19,7 +19,7 @@ _READS = {"rows": "index", "scaled": "scaled"}
 
 
 class TableExpansion(AnyExpansion):
-    """An expansion as a table look-up, ``phi[b, i, k] ~ scale[t, k] * table[t, row, k] + offset[t, k]``.
+    """An expansion as a table lookup, ``phi[b, i, k] ~ scale[t, k] * table[t, row, k] + offset[t, k]``.
 
     Its output are the codes; the scale and the offset of each column are folded into the contraction.
 
@@ -36,7 +36,7 @@ class TableExpansion(AnyExpansion):
         scale, offset: float32 ``[T, k]``, real value of one code step and of code 0.
         branch_sizes, branch_names: how the ``k`` columns divide into the captured branches.
         channels_first: whether it reads ``[b, n_in, *]``, as in front of a convolution. Row numbers, single bytes, are
-            brought channels last before the look-up, not the values.
+            brought channels last before the lookup, not the values.
         bits: that hold the codes, 2 to 8; a file may store them in as many.
     """
 
@@ -125,7 +125,7 @@ class TableExpansion(AnyExpansion):
         return self.reading_real() if handed.kind == "real" else self.replace(input=_READS[handed.kind])
 
     def reading_real(self) -> TableExpansion:
-        """Return the same look-up for real values, whatever the layer before hands over."""
+        """Return the same lookup for real values, whatever the layer before hands over."""
         if self.input in ("real", "float"):
             return self
         return self.replace(input="real" if self.index.is_8_bit else "float")

@@ -48,7 +48,7 @@ _CHUNK = 64
 
 @dataclass(frozen=True)
 class FactorizeEdges:
-    """Factorise branches with many functions that differ between inputs.
+    """Factorize branches with many functions that differ between inputs.
 
     Attributes:
         applies: whether to look at a layer, by its name.

@@ -33,7 +33,7 @@ _WORTH = 0.6  # share of the columns above which exact ones are better
 
 @dataclass(frozen=True)
 class FactorizeExpansions:
-    """Factorise expansions where it saves columns; the second run finds nothing more to save.
+    """Factorize expansions where it saves columns; the second run finds nothing more to save.
 
     Attributes:
         applies: says for a layer's name whether it may be changed.

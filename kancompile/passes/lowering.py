@@ -76,7 +76,7 @@ class Lowering:
         return program
 
     def functions(self, recipe: SettledRecipe) -> Program:
-        """Give the program in the form that a recipe tabulates: in float, functions factorised and mixed, branches split."""
+        """Give the program in the form that a recipe tabulates: in float, functions factorized and mixed, branches split."""
         return self._form(recipe, Timings())[0]
 
     def _form(self, recipe: SettledRecipe, timings: Timings) -> tuple[Program, KnownTables]:

@@ -1,7 +1,7 @@
 """Read which kernel ONNX Runtime really gave each layer of a file.
 
 A QDQ graph only *allows* integer kernels. Whether they are used is decided when a session is created, so the audit
-creates one, takes the optimised graph that the session would run and looks for the node that consumes each weight.
+creates one, takes the optimized graph that the session would run and looks for the node that consumes each weight.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FLOAT_KERNELS = frozenset({"Gemm", "MatMul", "Conv", "FusedGemm", "FusedMatMul",
 
 @dataclass(frozen=True)
 class KernelRow:
-    """One contraction of the optimised graph: node name, operator, and whether it computes in integers."""
+    """One contraction of the optimized graph: node name, operator, and whether it computes in integers."""
 
     node: str
     operator: str
@@ -42,7 +42,7 @@ class KernelAudit(Printed):
     Attributes:
         rows: every contraction in order of evaluation.
         dequantized_constants: DequantizeLinear nodes that read a constant at every call.
-        operators: count of each operator in the optimised graph.
+        operators: count of each operator in the optimized graph.
         runtime: name and version of the runtime.
     """
 

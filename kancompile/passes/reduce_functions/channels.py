@@ -7,7 +7,7 @@ that what one function drops another can carry: ``windows`` fits ``V``, ``v`` an
 that did not fit what is lost. A network of Gram polynomials kept 34 dB with one of five functions in its last convolution, where
 weights that were not fitted left 29.
 
-Every function less saves a look-up of each channel and pixel, and its share of the integer convolution.
+Every function less saves a lookup of each channel and pixel, and its share of the integer convolution.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Without padding every column has an offset of its own, part of ``b'``, and ``z``
 all columns, so that one code ``z`` stands for 0 in all of them, exactly, and a column that is never negative still gives up the
 codes below it.
 
-Errors are measured at what the outputs see (``lookup_cost``). The mean error of the look-ups goes into the bias.
+Errors are measured at what the outputs see (``lookup_cost``). The mean error of the lookups goes into the bias.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _MEAN_SAMPLES, _MEAN_ROWS, _MEAN_ELEMENTS = 32, 4096, 1 << 24
 _SEEN = 0.3
 # one row less than 8 bits can number lets a target look two inputs up at a time
 _PAIRABLE_LEVELS = 255
-_CAPPED = 2.0  # errors of look-ups, in those of codes and weights, above which a limit of the rows is said
+_CAPPED = 2.0  # errors of lookups, in those of codes and weights, above which a limit of the rows is said
 
 
 def tabulate_layer(

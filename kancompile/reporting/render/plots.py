@@ -1,6 +1,6 @@
-"""Draw the plots of a report with matplotlib, as inline SVG whose colours are those of the page.
+"""Draw the plots of a report with matplotlib, as inline SVG whose colors are those of the page.
 
-Text stays text, so that the page's font and its light and dark colours apply, and bytes depend on the data alone.
+Text stays text, so that the page's font and its light and dark colors apply, and bytes depend on the data alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from kancompile.reporting.render.drawings import draw_error_map, draw_front
 from kancompile.validation import Palette, draw_edge
 
-# drawn in colours that nothing else has, which then become those of the page
+# drawn in colors that nothing else has, which then become those of the page
 _COLOURS = {
     "#010203": "var(--ink)",
     "#010204": "var(--faint)",
@@ -93,7 +93,7 @@ def _figure(height: float) -> Iterator[tuple[Any, Callable[[], str]]]:
 
 
 def _inline(text: str) -> str:
-    """Take the bare ``<svg>`` out of a file, with the page's colours and font, and no more digits than pixels show."""
+    """Take the bare ``<svg>`` out of a file, with the page's colors and font, and no more digits than pixels show."""
     svg = text[text.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', svg, count=1, flags=re.DOTALL)

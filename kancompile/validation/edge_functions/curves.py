@@ -2,7 +2,7 @@
 
     f[o, i](x) = sum over k of W[o, i, k] * basis_k(x)
 
-Three curves: the float function; the same weights on the look-up table's rounded values (a staircase); and the integers of
+Three curves: the float function; the same weights on the lookup table's rounded values (a staircase); and the integers of
 the file, rounded weights included. A constant of an edge is part of the layer's bias, which is corrected for all edges
 together, so the compiled curves are moved to agree with the float one on average over the calibration inputs.
 """
