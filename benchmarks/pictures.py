@@ -1,7 +1,7 @@
-"""Draw the plot of the benchmark page from the tables of the documentation: ``python -m benchmarks.pictures``.
+"""Draw the plots of the benchmark page from the tables of the documentation: ``python -m benchmarks.pictures``.
 
-Left: points of accuracy lost by bits of the weights, of the emitted files. Right: how many times as fast as its float ONNX export
-a file is, one dot for each small model of the compatibility table, by family.
+One shows points of accuracy lost by bits of the weights, of the emitted files; the other how many times as fast as its float ONNX
+export a file is, one dot for each small model of the compatibility table, by family. Both are narrow, for phones.
 """
 
 from __future__ import annotations
@@ -9,12 +9,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
 DOCS = Path(__file__).parent.parent / "docs"
-PICTURE = DOCS / "pictures" / "accuracy_and_speed.svg"
+PICTURES = DOCS / "pictures"
+STYLE: Any = {
+    "svg.hashsalt": "kancompile",
+    "svg.fonttype": "path",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 BITS = (8, 4, 3, 2)
 FAMILIES = {  # first words of a row's family -> its name in the plot
     "B-spline": "B-spline",
@@ -62,27 +69,34 @@ def _rows(page: str) -> Iterator[list[str]]:
             yield [cell.strip() for cell in line.split("|")[1:-1]]
 
 
-def draw() -> Figure:
-    """Draw both plots side by side."""
-    figure = Figure(figsize=(9.6, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+def accuracy_plot() -> Figure:
+    """Draw what is lost by bits, a line for each network."""
+    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+    axes = figure.subplots()
     for network, methods in accuracy_lost().items():
         best = [min(values) for values in zip(*_same_length(methods), strict=True)]
-        left.plot(range(len(BITS)), best, marker="o", label=network.partition(" (")[0])
-    left.set_xticks(range(len(BITS)), [str(bits) for bits in BITS])
-    left.set_xlabel("bits of the weights, best method")
-    left.set_ylabel("points of accuracy lost")
-    left.axhline(0, color="0.7", linewidth=0.8)
-    left.legend(fontsize=8, frameon=False)
+        axes.plot(range(len(BITS)), best, marker="o", label=network.partition(" (")[0])
+    axes.set_xticks(range(len(BITS)), [str(bits) for bits in BITS])
+    axes.set_xlabel("bits of the weights, best method")
+    axes.set_ylabel("points of accuracy lost")
+    axes.axhline(0, color="0.7", linewidth=0.8)
+    axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def speed_plot() -> Figure:
+    """Draw how many times as fast files are, a row for each family."""
+    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+    axes = figure.subplots()
     families = sorted(speed().items(), key=lambda entry: sorted(entry[1])[len(entry[1]) // 2])
     for place, (_, values) in enumerate(families):
-        right.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.6)
-    right.set_yticks(range(len(families)), [name for name, _ in families])
-    right.set_xscale("log")
-    right.set_xticks([1, 2, 5, 10, 20, 40], ["1", "2", "5", "10", "20", "40"])
-    right.minorticks_off()
-    right.axvline(1, color="0.7", linewidth=0.8)
-    right.set_xlabel("times as fast as the float export, batch 32")
+        axes.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.6)
+    axes.set_yticks(range(len(families)), [name for name, _ in families])
+    axes.set_xscale("log")
+    axes.set_xticks([1, 2, 5, 10, 20, 40], ["1", "2", "5", "10", "20", "40"])
+    axes.minorticks_off()
+    axes.axvline(1, color="0.7", linewidth=0.8)
+    axes.set_xlabel("times as fast as the float export, batch 32")
     return figure
 
 
@@ -91,10 +105,11 @@ def _same_length(methods: dict[str, list[float]]) -> list[list[float]]:
 
 
 def main() -> None:
-    """Write the picture; the same tables give the same bytes."""
-    with mpl.rc_context({"svg.hashsalt": "kancompile", "svg.fonttype": "path", "axes.spines.top": False}):
-        draw().savefig(PICTURE, metadata={"Date": None})
-    print(f"wrote {PICTURE.name}")
+    """Write the pictures; the same tables give the same bytes."""
+    with mpl.rc_context(STYLE):
+        for name, figure in {"accuracy_by_bits": accuracy_plot(), "speed_by_family": speed_plot()}.items():
+            figure.savefig(PICTURES / f"{name}.svg", metadata={"Date": None})
+            print(f"wrote {name}.svg")
 
 
 if __name__ == "__main__":

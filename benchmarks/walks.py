@@ -16,12 +16,14 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 WALKS = ROOT / "docs" / "walks"
+WALK_NAMES = sorted(path.stem for path in WALKS.glob("*.md") if path.stem != "index")
 DIGITS = ROOT / "examples" / "digits"
 # a checkout on the path would count as installed
 OUTSIDE = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -96,30 +98,46 @@ def seconds_of(walk: str, python: Path) -> tuple[float, int, str]:
         return time.perf_counter() - start, done.returncode, (done.stdout + done.stderr)[-2000:]
 
 
-def environment_of_a_wheel(folder: Path) -> Path:
-    """Build a wheel, install it with what the walks need into an empty environment, and return its interpreter."""
+def environment_of_a_wheel(folder: Path, borrow: bool = False) -> Path:
+    """Build a wheel, install it with what the walks need into an empty environment, and return its interpreter.
+
+    Args:
+        folder: where both are made.
+        borrow: whether the other packages are those of this environment, which takes seconds and no network; kancompile is the
+            wheel's all the same.
+    """
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
     subprocess.run(pip, check=True, env=OUTSIDE)
     subprocess.run([sys.executable, "-m", "venv", folder / "environment"], check=True)
     python = folder / "environment" / "bin" / "python"
     (wheel,) = folder.glob("*.whl")
-    constraints = ["--constraint", str(ROOT / "constraints.txt")]
-    wanted = f"{wheel}[plots,examples,pykan]"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *constraints, wanted], check=True, env=OUTSIDE)
+    install: list[str | Path] = [python, "-m", "pip", "install", "--quiet"]
+    if borrow:
+        subprocess.run([*install, "--no-deps", str(wheel)], check=True, env=OUTSIDE)
+        own = next((folder / "environment").glob("lib/python*/site-packages"))
+        # a line adds a path and runs no .pth there, so that kancompile stays the wheel's
+        (own / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    else:
+        wanted = f"{wheel}[plots,examples,pykan]"
+        subprocess.run([*install, "--constraint", str(ROOT / "constraints.txt"), wanted], check=True, env=OUTSIDE)
     return python
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = sorted(path.stem for path in WALKS.glob("*.md") if path.stem != "index")
     parser.add_argument("--python", type=Path, help="interpreter of an environment with a wheel (default: one is made)")
-    parser.add_argument("--walks", nargs="+", choices=names, default=names, help="default: all")
+    parser.add_argument("--walks", nargs="+", choices=WALK_NAMES, default=WALK_NAMES, help="default: all")
+    parser.add_argument("--borrow", action="store_true", help="take the other packages from this environment")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/walks.json"), help="default: %(default)s")
     arguments = parser.parse_args()
     results = {}
     with tempfile.TemporaryDirectory() as name:
         # absolute, but not resolved: the interpreter of an environment is a link
-        python = environment_of_a_wheel(Path(name)) if arguments.python is None else arguments.python.absolute()
+        python = (
+            environment_of_a_wheel(Path(name), arguments.borrow)
+            if arguments.python is None
+            else arguments.python.absolute()
+        )
         for walk in arguments.walks:
             seconds, code, text = seconds_of(walk, python)
             results[walk] = {"seconds": round(seconds, 1), "exit_code": code}

@@ -27,6 +27,8 @@ autodoc_typehints_description_target = "documented"
 napoleon_use_ivar = True
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["narrow.css"]
 html_title = "kancompile"
 html_copy_source = False
 html_show_sphinx = False

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import kancompile
 from examples.zoo.efficient_kan import build
 from kancompile.progress import quiet
-from kancompile.reporting import edge_of, text_plot
+from kancompile.reporting import text_plot
 from kancompile.validation import FLOAT_EXPORT, export_float
 
 DIGITS = Path(__file__).parent / "digits"
@@ -38,7 +38,7 @@ def main() -> None:
         OUTPUT.mkdir(exist_ok=True)
         path = compiled.save(OUTPUT / "digits.onnx", force=True)
     print("\nOne edge function of the model and of the file:\n")
-    print(text_plot(edge_of(compiled, "0:7,27")), flush=True)
+    print(text_plot(compiled.edge(0, 27, 7)), flush=True)
     print(f"\ncomparing the file with the model on {len(test['x'])} test images ...\n", flush=True)
     with quiet():
         result = kancompile.validate(path, model, (test["x"], test["y"]), program=compiled.program)

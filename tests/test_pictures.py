@@ -27,12 +27,11 @@ def test_readme_repeats_the_table_of_compatibility() -> None:
     assert "others" not in found  # every family has a name
 
 
-def test_the_plot_is_that_of_the_tables() -> None:
-    from benchmarks.pictures import BITS, accuracy_lost, draw
+def test_the_plots_are_those_of_the_tables() -> None:
+    from benchmarks.pictures import BITS, accuracy_lost, accuracy_plot, speed_plot
 
     lost = accuracy_lost()
     assert set(lost["efficient-KAN, MNIST (97.02)"]) == {"uniform", "gptq", "awq+gptq", "adaround", "brecq"}
     assert all(len(values) <= len(BITS) for methods in lost.values() for values in methods.values())
-    left, right = draw().axes
-    assert len(left.lines) == len(lost) + 1
-    assert len(right.get_yticklabels()) == 6
+    assert len(accuracy_plot().axes[0].lines) == len(lost) + 1
+    assert len(speed_plot().axes[0].get_yticklabels()) == 6

@@ -34,6 +34,9 @@ def test_results_show_themselves_in_a_few_lines() -> None:
     compiled = kancompile.compile(Rbf(4, 2), x, recipe=Recipe(goal_sqnr=None))
     assert len(repr(compiled)) < 200
     assert f"{len(compiled.model_bytes):,} bytes" in repr(compiled)
+    assert repr(compiled.audit) == compiled.audit.table()
+    assert repr(compiled.calibration) == "Calibration of 64 samples: input float32 [64, 4], no labels"
+    assert repr(compiled.edge(0, 2, 1)).startswith("Edge of ")
     assert repr(compiled.captured).startswith("Program of 1 layers: ")
     validation = compiled.validate(x)
     assert repr(validation) == validation.table()

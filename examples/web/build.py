@@ -3,8 +3,8 @@
     npm install --prefix ~/.cache/kancompile/node onnxruntime-web@1.30.0
     python -m examples.web.build --serve
 
-Compiles the digits model, writes ``digits.onnx`` and the integers of its edge functions (``digits.json``) beside the page
-and a copy of onnxruntime-web, all into one folder of static files that any web server can offer.
+Compiles the digits model, writes ``digits.onnx``, the float model (``digits.float.onnx``) and the integers of the edge functions
+(``digits.json``) beside the page and a copy of onnxruntime-web: one folder of static files that any web server can offer.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from examples.zoo.efficient_kan import build as build_model
 from kancompile.errors import KanCompileError
 from kancompile.progress import quiet
 from kancompile.runtimes import web
+from kancompile.validation import export_float
 
 DIGITS = Path(__file__).parents[1] / "digits"
 PAGE = Path(__file__).parent / "page"
@@ -55,6 +56,7 @@ def build_site(folder: Path) -> None:
     with quiet():
         compiled = kancompile.compile(model, np.load(DIGITS / "digits_calibration.npz")["x"])
     compiled.save(folder / "digits.onnx", force=True)
+    (folder / "digits.float.onnx").write_bytes(export_float(model, (64,)))
     network = {"layers": describe_network(compiled.program), "examples": example_images()}
     (folder / "digits.json").write_text(json.dumps(network, separators=(",", ":")) + "\n", encoding="utf-8")
 

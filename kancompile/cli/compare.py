@@ -65,7 +65,8 @@ def run(options: argparse.Namespace) -> int:
 
     from kancompile.compiler import check_destinations, write_atomically
     from kancompile.diagnosis import CELLS, compare
-    from kancompile.reporting import check_matplotlib, comparison_figure
+    from kancompile.reporting import comparison_figure
+    from kancompile.validation import check_matplotlib
 
     folder = Path(options.out)
     table, figures = folder / "comparison.csv", {kind: folder / f"comparison.{kind}" for kind in options.figure}

@@ -106,8 +106,8 @@ def run(options: argparse.Namespace) -> int:
     )
     from kancompile.compiler import compile as compile_model
     from kancompile.data import check_fits, model_inputs, read_divided
-    from kancompile.reporting import check_matplotlib, compile_summary
-    from kancompile.validation import FloatExport
+    from kancompile.reporting import compile_summary
+    from kancompile.validation import FloatExport, check_matplotlib
 
     if options.diagnose and not options.report:
         raise KanCompileError(

@@ -87,7 +87,8 @@ def compiled_report(
 def run(options: argparse.Namespace) -> int:
     """Report on a compiled file."""
     from kancompile.compiler import check_destinations, write_atomically
-    from kancompile.reporting import check_matplotlib, figure_names, node_data, report_figures
+    from kancompile.reporting import figure_names, node_data, report_figures
+    from kancompile.validation import check_matplotlib
 
     check_matplotlib()
     path = Path(options.file)

@@ -98,7 +98,8 @@ class BitBudget:
             return self._allocate(self._largest())
         raise KanCompileError(
             f"max_bytes {self.recipe.max_bytes}: the smallest reachable size is {min(self._refused)} bytes, of which weights "
-            f"take at least {self.smallest}, and tables, scales and the graph the rest; raise the budget or use fewer levels"
+            f"take at least {self.smallest}, and tables, scales and the graph the rest; raise the budget or use "
+            "fewer table rows (levels)"
         )
 
     def _largest(self) -> int:

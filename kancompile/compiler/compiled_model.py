@@ -23,12 +23,16 @@ from kancompile.recipe import Recipe
 from kancompile.targets import TARGETS
 from kancompile.validation import (
     BesideFloat,
+    Edge,
     FloatExport,
     KernelAudit,
     Printed,
     Validation,
     audit_kernels,
+    check_matplotlib,
+    edge_of,
     measure_beside_float,
+    plot,
     validate,
 )
 
@@ -76,7 +80,7 @@ class CompiledModel(Printed):
         bits = ", ".join(str(count) for count in sorted({layer["weight_bits"] for layer in layers}))
         return (
             f"CompiledModel for {self.manifest['target']!r}: {len(self.model_bytes):,} bytes, {len(layers)} layers with weights "
-            f"of {bits} bits; .save(path), .validate(data), .beside_float()"
+            f"of {bits} bits; .save(path), .validate(data), .plot_edge(layer, i, o)"
         )
 
     @property
@@ -130,6 +134,38 @@ class CompiledModel(Printed):
         export = FloatExport(self.reference, x[:2]) if export is None else export
         timing = timing and TARGETS[self.manifest["target"]].loads_in_ort
         return measure_beside_float(self.reference, export, self.session_bytes, len(self.model_bytes), x, timing)
+
+    @float32_by_default()
+    def edge(self, layer: str | int | None = None, i: int | None = None, o: int | None = None) -> Edge:
+        """Evaluate the function from input ``i`` of a layer to its output ``o``, in float and as compiled.
+
+        Args:
+            layer: its name, such as ``"layers.0"``, or its number from 0; ``None`` for the first.
+            i, o: numbers from 0; ``None`` for the edge of the layer that varies most.
+
+        Raises:
+            KanCompileError: no such edge.
+        """
+        seed = int(self.manifest["seed"])
+        return edge_of(self.captured, self.program, self.calibration.samples, layer, i, o, seed)
+
+    def plot_edge(
+        self, layer: str | int | None = None, i: int | None = None, o: int | None = None, axes: Any = None
+    ) -> Any:
+        """Draw the function from input ``i`` of a layer to its output ``o``: in float, on the lookup table, as in the file.
+
+        Args:
+            layer, i, o: as :meth:`edge` takes them.
+            axes: of matplotlib; ``None`` for those of a new figure.
+
+        Returns:
+            the axes.
+
+        Raises:
+            KanCompileError: no such edge, or no matplotlib.
+        """
+        check_matplotlib("plot_edge")
+        return plot(self.edge(layer, i, o), axes)
 
     def save(self, path: str | os.PathLike[str], force: bool = False, shared: bool = False) -> Path:
         """Write the model to ``path``, and beside it its manifest and what else its target needs: all of them or none.

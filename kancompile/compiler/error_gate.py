@@ -34,7 +34,7 @@ from kancompile.recipe import LayerRecipe, Recipe, SettledRecipe
 from kancompile.validation import CLASSES, RUINED_DB, ErrorMeasure, OutputError, PairedDecisions, TaskMetric, decibel
 
 FEW_BITS_DB = 20.0
-"""What is hoped for with fewer than 8 bits, whose error a user has chosen."""
+"""The goal with fewer than 8 bits, whose error a user has chosen."""
 _UNLIKE = 100.0
 _MOST_ROUNDS = 6
 _FREE_GAIN_DB, _COSTLY_GAIN_DB = 0.5, 3.0
@@ -47,7 +47,7 @@ class ErrorGate:
         refinements: what was refined, in order.
         worst: the worst output in the end; ``None`` where nothing was measured.
         next_step: what would help where an output stays below its goal.
-        paired: decisions on labelled calibration samples, where labels are classes.
+        paired: decisions on labeled calibration samples, where labels are classes.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class ErrorGate:
         missed = measured.worst
         assert missed is not None
         say(
-            f"error gate: output {missed.called} at {missed.sqnr_db:.1f} dB, wanted {self.wanted:g}; measuring other ways ..."
+            f"error gate: output {missed.called} at {missed.sqnr_db:.1f} dB, goal {self.wanted:g} dB; trying finer layers ..."
         )
         # where every layer stays below its share but all together do not, the worst one is refined
         chosen = [name for name in suspects if excess[name] > 1] or [max(suspects, key=lambda n: excess[n])]

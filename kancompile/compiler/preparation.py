@@ -13,7 +13,7 @@ from kancompile.errors import KanCompileError
 from kancompile.frontend import Dynamic, capture, open_sizes
 from kancompile.ir import Program, Values
 from kancompile.passes import Lowering, prepare, settle
-from kancompile.progress import Timings
+from kancompile.progress import Timings, say
 from kancompile.recipe import Recipe, SettledRecipe
 
 AUTO = "auto"
@@ -93,11 +93,14 @@ def prepare_model(
         used = in_float32(model, samples.first(2))
         samples = check_fits(used, samples)
         example = samples.first(_PROBED)
+        say("capturing the model ...")
         if dynamic in (AUTO, [AUTO]):
             captured = timings.measure("capture", lambda: _capture_open(used, example, trust))
         else:
             sizes = None if dynamic is None else read_dynamic(dynamic, samples)
             captured = timings.measure("capture", lambda: capture(used, example, trust=trust, dynamic=sizes))
+        count = len(captured.layers())
+        say(f"captured: {count} KAN layer{'s' if count != 1 else ''} in {timings.seconds['capture']:.1f} s")
     x = samples.samples
     found = replace(captured, notes=(*captured.notes, *precision_note(model, used)))
     by_trials = recipe.optimize != "balanced"

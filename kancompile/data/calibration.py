@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kancompile.data.entries import ONE, not_one
 from kancompile.data.model_inputs import ModelInputs
-from kancompile.data.reading import Arrays, Reader
+from kancompile.data.reading import Arrays, Reader, in_words, one_or_all
 from kancompile.data.sample_arrays import (
     check_finite,
     check_labels,
@@ -38,7 +38,7 @@ DEFAULT_MAX_BYTES = 1 << 30
 LEAST_TO_SPLIT = 16
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Calibration:
     """Samples of a model's inputs, immutable and re-iterable.
 
@@ -60,6 +60,9 @@ class Calibration:
     remarks: tuple[str, ...] = ()
     name: str = "calibration"
     is_sampled: bool = False
+
+    def __repr__(self) -> str:
+        return f"Calibration of {len(self)} samples: {in_words(self.arrays, self.targets)}"
 
     @property
     def arrays(self) -> Arrays:
@@ -139,7 +142,7 @@ class Calibration:
         remarks, arrays = list(self.remarks), self.arrays
         for name in names:
             arrays[name] = _locked(to_float32(arrays[name], _called(self.name, name), remarks))
-        return replace(self, inputs=_one_or_all(arrays), remarks=tuple(remarks))
+        return replace(self, inputs=one_or_all(arrays), remarks=tuple(remarks))
 
     def like(self, other: Calibration) -> Calibration:
         """Give these samples with the types and the order that others have, which a model was tried with.
@@ -162,7 +165,7 @@ class Calibration:
         arrays = self.arrays
         if list(arrays) == list(names) or set(arrays) != set(names):
             return self
-        return replace(self, inputs=_one_or_all({name: arrays[name] for name in names}))
+        return replace(self, inputs=one_or_all({name: arrays[name] for name in names}))
 
     def sha256(self) -> str:
         """Hash the samples, for a manifest; the same values give the same hash on every machine."""
@@ -179,7 +182,7 @@ class Calibration:
     def _take(self, rows: NDArray[np.int64]) -> Calibration:
         targets = None if self.targets is None else _locked(self.targets[rows])
         arrays = {name: _locked(array[rows]) for name, array in self.arrays.items()}
-        return replace(self, inputs=_one_or_all(arrays), targets=targets)
+        return replace(self, inputs=one_or_all(arrays), targets=targets)
 
 
 def load_calibration(
@@ -266,7 +269,7 @@ def load_calibration(
         }
     targets = None if found_labels is None else _locked(to_label_type(found_labels))
     is_sampled = isinstance(source, Calibration) and source.is_sampled
-    return Calibration(_one_or_all(inputs), targets, batch_size, tuple(remarks), name, is_sampled)
+    return Calibration(one_or_all(inputs), targets, batch_size, tuple(remarks), name, is_sampled)
 
 
 def stream_batches(
@@ -407,10 +410,6 @@ def _converted(
 
 def _called(name: str, key: str) -> str:
     return f"{name} {key!r}" if key else name
-
-
-def _one_or_all(arrays: Arrays) -> Any:
-    return arrays.get(ONE, arrays)
 
 
 def _locked(array: NDArray[Any]) -> NDArray[Any]:

@@ -22,7 +22,7 @@ _SHOWN = 6
 
 @contextmanager
 def found_object(spec: str, who: str, noun: str = "FACTORY", also: str = "") -> Iterator[Any]:
-    """Import an object by its name; inside the block its neighbours can be imported as well.
+    """Import an object by its name; inside the block its neighbors can be imported as well.
 
     Args:
         spec: ``PACKAGE.MODULE:NAME`` or ``path/to/file.py:NAME``; the name may have dots.

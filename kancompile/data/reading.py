@@ -130,3 +130,14 @@ def _arrays(parts: Mapping[str, Any], name: str) -> Arrays:
             "input; give one row of each for every sample"
         )
     return found
+
+
+def in_words(arrays: Arrays, targets: NDArray[Any] | None) -> str:
+    """Say types and shapes of samples and labels in a line."""
+    shapes = ", ".join(f"{name or 'input'} {array.dtype} {list(array.shape)}" for name, array in arrays.items())
+    return f"{shapes}, {'no labels' if targets is None else f'labels {targets.dtype} {list(targets.shape)}'}"
+
+
+def one_or_all(arrays: Arrays) -> Any:
+    """Return an only array itself, several by name."""
+    return arrays.get(ONE, arrays)

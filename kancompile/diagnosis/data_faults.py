@@ -109,7 +109,7 @@ class DataSuspicions:
         return Cause(PREPROCESSING, (), title, evidence, change, effect, True)
 
     def _unlike_labels(self, base: Outcome) -> Cause | None:
-        """Look for a scaling with which the float model answers right significantly more often, on all labelled samples."""
+        """Look for a scaling with which the float model answers right significantly more often, on all labeled samples."""
         lab = self.laboratory
         sets = [lab.judging] if self.has_data or lab.fitting.targets is None else [lab.judging, lab.fitting]
         if lab.judging.targets is None:

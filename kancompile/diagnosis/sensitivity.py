@@ -95,7 +95,7 @@ def branch_programs(laboratory: Laboratory, lowered: Program, name: str) -> Iter
         or len(layer.expansions) != len(taken)
         or sizes != [weight.shape[1] for _, _, weight in taken]
     ):
-        return  # a convolution, or functions that were factorised over branches: there are no branches to tell apart
+        return  # a convolution, or functions that were factorized over branches: there are no branches to tell apart
     parts = contraction.weight.split(sizes, 1)
     for number, (branch, table, weight) in enumerate(taken):
         changed = [weight if other == number else part for other, part in enumerate(parts)]

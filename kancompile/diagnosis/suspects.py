@@ -3,7 +3,7 @@
 Noise of layers adds up, and a layer's noise at the output is taken to scale with the error at the layer's own output: if a
 change leaves the share ``f`` of that error, the output's noise becomes ``N - N_layer (1 - f)``. How parts change is known:
 
-* four times as many rows leave 1/16 of the look-up error, since rows are ``step^2 / 12`` wide in error;
+* four times as many rows leave 1/16 of the lookup error, since rows are ``step^2 / 12`` wide in error;
 * a range that reaches all inputs cuts nothing off, and spreads the same rows over more;
 * each further weight bit leaves 1/4 of the rounding error, a method that compensates about a fifth;
 * functions that were left out cost at most the share of the variance that the recipe allows;
@@ -128,12 +128,12 @@ def _left(noise: float, removed: float) -> float:
 
 
 def _looked_up(anatomy: Anatomy) -> float:
-    """Share of the look-up error that is left once rows are chosen by error: a tenth of that of the codes, or less."""
+    """Share of the lookup error that is left once rows are chosen by error: a tenth of that of the codes, or less."""
     return min(1.0, 0.1 * anatomy.codes / anatomy.levels) if anatomy.levels > 0 else 1.0
 
 
 def _widening(anatomy: Anatomy) -> float:
-    """By how much the look-up error grows when the same rows cover all inputs."""
+    """By how much the lookup error grows when the same rows cover all inputs."""
     span = anatomy.high - anatomy.low
     whole = max(anatomy.high, anatomy.input_high) - min(anatomy.low, anatomy.input_low)
     return (whole / span) ** 2 if span > 0 else 1.0

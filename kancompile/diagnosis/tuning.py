@@ -183,7 +183,7 @@ def tune(
         data: samples to judge with, with labels for ``max_drop``; ``None`` holds out a part of the calibration samples.
         recipe: where to start.
         max_drop: most points of accuracy or R2 to lose.
-        min_sqnr: least output SQNR in dB.
+        min_sqnr: lowest SQNR of an output in dB.
         max_bytes: most bytes of the file.
         cache: file of facts that makes an interrupted run resumable; ``None`` keeps none.
         held_out: share held out where there is no ``data``.

@@ -19,7 +19,7 @@ from kancompile.frontend.flow import Flow, analyse, refuse_batch_dependence
 from kancompile.frontend.layers import find_layers, uses_of_layers
 from kancompile.frontend.rewrite import rewrite
 from kancompile.frontend.trace import Dynamic, Examples, export, interface_of, node_source
-from kancompile.ir import NamedTensors, Program, Unrecognized, Values, check, share_uses
+from kancompile.ir import NamedTensors, Program, Unrecognized, Values, check, operator_name, share_uses
 
 _MOST_REPORTED = 12
 
@@ -85,7 +85,7 @@ def _unrecognized(node: fx.Node, reason: str) -> Unrecognized:
 
 def _nothing_found(unrecognized: Sequence[Unrecognized]) -> str:
     looked_at = [
-        f"{entry.node} ({entry.operator}{', ' + entry.source if entry.source else ''}): {entry.reason}"
+        f"{operator_name(entry.operator)}{f' ({entry.source})' if entry.source else ''}: {entry.reason}"
         for entry in unrecognized
     ]
     if len(looked_at) > _MOST_REPORTED:

@@ -23,6 +23,7 @@ from kancompile.ir.named_tensors import (
     joined,
     tensors_of,
 )
+from kancompile.ir.operator_names import operator_name
 from kancompile.ir.operators import convolution_columns, look_up
 from kancompile.ir.packed_codes import DIGITS, MOST, ZERO_POINT, pack
 from kancompile.ir.polynomial import BreakpointCells, PolynomialExpansion, UniformCells, Zone
@@ -108,6 +109,7 @@ __all__ = [
     "look_up",
     "nodes_of",
     "onnx_gates",
+    "operator_name",
     "pack",
     "packing_saves",
     "plane_order",

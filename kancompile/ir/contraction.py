@@ -176,6 +176,17 @@ class AnyContraction(nn.Module):
         window, out = "x".join(map(str, self.kernel)), "x".join(map(str, self.out_shape))
         return f"convolve[{self.in_columns} -> {out}: {window}, {self.geometry}, {self.form()}]"
 
+    def in_words(self) -> str:
+        """Say to a reader of a report what it is: sizes, and what its weights are."""
+        if self.geometry is None:
+            return f"{self.in_columns} columns to {self.n_out} output{'s' if self.n_out != 1 else ''}: {self.weights_in_words()}"
+        window = " x ".join(map(str, self.kernel))
+        return f"{self.in_columns} columns to {self.n_out} channels, kernel {window}: {self.weights_in_words()}"
+
+    def weights_in_words(self) -> str:
+        """Say to a reader of a report what the weights are."""
+        return "float weights"
+
     def form(self) -> str:
         """Say in a printed program in which form it stands."""
         raise NotImplementedError

@@ -2,8 +2,8 @@
 
 Shapes use ``b`` for the batch, ``*`` for leading dimensions that a layer treats alike (tokens, pixels), ``n_in`` inputs and
 ``k`` functions per input. Expansions that feed a convolution read their anchor channels first, as PyTorch stores images,
-and yield their functions channels last, ``[b, *, n_in, k]`` with the pixels as ``*``: one look-up then fills the ``k``
-neighbouring columns of a channel.
+and yield their functions channels last, ``[b, *, n_in, k]`` with the pixels as ``*``: one lookup then fills the ``k``
+neighboring columns of a channel.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Branch(nn.Module):
 
 
 def _window(position: Tensor) -> tuple[int, int] | None:
-    """Recognise positions that are a slice of rows of equal length: ``(row length, first)``, or ``None``.
+    """Recognize positions that are a slice of rows of equal length: ``(row length, first)``, or ``None``.
 
     A file then needs a reshape and a slice, where picking single elements takes a gather of each.
     """
@@ -179,6 +179,16 @@ class AnyExpansion(nn.Module):
     def form(self) -> str:
         """Say in a printed program in which form it stands."""
         raise NotImplementedError
+
+    def in_words(self) -> str:
+        """Say to a reader of a report what it is: how many functions of how many inputs, and how they are evaluated."""
+        inputs = f"{self.n_in} input{'s' if self.n_in != 1 else ''}"
+        functions = f"{inputs} x {self.k} function{'s' if self.k != 1 else ''}"
+        return f"{functions}: {self.evaluated_as()}"
+
+    def evaluated_as(self) -> str:
+        """Say to a reader of a report how the functions are evaluated."""
+        return "in float"
 
     def _branch_text(self) -> str:
         return " | ".join(f"{name}:{k}" for name, k in self.branch_functions)

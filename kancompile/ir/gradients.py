@@ -1,7 +1,7 @@
 """The same program with gradients: integer modules exchanged for twins with equal values and straight-through slopes.
 
 Rounding has no useful derivative, so each twin computes the exact value and passes on the derivative of what it rounds:
-a table passes the slope between its neighbouring rows, an index and a weight code pass 1 (Bengio et al., *Estimating or
+a table passes the slope between its neighboring rows, an index and a weight code pass 1 (Bengio et al., *Estimating or
 propagating gradients through stochastic neurons* (2013), the straight-through estimator). Values differ from the integer
 program only by float32 rounding of the sums.
 
@@ -34,7 +34,7 @@ def _rounded(value: Tensor, low: float, high: float) -> Tensor:
 
 
 class DifferentiableTable(nn.Module):
-    """A table look-up whose output, float codes, depends on its codes, and on its input through the slope of the table.
+    """A table lookup whose output, float codes, depends on its codes, and on its input through the slope of the table.
 
     Attributes:
         codes: float32 ``[T * levels, k]``, rounded to those of the table's bits when it is read.
@@ -79,7 +79,7 @@ class DifferentiableTable(nn.Module):
 
 
 class DifferentiableJoint(nn.Module):
-    """A look-up of pairs of inputs as the sum of a look-up of each member."""
+    """A lookup of pairs of inputs as the sum of a lookup of each member."""
 
     def __init__(self, table: JointTable, trainable: bool) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class DifferentiableContraction(nn.Module):
 
 
 def _slope(codes: Tensor) -> Tensor:
-    """Differences over some rows to either side, in codes per row: neighbours alone would show rounding only."""
+    """Differences over some rows to either side, in codes per row: neighbors alone would show rounding only."""
     levels = codes.shape[1]
     rows, reach = torch.arange(levels), max(1, levels // _SLOPE_WINDOWS)
     before, after = (rows - reach).clamp(min=0), (rows + reach).clamp(max=levels - 1)

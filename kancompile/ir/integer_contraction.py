@@ -21,6 +21,7 @@ from kancompile.ir.operators import accumulate_convolution, convolution_columns
 TRITS = 5
 """Codes of three values in a byte: 3^5 = 243."""
 _TRIT_BYTES = 200  # by which nodes that unpack them are larger than those of planes
+_YIELDS = {"rows": ", yields row numbers of the table behind", "scaled": ", yields values in units of rows"}
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,13 @@ class IntegerContraction(AnyContraction):
         limit, low, high = 1 << (bits - 1), int(codes.min()), int(codes.max())
         if low < -limit or high >= limit:
             raise KanCompileError(f"layer {self.layer!r}: weight codes {low} ... {high} do not fit {bits} bits")
+
+    def weights_in_words(self) -> str:
+        """Give the bits, the scales, and what it yields where it is not real values."""
+        width = "ternary weights" if self.is_ternary else f"{self.weight_bits}-bit weights"
+        groups = len(self.group_sizes)
+        scales = "" if groups == 1 else f" in {groups} groups with a scale each"
+        return f"{width}{scales}{_YIELDS.get(self.hands_over.kind, '')}"
 
     def form(self) -> str:
         """Give the bits, the scales and what it hands over."""

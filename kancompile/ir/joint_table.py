@@ -1,4 +1,4 @@
-"""Tables whose row number several inputs share, so that one look-up serves all of them.
+"""Tables whose row number several inputs share, so that one lookup serves all of them.
 
     phi[b, c] ~ scale[c] * sum_j parts[j, c, row(x[b, members[j, c]])] + offset[c]
 
@@ -115,6 +115,12 @@ class JointTable(TableExpansion):
         members, words = self.members.shape
         used = int(torch.unique(self.members).numel())
         return super().describe() | {"words": words, "members": members, "inputs_read": used, "tables": words}
+
+    def in_words(self) -> str:
+        """Give the inputs that share an index, and their rows."""
+        index, (members, words) = self.index, self.members.shape
+        span = f"{index.levels} rows over {index.low:.4g} ... {index.high:.4g} for each input"
+        return f"{words} lookups of {members} inputs together, {self.n_in} functions: {span}"
 
     def form(self) -> str:
         """Give rows and range, and what it reads."""

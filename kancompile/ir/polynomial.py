@@ -56,7 +56,7 @@ class Repeat(nn.Module):
 
 
 def group_size(shape: Sequence[int]) -> int:
-    """Give the largest group of neighbouring elements, up to 16, into which a shape divides.
+    """Give the largest group of neighboring elements, up to 16, into which a shape divides.
 
     More would only multiply more zeros. Groups are whole trailing dimensions, and a divisor of the next: torch.export
     cannot tell for every batch that a view across them is possible.
@@ -146,7 +146,7 @@ class UniformCells(nn.Module):
 class BreakpointCells(nn.Module):
     """Find the cell by counting the breakpoints at or below ``x``; the place in it is the distance to its left end.
 
-    The distance of neighbouring floats is exact, so cells may be as narrow as floats allow.
+    The distance of neighboring floats is exact, so cells may be as narrow as floats allow.
 
     Attributes:
         breakpoints: float32 ``[*, n_in, J]``, ascending, infinite where an input has fewer.
@@ -286,6 +286,10 @@ class PolynomialExpansion(AnyExpansion):
     def stored_bytes(self) -> int:
         """Count the bytes of the coefficients and of what finds and spreads their rows."""
         return sum(value.numel() * value.element_size() for value in self.buffers())
+
+    def evaluated_as(self) -> str:
+        """Give degree and cells."""
+        return f"polynomials of degree {self.degree} in {self.cells.rows} cells"
 
     def form(self) -> str:
         """Give branches, degree and cells."""

@@ -1,4 +1,4 @@
-"""Codes of a table as differences of neighbouring rows: functions are smooth, so that these take few bits.
+"""Codes of a table as differences of neighboring rows: functions are smooth, so that these take few bits.
 
     order 1:  T[r] = T[0] + d[1] + ... + d[r]
     order 2:  d[r] = d[1] + e[2] + ... + e[r]

@@ -13,12 +13,13 @@ from kancompile.ir.expansion import AnyExpansion, regroup, to_channels_last
 from kancompile.ir.index import HandOver, IndexQuantizer
 
 _PLANE_BYTES = 550  # of the nodes that unpack a bit plane when a file is loaded
+_RECEIVES = {"index": ", receives row numbers", "scaled": ", receives values in units of rows"}
 _READS = {"rows": "index", "scaled": "scaled"}
 """What a table reads, by what it is handed, other than real values."""
 
 
 class TableExpansion(AnyExpansion):
-    """An expansion as a table look-up, ``phi[b, i, k] ~ scale[t, k] * table[t, row, k] + offset[t, k]``.
+    """An expansion as a table lookup, ``phi[b, i, k] ~ scale[t, k] * table[t, row, k] + offset[t, k]``.
 
     Its output are the codes; the scale and the offset of each column are folded into the contraction.
 
@@ -35,7 +36,7 @@ class TableExpansion(AnyExpansion):
         scale, offset: float32 ``[T, k]``, real value of one code step and of code 0.
         branch_sizes, branch_names: how the ``k`` columns divide into the captured branches.
         channels_first: whether it reads ``[b, n_in, *]``, as in front of a convolution. Row numbers, single bytes, are
-            brought channels last before the look-up, not the values.
+            brought channels last before the lookup, not the values.
         bits: that hold the codes, 2 to 8; a file may store them in as many.
     """
 
@@ -124,7 +125,7 @@ class TableExpansion(AnyExpansion):
         return self.reading_real() if handed.kind == "real" else self.replace(input=_READS[handed.kind])
 
     def reading_real(self) -> TableExpansion:
-        """Return the same look-up for real values, whatever the layer before hands over."""
+        """Return the same lookup for real values, whatever the layer before hands over."""
         if self.input in ("real", "float"):
             return self
         return self.replace(input="real" if self.index.is_8_bit else "float")
@@ -156,6 +157,14 @@ class TableExpansion(AnyExpansion):
             "branches": dict(self.branch_functions),
             "reads": self.input,
         }
+
+    def evaluated_as(self) -> str:
+        """Give rows, range and entries of the lookup tables, and what they receive where it is not real values."""
+        index = self.index
+        tables = "lookup table" if self.n_tables == 1 else f"{self.n_tables} lookup tables"
+        entries = "" if self.bits == 8 else f", entries of {self.bits} bits"
+        received = _RECEIVES.get(self.input, "")
+        return f"{tables} of {index.levels} rows over {index.low:.4g} ... {index.high:.4g}{entries}{received}"
 
     def form(self) -> str:
         """Give rows and range, and what it reads."""

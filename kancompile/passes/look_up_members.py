@@ -1,4 +1,4 @@
-"""Write joint look-ups of inputs as look-ups of single ones, for targets that have no others.
+"""Write joint lookups of inputs as lookups of single ones, for targets that have no others.
 
     sum_c C[o, c] (parts[0, c, row_a] + parts[1, c, row_b]) = sum_c C[o, c] parts[0, c, row_a] + sum_c C[o, c] parts[1, c, row_b]
 
@@ -73,5 +73,5 @@ class LookUpMembers:
         before = contraction.matrix.shape[1]
         if codes.shape[1] == before:
             return []
-        products = f"{codes.shape[1]} products for an output, where joint look-ups take {before}"
+        products = f"{codes.shape[1]} products for an output, where joint lookups take {before}"
         return [f"layer {layer.name!r}: target {self.target!r} looks up single inputs only: {products}"]

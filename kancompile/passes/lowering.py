@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import torch
@@ -24,6 +25,7 @@ from kancompile.recipe import CPU_PRESETS, FunctionCosts, LayerRecipe, Recipe, S
 WIDE_TOLERANCE = 2.0**-17
 """Relative error of the functions of a 16-bit layer: half a step of its codes."""
 _KEPT_FORMS = 2
+_SILENT_SECONDS = 1.0  # a pass that has nothing to do and ends sooner says nothing
 
 Stage = tuple[str, tuple[str, ...], Callable[[Program], Program]]
 """Name of a pass, the precisions that need it, and what runs it."""
@@ -234,10 +236,13 @@ def _run(stages: list[Stage], program: Program, recipe: SettledRecipe, timings: 
     for name, needed, run in stages:
         if precisions.isdisjoint(needed):
             continue
-        say(f"{name} ...")
-        before = program
+        before, start = program, time.perf_counter()
         with torch.no_grad():
             program = timings.measure(name, lambda: run(before))  # noqa: B023 (called at once)
+        seconds = time.perf_counter() - start
+        if program is not before or seconds >= _SILENT_SECONDS:
+            count = sum(recipe[layer.name].arithmetic in needed for layer in before.layers())
+            say(f"{name}: {count} layer{'s' if count != 1 else ''} in {seconds:.1f} s")
         check(program)
         program = with_history(name, before, program)
     return program

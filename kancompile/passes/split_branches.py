@@ -3,7 +3,7 @@
     phi = expand[spline | base](x)      ->      phi_1 = expand[spline](x); phi_2 = expand[base](x)
 
 Then each branch has its own index (a spline whose support is a small part of the input range gets rows only there) and
-its own weight scale, at the price of one more look-up for every input.
+its own weight scale, at the price of one more lookup for every input.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""A table look-up that learns: exact codes forward, the slope of the functions backward.
+"""A table lookup that learns: exact codes forward, the slope of the functions backward.
 
     codes[row] = clip(rnd(start[row] + change[row] + (F(x_row) - F(start x_row)) / column scale), 0, 2^bits - 1)
 
 ``start`` are the post-training codes. ``change`` is learned where table codes are trained. The last term is there where the
 index is trained: a row then stands for another input, and its functions ``F`` move along. The slope of a row is the mean
 derivative of the function over the row's cell, ``(F(x_row + s/2) - F(x_row - s/2)) / s``: exact for what lies inside the cell,
-kinks included, by the fundamental theorem. Where the program no longer has the functions (joint look-ups), it is the difference
-of neighbouring rows.
+kinks included, by the fundamental theorem. Where the program no longer has the functions (joint lookups), it is the difference
+of neighboring rows.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class TrainedTable(nn.Module):
 
 
 class TrainedJoint(nn.Module):
-    """The twin of a joint table: the sum of the look-ups of its members, whose codes and index stay."""
+    """The twin of a joint table: the sum of the lookups of its members, whose codes and index stay."""
 
     def __init__(self, table: JointTable, index: IndexMethod) -> None:
         super().__init__()

@@ -1,13 +1,13 @@
-"""Target ``ort-mobile``: an ORT-format file for ONNX Runtime on Android and iOS, optimised in advance ("Fixed" style).
+"""Target ``ort-mobile``: an ORT-format file for ONNX Runtime on Android and iOS, optimized in advance ("Fixed" style).
 
-A minimal build of ONNX Runtime has no graph optimiser, so whatever ``ort-cpu`` leaves to the loading of a file must be in the
+A minimal build of ONNX Runtime has no graph optimizer, so whatever ``ort-cpu`` leaves to the loading of a file must be in the
 file: fused integer kernels, and constants that are folded already. That decides how weights are stored. The format has no
 4-bit and 2-bit tensors, and nodes that widen bit planes are folded by the conversion (left in, they would run at every
 call, and the product would find no constant weight to fuse with). So all widths are int8 in the file, and narrow ones are
 saved where phones save them: an APK or IPA is deflated, which brings 4-bit codes to little more than half a byte.
 
 Tables of pairs of rows, which ``ort-cpu`` leaves to the loading as well, would be stored in full (650 KB for 255 rows of 5
-bytes). They are only made with ``storage = "fastest"``; those of joint look-ups (1.7 MB for a network of 144 KB) never are.
+bytes). They are only made with ``storage = "fastest"``; those of joint lookups (1.7 MB for a network of 144 KB) never are.
 
 ONNX Runtime writes some lists of the file in the order of a hash that changes from call to call, so equal programs give files of
 equal size and content, and not of equal bytes.

@@ -1,4 +1,4 @@
-"""Measure a compiled file beside the float model, in one run, in turns, so that both meet the same machine."""
+"""Measure a compiled file beside the float model, in one run of interleaved calls, so that both meet the same machine."""
 
 from __future__ import annotations
 

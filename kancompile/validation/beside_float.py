@@ -1,4 +1,4 @@
-"""A compiled file beside the float export of its model: bytes, and times in ONNX Runtime on this machine, in turns.
+"""A compiled file beside the float export of its model: bytes, and times in ONNX Runtime on this machine, interleaved.
 
 Nothing is chosen by these times, so that files stay reproducible; only their ratio means something elsewhere.
 """

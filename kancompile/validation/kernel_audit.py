@@ -1,7 +1,7 @@
 """Read which kernel ONNX Runtime really gave each layer of a file.
 
 A QDQ graph only *allows* integer kernels. Whether they are used is decided when a session is created, so the audit
-creates one, takes the optimised graph that the session would run and looks for the node that consumes each weight.
+creates one, takes the optimized graph that the session would run and looks for the node that consumes each weight.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import onnxruntime
 from kancompile.errors import KanCompileError, first_line, foreign
 from kancompile.runtimes import ModelFile, name_of, open_session, read_model
 from kancompile.targets import PAIR_INDEX
+from kancompile.validation.text_table import Printed
 
 INTEGER_KERNELS = frozenset(
     {"QGemm", "QLinearMatMul", "QLinearConv", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger"}
@@ -27,21 +28,21 @@ FLOAT_KERNELS = frozenset({"Gemm", "MatMul", "Conv", "FusedGemm", "FusedMatMul",
 
 @dataclass(frozen=True)
 class KernelRow:
-    """One contraction of the optimised graph: node name, operator, and whether it computes in integers."""
+    """One contraction of the optimized graph: node name, operator, and whether it computes in integers."""
 
     node: str
     operator: str
     is_integer: bool
 
 
-@dataclass(frozen=True)
-class KernelAudit:
+@dataclass(frozen=True, repr=False)
+class KernelAudit(Printed):
     """What a session runs.
 
     Attributes:
         rows: every contraction in order of evaluation.
         dequantized_constants: DequantizeLinear nodes that read a constant at every call.
-        operators: count of each operator in the optimised graph.
+        operators: count of each operator in the optimized graph.
         runtime: name and version of the runtime.
     """
 
@@ -49,6 +50,9 @@ class KernelAudit:
     dequantized_constants: tuple[str, ...]
     operators: dict[str, int]
     runtime: str
+
+    def __repr__(self) -> str:
+        return self.table()
 
     @property
     def problems(self) -> list[str]:

@@ -215,7 +215,7 @@ def judge(
 
 
 def _speed(prepared: Prepared, reference: Prepared, x: NDArray[np.float32]) -> float:
-    """Return the speed of one loaded file relative to another: the median of blocks of calls in turns."""
+    """Return the speed of one loaded file relative to another: the median of blocks of calls interleaved."""
     part = np.ascontiguousarray(x[: min(_TIMED_SAMPLES, bounded_rows(_TIMED_VALUES)(x))])
     blocks = [(one, _calls(one, part)) for one in (prepared, reference)]
     ratios = []

@@ -184,7 +184,9 @@ def test_weights_make_up_for_functions_that_were_left_out() -> None:
         program = _run(Lowering(captured, drawn(2000)), keys)
         assert len(joint_tables(program)) == 2
         errors.append(float((program(fresh) - exact).square().mean()))
-    assert any("'layers.1': drift of what comes before made up for by alpha" in note for note in program.notes)
+    assert any(
+        "'layers.1': weights adjusted to the errors of earlier layers (drift, alpha" in note for note in program.notes
+    )
     assert errors[1] < 0.95 * errors[0], errors
 
 

@@ -25,14 +25,12 @@ from kancompile.ir import TableExpansion
 from kancompile.passes.lowering import lower
 from kancompile.reporting.facts.bit_front import measure_front
 from kancompile.reporting.facts.collect import ReportOptions, collect
-from kancompile.reporting.facts.edges import EdgeName, draw_edges, parse_edge
-from kancompile.reporting.facts.observation import observe
 from kancompile.reporting.facts.source import ReportSource
 from kancompile.reporting.render.html import render
 from kancompile.reporting.render.node_data import node_data
 from kancompile.reporting.render.paper_figures import figure_names, report_figures
 from kancompile.reporting.schema import report_schema
-from kancompile.validation.layer_pairs import LayerPair
+from kancompile.validation import EdgeName, LayerPair, evaluate_edges, observe, parse_edge
 from tests.compiled_kan import FACTORY, FACTORY_ARGS, make_inputs, make_model
 from tests.reporting.report_sources import opened, source_of
 
@@ -152,7 +150,7 @@ def test_curves_are_those_of_the_model_and_of_the_file() -> None:
     seen = observe(source.captured, pairs_of(source), source.calibration.samples)
     pair = pairs_of(source)[0]
     name = EdgeName(pair.name, pair.float_layer.expansions[0], 2, 4)
-    (edge,) = draw_edges(pair, [name], seen)
+    (edge,) = evaluate_edges(pair, [name], seen)
     points = torch.zeros(len(edge.x), 6)
     points[:, 4] = edge.x
     first = make_model().get_submodule("layers.0")

@@ -61,10 +61,11 @@ for (const strokes of drawings) {
   drawn.push(
     await page.evaluate(async () => {
       await window.kan.settled();
-      const { pixels, logits } = window.kan.shown;
+      const { pixels, logits, floats } = window.kan.shown;
       return {
         pixels: Array.from(pixels),
         logits: Array.from(logits),
+        floats: Array.from(floats),
         digit: document.getElementById("digit").textContent,
         equal: document.body.dataset.equal,
       };

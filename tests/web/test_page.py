@@ -74,9 +74,9 @@ def visit(tmp_path: Path, address: str, digits: list[int], images: np.ndarray, p
     return answer
 
 
-def logits_of(site: Path, pixels: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(site / "digits.onnx", providers=["CPUExecutionProvider"])
-    return session.run(None, {"input": (pixels / 8 - 1).astype(np.float32)})[0]
+def logits_of(site: Path, pixels: np.ndarray, file: str = "digits.onnx") -> np.ndarray:
+    session = onnxruntime.InferenceSession(site / file, providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: (pixels / 8 - 1).astype(np.float32)})[0]
 
 
 @needs_browser
@@ -93,6 +93,8 @@ def test_drawn_digits_are_classified_as_onnxruntime_does(
     expected = logits_of(site, pixels)
     np.testing.assert_array_equal(np.array([drawn["logits"] for drawn in answer["drawn"]], np.float32), expected)
     assert expected.argmax(1).tolist() == digits
+    exact = logits_of(site, pixels, "digits.float.onnx")
+    np.testing.assert_allclose([drawn["floats"] for drawn in answer["drawn"]], exact, atol=1e-4)
     # the page's own integer arithmetic, from which it draws the edge functions, agrees as well
     assert [drawn["equal"] for drawn in answer["drawn"]] == ["yes"] * len(digits)
     np.testing.assert_array_equal(np.array(answer["logits"], np.float32), logits_of(site, images))

@@ -8,21 +8,36 @@ import { INK_LEVELS, SIDE, inputOf, pixelsOf } from "./strokes.mjs";
 
 const element = (id) => document.getElementById(id);
 const chosen = { pixel: null, hidden: null, digit: null }; // null: follow the strongest
-const shown = { pixels: null, rows: null, logits: null };
-let network, session, modelBytes, waiting, running;
+const shown = { pixels: null, rows: null, logits: null, floats: null };
+let network, integers, floats, waiting, running;
 
 async function start() {
   ort.env.wasm.wasmPaths = new URL("ort/", import.meta.url).href;
   ort.env.wasm.numThreads = 1; // more would need cross-origin isolation, and one takes microseconds
-  const response = await fetch("digits.onnx");
-  if (!response.ok) throw new Error(`digits.onnx: ${response.status} ${response.statusText}`);
-  modelBytes = new Uint8Array(await response.arrayBuffer());
+  integers = await load("digits.onnx");
+  floats = await load("digits.float.onnx");
   network = await loadNetwork("digits.json");
-  session = await ort.InferenceSession.create(modelBytes, { executionProviders: ["wasm"] });
   element("hidden").max = network.layers[0].n_out - 1;
   makeControls();
   await classify(null);
   document.body.dataset.ready = "yes";
+}
+
+async function load(file) {
+  const response = await fetch(file);
+  if (!response.ok) throw new Error(`${file}: ${response.status} ${response.statusText}`);
+  const bytes = new Uint8Array(await response.arrayBuffer());
+  const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+  const one = { session, kilobytes: (bytes.length / 1000).toFixed(0) };
+  await answer(one, new Float32Array(SIDE * SIDE)); // the first run takes longer
+  return one;
+}
+
+/** Run one of the two files on one input: its logits, and how long that took. */
+async function answer({ session }, input) {
+  const begin = performance.now();
+  const outputs = await session.run({ [session.inputNames[0]]: new ort.Tensor("float32", input, [1, input.length]) });
+  return { logits: outputs[session.outputNames[0]].data, milliseconds: performance.now() - begin };
 }
 
 function makeControls() {
@@ -37,8 +52,8 @@ function makeControls() {
     ...Array.from({ length: 10 }, (_, digit) => {
       const button = makeButton(() => choose({ digit }), "", `Digit ${digit}`);
       button.innerHTML =
-        `<span>${digit}</span><span class="track"><span class="fill"></span></span>` +
-        `<span class="share"></span><span class="logit"></span>`;
+        `<span>${digit}</span><span class="track"><span class="fill"></span><span class="float"></span></span>` +
+        `<span class="share"></span><span class="logit"></span><span class="logit of-float"></span>`;
       return button;
     }),
   );
@@ -99,21 +114,23 @@ async function classify(pixels) {
 async function run(pixels) {
   shown.pixels = pixels;
   if (pixels === null) {
-    shown.rows = shown.logits = null;
+    shown.rows = shown.logits = shown.floats = null;
     return render();
   }
   const input = inputOf(pixels);
-  const begin = performance.now();
-  const { output } = await session.run({ input: new ort.Tensor("float32", input, [1, input.length]) });
-  const milliseconds = performance.now() - begin;
+  const found = await answer(integers, input);
+  const exact = await answer(floats, input);
   const own = evaluate(network, input);
   shown.rows = own.rows;
-  shown.logits = output.data;
-  const equal = sameBits(own.logits, output.data);
+  shown.logits = found.logits;
+  shown.floats = exact.logits;
+  const equal = sameBits(own.logits, found.logits);
+  const furthest = Math.max(...Array.from(found.logits, (logit, at) => Math.abs(logit - exact.logits[at])));
   render();
   element("facts").textContent =
-    `${(modelBytes.length / 1000).toFixed(0)} kB of model, onnxruntime-web ${ort.env.versions.web}, ` +
-    `${milliseconds.toFixed(1)} ms. The same integers added up in JavaScript give ` +
+    `Integers: ${integers.kilobytes} kB, ${found.milliseconds.toFixed(1)} ms. Float model: ${floats.kilobytes} kB, ` +
+    `${exact.milliseconds.toFixed(1)} ms; logits differ by at most ${furthest.toFixed(2)}. ` +
+    `Both in onnxruntime-web ${ort.env.versions.web}. The same integers added up in JavaScript give ` +
     (equal ? "the same ten logits, bit for bit." : "other logits: this is a bug.");
   document.body.dataset.equal = equal ? "yes" : "no";
 }
@@ -133,10 +150,14 @@ function render() {
   const { pixels, logits } = shown;
   const shares = logits === null ? null : softmax(logits);
   const best = logits === null ? null : logits.indexOf(Math.max(...logits));
+  const floatShares = shown.floats === null ? null : softmax(shown.floats);
+  const floatBest = shown.floats === null ? null : shown.floats.indexOf(Math.max(...shown.floats));
   const path = pathOf(best);
   element("digit").textContent = best ?? "–";
   element("certainty").textContent =
-    best === null ? "Draw something" : `${(100 * shares[best]).toFixed(shares[best] > 0.995 ? 1 : 0)} % sure`;
+    best === null
+      ? "Draw something"
+      : `${percent(shares[best])} sure; the float model says ${floatBest}, ${percent(floatShares[floatBest])} sure`;
   [...element("pixels").children].forEach((button, at) => {
     button.style.setProperty("--ink-share", pixels === null ? 0 : pixels[at] / INK_LEVELS);
     button.classList.toggle("chosen", at === path.pixel);
@@ -144,12 +165,22 @@ function render() {
   [...element("bars").children].forEach((button, digit) => {
     button.querySelector(".fill").style.width = shares === null ? 0 : `${100 * shares[digit]}%`;
     button.querySelector(".share").textContent = shares === null ? "" : `${(100 * shares[digit]).toFixed(1)} %`;
-    button.querySelector(".logit").textContent = logits === null ? "" : logits[digit].toFixed(2).replace("-", "\u2212");
+    button.querySelector(".float").style.left = floatShares === null ? "-9px" : `${100 * floatShares[digit]}%`;
+    button.querySelector(".logit").textContent = logits === null ? "" : signed(logits[digit]);
+    button.querySelector(".of-float").textContent = shown.floats === null ? "" : signed(shown.floats[digit]);
     button.classList.toggle("best", digit === best);
     button.classList.toggle("chosen", digit === path.digit);
   });
   renderCurves(path);
-  if (pixels === null) element("facts").textContent = `${(modelBytes.length / 1000).toFixed(0)} kB of model, ready.`;
+  if (pixels === null) element("facts").textContent = `${integers.kilobytes} kB of model, ready.`;
+}
+
+function percent(share) {
+  return `${(100 * share).toFixed(share > 0.995 ? 1 : 0)} %`;
+}
+
+function signed(logit) {
+  return logit.toFixed(2).replace("-", "\u2212");
 }
 
 /** The pixel, hidden unit and digit whose functions are drawn. */
@@ -192,8 +223,7 @@ window.kan = {
   settled: () => running ?? Promise.resolve(),
   logitsOf: async (pixels) => {
     const input = inputOf(pixels);
-    const { output } = await session.run({ input: new ort.Tensor("float32", input, [1, input.length]) });
-    return Array.from(output.data);
+    return Array.from((await answer(integers, input)).logits);
   },
 };
 start().catch(fail);

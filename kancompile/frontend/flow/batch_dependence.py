@@ -1,6 +1,6 @@
 """Refuse networks whose output for one sample depends on the other samples of the batch.
 
-Such a network (min-max or L2 normalisation over the whole batch tensor) has no meaning for a compiler: its output changes
+Such a network (min-max or L2 normalization over the whole batch tensor) has no meaning for a compiler: its output changes
 with the batch it is called with. The graph is run with other companions, in another order and with fewer rows, and the
 first node where a sample's values change is named.
 """

@@ -275,7 +275,7 @@ def along_one_dimension(call: Call) -> Verdict:
 
 
 def layer_norm(call: Call) -> Verdict:
-    """Normalisation over the last dimensions: univariate only within the functions of one element."""
+    """Normalization over the last dimensions: univariate only within the functions of one element."""
     ids = call.ids(0)
     if ids is None or len(call.tracks) != 1:
         return Stops("normalization with data-dependent scale")

@@ -1,4 +1,4 @@
-"""What look-ups and writes at computed places do to element ids: gather, index, embedding, scatter and their like.
+"""What lookups and writes at computed places do to element ids: gather, index, embedding, scatter and their like.
 
 An index is a function of data like any other, so what it picks from a constant table depends on what it depends on. Where
 it points on the example says nothing about other inputs: a data-dependent table, and a tensor that is written to, count
@@ -106,7 +106,7 @@ def _places(call: Call) -> _Places:
 def read(call: Call) -> Verdict:
     """Gather, index, index_select and embedding: a function of the index and of all that it could pick."""
     if not call.one_anchor:
-        return Stops("look-up in values of another origin")
+        return Stops("lookup in values of another origin")
     if call.name == "index" and _has_mask(call):
         return Stops("picks as many elements as a mask has")
     places = _places(call)
@@ -122,7 +122,7 @@ def read(call: Call) -> Verdict:
         if ids is None:
             break
     if reachable is None or ids is None:
-        return Stops("look-up that may pick values of several features")
+        return Stops("lookup that may pick values of several features")
     return Follows(ids, linear=False)
 
 

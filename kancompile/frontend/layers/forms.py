@@ -41,7 +41,7 @@ def best_layer(flow: Flow, candidates: Sequence[Region], name: str, largest: int
             if not misses_table(error):
                 raise
             reason = (
-                f"a look-up fails on other inputs than the example ({first_line(error)}); clamp its index to the table"
+                f"a lookup fails on other inputs than the example ({first_line(error)}); clamp its index to the table"
             )
             refusals.append(NotLowerableError(reason))
     if not layers:

@@ -112,7 +112,7 @@ def _alike(flow: Flow, found: Sequence[ConvolutionNode]) -> list[ConvolutionNode
 def _embedded(small: ConvolutionNode, large: ConvolutionNode, flow: Flow) -> ConvolutionNode:
     """Write a convolution with the kernel and padding of a larger one that has all its taps, the others being 0.
 
-    A skip connection through a kernel of 1 becomes the centre of a padded kernel of 3, for example.
+    A skip connection through a kernel of 1 becomes the center of a padded kernel of 3, for example.
     """
     own, frame = small.geometry, large.geometry
     if (small.kernel, own.padding, own.dilation, own.stride) == (

@@ -99,7 +99,7 @@ def allocate(options: Mapping[str, Sequence[Choice]], max_bytes: int, max_latenc
     if max_bytes < smallest:
         raise KanCompileError(
             f"size budget {max_bytes!r} bytes, but the smallest reachable size is {smallest} bytes; raise the budget, "
-            "allow fewer bits or fewer table levels"
+            "allow fewer bits or fewer table rows (levels)"
         )
     if max_latency is None:
         return [allocation for allocation in pareto_front(options) if allocation.bytes <= max_bytes][-1]

@@ -1,7 +1,7 @@
 """Find where a captured region is not smooth, by watching its operators while it runs.
 
 A breakpoint is an input where the state of some switch changes (``observed_region``). Each change is bisected
-in the order of float32 numbers down to two neighbours, of which the upper one is the breakpoint: exact for comparisons of
+in the order of float32 numbers down to two neighbors, of which the upper one is the breakpoint: exact for comparisons of
 either kind.
 
 Every element of a state depends on one input only, so all inputs are bisected at the same time, one row for each change.
@@ -96,7 +96,7 @@ def merge(values: Tensor) -> Tensor:
 
 
 def _rank(values: Tensor) -> Tensor:
-    """Number float32 values in their order, int64; neighbours differ by 1."""
+    """Number float32 values in their order, int64; neighbors differ by 1."""
     bits = values.contiguous().view(torch.int32).long()
     return torch.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
 

@@ -212,7 +212,7 @@ def _fit_cells(functions: Functions, group: Tensor, left: Tensor, right: Tensor,
 
 
 def _fit_between(functions: Functions, bounds: Tensor, degree: int) -> tuple[Tensor, float]:
-    """Fit cells between neighbouring bounds for all sets; returns ``[T, cells, degree + 1, k]`` and the largest error."""
+    """Fit cells between neighboring bounds for all sets; returns ``[T, cells, degree + 1, k]`` and the largest error."""
     cells = len(bounds) - 1
     group = torch.arange(functions.count).repeat_interleave(cells)
     left, right = bounds[:-1].repeat(functions.count), bounds[1:].repeat(functions.count)

@@ -287,7 +287,7 @@ def _check_tails(functions: Functions, seen: Tensor) -> None:
 
 @dataclass(frozen=True)
 class _Between:
-    """Midpoints between neighbouring breakpoints, and the breakpoints on both sides."""
+    """Midpoints between neighboring breakpoints, and the breakpoints on both sides."""
 
     group: Tensor
     left: Tensor

@@ -7,7 +7,7 @@ that what one function drops another can carry: ``windows`` fits ``V``, ``v`` an
 that did not fit what is lost. A network of Gram polynomials kept 34 dB with one of five functions in its last convolution, where
 weights that were not fitted left 29.
 
-Every function less saves a look-up of each channel and pixel, and its share of the integer convolution.
+Every function less saves a lookup of each channel and pixel, and its share of the integer convolution.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def across_channels(program: Program, x: Values, share: Callable[[str], float]) 
         if mixed is None:
             continue
         modules[layer.expansions[0]], modules[layer.contraction], functions, lost = mixed
-        made = f"{functions} mixture(s){' and a constant' if contraction.pads else ''}"
+        made = f"{functions} mixture{'s' if functions != 1 else ''}{' and a constant' if contraction.pads else ''}"
         notes.append(
             f"layer {layer.name!r}: {expansion.k} functions of each channel replaced by {made}, squared error "
             f"{lost:.2g} of the output's variance on samples that did not fit them; function_error = 0 keeps all"

@@ -57,7 +57,7 @@ class JoinOptions:
 
 @dataclass(frozen=True)
 class Joined:
-    """A layer of joint look-ups, its weights not yet rounded.
+    """A layer of joint lookups, its weights not yet rounded.
 
     Attributes:
         tables, contraction: what takes the place of its expansions and contraction.

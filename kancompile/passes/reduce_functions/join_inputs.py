@@ -21,9 +21,7 @@ from kancompile.passes.reduce_functions.words import PLANES
 from kancompile.passes.tabulate_expansions import KnownTables
 from kancompile.recipe import LookUpCosts
 
-_UNFIT = (
-    "joint look-ups take linear layers of functions that no other layer reads, so each input is looked up by itself"
-)
+_UNFIT = "joint lookups take linear layers of functions that no other layer reads, so each input is looked up by itself"
 _TOGETHER = {1: "single inputs", 2: "pairs of inputs"}
 
 
@@ -33,7 +31,7 @@ class JoinInputs:
 
     Attributes:
         options: gives the options of a layer by its name, ``None`` to look each input up by itself.
-        costs: of operators, by which the faster look-ups are chosen.
+        costs: of operators, by which the faster lookups are chosen.
         samples: calibration samples used to measure the error of indices.
         batch: sizes of a batch that the file is made for.
         known: what earlier calls with the same program and inputs found.

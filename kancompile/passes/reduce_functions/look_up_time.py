@@ -49,7 +49,7 @@ def time_of_joint(sizes: Sequence[tuple[int, int]], columns: int, n_out: int, ba
 def is_faster(
     sizes: Sequence[tuple[int, int]], n_out: int, columns: int, costs: LookUpCosts, batches: Sequence[int] = BALANCE
 ) -> bool:
-    """Whether joint look-ups are faster on average over batch sizes, as logarithms, and much slower for none of them."""
+    """Whether joint lookups are faster on average over batch sizes, as logarithms, and much slower for none of them."""
     ratios = [time_of_joint(sizes, columns, n_out, b, costs) / time_of_each(sizes, n_out, b, costs) for b in batches]
     return math.exp(sum(map(math.log, ratios)) / len(ratios)) < _WORTH and max(ratios) <= _MOST_SLOWER
 

@@ -49,7 +49,7 @@ class Words:
         return self._picked(slice(count))
 
     def in_order(self) -> Words:
-        """Sort the words by their inputs, so that neighbours read neighbours."""
+        """Sort the words by their inputs, so that neighbors read neighbors."""
         return self._picked(torch.argsort(self.members[0], stable=True))
 
     def _picked(self, which: slice | Tensor) -> Words:

@@ -90,7 +90,7 @@ def _worst_db(problem: RoundingProblem, rounded: Rounded) -> float:
 
 
 def _rows(problem: RoundingProblem, held_out: bool) -> RoundingProblem:
-    """Give the problem on every fifth block of its rows, or on the others; neighbouring rows are of one sample, or alike.
+    """Give the problem on every fifth block of its rows, or on the others; neighboring rows are of one sample, or alike.
 
     Of more rows than a choice needs, the first of every block are taken.
     """

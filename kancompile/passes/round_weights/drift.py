@@ -168,12 +168,12 @@ def _times(features: Tensor, weight: Tensor) -> Tensor:
 
 
 def _note(layer: Layer, found: MadeUp | None) -> str:
-    what = f"layer {layer.name!r}: drift of what comes before"
+    who = f"layer {layer.name!r}: weights"
     if found is None:
-        return f"{what} not made up for: fewer calibration samples than it takes to fit, choose and report"
+        return f"{who} not adjusted to the errors of earlier layers (drift): too few calibration samples to fit and to judge"
     if not found.changes:
-        return f"{what} not made up for (alpha 0): no change of the weights is clearly better on samples that did not fit it"
+        return f"{who} not adjusted to the errors of earlier layers (drift): not clearly better on held-out samples"
     return (
-        f"{what} made up for by alpha {found.alpha:g}: mean squared output error {found.before:.4g} -> {found.after:.4g} on "
-        "samples that took no part, weights not yet rounded"
+        f"{who} adjusted to the errors of earlier layers (drift, alpha {found.alpha:g}): mean squared output error before "
+        f"rounding {found.before:.4g} -> {found.after:.4g} on held-out samples"
     )

@@ -10,7 +10,7 @@ for equal signs ``q0 * |w0| + q1 * |w1| <= 32767`` decides. Two columns of one i
 only codes that stand in one row meet; columns of different inputs take their largest codes independently. Codes of 7 bits
 on either side always pass: 2 * 255 * 64 = 32640.
 
-Order of the columns: ONNX Runtime packs four neighbouring rows of the weight matrix together, from the first one on, blocks
+Order of the columns: ONNX Runtime packs four neighboring rows of the weight matrix together, from the first one on, blocks
 of rows being multiples of four; an odd one is filled up with zeros. A convolution is that product with taps major, channels
 minor, pixels outside the image having the code of 0 in all columns. Its columns stand as ``kancompile.ir.column_order`` says;
 behind planes stand constant columns, of weights of at most 64, which are only known once the weights are.
@@ -306,7 +306,7 @@ class Int16Proof:
     """Whether kernels that add pairs of products in 16 bits are exact for a layer.
 
     Attributes:
-        pairs: neighbouring columns, all outputs together.
+        pairs: neighboring columns, all outputs together.
         overflowing: how many of them can leave int16.
         largest: the largest sum that any of them reaches, by magnitude.
     """

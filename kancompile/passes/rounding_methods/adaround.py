@@ -118,7 +118,7 @@ class AdaRound:
         return sampled
 
     def _batches(self, problem: RoundingProblem, live: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield centred mini-batches without end: from all samples where they fit in memory, else chunk by chunk."""
+        """Yield centered mini-batches without end: from all samples where they fit in memory, else chunk by chunk."""
         device = self.scales.device
         center = problem.column_moments[0][live].float().to(device)
         while True:

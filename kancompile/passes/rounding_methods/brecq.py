@@ -39,7 +39,7 @@ class Block:
         problems: the layers, in the order of evaluation.
         forward: maps ``(weights, offsets, x)`` to the block's output: ``weights[i]`` ``[n_out, c]`` in units of the table
             codes of layer ``i`` (of its rescaled table, where the layer has a ``column_scale``), ``offsets[i]``
-            ``[n_out]`` to be added to its bias. Differentiable in weights and offsets; table look-ups between layers
+            ``[n_out]`` to be added to its bias. Differentiable in weights and offsets; table lookups between layers
             need a gradient of their own (the float functions, or the slope between rows).
         inputs: calibration inputs of the block, ``[n, ...]``, as the quantized layers before it produce them.
         targets: float outputs of the block for the same samples, ``[n, ...]``.

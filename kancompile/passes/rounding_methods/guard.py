@@ -34,9 +34,9 @@ class Guarded:
         error, limit = objective(problem, rounded), objective(problem, baseline)
         name, baseline_name = type(self.method).__name__.lower(), type(self.baseline).__name__.lower()
         if error <= limit:
-            note = f"kept {name}: mean squared output error {error:.4g}, {baseline_name} {limit:.4g}"
+            note = f"{name} chosen: mean squared output error {error:.4g}, {baseline_name} {limit:.4g}"
             return replace(rounded, notes=(*rounded.notes, note))
-        note = f"kept {baseline_name}: mean squared output error {limit:.4g}, {name} {error:.4g}"
+        note = f"{baseline_name} chosen: mean squared output error {limit:.4g}, {name} {error:.4g}"
         return replace(baseline, notes=(*rounded.notes, note))
 
 

@@ -149,12 +149,12 @@ def rank_notes(problem: RoundingProblem, moments: SecondMoments) -> tuple[str, .
     m = len(moments.live)
     if moments.n >= m:
         return ()
-    text = f"{moments.n} calibration samples for {m} live columns, numerical rank "
+    text = f"{moments.n} calibration samples for {m} columns that vary, numerical rank "
     if m > _RANK_COLUMNS:
         text += f"at most {moments.n - 1}"
     else:
         text += str(_eigenvalues_above(moments.covariance, 1e-5 * float(moments.covariance.diagonal().mean())))
-    return (f"{text}; directions without samples are rounded by the damping alone, more samples help",)
+    return (f"{text}; directions without samples follow the damping alone, more samples help",)
 
 
 def _eigenvalues_above(matrix: Tensor, threshold: float) -> int:

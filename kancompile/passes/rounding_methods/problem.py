@@ -7,7 +7,7 @@ is stored in 32 bits, so any constant error is free to remove; what remains is, 
     E |D (q - mean)|^2 = tr(D S D^T),       S = Cov(q),
 
 which is why methods work on the covariance ``S`` and not on ``E[q q^T]``: table codes have means far above 0, and the
-uncentred moment spends its largest eigenvalue on an error that the bias absorbs.
+uncentered moment spends its largest eigenvalue on an error that the bias absorbs.
 
 Shapes: ``n`` calibration samples, ``c`` columns, ``m`` live columns (those that vary), ``n_out`` outputs, ``g`` scale
 groups.
@@ -99,7 +99,7 @@ def column_moments(features: FeatureSource, layer: str) -> tuple[Tensor, Tensor]
             )
         values = chunk.double().cpu()
         if shift is None:
-            shift = values[0]  # a constant column then sums to exactly 0, so that dead columns are recognised
+            shift = values[0]  # a constant column then sums to exactly 0, so that dead columns are recognized
         values = values - shift
         total += values.sum(0)
         squares += values.square().sum(0)
@@ -118,7 +118,7 @@ def live_columns(variance: Tensor) -> Tensor:
 def second_moments(features: FeatureSource, layer: str, device: str = "cpu") -> SecondMoments:
     """Accumulate mean and covariance of features in two passes and bounded memory.
 
-    Chunks are centred and multiplied in float32, one strip of rows of the (symmetric) result at a time; sums over
+    Chunks are centered and multiplied in float32, one strip of rows of the (symmetric) result at a time; sums over
     chunks are kept in float64 where the matrix has at most 8192 live columns. Besides the result, that takes a strip
     and one chunk of floats.
 

@@ -21,7 +21,7 @@ class Schedule:
     """How strongly the regulariser pulls over the iterations.
 
     Attributes:
-        iterations: steps of the optimiser.
+        iterations: steps of the optimizer.
         warm_start: share of them without regulariser.
         beta: exponent after the warm start and at the end; falls linearly.
     """
@@ -44,7 +44,7 @@ class SoftRounding:
 
     Attributes:
         base: integers as float32 ``[n_out, c]``.
-        alpha: float32 ``[n_out, c]``, what the optimiser changes.
+        alpha: float32 ``[n_out, c]``, what the optimizer changes.
     """
 
     def __init__(self, base: Tensor, h: Tensor) -> None:
@@ -60,7 +60,7 @@ class SoftRounding:
 
     @staticmethod
     def around_codes(codes: Tensor, weight: Tensor, step: Tensor, low: int, high: int) -> SoftRounding:
-        """Start near given codes, with the neighbour towards ``weight`` as the alternative."""
+        """Start near given codes, with the neighbor towards ``weight`` as the alternative."""
         codes = codes.float()
         up = weight / step > codes
         base = torch.where(up, codes, codes - 1).clamp(low, high - 1)

@@ -63,7 +63,7 @@ def index_over(low: float, high: float, levels: int) -> IndexQuantizer:
 
 
 def lattice_indices(x: Tensor) -> Iterator[IndexQuantizer]:
-    """Recognise inputs on a lattice (pixels, counts) and yield quantizers that keep its points apart.
+    """Recognize inputs on a lattice (pixels, counts) and yield quantizers that keep its points apart.
 
     The first has one row for each point. QuantizeLinear cannot shift rows by a fraction of a step, but it need not: rows
     stand for the mean of the inputs they receive. A step smaller by 1/1000 keeps points that lie exactly between two

@@ -6,7 +6,7 @@ Without padding every column has an offset of its own, part of ``b'``, and ``z``
 all columns, so that one code ``z`` stands for 0 in all of them, exactly, and a column that is never negative still gives up the
 codes below it.
 
-Errors are measured at what the outputs see (``lookup_cost``). The mean error of the look-ups goes into the bias.
+Errors are measured at what the outputs see (``lookup_cost``). The mean error of the lookups goes into the bias.
 """
 
 from __future__ import annotations
@@ -48,13 +48,14 @@ from kancompile.passes.tabulate_expansions.rectifier import identity_of, is_rect
 from kancompile.passes.tabulate_expansions.values import measured_samples, most_levels, values_at_rows, values_of_inputs
 
 _MEASURED_OUTPUTS = 1 << 21
+_RANGES = {"lattice": "a row for each input value"}
 _MEAN_SAMPLES, _MEAN_ROWS, _MEAN_ELEMENTS = 32, 4096, 1 << 24
 # share of what calibration saw in the variance of a column; all codes as likely take the rest (with 0.7 an MNIST network lost
 # 1.4 dB, with 0 rational functions 0.5)
 _SEEN = 0.3
 # one row less than 8 bits can number lets a target look two inputs up at a time
 _PAIRABLE_LEVELS = 255
-_CAPPED = 2.0  # errors of look-ups, in those of codes and weights, above which a limit of the rows is said
+_CAPPED = 2.0  # errors of lookups, in those of codes and weights, above which a limit of the rows is said
 
 
 def tabulate_layer(
@@ -149,9 +150,9 @@ def _draft(
             choice = refine_ends(cost, choice)
     index = choice.index
     note = (
-        f"layer {layer.name!r}: table of {index.levels} rows over {index.low:.4g} ... {index.high:.4g} "
-        f"({choice.range}{capped}), {len(first)} distinct, look-up error {choice.error:.3g} beside {other:.3g} of "
-        f"{options.table_bits}-bit codes and {options.weight_bits}-bit weights"
+        f"layer {layer.name!r}: {'lookup table' if len(first) == 1 else f'{len(first)} lookup tables'} of {index.levels} rows "
+        f"over {index.low:.4g} ... {index.high:.4g} ({_RANGES.get(choice.range, choice.range)}{capped}), lookup error "
+        f"{choice.error:.3g}; {options.table_bits}-bit codes and {options.weight_bits}-bit weights would cause {other:.3g}"
     )
     if len(first) > 1 and options.levels is None and given is None and choice.error > _CAPPED * other:
         enough = next((count for count in LEVELS if choice.error * (index.levels / count) ** 2 <= other), LEVELS[-1])

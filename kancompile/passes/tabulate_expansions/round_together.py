@@ -7,8 +7,8 @@ is linear in the codes ``c``, so the squared error over output pixels ``p`` and 
     (c - c*)^T H (c - c*),    H = Cov(a),   a[p, o, (r, k)] = s_k * sum over t, i with row(p, t, i) = r of w[o, i, k, t]
 
 around the unrounded codes ``c*``. A covariance, because a mean error goes into the bias. Functions that nearly depend on each
-other are contracted with weights that nearly cancel, and neighbouring pixels often share a row; nearest rounding knows
-neither. Starting from it, one row after the other is moved to the best of all its neighbours (every code up to one step up or
+other are contracted with weights that nearly cancel, and neighboring pixels often share a row; nearest rounding knows
+neither. Starting from it, one row after the other is moved to the best of all its neighbors (every code up to one step up or
 down), until no row gains: a descent on the objective of ``rounding_methods``, with codes in place of weights. It costs nothing at
 run time.
 """
@@ -126,7 +126,7 @@ def code_hessian(patches: Patches, index: IndexQuantizer, functions: Tensor) -> 
 
 
 def descend(codes: Tensor, target: Tensor, hessian: Tensor, most: int = 255) -> Tensor:
-    """Move one row after the other to the best of its neighbours, until none gains.
+    """Move one row after the other to the best of its neighbors, until none gains.
 
     Args:
         codes: integers in 0 ... ``most``, float64 ``[levels, m]``.

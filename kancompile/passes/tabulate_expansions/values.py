@@ -32,7 +32,7 @@ def rounding_error(columns: Tensor, weight: Tensor, bits: int, largest_code: int
     """Estimate what table codes and ``bits``-bit weights cost at the output, as mean squared error.
 
     Codes: uniform rounding noise of each column's range, ``(range / largest_code)^2 / 12``, through the weights. Weights: round
-    to nearest with one scale per output, on the centred features (the bias absorbs the mean).
+    to nearest with one scale per output, on the centered features (the bias absorbs the mean).
     """
     spread = (columns.amax(0) - columns.amin(0)) / largest_code
     codes = float((weight.square() * (spread.square() / 12)).sum(1).mean())
@@ -50,7 +50,7 @@ def values_at_rows(expansion: Expansion, index: IndexQuantizer, x: Tensor) -> Te
         index: its index quantizer.
         x: calibration inputs, any shape; a row holds the mean of the functions over those that it receives.
     """
-    if expansion.is_identity:  # rows that stand for themselves need no look-up
+    if expansion.is_identity:  # rows that stand for themselves need no lookup
         return index.rows().float().reshape(1, -1, 1)
     points, share = row_parts(index, x)
     values = expansion.sample_shared(points.flatten()).reshape(*points.shape, -1)

@@ -2,7 +2,6 @@
 
 from kancompile.reporting.facts.beside import worse_than_float
 from kancompile.reporting.facts.collect import ReportOptions, collect
-from kancompile.reporting.facts.edges import Edge
 from kancompile.reporting.facts.file_difference import describe_difference, difference_table
 from kancompile.reporting.facts.goal import goal_missed, needs_int16
 from kancompile.reporting.facts.inspection import (
@@ -16,12 +15,10 @@ from kancompile.reporting.facts.inspection import (
     torn_pair,
 )
 from kancompile.reporting.facts.layer_facts import functions_text, kernels_of
-from kancompile.reporting.facts.layer_kinds import count_layers, float_text
-from kancompile.reporting.facts.one_edge import edge_of
+from kancompile.reporting.facts.layer_kinds import count_layers, float_text, not_layers
 from kancompile.reporting.facts.source import calibration_hash, of_compiled, of_file, recipe_and_seed
 
 __all__ = [
-    "Edge",
     "ReportOptions",
     "calibration_hash",
     "collect",
@@ -31,7 +28,6 @@ __all__ = [
     "describe_manifest",
     "describe_program",
     "difference_table",
-    "edge_of",
     "file_table",
     "float_text",
     "functions_text",
@@ -39,6 +35,7 @@ __all__ = [
     "kernels_of",
     "manifest_table",
     "needs_int16",
+    "not_layers",
     "of_compiled",
     "of_file",
     "program_table",

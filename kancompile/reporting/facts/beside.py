@@ -26,7 +26,7 @@ def worse_than_float(manifest: Mapping[str, Any], beside: BesideFloat) -> list[s
         found.append(f"the file is {much} the float export: {_cause_of_bytes(manifest, beside)}")
     if beside.slower:
         times = " and ".join(f"{1 / time.ratio:.1f} times at batch {time.batch}" for time in beside.slower)
-        found.append(f"the file takes longer than {beside.timed}, {times}: {_cause_of_time(manifest)}")
+        found.append(f"the file is slower than {beside.timed}, {times}: {_cause_of_time(manifest)}")
     return found
 
 

@@ -15,15 +15,27 @@ from kancompile.reporting.facts.beside import worse_than_float
 from kancompile.reporting.facts.bit_front import measure_front, no_front
 from kancompile.reporting.facts.contributions import measure_contributions
 from kancompile.reporting.facts.diagnosed import diagnosis_of
-from kancompile.reporting.facts.edges import Edge, EdgeName, draw_edges, important_edges, parse_edge
 from kancompile.reporting.facts.findings import findings
 from kancompile.reporting.facts.goal import goal_missed
 from kancompile.reporting.facts.inspection import describe_program
 from kancompile.reporting.facts.layer_facts import layer_facts
 from kancompile.reporting.facts.layer_kinds import count_layers, role_of
-from kancompile.reporting.facts.observation import Observation, observe
 from kancompile.reporting.facts.source import ReportSource
-from kancompile.validation import BesideFloat, FloatExport, LayerPair, measure_beside_float, plain_number, worst_text
+from kancompile.validation import (
+    BesideFloat,
+    Edge,
+    EdgeName,
+    FloatExport,
+    LayerPair,
+    Observation,
+    evaluate_edges,
+    important_edges,
+    measure_beside_float,
+    observe,
+    parse_edge,
+    plain_number,
+    worst_text,
+)
 
 SCHEMA_VERSION = 1
 _EDGES = 12
@@ -173,7 +185,7 @@ def _edges(pairs: Sequence[LayerPair], chosen: Sequence[EdgeName], seen: Observa
         names = [name for name in chosen if name.layer == pair.name and name.expansion in seen.inputs]
         each = -(-count // len(pairs)) if count else 0
         names += [name for name in important_edges(pair, seen, each) if name not in names]
-        edges.append(draw_edges(pair, names, seen))
+        edges.append(evaluate_edges(pair, names, seen))
     named = [edge for part in edges for edge in part if edge.name in chosen]
     # in turns, so that every layer is shown where there is not room for all
     longest = max(map(len, edges), default=0)
@@ -204,12 +216,12 @@ def _captured(source: ReportSource) -> dict[str, Any]:
     found = describe_program(source.captured)["layers"]
     changes = []
     for layer in found:
-        parts = [f"{n} x {k}" for n, k in ((e["n_in"], e["k"]) for e in layer["expansions"])]
+        parts = [f"{e['n_in']} x {e['k']} functions" for e in layer["expansions"]]
         changes.append(
             {
                 "node": layer["name"],
                 "before": None,
-                "after": f"expand {' + '.join(parts)}, contract to {layer['n_out']}",
+                "after": f"{' + '.join(parts)} to {layer['n_out']} outputs",
             }
         )
     return {"name": "capture", "changes": changes, "notes": []}

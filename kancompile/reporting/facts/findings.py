@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kancompile.reporting.facts.branch_meaning import CONSTANT
-from kancompile.reporting.facts.layer_kinds import float_text
+from kancompile.reporting.facts.branch_meaning import CONSTANT, MIXTURES
+from kancompile.reporting.facts.layer_kinds import float_text, not_layers
 from kancompile.validation import RUINED_DB
 
 SEVERITIES = ("serious", "warning", "note")
@@ -111,6 +111,8 @@ def _of_layer(layer: Mapping[str, Any]) -> Iterator[dict[str, str]]:
             )
     for branch in layer["branches"]:
         dead = branch["dead"]["either"]
+        if branch["name"] == MIXTURES:  # the constant of each channel is there on purpose
+            dead -= branch["columns"] // branch["k"]
         what = branch["meaning"] or f"branch {branch['name']!r}"
         if dead >= _NOTABLE_DEAD * branch["columns"] and branch["meaning"] != CONSTANT:
             yield _say(
@@ -124,11 +126,13 @@ def _of_layer(layer: Mapping[str, Any]) -> Iterator[dict[str, str]]:
 
 def _rest(report: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     for part in report["left_in_float"]:
-        yield _say("note", part["node"], float_text(part))
-    for part in report["unrecognized"]:
-        place = f", {part['source']}" if part["source"] else ""
-        yield _say("note", part["node"], f"{part['operator']} is no KAN layer: {part['reason']}{place}")
+        yield _say("note", "operators", float_text(part))
+    for name, place, reason, count in not_layers(report["unrecognized"], report["left_in_float"]):
+        where = f", {place}" if place else ""
+        yield _say("note", "operators", f"no KAN layer: {f'{count} x ' if count > 1 else ''}{name}: {reason}{where}")
     for text in report["notes"]:
+        if text.startswith("size:"):
+            yield _say("warning", "size", text.removeprefix("size:").strip())
         if text.startswith("error gate:"):
             yield _say("warning", "error gate", text.removeprefix("error gate:").strip())
         if text.startswith("model:"):

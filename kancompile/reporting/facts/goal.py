@@ -22,7 +22,7 @@ def goal_missed(manifest: Mapping[str, Any], result: Validation) -> str | None:
     if result.paired is not None and result.paired.is_within_chance:
         return None  # classes stay what they are, which is what such a model is for
     which = "the output" if result.compiled.n_outputs == 1 else f"output {worst.called}"
-    text = f"{which} is at {worst.sqnr_db:.1f} dB about its mean, {wanted:g} hoped for: {_error(worst)}"
+    text = f"{which} is at {worst.sqnr_db:.1f} dB about its mean, below the goal of {wanted:g} dB: {_error(worst)}"
     if worst.sqnr_db < RUINED_DB:
         text = f"{which} is ruined: {text}"
     step = gate.get("next_step")
@@ -31,7 +31,7 @@ def goal_missed(manifest: Mapping[str, Any], result: Validation) -> str | None:
     reached = (gate.get("worst") or {}).get("sqnr_db")
     if reached is not None and reached >= wanted:
         return f"{text}; calibration samples reach {reached:.1f} dB: give more of them, or try --precision int16"
-    return f"{text}; nothing that was tried brings more"
+    return f"{text}; none of the changes that were tried brings more"
 
 
 def _error(worst: OutputError) -> str:

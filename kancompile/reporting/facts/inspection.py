@@ -10,7 +10,8 @@ import onnx
 
 from kancompile.compiler import MANIFEST_SUFFIX, manifest_path, why_torn
 from kancompile.errors import KanCompileError, foreign, parse_json, read_text, reason
-from kancompile.ir import Program
+from kancompile.ir import Program, operator_name
+from kancompile.reporting.facts.branch_meaning import meanings
 from kancompile.runtimes import ModelFile, name_of, read_model
 
 _PREFIX = "kancompile."
@@ -164,7 +165,8 @@ def describe_program(program: Program) -> dict[str, Any]:
             "uses": layer.uses,
             "n_out": program.contraction(layer).n_out,
             "expansions": [
-                {"n_in": e.n_in, "k": e.k, "branches": dict(e.branch_functions)} for e in program.expansions(layer)
+                {"n_in": e.n_in, "k": e.k, "branches": dict(e.branch_functions), "meanings": meanings(e)}
+                for e in program.expansions(layer)
             ],
         }
         for layer in program.layers()
@@ -181,7 +183,7 @@ def program_table(program: Program) -> str:
     stopped: dict[str, int] = {}
     for part in described["unrecognized"]:
         place = f", {part['source']}" if part["source"] else ""
-        text = f"stays as it is: {part['operator']}{place}: {part['reason']}"
+        text = f"stays as it is: {operator_name(part['operator'])}{place}: {part['reason']}"
         stopped[text] = stopped.get(text, 0) + 1
     lines += [text + (f" ({count} times)" if count > 1 else "") for text, count in stopped.items()]
     return "\n".join(lines)
@@ -194,9 +196,9 @@ def _layer_text(layer: dict[str, Any]) -> str:
         if "inputs_read" in entry:
             text = f"{entry['inputs_read']} inputs looked up jointly, {entry['n_in']} functions"
         if "levels" in entry:
-            text += f" ({entry['tables']} x {entry['levels']} levels, {entry['low']:.4g} ... {entry['high']:.4g})"
-        elif entry.get("branches"):
-            text += f" ({', '.join(f'{name}: {k}' for name, k in entry['branches'].items())})"
+            text += f" ({entry['tables']} x {entry['levels']} rows, {entry['low']:.4g} ... {entry['high']:.4g})"
+        elif any(entry.get("meanings", ())):
+            text += f" ({', '.join(filter(None, entry['meanings']))})"
         parts.append(text)
     bits = f", {layer['weight_bits']}-bit weights, {layer['weight_bytes']:,} bytes" if "weight_bits" in layer else ""
     uses = f", used {layer['uses']} times" if layer.get("uses", 1) > 1 else ""

@@ -12,9 +12,8 @@ from kancompile.compiler import describe_layer
 from kancompile.ir import AnyExpansion, IntegerContraction, layer_tables
 from kancompile.reporting.facts.branch_meaning import branch_meaning
 from kancompile.reporting.facts.contributions import Contribution, LayerContribution
-from kancompile.reporting.facts.observation import Observation, Outside
 from kancompile.reporting.facts.weight_errors import weight_errors
-from kancompile.validation import KernelAudit, LayerError, LayerPair, dead_columns, plain_number
+from kancompile.validation import KernelAudit, LayerError, LayerPair, Observation, Outside, dead_columns, plain_number
 
 _SIGNIFICANT = 4
 INT32_MAX = (1 << 31) - 1

@@ -7,10 +7,8 @@ from kancompile.reporting.render.paper_figures import (
     FORMATS,
     comparison_figure,
     figure_names,
-    plot_edge,
     report_figures,
 )
-from kancompile.reporting.render.plots import check_matplotlib
 from kancompile.reporting.render.terminal import compile_summary
 from kancompile.reporting.render.text_plot import text_plot
 
@@ -18,13 +16,11 @@ __all__ = [
     "FORMATS",
     "CardFacts",
     "CardFile",
-    "check_matplotlib",
     "comparison_figure",
     "compile_summary",
     "figure_names",
     "model_card",
     "node_data",
-    "plot_edge",
     "render",
     "report_figures",
     "text_plot",

@@ -3,44 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Palette:
-    """Colors by what they stand for, as matplotlib takes them.
-
-    Attributes:
-        ink, faint: text, and what stands back.
-        exact, table, compiled: the float function, the same weights on table values, the integers of the file.
-        bars: the histogram behind them.
-    """
-
-    ink: str
-    faint: str
-    exact: str
-    table: str
-    compiled: str
-    bars: str
-
-
-def draw_edge(axes: Any, edge: Mapping[str, Any], palette: Palette) -> None:
-    """Draw one edge function: float, on the table, as compiled, over the histogram of calibration inputs."""
-    bars = axes.twinx()
-    bins, counts = edge["histogram"]["bins"], edge["histogram"]["counts"]
-    bars.stairs(counts, bins, fill=True, color=palette.bars)
-    bars.set_ylim(0, max(1, *counts) * 2.8)  # below the curves
-    bars.set_axis_off()
-    axes.set_zorder(bars.get_zorder() + 1)
-    axes.patch.set_visible(False)
-    axes.plot(edge["x"], edge["float"], color=palette.exact, linewidth=2.6, label="float")
-    if edge["table"] is not None:
-        axes.plot(edge["x"], edge["table"], color=palette.table, linewidth=1.1, label="lookup table, float weights")
-    dashes = (0, (4, 2))
-    axes.plot(edge["x"], edge["compiled"], color=palette.compiled, linewidth=1.1, linestyle=dashes, label="compiled")
-    axes.set_xlabel("input of the edge")
-    axes.margins(x=0)
+from kancompile.validation import Palette
 
 
 def draw_front(
@@ -67,7 +32,7 @@ def draw_front(
         axes.annotate("float", (0, baseline), (2, 4), xycoords=("axes fraction", "data"), textcoords="offset points")
     axes.set_xlabel("weights in kB")
     axes.set_ylabel(f"{metric}{'' if metric == 'R2' else ' in %'}" if has_metric else "SQNR of the output in dB")
-    axes.margins(0.12, 0.2)
+    axes.margins(0.2, 0.2)
 
 
 def _draw_ratios(axes: Any, points: Sequence[Mapping[str, Any]], palette: Palette) -> None:
@@ -76,7 +41,7 @@ def _draw_ratios(axes: Any, points: Sequence[Mapping[str, Any]], palette: Palett
     axes.plot(sizes, [point["sqnr_db"] for point in known], ":", color=palette.table, linewidth=1.2)
     axes.set_ylabel("SQNR in dB (dotted)")
     axes.spines.right.set_visible(True)
-    axes.margins(0.12, 0.2)
+    axes.margins(0.2, 0.2)
 
 
 def draw_error_map(axes: Any, errors: Mapping[str, Any]) -> None:

@@ -124,7 +124,7 @@ def _functions(report: Mapping[str, Any]) -> str:
         return "<p>No layer has curved functions whose inputs were seen.</p>"
     legend = (
         '<div class="legend"><span><i style="background:var(--float)"></i>float</span>'
-        '<span><i style="background:var(--table)"></i>look-up table, float weights</span>'
+        '<span><i style="background:var(--table)"></i>lookup table, float weights</span>'
         '<span><i style="background:var(--compiled)"></i>compiled (dashed)</span>'
         '<span><i class="block" style="background:var(--bars)"></i>calibration inputs</span></div>'
     )
@@ -190,7 +190,10 @@ def _pipeline(report: Mapping[str, Any]) -> str:
         lines += [f'<li class="soft">{escape(note)}</li>' for note in step["notes"]]
         inner = f"<ul>{''.join(lines)}</ul>" if lines else ' <span class="soft">nothing to do</span>'
         items.append(f"<li><b>{escape(step['name'])}</b>{inner}</li>")
-    return f'<ol class="passes">{"".join(items)}</ol>'
+    return (
+        "<p>Layers have the names of the model's own modules; functions are evaluated in float until they are tabulated.</p>"
+        f'<ol class="passes">{"".join(items)}</ol>'
+    )
 
 
 def _change(change: Mapping[str, Any]) -> str:
@@ -207,8 +210,8 @@ def _facts(report: Mapping[str, Any]) -> str:
     rows: list[tuple[str, Any]] = [
         ("SHA-256 of the file", model["sha256"] or "not known"),
         ("seed", model["seed"]),
-        *((f"input {entry['name']}", _input_text(entry)) for entry in model["inputs"]),
-        *((f"output {t['name']}", _output_text(t)) for t in report["summary"]["tensors"]),
+        *((_named("input", entry["name"]), _input_text(entry)) for entry in model["inputs"]),
+        *((_named("output", t["name"]), _output_text(t)) for t in report["summary"]["tensors"]),
         ("calibration", f"{model['calibration']['samples']} samples, SHA-256 {model['calibration']['sha256']}"),
         ("recipe", ", ".join(f"{key} = {value}" for key, value in recipe.items())),
     ]
@@ -220,6 +223,10 @@ def _facts(report: Mapping[str, Any]) -> str:
         rows.append(("times measured on", ", ".join(f"{k} {v}" for k, v in report["summary"]["machine"].items())))
     body = [[escape(str(key)), _wrapped(value)] for key, value in rows]
     return table(["", ""], body, wrap={1})
+
+
+def _named(kind: str, name: str) -> str:
+    return kind if name == kind else f"{kind} {name}"
 
 
 def _input_text(entry: Mapping[str, Any]) -> str:

@@ -22,6 +22,9 @@ def diagnosis_section(diagnosis: Mapping[str, Any], layers: Sequence[Mapping[str
     if score is not None and diagnosis["float_score"] is not None:
         before, after = (Score(outcome["metric"], value).text() for value in (diagnosis["float_score"], score))
         measured += f", {after} (float {before})"
+    if outcome["paired"] is not None:
+        low, high = outcome["paired"]["accuracy_interval"]
+        measured += f", 95 % interval {low:.2f} \N{HORIZONTAL ELLIPSIS} {high:.2f}"
     parts = [f"<p>Measured on {escape(str(diagnosis['judged_on']))}: {escape(measured)}.</p>"]
     if standing:
         parts.append(f'<ol class="causes">{"".join(_cause(cause) for cause in standing)}</ol>')
@@ -48,7 +51,7 @@ def _cause(cause: Mapping[str, Any]) -> str:
     effect = cause["effect"]
     return (
         f"<li><b>{escape(cause['kind'].capitalize())}</b> {escape(cause['title'])}"
-        f"<br>Change: {_change(cause)}"
+        f"<br>{'Free change (no more bytes, no more time)' if cause['change']['is_free'] else 'Change'}: {_change(cause)}"
         f'<br><span class="soft">Predicted {_predicted(effect)}, measured {_measured(effect)}</span></li>'
     )
 

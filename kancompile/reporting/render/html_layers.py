@@ -31,7 +31,7 @@ def _errors(report: Mapping[str, Any]) -> str:
         "layer, branch",
         "precision",
         "bits",
-        "levels",
+        "rows",
         "weights",
         "tables",
         "SQNR",

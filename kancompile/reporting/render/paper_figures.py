@@ -7,11 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from kancompile.compiler import CompiledModel
-from kancompile.reporting.facts import edge_of
-from kancompile.reporting.render.drawings import Palette, draw_contributions, draw_edge, draw_error_map, draw_front
-from kancompile.reporting.render.plots import check_matplotlib
-from kancompile.validation import title
+from kancompile.reporting.render.drawings import draw_contributions, draw_error_map, draw_front
+from kancompile.validation import PAPER, draw_edge, title
 
 FORMATS = ("svg", "pdf", "png")
 # Okabe and Ito (2008), whose colors differ for color-blind readers, and a marker each for readers of gray prints
@@ -30,7 +27,6 @@ _STYLE: Any = {
 _WIDTH, _HEIGHT, _DPI = 6.8, 2.6, 300
 _COLUMNS = 3
 FIGURES = ("layers", "edges", "front", "weights")
-PAPER = Palette("#000000", "#999999", _COLORS[0], _COLORS[2], _COLORS[1], "#E6E6E6")
 _NO_DATES = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 
 
@@ -121,35 +117,6 @@ def report_figures(report: Mapping[str, Any], kinds: Sequence[str] = FORMATS) ->
             draw(figure)
             files |= {f"{name}.{kind}": _saved(figure, kind) for kind in kinds}
     return files
-
-
-def plot_edge(compiled: CompiledModel, edge: str | None = None, axes: Any = None) -> Any:
-    """Draw one edge function of a compiled model: in float, on the table, as in the file, over the calibration inputs.
-
-    Args:
-        compiled: the model.
-        edge: ``LAYER:OUTPUT,INPUT``, a layer named or numbered from 0; ``None`` for the one of the first layer that varies most.
-        axes: of matplotlib; ``None`` for those of a new figure.
-
-    Returns:
-        the axes.
-
-    Raises:
-        KanCompileError: no such edge, or no matplotlib.
-    """
-    check_matplotlib("plot_edge")
-    found = edge_of(compiled, edge)
-    if axes is None:
-        import matplotlib.pyplot as plt
-
-        _, axes = plt.subplots(figsize=(_WIDTH, _HEIGHT), layout="constrained")
-    curves = {"x": found.x, "float": found.exact, "table": found.table, "compiled": found.compiled}
-    bins = {"bins": found.bins.tolist(), "counts": found.counts.tolist()}
-    draw_edge(axes, curves | {"histogram": bins}, PAPER)
-    name = found.name
-    axes.set_title(f"{name.layer}: input {name.input} to output {name.output}, {found.sqnr_db:.0f} dB")
-    axes.legend()
-    return axes
 
 
 def _grid(figure: Any, entries: Sequence[Mapping[str, Any]], draw: Callable[[Any, Mapping[str, Any]], None]) -> None:

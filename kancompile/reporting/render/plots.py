@@ -1,21 +1,20 @@
-"""Draw the plots of a report with matplotlib, as inline SVG whose colours are those of the page.
+"""Draw the plots of a report with matplotlib, as inline SVG whose colors are those of the page.
 
-Text stays text, so that the page's font and its light and dark colours apply, and bytes depend on the data alone.
+Text stays text, so that the page's font and its light and dark colors apply, and bytes depend on the data alone.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from kancompile.errors import KanCompileError
-from kancompile.reporting.render.drawings import Palette, draw_edge, draw_error_map, draw_front
+from kancompile.reporting.render.drawings import draw_error_map, draw_front
+from kancompile.validation import Palette, draw_edge
 
-# drawn in colours that nothing else has, which then become those of the page
+# drawn in colors that nothing else has, which then become those of the page
 _COLOURS = {
     "#010203": "var(--ink)",
     "#010204": "var(--faint)",
@@ -49,22 +48,6 @@ _STYLE: Any = {
 _FONT = re.compile(r"font: [^;\"]*?(\d+(?:\.\d+)?)px [^;\"]*")
 _DIGITS = re.compile(r"(-?\d+\.\d\d)\d+")
 _PATH = re.compile(r' (?:d|points)="[^"]*"')
-
-
-def check_matplotlib(who: str = "report", way_out: str = "") -> None:
-    """Make sure, before any work is done, that plots can be drawn.
-
-    Args:
-        who: needs them.
-        way_out: another than to install it.
-
-    Raises:
-        KanCompileError: matplotlib is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise KanCompileError(
-            f"{who}: found no matplotlib, which draws the plots; install it: pip install 'kancompile[plots]'{way_out}"
-        )
 
 
 def edge_plot(edge: Mapping[str, Any]) -> str:
@@ -110,7 +93,7 @@ def _figure(height: float) -> Iterator[tuple[Any, Callable[[], str]]]:
 
 
 def _inline(text: str) -> str:
-    """Take the bare ``<svg>`` out of a file, with the page's colours and font, and no more digits than pixels show."""
+    """Take the bare ``<svg>`` out of a file, with the page's colors and font, and no more digits than pixels show."""
     svg = text[text.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', svg, count=1, flags=re.DOTALL)

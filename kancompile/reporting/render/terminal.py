@@ -1,4 +1,4 @@
-"""The summary that a compilation prints: what changed, what every layer costs, and warnings, heaviest first."""
+"""The summary that a compilation prints: what changed, what every layer costs, and warnings, the last one read first."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from kancompile.reporting.facts import (
     goal_missed,
     kernels_of,
     needs_int16,
+    not_layers,
     worse_than_float,
 )
 from kancompile.reporting.render.html_parts import number
@@ -121,7 +122,7 @@ def _layers(compiled: CompiledModel, result: Validation) -> list[list[str]]:
     layers, kinds = compiled.manifest["layers"], compiled.manifest["kinds"]
     errors = {error.layer: error for error in result.layers}
     names = [layer["name"] for layer in layers]
-    rows = [["layer", "inputs x functions", "outputs", "bits", "levels", "bytes", "SQNR dB", "worst dB", "kernel"]]
+    rows = [["layer", "inputs x functions", "outputs", "bits", "rows", "bytes", "SQNR dB", "worst dB", "kernel"]]
     for layer in layers:
         kernels = [
             f"{kernel['operator']}{'' if kernel['is_integer'] else ' (float)'}"
@@ -186,7 +187,7 @@ def _warnings(compiled: CompiledModel, result: Validation, beside: BesideFloat |
     found += [("note", note) for note in manifest["notes"] if note.startswith(_OF_THE_MODEL)]
     found += [("note", note) for note in manifest["notes"] if any(text in note for text in _OF_JOINT_LOOKUPS)]
     found += [("note", float_text(part)) for part in manifest["left_in_float"]]
-    found += [("note", _not_a_layer(part)) for part in manifest["unrecognized"]]
+    found += [("note", _not_a_layer(*part)) for part in not_layers(manifest["unrecognized"], manifest["left_in_float"])]
     found += [("note", text) for text in manifest["calibration"]["notes"]]
     found += [("note", text) for text in result.notes]
     found += [("note", text) for text in (() if beside is None else beside.notes)]
@@ -198,5 +199,5 @@ def _warnings(compiled: CompiledModel, result: Validation, beside: BesideFloat |
     return list(dict.fromkeys(found))
 
 
-def _not_a_layer(part: Mapping[str, Any]) -> str:
-    return f"not a KAN layer: {part['operator']} ({part['reason']}) {part['source']}".rstrip()
+def _not_a_layer(name: str, place: str, reason: str, count: int) -> str:
+    return f"not a KAN layer: {f'{count} x ' if count > 1 else ''}{name} ({reason}) {place}".rstrip()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kancompile.reporting.facts import Edge
+from kancompile.validation import Edge
 
 _FLOAT, _COMPILED = "·", "#"
 

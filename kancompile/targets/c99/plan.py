@@ -189,7 +189,7 @@ class _Planner:
     def _item(self, node: fx.Node, sources: list[Any]) -> _Codes | _RealInput | None:
         if node.args[1] != 0:
             return None
-        if isinstance(sources[0], _RealInput):  # what a normalisation gives first
+        if isinstance(sources[0], _RealInput):  # what a normalization gives first
             return sources[0]
         return sources[0].values if isinstance(sources[0], _Pooled) else None
 

@@ -362,7 +362,7 @@ def _applied(form: str, x: str, c: str) -> str:
 
 
 def _transposed(order: Array) -> int | None:
-    """Recognise ``order[i] = i / columns + i % columns * rows``; give the columns."""
+    """Recognize ``order[i] = i / columns + i % columns * rows``; give the columns."""
     size = len(order)
     rows = int(order[1]) if size > 1 else 0
     if rows < 2 or size % rows:

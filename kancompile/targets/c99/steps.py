@@ -127,7 +127,7 @@ class Store:
 
 @dataclass(frozen=True)
 class Segment:
-    """Neighbouring inputs of one read whose columns stand one after the other in the weights."""
+    """Neighboring inputs of one read whose columns stand one after the other in the weights."""
 
     read: int
     first: int

@@ -24,7 +24,7 @@ _PAIRED_FROM = 512
 
 
 def arrange_tables(program: Program, pairs: bool = True) -> Program:
-    """Apply all rewrites, look-ups of two inputs only with ``pairs``."""
+    """Apply all rewrites, lookups of two inputs only with ``pairs``."""
     program = make_parts(pass_rows_on(program))
     return arrange_planes(pad_rows(pair_inputs(program) if pairs else program))
 
@@ -38,7 +38,7 @@ class RowTable(TableExpansion):
 
 
 def pass_rows_on(program: Program) -> Program:
-    """Leave out the look-up of tables that hold their own row numbers."""
+    """Leave out the lookup of tables that hold their own row numbers."""
     modules: dict[str, nn.Module] = {}
     for layer in program.layers():
         for target, table in program.tables(layer).items():
@@ -110,7 +110,7 @@ def _can_pair(table: TableExpansion) -> bool:
 
 
 def pad_rows(program: Program) -> Program:
-    """Repeat the last row of small tables up to 256 rows, so that no Clip is needed in front of the look-up.
+    """Repeat the last row of small tables up to 256 rows, so that no Clip is needed in front of the lookup.
 
     QuantizeLinear saturates at 255; rows beyond the last level then hold what the last level holds. A contraction that
     hands over row numbers saturates there too, which takes that all tables that read it can be padded.

@@ -64,7 +64,7 @@ def build_model(
         storage: ``"smallest"`` stores weights in as few bytes as their bits need, ``"native"`` in the narrowest ONNX type
             (opset 25 where that is int2), ``"fastest"`` to load keeps int8.
         pairs: whether large layers look up two inputs at a time.
-        plain: whether every look-up is one Gather, not in the forms that are fastest on CPUs.
+        plain: whether every lookup is one Gather, not in the forms that are fastest on CPUs.
 
     Raises:
         KanCompileError: the exporter cannot translate an operator that stayed as PyTorch computes it, or the output of a

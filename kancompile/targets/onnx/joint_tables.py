@@ -1,4 +1,4 @@
-"""Write look-ups whose row number several inputs share, in standard operators, with one column of the batch after another.
+"""Write lookups whose row number several inputs share, in standard operators, with one column of the batch after another.
 
     index [b, n] -> Transpose -> Gather for each member -> Cast -> L * first + second -> GatherElements -> take apart -> Transpose
 
@@ -51,7 +51,7 @@ class _JointLookup(FoldedNodes):
     tables: ir.Value | None = None
 
     def columns(self, index: ir.Value, members: NDArray[np.int64], stored: Sequence[ir.Value]) -> ir.Value:
-        """Write one look-up and return its columns, uint8 ``[b, k * w]``.
+        """Write one lookup and return its columns, uint8 ``[b, k * w]``.
 
         Args:
             index: row numbers.

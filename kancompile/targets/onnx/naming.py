@@ -2,7 +2,7 @@
 
     layers.0/lookup/Gather           looks the functions of a layer up (``lookup_1`` where it reads several expansions)
     layers.0/Gemm                    the layer's product; its doc string says ``file:line`` of the user's source
-    layers.0.weight, .bias, .scale   what the product reads; layers.0.lookup.table what the look-up reads
+    layers.0.weight, .bias, .scale   what the product reads; layers.0.lookup.table what the lookup reads
     c0, c1, ...  v0, v1, ...         scalars and shapes, and what nodes hand on
 
 What has no name of the user's is numbered: every name stands in a file once for each of its readers, and the names of nodes

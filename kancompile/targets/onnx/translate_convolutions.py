@@ -1,7 +1,7 @@
 """How integer convolutions are written in standard ONNX, in the form that ONNX Runtime fuses.
 
 ``Transpose -> DequantizeLinear -> Conv -> QuantizeLinear`` becomes a channels-last QLinearConv, and the transpositions
-cancel: the look-up in front already yields channels last, since its ``k`` values stand side by side. What is left is one
+cancel: the lookup in front already yields channels last, since its ``k`` values stand side by side. What is left is one
 transposition of bytes for each layer, of row numbers and so ``k`` times fewer than features.
 
 There is no form with more than 8 bits of output that pays: ConvInteger, the other integer convolution of ONNX, took 8

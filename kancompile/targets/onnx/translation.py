@@ -78,7 +78,7 @@ def expand(index: Value, table: Value, first_row: Value | None) -> Value:
 
 
 def expand_pairs(index: Value, table: Value) -> Value:
-    """Join neighbouring row numbers to one, ``L * even + odd``, and gather from a table of all pairs of rows.
+    """Join neighboring row numbers to one, ``L * even + odd``, and gather from a table of all pairs of rows.
 
     Gather takes as long for a row of 10 bytes as for one of 5, about 4 ns, and the product that joins the numbers, done by
     the integer matrix kernel, a tenth of that. What stands here gathers from the table itself;
@@ -200,7 +200,7 @@ _OF_BASIS = _stand_in(
 
 
 def expand_joint(index: Value, members: Value, parts: Value) -> Value:
-    """Stand in for look-ups of pairs of inputs; ``joint_tables`` writes them, out of the exporter's reach."""
+    """Stand in for lookups of pairs of inputs; ``joint_tables`` writes them, out of the exporter's reach."""
     return _OF_PARTS(index, members, parts)
 
 

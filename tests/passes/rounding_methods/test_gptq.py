@@ -183,7 +183,7 @@ def test_least_squares_scale_is_the_minimum_over_scales():
 def test_fewer_samples_than_columns_are_noted_with_the_rank():
     task = problem(n=50, c=80, latent=40)
     (note,) = Gptq()(task, generator()).notes
-    assert note.startswith("50 calibration samples for 80 live columns, numerical rank 49")
+    assert note.startswith("50 calibration samples for 80 columns that vary, numerical rank 49")
     assert Gptq()(problem(n=512), generator()).notes == ()
 
 

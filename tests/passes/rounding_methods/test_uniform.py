@@ -101,9 +101,9 @@ def test_guard_keeps_the_better_result_and_says_so():
 
     kept = Guarded(Zeros(), Uniform())(task, generator())
     assert torch.equal(kept.codes, Uniform()(task, generator()).codes)
-    assert kept.notes[-1].startswith("kept uniform")
+    assert kept.notes[-1].startswith("uniform chosen")
     better = with_guard(method_named("gptq"))(task, generator())
-    assert better.notes[-1].startswith("kept gptq")
+    assert better.notes[-1].startswith("gptq chosen")
     assert objective(task, better) < objective(task, kept)
 
 

@@ -1,8 +1,8 @@
-"""Draw single edge functions: what an input of a layer contributes to one of its outputs, in float and as compiled.
+"""Evaluate single edge functions: what an input of a layer contributes to one of its outputs, in float and as compiled.
 
     f[o, i](x) = sum over k of W[o, i, k] * basis_k(x)
 
-Three curves: the float function; the same weights on the look-up table's rounded values (a staircase); and the integers of
+Three curves: the float function; the same weights on the lookup table's rounded values (a staircase); and the integers of
 the file, rounded weights included. A constant of an edge is part of the layer's bias, which is corrected for all edges
 together, so the compiled curves are moved to agree with the float one on average over the calibration inputs.
 """
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from kancompile.errors import KanCompileError
-from kancompile.ir import AnyExpansion, Expansion
-from kancompile.reporting.facts.observation import Observation
-from kancompile.validation import BranchColumns, LayerPair, decibel
+from kancompile.ir import AnyExpansion, Expansion, Program, Values
+from kancompile.validation.edge_functions.observation import Observation, observe
+from kancompile.validation.error_measures import decibel
+from kancompile.validation.layer_pairs import BranchColumns, LayerPair
 
 POINTS = 321
 BINS = 32
@@ -37,7 +38,7 @@ class EdgeName:
     tap: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Edge:
     """One edge function.
 
@@ -64,6 +65,10 @@ class Edge:
     counts: Tensor
     rows: int | None
 
+    def __repr__(self) -> str:
+        name = self.name
+        return f"Edge of {name.layer!r}: input {name.input} to output {name.output}, {self.sqnr_db:.1f} dB"
+
 
 def parse_edge(text: str, pairs: Sequence[LayerPair]) -> EdgeName:
     """Read ``LAYER:OUTPUT,INPUT`` or ``LAYER:OUTPUT,INPUT,TAP``; a layer is named, or numbered from 0.
@@ -75,31 +80,87 @@ def parse_edge(text: str, pairs: Sequence[LayerPair]) -> EdgeName:
     parts = numbers.split(",")
     if not colon or len(parts) not in (2, 3) or not all(part.strip().isdecimal() for part in parts):
         raise KanCompileError(f"edge {text!r}: expected LAYER:OUTPUT,INPUT such as layers.0:3,17 or 0:3,17")
+    output, input, *tap = map(int, parts)
+    return named_edge(pairs, layer, output, input, tap[0] if tap else None, f"edge {text!r}")
+
+
+def named_edge(
+    pairs: Sequence[LayerPair],
+    layer: str | int,
+    output: int,
+    input: int,
+    tap: int | None = None,
+    who: str = "edge",
+) -> EdgeName:
+    """Find an edge by its numbers.
+
+    Args:
+        pairs: the layers.
+        layer: its name, or its number from 0.
+        output, input: numbers from 0, of channels in a convolution.
+        tap: place in the kernel of a convolution; ``None`` for the one with the largest weights.
+        who: asks, for messages.
+
+    Raises:
+        KanCompileError: no such layer, or a number out of range.
+    """
     by_name = {pair.name: pair for pair in pairs}
-    if layer not in by_name and layer.isdecimal() and int(layer) < len(pairs):
+    if layer not in by_name and str(layer).isdecimal() and int(layer) < len(pairs):
         layer = pairs[int(layer)].name
     if layer not in by_name:
-        raise KanCompileError(f"edge {text!r}: no layer {layer!r}, expected one of {list(by_name)!r} or its number")
-    output, input, tap = (*map(int, parts), 0)[:3]
-    pair = by_name[layer]
+        raise KanCompileError(f"{who}: no layer {layer!r}, expected one of {list(by_name)!r} or its number")
+    pair = by_name[str(layer)]
     found = pair.float_branches[0]
     groups, n_out, n_in, _, taps = found.weight.shape
     for what, number, limit in (
         ("output", output, groups * n_out),
         ("input", input, groups * n_in),
-        ("tap", tap, taps),
+        ("tap", tap or 0, taps),
     ):
-        if number >= limit:
-            raise KanCompileError(f"edge {text!r}: {what} is {number}, expected 0 ... {limit - 1} in layer {layer!r}")
+        if not 0 <= number < limit:
+            raise KanCompileError(f"{who}: {what} is {number}, expected 0 ... {limit - 1} in layer {layer!r}")
     if output // n_out != input // n_in:
-        raise KanCompileError(
-            f"edge {text!r}: output {output} does not read input {input}: they are in different groups"
-        )
-    if len(parts) == 2 and taps > 1:
+        raise KanCompileError(f"{who}: output {output} does not read input {input}: they are in different groups")
+    if tap is None and taps > 1:
         own = [branch for branch in pair.float_branches if branch.expansion == found.expansion]
         rows = [branch.weight[output // n_out, output % n_out, input % n_in] for branch in own]
-        tap = int(torch.cat(rows).square().sum(0).argmax())  # the largest one
-    return EdgeName(layer, found.expansion, output, input, tap)
+        tap = int(torch.cat(rows).square().sum(0).argmax())
+    return EdgeName(pair.name, found.expansion, output, input, tap or 0)
+
+
+def edge_of(
+    captured: Program,
+    program: Program,
+    x: Values,
+    layer: str | int | None = None,
+    input: int | None = None,
+    output: int | None = None,
+    seed: int = 0,
+) -> Edge:
+    """Evaluate one edge function in float and as compiled.
+
+    Args:
+        captured, program: the float program and the lowered one.
+        x: calibration inputs ``[n, *input_shape]``.
+        layer: its name, or its number from 0; ``None`` for the first.
+        input, output: numbers from 0; ``None`` for the edge that varies most.
+        seed: of the choice of inputs.
+
+    Raises:
+        KanCompileError: no such edge.
+    """
+    if (input is None) != (output is None):
+        raise KanCompileError("edge: found an input or an output alone, expected both numbers or none")
+    pairs = [LayerPair(captured, program, number) for number in range(len(captured.layers()))]
+    name = named_edge(pairs, 0 if layer is None else layer, output or 0, input or 0)  # before anything is measured
+    pair = next(pair for pair in pairs if pair.name == name.layer)
+    seen = observe(captured, [pair], x, seed)
+    if input is None:
+        found = important_edges(pair, seen, 1)
+        if not found:
+            raise KanCompileError(f"edge: layer {pair.name!r} has no functions but the identity; name another layer")
+        name = found[0]
+    return evaluate_edges(pair, [name], seen)[0]
 
 
 def important_edges(pair: LayerPair, seen: Observation, count: int) -> list[EdgeName]:
@@ -153,7 +214,7 @@ def _spread(pair: LayerPair, target: str, seen: Observation) -> Tensor:
     return variance.clamp(min=0).sqrt().flatten(0, 1)
 
 
-def draw_edges(pair: LayerPair, names: Sequence[EdgeName], seen: Observation) -> list[Edge]:
+def evaluate_edges(pair: LayerPair, names: Sequence[EdgeName], seen: Observation) -> list[Edge]:
     """Evaluate the curves of some edges of one layer; one evaluation of an expansion serves all of its edges."""
     edges = []
     for target in dict.fromkeys(name.expansion for name in names):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kancompile.ir import Expansion, JointTable, Program, TableExpansion, Values
 from kancompile.progress import track
-from kancompile.validation import LayerPair
+from kancompile.validation.layer_pairs import LayerPair
 
 _ELEMENTS = 1 << 19
 _FEW, _MANY = 64, 2048
