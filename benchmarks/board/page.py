@@ -191,8 +191,14 @@ def _differing(results: Results) -> str:
 
 
 def _machines(results: Results) -> str:
-    found = {_machine(result["machine"]) for result in results.values()}
-    return "\n".join(f"* {machine}" for machine in sorted(found)) or f"{NOT_RUN}."
+    loads: dict[str, list[float]] = {}
+    for result in results.values():
+        loads.setdefault(_machine(result["machine"]), []).append(result["machine"].get("load", 0.0))
+    lines = [
+        f"* {machine}; {len(found)} cells, other work beside them: a load of {min(found):.1f} to {max(found):.1f}"
+        for machine, found in sorted(loads.items())
+    ]
+    return "\n".join(lines) or f"{NOT_RUN}."
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
