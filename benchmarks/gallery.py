@@ -80,9 +80,9 @@ def run_firmware() -> dict[str, cortex_m.Run]:
     return runs
 
 
-def screenshots(address: str, name: str, click: str = "") -> None:
+def screenshots(address: str, name: str, narrow_height: int, click: str = "") -> None:
     """Take the first screen of a page, wide for README and narrow for the gallery, after a click where one is asked for."""
-    for picture, width, height in ((f"{name}.png", 1000, 700), (f"{name}_narrow.png", 480, 760)):
+    for picture, width, height in ((f"{name}.png", 1000, 700), (f"{name}_narrow.png", 480, narrow_height)):
         size = [str(width), str(height)]
         command = ["node", str(_SHOOT), str(web.node_modules()), address, str(PICTURES / picture), *size, click]
         subprocess.run(command, check=True)
@@ -105,12 +105,12 @@ def main() -> None:
         if arguments.screenshots:
             page, site = Path(name) / "report.html", Path(name) / "site"
             page.write_text(render(report), encoding="utf-8")
-            screenshots(page.as_uri(), "report")
+            screenshots(page.as_uri(), "report", 760)
             build_site(site)
             with make_server(site, 0) as server:
                 thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
                 thread.start()
-                screenshots(f"http://127.0.0.1:{server.server_port}/", "web", _FIFTH_IMAGE)
+                screenshots(f"http://127.0.0.1:{server.server_port}/", "web", 1300, _FIFTH_IMAGE)
                 server.shutdown()
                 thread.join()
     print("wrote", *sorted(path.name for path in PICTURES.iterdir()))

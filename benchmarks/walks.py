@@ -13,12 +13,14 @@ import argparse
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,8 +74,25 @@ def script_of(page: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def seconds_of(walk: str, python: Path) -> tuple[float, int, str]:
-    """Run a walk in a folder of its own: seconds, exit code, and the end of what it printed."""
+@dataclass(frozen=True)
+class Walk:
+    """What running a walk gave.
+
+    Attributes:
+        seconds: by the clock.
+        processor_seconds: of all its processes, which a busy machine hardly changes.
+        exit_code: 0 where every command did.
+        text: the end of what it printed.
+    """
+
+    seconds: float
+    processor_seconds: float
+    exit_code: int
+    text: str
+
+
+def run_walk(walk: str, python: Path) -> Walk:
+    """Run a walk in a folder of its own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "models.py").write_text(MODELS)
@@ -86,7 +105,7 @@ def seconds_of(walk: str, python: Path) -> tuple[float, int, str]:
         ):
             shutil.copy(DIGITS / source, folder / target)
         environment = OUTSIDE | {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-        start = time.perf_counter()
+        start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
             ["bash", "-c", script_of((WALKS / f"{walk}.md").read_text())],
             cwd=folder,
@@ -95,7 +114,9 @@ def seconds_of(walk: str, python: Path) -> tuple[float, int, str]:
             text=True,
             check=False,
         )
-        return time.perf_counter() - start, done.returncode, (done.stdout + done.stderr)[-2000:]
+        seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+        processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return Walk(seconds, processor, done.returncode, (done.stdout + done.stderr)[-2000:])
 
 
 def environment_of_a_wheel(folder: Path, borrow: bool = False) -> Path:
@@ -139,11 +160,18 @@ def main() -> int:
             else arguments.python.absolute()
         )
         for walk in arguments.walks:
-            seconds, code, text = seconds_of(walk, python)
-            results[walk] = {"seconds": round(seconds, 1), "exit_code": code}
-            print(f"{walk:16} {seconds:6.1f} s  {'done' if code == 0 else f'exit code {code}'}", flush=True)
-            if code:
-                print(text)
+            found = run_walk(walk, python)
+            results[walk] = {
+                "seconds": round(found.seconds, 1),
+                "processor_seconds": round(found.processor_seconds, 1),
+                "exit_code": found.exit_code,
+            }
+            ended = "done" if found.exit_code == 0 else f"exit code {found.exit_code}"
+            print(
+                f"{walk:16} {found.seconds:6.1f} s, of processors {found.processor_seconds:6.1f} s  {ended}", flush=True
+            )
+            if found.exit_code:
+                print(found.text)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     return max(int(result["exit_code"] != 0) for result in results.values())

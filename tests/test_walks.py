@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.walks import WALK_NAMES, environment_of_a_wheel, seconds_of
+from benchmarks.walks import WALK_NAMES, environment_of_a_wheel, run_walk
 
-MOST_SECONDS = 300  # from a checkpoint or a table to a validated file
+MOST_SECONDS = {"newcomer": 300, "table": 300}
+"""Of processors, from a checkpoint or a CSV file to a validated file; by the clock it depends on what else a machine does."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.needs("gcc", "matplotlib", "pykan")]
+pytestmark = [pytest.mark.slow, pytest.mark.needs("bash", "gcc", "matplotlib", "pykan")]
 
 
 @pytest.fixture(scope="module")
@@ -20,8 +21,8 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("walk", WALK_NAMES)
 def test_a_walk_ends_in_time(python: Path, walk: str, capsys: pytest.CaptureFixture[str]) -> None:
-    seconds, code, text = seconds_of(walk, python)
+    found = run_walk(walk, python)
     with capsys.disabled():
-        print(f"\n{walk}: {seconds:.0f} s")
-    assert code == 0, text
-    assert seconds < MOST_SECONDS
+        print(f"\n{walk}: {found.seconds:.0f} s, of processors {found.processor_seconds:.0f} s")
+    assert found.exit_code == 0, found.text
+    assert found.processor_seconds < MOST_SECONDS.get(walk, 600)

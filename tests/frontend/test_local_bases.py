@@ -100,7 +100,7 @@ def test_what_an_index_mixes_is_no_function_of_one_input(model: nn.Module, line:
 def test_what_an_example_does_not_reach_is_not_left_out() -> None:
     model = local_bases.PickedInput()
     program = captured(model, (3,))
-    assert [entry.reason for entry in program.unrecognized] == ["look-up that may pick values of several features"]
+    assert [entry.reason for entry in program.unrecognized] == ["lookup that may pick values of several features"]
     x = torch.tensor([[200.0, 0.3, -0.7], [0.0, 0.3, -0.7]])
     torch.testing.assert_close(program(x), model(x))
 
@@ -135,7 +135,7 @@ def test_an_index_that_leaves_its_tensor_is_refused_with_its_line() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.table[(2 * x + 4).floor().long()].sum(1)
 
-    with pytest.raises(KanCompileError, match=r"test_local_bases.py:\d+\): a look-up fails on other inputs .*; clamp"):
+    with pytest.raises(KanCompileError, match=r"test_local_bases.py:\d+\): a lookup fails on other inputs .*; clamp"):
         capture(Narrow(), torch.linspace(-1.9, 1.9, 12).view(3, 4))
 
 
