@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,14 @@ class Waves(nn.Module):
         return torch.cat([torch.sin(2 * x), torch.cos(3 * x)], dim=1) @ self.weight.T
 
 
+def compile_quietly(folder: Path, seed: int) -> int:
+    """Compile into a folder, over what stands there; return the exit code."""
+    return main(
+        ["compile", "benchmarks.kills:Waves", "--calibration", str(folder / "train.npz"), "--out", str(folder / "out"),
+         "--force", "--no-timing", "--quiet", "--seed", str(seed)]
+    )  # fmt: skip
+
+
 def killed(folder: Path, seed: int, seconds: float | None) -> tuple[bool, float]:
     """Compile in a process of its own, and kill it after so many seconds; say whether it was, and after how long it ended."""
     started = time.monotonic()
@@ -50,10 +59,7 @@ def killed(folder: Path, seed: int, seconds: float | None) -> tuple[bool, float]
             quiet = os.open(os.devnull, os.O_WRONLY)
             os.dup2(quiet, 1)
             os.dup2(quiet, 2)
-            os._exit(main(
-                ["compile", "benchmarks.kills:Waves", "--calibration", str(folder / "train.npz"), "--out", str(folder / "out"),
-                 "--force", "--no-timing", "--quiet", "--seed", str(seed)]
-            ))  # fmt: skip
+            os._exit(compile_quietly(folder, seed))
         finally:
             os._exit(70)
     while seconds is None or time.monotonic() < started + seconds:
@@ -81,47 +87,55 @@ def left(folder: Path, seed: int) -> str:
     return "new" if said["seed"] == seed else "old"
 
 
-def run(kills: int, seed: int) -> dict[str, object]:
-    """Kill so many compilations."""
-    chance = random.Random(seed)
-    outcomes: Counter[str] = Counter()
-    left_overs = broken = number = 0
+def run(kills: int, seed: int, log: Path) -> dict[str, Any]:
+    """Kill so many compilations, from where the log ends.
+
+    Args:
+        kills: in all, those of the log included.
+        seed: of the moments, together with the number of each run.
+        log: file of JSON, read and written after every kill: ``runs``, ``left``, ``left_overs_after_the_next``, ``broken``.
+    """
+    known: dict[str, Any] = {"runs": 0, "left": {}, "left_overs_after_the_next": 0, "broken": 0}
+    if log.exists():
+        known |= json.loads(log.read_text())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.savez(folder / "train.npz", x=np.random.default_rng(0).standard_normal((60, 3)).astype(np.float32))
-        killed(folder, 0, None)  # the first one also fills the caches of the disk
+        compile_quietly(folder, 0)  # so that processes forked from here begin with everything imported
         whole = killed(folder, 0, None)[1]
-        while sum(outcomes.values()) < kills:
-            number += 1
+        while sum(known["left"].values()) < kills:
+            known["runs"] += 1
+            number = known["runs"]
+            chance = random.Random(f"{seed} {number}")
             share = chance.uniform(1 - _LAST_SHARE, 1) if number % 2 else chance.random()
             was_killed, seconds = killed(folder, number, whole * share)
             if not was_killed:
                 whole = 0.7 * whole + 0.3 * seconds
                 continue
-            outcomes[left(folder / "out", number)] += 1
+            found = left(folder / "out", number)
+            known["left"] = dict(Counter(known["left"]) + Counter([found]))
+            known["broken"] += found.startswith("BROKEN")
             check_destinations([folder / "out" / "another"])  # as every run does first
             entries = {path.name for path in (folder / "out").iterdir()}
-            left_overs += bool(entries - {"model.onnx", "model.manifest.json"})
-            broken += left(folder / "out", number) not in ("old", "new")
-    return {
-        "kills": kills,
-        "left": dict(outcomes),
-        "runs": number,
-        "left_overs_after_the_next": left_overs,
-        "broken": broken,
-    }
+            known["left_overs_after_the_next"] += bool(entries - {"model.onnx", "model.manifest.json"})
+            known["broken"] += left(folder / "out", number) not in ("old", "new")
+            write_results(log, known)
+    return known
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="kill compilations at random moments")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=None, help="file of JSON for the results")
+    parser.add_argument(
+        "--log",
+        type=Path,
+        default=Path("benchmarks/results/kills.json"),
+        help="what was found; a run goes on where it ends",
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = run(options.kills, options.seed)
+    found = run(options.kills, options.seed, options.log)
     print(json.dumps(found, indent=1))
-    if options.out is not None:
-        write_results(options.out, found)
     if found["broken"] or found["left_overs_after_the_next"]:
         raise SystemExit(1)

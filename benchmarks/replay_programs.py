@@ -159,7 +159,9 @@ def outcomes(
         except Exception as error:
             found.append((target, {"error": described(error)}))
         else:
-            found.append((target, {path.name: fingerprint(target, path, content) for path, content in files.items()}))
+            found.append(
+                (target, {path.name: fingerprint(target, path, bytes(content)) for path, content in files.items()})
+            )
     return found
 
 

@@ -173,7 +173,7 @@ def run(options: argparse.Namespace) -> int:
                 if target.name in options.target:
                     raise
                 refused[path] = str(error)  # "all" means all that can
-    contents: dict[Path, bytes] = {}
+    contents: dict[Path, bytes | memoryview] = {}
     found: list[str] = []
     for path, one in written.items() if result.passed else ():
         contents |= one.files(path, shared)
@@ -223,12 +223,14 @@ def _written(
     refused: Mapping[Path, str],
     passed: bool,
     reported: Sequence[Path],
-    contents: Mapping[Path, bytes],
+    contents: Mapping[Path, bytes | memoryview],
 ) -> str:
     lines = []
     for path, compiled in written.items():
         facts = compiled.manifest
-        size = f"{facts['model_bytes']:,} bytes, {facts['deflated_bytes']:,} deflated"
+        size = f"{facts['model_bytes']:,} bytes"
+        if "deflated_bytes" in facts:
+            size += f", {facts['deflated_bytes']:,} deflated"
         if "stored_bytes" in facts:  # source code, whose own length says nothing
             size = f"{facts['stored_bytes']:,} bytes of flash for constants, {facts['ram_bytes']:,} bytes of RAM"
         lines.append(f"wrote {path} ({size})" if passed else f"not written ({size})")

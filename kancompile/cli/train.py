@@ -145,7 +145,7 @@ def run(options: argparse.Namespace) -> int:
         written = {bits: _said(qat.convert(one), facts) for bits, one in modules.items()}
         after = {bits: one.validate(judged, min_sqnr=least, max_drop=options.max_drop) for bits, one in written.items()}
     reasons = [reason for one in after.values() for reason in one.reasons]
-    contents: dict[Path, bytes] = {}
+    contents: dict[Path, bytes | memoryview] = {}
     for bits, one in written.items() if not reasons else ():
         contents |= one.files(paths[bits])
     write_atomically(contents, options.force)

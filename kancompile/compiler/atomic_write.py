@@ -102,7 +102,7 @@ def _probe(folder: Path, path: Path) -> None:
         os.unlink(name)
 
 
-def write_atomically(contents: Mapping[Path, bytes], force: bool = False) -> None:
+def write_atomically(contents: Mapping[Path, bytes | memoryview], force: bool = False) -> None:
     """Write all files or none, each complete under its name or absent.
 
     Files of one folder belong together; the first of them is the one that the others are about. Once it has its name the others
@@ -165,7 +165,7 @@ def _in_spite_of_interrupts(step: Callable[[_Set], None], sets: Sequence[_Set]) 
 class _Set:
     """Files of one folder on their way."""
 
-    def __init__(self, contents: Mapping[Path, bytes], force: bool) -> None:
+    def __init__(self, contents: Mapping[Path, bytes | memoryview], force: bool) -> None:
         run = new_run()
         self.contents, self.force = contents, force
         self.parts = [Part(path, run, is_first=number == 0) for number, path in enumerate(contents)]

@@ -14,7 +14,7 @@ from torch import nn
 from kancompile.compiler.allocation import Allocator
 from kancompile.compiler.bit_budget import check_latency
 from kancompile.compiler.compiled_model import ABOUT_THE_CHOICES, CompiledModel
-from kancompile.compiler.emission import check_target, for_target, target_named, write
+from kancompile.compiler.emission import check_file_size, check_target, for_target, target_named, write
 from kancompile.compiler.error_gate import ErrorGate
 from kancompile.compiler.file_parts import why_larger
 from kancompile.compiler.fresh_data import fresh_data_error
@@ -24,7 +24,8 @@ from kancompile.compiler.preparation import prepare_model
 from kancompile.compiler.sampled_inputs import for_sampled_inputs, sampled_inputs
 from kancompile.data import float32_by_default, load_calibration, model_inputs, opened, parameter_bytes
 from kancompile.errors import KanCompileError
-from kancompile.ir import Program, Values, arrays_of
+from kancompile.ir import ModelWithExternalData, Program, Values, arrays_of
+from kancompile.ir import file_bytes as content_bytes
 from kancompile.progress import Timings, say
 from kancompile.recipe import Recipe, SettledRecipe, read_recipe
 from kancompile.runtimes import RuntimeModel
@@ -97,6 +98,7 @@ def compile(
     captured, x, budget, front = prepared.program, prepared.x, prepared.budget, prepared.front
     samples = prepared.samples
     chosen, used = prepared.recipe, prepared.model
+    check_file_size(chosen_target, captured)
     outside = outside_grid(captured, x)
     about_inputs = None if outside is None else outside.note()
 
@@ -110,7 +112,7 @@ def compile(
     def file_bytes(recipe: SettledRecipe, lowered: Program) -> int:
         program = for_target(chosen_target, lowered, x, timings, recipe.whole)
         content = write(chosen_target, program, describe(program, samples, recipe.whole, target, seed), recipe.whole)
-        return int(chosen_target.facts(content).get("stored_bytes", len(content)))
+        return int(chosen_target.facts(content).get("stored_bytes", content_bytes(content)))
 
     def build() -> tuple[Recipe, Program, Program, dict[str, Any], bytes]:
         gate = ErrorGate(captured, samples, lowering, float_bytes, file_bytes)
@@ -143,7 +145,7 @@ def compile(
 
     def stored_bytes(content: bytes | None = None) -> int:
         content = data if content is None else content
-        return int(chosen_target.facts(content).get("stored_bytes", len(content)))
+        return int(chosen_target.facts(content).get("stored_bytes", content_bytes(content)))
 
     def stored_with(max_bytes: int) -> int:
         """Size of the same file with another budget in the recipe that it holds."""
@@ -154,7 +156,8 @@ def compile(
         allocated, front = budget.again(stored_bytes(), stored_with)
         chosen = allocated.settled(chosen.layers)
         effective, lowered, program, facts, data = build()
-    if chosen_target.suffix == ".onnx" and float_bytes is not None and len(data) > float_bytes:
+    is_split = isinstance(data, ModelWithExternalData)  # at that size no count of constants is of use
+    if chosen_target.suffix == ".onnx" and not is_split and float_bytes is not None and len(data) > float_bytes:
         facts["notes"].append(why_larger(data, float_bytes, whole.optimize == "size"))
     session = data if chosen_target.loads_in_ort else write(TARGETS["ort-cpu"], program, facts, effective)
     audit = timings.measure("kernel audit", lambda: audit_kernels(session))

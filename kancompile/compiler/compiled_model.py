@@ -17,7 +17,7 @@ from kancompile.compiler.emission import for_target, target_named, write
 from kancompile.compiler.manifest import describe, describe_file_bytes
 from kancompile.compiler.pair import sealed
 from kancompile.data import Calibration, float32_by_default
-from kancompile.ir import Program
+from kancompile.ir import EXTERNAL_SUFFIX, ModelWithExternalData, Program, file_bytes
 from kancompile.progress import Timings
 from kancompile.recipe import Recipe
 from kancompile.targets import TARGETS
@@ -79,8 +79,8 @@ class CompiledModel(Printed):
         layers = self.manifest["layers"]
         bits = ", ".join(str(count) for count in sorted({layer["weight_bits"] for layer in layers}))
         return (
-            f"CompiledModel for {self.manifest['target']!r}: {len(self.model_bytes):,} bytes, {len(layers)} layers with weights "
-            f"of {bits} bits; .save(path), .validate(data), .plot_edge(layer, i, o)"
+            f"CompiledModel for {self.manifest['target']!r}: {file_bytes(self.model_bytes):,} bytes, {len(layers)} layers with "
+            f"weights of {bits} bits; .save(path), .validate(data), .plot_edge(layer, i, o)"
         )
 
     @property
@@ -184,11 +184,17 @@ class CompiledModel(Printed):
         write_atomically(contents, force)
         return model
 
-    def files(self, model: Path, shared: bool = False) -> dict[Path, bytes]:
+    def files(self, model: Path, shared: bool = False) -> dict[Path, bytes | memoryview]:
         """Give the content of every file that :meth:`save` writes for a model file (``shared``: see :func:`manifest_path`)."""
-        text = json.dumps(sealed(self.manifest), indent=2, sort_keys=True) + "\n"
+        content, manifest, external = self.model_bytes, self.manifest, {}
+        if isinstance(content, ModelWithExternalData):
+            beside = model.with_name(model.name + EXTERNAL_SUFFIX)
+            content = content.renamed(beside.name)
+            external = {beside: content.external}
+            manifest = manifest | describe_file_bytes(content)
+        text = json.dumps(sealed(manifest), indent=2, sort_keys=True) + "\n"
         companions = {model.with_name(model.stem + suffix): content for suffix, content in self.companions.items()}
-        return {model: self.model_bytes, **companions, manifest_path(model, shared): text.encode()}
+        return {model: content, **external, **companions, manifest_path(model, shared): text.encode()}
 
     @float32_by_default()
     def for_target(self, name: str) -> CompiledModel:

@@ -7,7 +7,7 @@ from typing import Any
 
 from kancompile.compiler.manifest import metadata_of
 from kancompile.errors import KanCompileError
-from kancompile.ir import RECURRENCES, Program, Values, with_history
+from kancompile.ir import MOST_FILE_BYTES, RECURRENCES, Program, Values, attribute, with_history
 from kancompile.passes import GuardNaN, LookUpMembers, QuantizeOutputs
 from kancompile.progress import Timings
 from kancompile.recipe import Recipe
@@ -54,6 +54,27 @@ def check_target(target: Target, recipe: Recipe) -> None:
     if recipe.batch is not None and not target.takes_batch:
         raise KanCompileError(
             f"target {target.name!r}: batch is {recipe.batch}, but its files take any; leave it unset"
+        )
+
+
+def check_file_size(target: Target, program: Program) -> None:
+    """Refuse, before anything is calibrated, constants that one file of a target does not hold.
+
+    Args:
+        target: whose file it becomes.
+        program: the captured one; what stands beside its layers stays as it is.
+
+    Raises:
+        KanCompileError: they take more than 2 GB, and the target has no second file for them.
+    """
+    kept = {str(node.target) for node in program.graph_module.graph.nodes if node.op == "get_attr"}
+    sizes = {name: attribute(program.graph_module, name).nbytes for name in kept}
+    if sum(sizes.values()) > MOST_FILE_BYTES and not target.external_data:
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise KanCompileError(
+            f"target {target.name!r}: found {sum(sizes.values()):,} bytes of constants outside the KAN layers ({largest!r} has "
+            f"{sizes[largest]:,}), expected at most {MOST_FILE_BYTES:,}, which is what one file holds; compile for 'ort-cpu', "
+            "whose large tensors stand in a second file, or the part of the model without it"
         )
 
 

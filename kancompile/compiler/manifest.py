@@ -15,7 +15,7 @@ from typing import Any
 
 from kancompile.compiler.left_in_float import left_in_float
 from kancompile.data import Calibration
-from kancompile.ir import Interface, Layer, Program, smooth_codes
+from kancompile.ir import Interface, Layer, ModelWithExternalData, Program, file_bytes, smooth_codes
 from kancompile.passes import prove_layer
 from kancompile.recipe import Recipe
 from kancompile.runtimes import CALIBRATED_RANGE
@@ -41,6 +41,7 @@ MANIFEST_FORM = {
     "kinds?": dict,
     "made_from?": dict,
     "model_bytes?": int,
+    "external_sha256?": str,
     "deflated_bytes?": int,
 }
 """What a reader of a manifest relies on; see :func:`kancompile.errors.foreign.check_form`."""
@@ -59,7 +60,10 @@ ABOUT_THE_FILE = ("model_sha256", "model_bytes", "deflated_bytes")
 
 
 def describe_file_bytes(data: bytes) -> dict[str, Any]:
-    """Give hash and size of a file, and its size in a compressed package or download."""
+    """Give hash and size of a file, and its size in a compressed package; of one with external data the hashes of both."""
+    if isinstance(data, ModelWithExternalData):
+        first, second = (hashlib.sha256(part).hexdigest() for part in (data, data.external))
+        return {"model_sha256": first, "model_bytes": file_bytes(data), "external_sha256": second}
     sizes = (hashlib.sha256(data).hexdigest(), len(data), len(zlib.compress(data, 9)))
     return dict(zip(ABOUT_THE_FILE, sizes, strict=True))
 

@@ -8,6 +8,13 @@ from kancompile.ir.contraction import AnyContraction, Contraction, convolve_real
 from kancompile.ir.distinct import distinct_inputs
 from kancompile.ir.dynamic_export import export_dynamic
 from kancompile.ir.expansion import AnyExpansion, Branch, Expansion, regroup, to_channels_first, to_channels_last
+from kancompile.ir.external_data import (
+    EXTERNAL_SUFFIX,
+    MOST_FILE_BYTES,
+    ModelWithExternalData,
+    external_tensors,
+    file_bytes,
+)
 from kancompile.ir.geometry import Geometry, PatchSampler, columns_of_groups, flat_weight, group_order, split_groups
 from kancompile.ir.gradients import differentiable, quantized
 from kancompile.ir.index import REAL, HandOver, IndexQuantizer, rows_of
@@ -48,9 +55,11 @@ from kancompile.ir.wiring import (
 
 __all__ = [
     "DIGITS",
+    "EXTERNAL_SUFFIX",
     "GATES",
     "LARGEST_PART",
     "MOST",
+    "MOST_FILE_BYTES",
     "MOST_PLANES",
     "MOST_SHIFT",
     "ORDINARY",
@@ -75,6 +84,7 @@ __all__ = [
     "Interface",
     "JointTable",
     "Layer",
+    "ModelWithExternalData",
     "NamedTensors",
     "PassChange",
     "PatchSampler",
@@ -100,6 +110,8 @@ __all__ = [
     "differentiable",
     "distinct_inputs",
     "export_dynamic",
+    "external_tensors",
+    "file_bytes",
     "first_of",
     "flat_weight",
     "group_order",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,12 +16,17 @@ from numpy.typing import NDArray
 
 from kancompile.data import shape_hint
 from kancompile.errors import KanCompileError, first_line, foreign, parse_json, read_bytes
-from kancompile.ir import NamedTensors, Values, arrays_of
+from kancompile.ir import (
+    EXTERNAL_SUFFIX,
+    MOST_FILE_BYTES,
+    ModelWithExternalData,
+    NamedTensors,
+    Values,
+    arrays_of,
+)
 
 ModelFile = str | os.PathLike[str] | bytes
 Arrays = NDArray[Any] | Mapping[str, NDArray[Any]]
-_MOST_BYTES = (1 << 31) - 1
-"""What protobuf can read."""
 _TYPES: dict[str, type[Any]] = {
     "tensor(float)": np.float32,
     "tensor(int64)": np.int64,
@@ -30,14 +36,20 @@ _TYPES: dict[str, type[Any]] = {
 
 
 def read_model(model: ModelFile) -> bytes:
-    """Return the bytes of an ONNX file, given its path or those bytes.
+    """Return the bytes of an ONNX file, given its path or those bytes; a second file of large tensors is mapped into memory.
 
     Raises:
         KanCompileError: the file cannot be read.
     """
     if isinstance(model, bytes):
         return model
-    return read_bytes(Path(model), name_of(model), "give an .onnx file", _MOST_BYTES)
+    path = Path(model)
+    content = read_bytes(path, name_of(model), "give an .onnx file", MOST_FILE_BYTES)
+    beside = path.with_name(path.name + EXTERNAL_SUFFIX)
+    if not beside.is_file() or not beside.stat().st_size:
+        return content
+    with foreign(f"file {str(beside)!r}", "give a folder that can be read"), beside.open("rb") as file:
+        return ModelWithExternalData(content, memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
 
 
 def name_of(model: ModelFile) -> str:
@@ -56,6 +68,10 @@ def open_session(content: bytes, options: onnxruntime.SessionOptions) -> onnxrun
         Exception: it cannot be loaded; ONNX Runtime's own exceptions share no base class.
     """
     options.log_severity_level = 4
+    if isinstance(content, ModelWithExternalData):
+        tensors = dict(content.tensors())
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(tensor) for tensor in tensors.values()]
+        options.add_external_initializers(list(tensors), values)
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
@@ -91,6 +107,7 @@ class RuntimeModel:
         content = read_model(model)
         try:
             self.session = open_session(content, options)
+            self._mapped = getattr(content, "external", None)  # the session reads it as long as it lives
             inputs = self.session.get_inputs()
             self._ranges = self.session.get_modelmeta().custom_metadata_map.get(CALIBRATED_RANGE)
         except Exception as error:  # its exceptions share no base class

@@ -62,6 +62,7 @@ class Target:
         quantized_outputs: whether what a network returns must have 8 bits.
         several_tensors: whether its files may have several inputs and outputs, and integers among them.
         recurrent_layers: whether it has an operator for an LSTM, a GRU or a plain recurrent layer.
+        external_data: whether tensors may stand in a second file where they take more than 2 GB.
         guards_nan: whether its files can let NaN through to the outputs.
     """
 
@@ -78,4 +79,5 @@ class Target:
     quantized_outputs: bool = False
     several_tensors: bool = True
     recurrent_layers: bool = True
+    external_data: bool = False
     guards_nan: bool = False

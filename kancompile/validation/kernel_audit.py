@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 
 from kancompile.errors import KanCompileError, first_line, foreign
+from kancompile.ir import ModelWithExternalData
 from kancompile.runtimes import ModelFile, name_of, open_session, read_model
 from kancompile.targets import PAIR_INDEX
 from kancompile.validation.text_table import Printed
@@ -83,11 +84,13 @@ def optimized_graph(model: ModelFile) -> onnx.GraphProto:
         options = onnxruntime.SessionOptions()
         options.optimized_model_filepath = str(path)
         options.add_session_config_entry("session.save_model_format", "ONNX")
+        if isinstance(content, ModelWithExternalData):
+            options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "large.data")
         try:
             open_session(content, options)
         except Exception as error:  # ONNX Runtime's own exceptions share no base class
             raise KanCompileError(_why_not_loaded(content, name_of(model), error)) from error
-        return onnx.load(path).graph
+        return onnx.load(path, load_external_data=False).graph
 
 
 def _why_not_loaded(content: bytes, who: str, error: Exception) -> str:

@@ -45,6 +45,7 @@ PROCESSES = (
             "LC_ALL": "C.UTF-8",
             "TZ": "Asia/Tokyo",
             "OMP_NUM_THREADS": "2",
+            "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by computing take minutes where others compute as well
             "MKL_NUM_THREADS": "2",
         },
     ),
@@ -67,10 +68,11 @@ def hashes(methods: str, nets: tuple[str, ...], folder: Path) -> list[dict[str, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("net", ["MLP", "convolutions"])
-def test_every_method_writes_equal_bytes_in_every_process(net: str, tmp_path: Path) -> None:
-    one, other = hashes(",".join(METHODS), (net,), tmp_path)
-    assert len(one) == len(METHODS)
+def test_every_method_writes_equal_bytes_in_every_process(net: str, method: str, tmp_path: Path) -> None:
+    one, other = hashes(method, (net,), tmp_path)
+    assert list(one) == [f"{net} {method}"]
     changed = {
         case: [a == b for a, b in zip(one[case], other[case], strict=True)] for case in one if one[case] != other[case]
     }

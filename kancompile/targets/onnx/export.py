@@ -19,9 +19,19 @@ import torch
 from onnx_ir.passes import common as passes
 
 from kancompile.errors import KanCompileError, reason
-from kancompile.ir import IntegerContraction, Program, SmoothCodes, TableExpansion, export_dynamic, smooth_codes
+from kancompile.ir import (
+    MOST_FILE_BYTES,
+    IntegerContraction,
+    ModelWithExternalData,
+    Program,
+    SmoothCodes,
+    TableExpansion,
+    export_dynamic,
+    smooth_codes,
+)
 from kancompile.targets.contract import METADATA, SHORT
 from kancompile.targets.onnx.arrange_tables import arrange_tables
+from kancompile.targets.onnx.external_data import for_the_checker, is_too_large, move_out
 from kancompile.targets.onnx.function_planes import deal_planes
 from kancompile.targets.onnx.joint_tables import write_joint_tables
 from kancompile.targets.onnx.naming import name_nodes, name_values, shorten_names
@@ -45,8 +55,11 @@ _TIDY = ir.passes.Sequential(passes.RemoveUnusedNodesPass(), passes.TopologicalS
 
 
 def emit(program: Program, metadata: Mapping[str, str], storage: str = "smallest", batch: int | None = None) -> bytes:
-    """Write a program as a serialized ONNX model."""
-    return checked_bytes(leave_out_types(ir.to_proto(build_model(program, metadata, storage, batch))))
+    """Write a program as a serialized ONNX model, and a second file for its large tensors where that takes more than 2 GB."""
+    model = build_model(program, metadata, storage, batch)
+    external = move_out(model) if is_too_large(model) else None
+    content = checked_bytes(leave_out_types(ir.to_proto(model)))
+    return content if external is None else ModelWithExternalData(content, external)
 
 
 def build_model(
@@ -113,7 +126,7 @@ def build_model(
     _TIDY(model)
     narrow = {} if storage == "fastest" else _narrow(program)
     ways = _ways(model, program, narrow, storage)
-    if len(ways) == 1:
+    if len(ways) == 1 or is_too_large(model):
         return _finished(model, program, metadata, storage, ways[0])
     return min(
         (_finished(model.clone(), program, metadata, storage, stored) for stored in ways),
@@ -179,8 +192,17 @@ def _finished(
 
 
 def checked_bytes(proto: onnx.ModelProto) -> bytes:
-    """Serialize a model that ONNX's checker accepts."""
-    onnx.checker.check_model(proto, full_check=True)
+    """Serialize a model that ONNX's checker accepts.
+
+    Raises:
+        KanCompileError: one file does not hold it.
+    """
+    if sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > MOST_FILE_BYTES:
+        raise KanCompileError(
+            f"target: found tensors of more than {MOST_FILE_BYTES:,} bytes, which one file does not hold; compile for "
+            "'ort-cpu', whose large tensors stand in a second file"
+        )
+    onnx.checker.check_model(for_the_checker(proto), full_check=True)
     data: bytes = proto.SerializeToString(deterministic=True)
     return data
 

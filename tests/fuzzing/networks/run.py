@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
+import signal
 import sys
 import time
 from collections import Counter
@@ -16,7 +17,8 @@ from tests.fuzzing.networks.judging import Verdict
 from tests.fuzzing.networks.one import Drawn, verdict_on
 from tests.fuzzing.networks.shrinking import script, shrunk
 
-_SECONDS_EACH, _PROGRAMS_EACH, _TOLD = 600.0, 25, 90
+_SECONDS_EACH, _WAITS_EACH, _PROGRAMS_EACH, _TOLD = 300.0, 3600.0, 25, 90
+"""Of the processor, so that other work on the machine makes no program hang; by the clock, for those that wait for ever."""
 
 
 def _work(pipe: Any, other_end: Any) -> None:
@@ -28,10 +30,12 @@ def _work(pipe: Any, other_end: Any) -> None:
             given = pipe.recv()
         except EOFError:
             return
+        signal.setitimer(signal.ITIMER_PROF, _SECONDS_EACH)  # whose signal ends the process
         try:
             found = verdict_on(given)
         except Exception as error:
             found = Verdict(f"generator: {type(error).__name__}", str(error)[:300])
+        signal.setitimer(signal.ITIMER_PROF, 0)
         pipe.send((found.kind, found.detail))
 
 
@@ -54,11 +58,15 @@ class Worker:
         self.judged += 1
         try:
             found = (
-                Verdict(*self.pipe.recv()) if self.pipe.poll(_SECONDS_EACH) else Verdict("hung", f"{_SECONDS_EACH:g} s")
+                Verdict(*self.pipe.recv())
+                if self.pipe.poll(_WAITS_EACH)
+                else Verdict("hung", f"waits for {_WAITS_EACH:g} s")
             )
         except EOFError:
             self.process.join(5)
-            found = Verdict("crashed", f"exit code {self.process.exitcode}")
+            code = self.process.exitcode
+            is_late = code == -signal.SIGPROF
+            found = Verdict("hung", f"{_SECONDS_EACH:g} s") if is_late else Verdict("crashed", f"exit code {code}")
         if found.kind in ("hung", "crashed") or self.judged >= _PROGRAMS_EACH:
             self.stop()
         return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,6 +58,25 @@ def test_differences_are_told() -> None:
     assert difference([one], [one[:, :1]], False, "a and b").kind == "a and b: another shape"
     one[0] = other[0] = np.nan
     assert difference([one], [one.copy()], True, "a and b") is None
+
+
+def test_programs_hang_by_the_time_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two that take as long by the clock, the one that computes is ended, and the next one gets a process of its own."""
+
+    def judge(given: Drawn) -> Verdict:
+        if given["seed"] == 1:
+            time.sleep(0.6)
+            return Verdict("equal")
+        while time.process_time() < 60:
+            pass
+        return Verdict("was not ended")
+
+    monkeypatch.setattr(running, "_SECONDS_EACH", 0.3)
+    monkeypatch.setattr(running, "verdict_on", judge)
+    worker = running.Worker()
+    assert worker({"seed": 0}) == Verdict("hung", "0.3 s")
+    assert worker({"seed": 1}) == worker({"seed": 1}) == Verdict("equal")
+    worker.stop()
 
 
 def test_failures_become_small_scripts_that_stand_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
