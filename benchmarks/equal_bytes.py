@@ -7,7 +7,7 @@ Run from the root of the repository::
 
 For each of eight trained networks a file with uniform bits is compiled; its size is the budget of the allocation (``optimize =
 "accuracy"``, ``max_bytes``). Errors are those of the worst output about its mean, on samples that neither training nor
-calibration saw.
+calibration saw. Inputs are looked up one by one in both files.
 """
 
 from __future__ import annotations

@@ -77,12 +77,18 @@ def test_choices_are_those_of_exhaustive_search(seed: int) -> None:
 class _Formula:
     """Trials of layers whose errors follow a formula: twice the rows, a quarter of the noise; a bit more, a quarter as well."""
 
+    samples = 1024
+
     def __init__(self, captured: Program) -> None:
         self.names, self.left, self.captured = [layer.name for layer in captured.layers()], 48, captured
 
-    def trial(self, recipe: SettledRecipe, name: str, change: dict[str, int]) -> Trial:
+    def trial(self, recipe: SettledRecipe, name: str, change: dict[str, Any]) -> Trial:
+        if change.get("lookup") == "joint":
+            bits, share = change["weight_bits"], float(change["function_error"])
+            noise = torch.tensor([0.01 * 4.0**-bits + share], dtype=torch.float64)
+            return Trial(noise, int(400 + 10 * bits - 1e4 * share), 1)
         bits, rows = change["weight_bits"], change["levels"]
-        return Trial(torch.tensor([0.01 * 4.0**-bits + (16 / rows) ** 2], dtype=torch.float64), 9 * rows + 40 * bits)
+        return Trial(torch.tensor([0.01 * 4.0**-bits + (16 / rows) ** 2], dtype=torch.float64), 9 * rows + 40 * bits, 4)
 
     def lower(self, recipe: SettledRecipe) -> SettledRecipe:
         return recipe
@@ -92,7 +98,11 @@ class _Formula:
         if isinstance(program, Program):
             return SimpleNamespace(allowed=allowed)
         layers = [program[name] for name in self.names]
-        noise = sum(0.01 * 4.0**-layer.bits + (16 / (layer.levels or 128)) ** 2 for layer in layers)
+        noise = sum(
+            0.01 * 4.0**-layer.bits
+            + (layer.joint_error if layer.lookup == "joint" else (16 / (layer.levels or 128)) ** 2)
+            for layer in layers
+        )
         return SimpleNamespace(worst_db=-10 * math.log10(noise))
 
     def file_bytes(self, recipe: SettledRecipe, program: object) -> int:
@@ -121,6 +131,15 @@ def test_rows_go_on_where_a_goal_needs_more_and_a_goal_out_of_reach_is_said(two_
     assert allocator.notes()[0] == allocator.missed
     assert reached >= 50.4
     assert max(layer.bits for layer in layers) < 8  # the smallest of those that come near
+
+
+@pytest.mark.parametrize(("goal", "share"), [(22.0, 5e-3), (27.0, 1.2e-3), (40.0, None)])
+def test_functions_are_chosen_with_bits_and_rows(goal: float, share: float | None) -> None:
+    allocator, (layer,), reached = _chosen(integer_program((128, 4), k=9), optimize="size", goal_sqnr=goal)
+    assert reached >= goal
+    assert (layer.function_error, layer.lookup) == ((None, "auto") if share is None else (share, "joint"))
+    assert (layer.levels is None) == (share is not None)
+    assert any("joint functions within" in note for note in allocator.notes()) == (share is not None)
 
 
 def test_no_file_of_equal_bits_that_fits_is_better(two_layers: Program) -> None:
