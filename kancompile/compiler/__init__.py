@@ -1,10 +1,13 @@
 """The straight line from a model to a file, with the error gate and the budget of bytes."""
 
+from kancompile.compiler.allocation import ROWS as ROW_LADDER
+from kancompile.compiler.allocation import Allocator
 from kancompile.compiler.atomic_write import check_destinations, write_atomically
 from kancompile.compiler.compile import compile
 from kancompile.compiler.compiled_model import MANIFEST_SUFFIX, CompiledModel, manifest_path
 from kancompile.compiler.emission import check_target, target_named, targets_named, write
 from kancompile.compiler.ladder import FREE, KIND_OF_KEY, Rung, rungs
+from kancompile.compiler.layer_trials import LayerTrials, trials_for
 from kancompile.compiler.left_in_float import left_in_float
 from kancompile.compiler.manifest import (
     MANIFEST_FORM,
@@ -26,7 +29,10 @@ __all__ = [
     "MANIFEST_FORM",
     "MANIFEST_SUFFIX",
     "METADATA_FORM",
+    "ROW_LADDER",
+    "Allocator",
     "CompiledModel",
+    "LayerTrials",
     "Preparation",
     "Rung",
     "changed_facts",
@@ -48,6 +54,7 @@ __all__ = [
     "sampled_inputs",
     "target_named",
     "targets_named",
+    "trials_for",
     "why_torn",
     "write",
     "write_atomically",

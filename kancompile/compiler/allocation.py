@@ -1,6 +1,7 @@
-"""Choose bits and rows of every layer together: ``optimize = "size"``, ``"speed"`` or ``"accuracy"``.
+"""Choose bits, rows and functions of every layer together: ``optimize = "size"``, ``"speed"`` or ``"accuracy"``.
 
-Each layer is lowered alone, all others in float, once for every width of its weights and once for every number of rows. Errors of
+Each layer is lowered alone, all others in float, once for every width of its weights, once for every number of rows and once for
+every share of its variance that fewer functions may lose. Errors of
 different origin add up in variance, and so do those of layers, as second-order sensitivities have it (Dong et al., *HAWQ-V2*,
 2020, section 3.1): with ``x[l, o]`` 1 for the option that layer ``l`` gets,
 
@@ -29,7 +30,7 @@ from kancompile.errors import KanCompileError
 from kancompile.ir import Program
 from kancompile.passes import in_one_thread
 from kancompile.progress import say
-from kancompile.recipe import SettledRecipe
+from kancompile.recipe import LayerRecipe, SettledRecipe
 from kancompile.validation import decibel
 
 BITS: tuple[int, ...] = (8, 7, 6, 5, 4, 3)
@@ -37,6 +38,14 @@ ROWS: tuple[int, ...] = (32, 48, 64, 96, 128, 192, 256, 512, 1024)
 _FEW_BITS: tuple[int, ...] = (8, 6, 4)
 _FEW_ROWS: tuple[int, ...] = (64, 256)
 _FINEST, _MOST_POINTS, _MOST_ROUNDS, _MARGIN_DB = 2048, 5, 20, 0.2
+_CHANNEL_SHARES, _JOINT_SHARES = (5e-5, 1e-3, 4e-3), (3e-4, 1.2e-3, 5e-3)
+"""Shares of variance that fewer functions of channels, and of inputs that are looked up jointly, may lose."""
+_JOINT_FROM, _JOINT_SAMPLES = 512, 1024
+"""Columns and samples from which on inputs are looked up jointly on trial."""
+_FINER_ROWS: tuple[int, ...] = (4096, 8192)
+"""Rows that are measured where those above do not reach a goal."""
+_BELOW_BEST_DB = 0.5
+"""How much less than the most precise point is aimed at where a goal is out of reach."""
 _FUSED_ROWS = 256
 """Rows that one kernel hands over as bytes; more take a Cast and a Clip."""
 
@@ -62,12 +71,12 @@ class Point:
 
     Attributes:
         changes: keys of the recipe by layer.
-        predicted_db, measured_db: SQNR of the worst output, added up and measured.
+        predicted_db, measured_db: SQNR of the worst output, added up, ``None`` where that was not done, and measured.
         bytes: of the file.
     """
 
     changes: Mapping[str, Mapping[str, Any]]
-    predicted_db: float
+    predicted_db: float | None
     measured_db: float
     bytes: int
 
@@ -84,7 +93,8 @@ class Point:
     def text(self) -> str:
         """Say it in a line."""
         layers = ", ".join(f"{name} {_text(change)}" for name, change in self.changes.items())
-        errors = f"worst output {self.predicted_db:.1f} dB predicted, {self.measured_db:.1f} measured"
+        predicted = "" if self.predicted_db is None else f"{self.predicted_db:.1f} dB predicted, "
+        errors = f"worst output {predicted}{self.measured_db:.1f}{'' if predicted else ' dB'} measured"
         return f"{self.bytes:,} bytes, {errors}: {layers}"
 
 
@@ -93,6 +103,7 @@ class Allocator:
 
     Attributes:
         points: that were lowered and measured, in order.
+        missed: what to say where no point reaches the goal.
     """
 
     def __init__(
@@ -104,6 +115,7 @@ class Allocator:
         """Take the float program, what lowers its layers on trial, and what gives the bytes of a file."""
         self.captured, self.trials, self.file_bytes = captured, trials, file_bytes
         self.points: list[Point] = []
+        self.missed: str | None = None
 
     @in_one_thread()
     def choose(self, recipe: SettledRecipe) -> SettledRecipe:
@@ -121,14 +133,26 @@ class Allocator:
         wants_accuracy = whole.optimize == "accuracy"
         goal = max(whole.goal_sqnr or 0.0, whole.min_sqnr or 0.0)
         aimed, budget = goal + _MARGIN_DB, np.inf if limit is None else float(limit)
+        if not wants_accuracy and choose_options(options, power, aimed, budget) is None:
+            options = self._with_finer_rows(recipe, options)
+            if choose_options(options, power, aimed, np.inf) is None:
+                reached = self._most_precise(recipe, options, power)
+                self.missed = (
+                    f"allocation: no bits and rows reach {goal:.1f} dB; the most precise file has {reached:.1f} dB"
+                )
+                say(self.missed)
+                aimed = goal = reached - _BELOW_BEST_DB
         for _ in range(_MOST_ROUNDS):
             chosen = choose_options(options, power, None if wants_accuracy else aimed, budget)
             if chosen is None or len(self.points) == _MOST_POINTS:
                 break
             point, is_new = self._measured(recipe, chosen, power)
-            if limit is not None and point.bytes > limit:
-                constants = sum(option.bytes for option in chosen.values())
-                budget = min(budget, constants) - (point.bytes - limit if is_new else 16)
+            if limit is not None and (wants_accuracy or point.bytes > limit):
+                if not is_new and point.bytes <= limit:
+                    break
+                # what a file takes besides constants is known once one is written
+                left = sum(option.bytes for option in chosen.values()) - (point.bytes - limit)
+                budget = left if is_new and wants_accuracy else min(budget, left) - (0 if is_new else 16)
             elif wants_accuracy or (not is_new and point.measured_db >= goal):
                 break
             else:  # as far as the model was wrong last time; where nothing else came of it, a little further
@@ -137,6 +161,7 @@ class Allocator:
             uniform = _best_uniform(options, power, budget)
             if uniform is not None:
                 self._measured(recipe, uniform, power)
+            self._measure_widest(recipe, names, limit)
         fitting = [point for point in self.points if limit is None or point.bytes <= limit]
         if limit is not None and not fitting:
             found = f", the smallest found takes {min(p.bytes for p in self.points):,}" if self.points else ""
@@ -153,7 +178,8 @@ class Allocator:
 
     def notes(self) -> list[str]:
         """Return lines for the report."""
-        return [f"allocation: {point.text()}" for point in self.points]
+        said = [] if self.missed is None else [self.missed]
+        return said + [f"allocation: {point.text()}" for point in self.points]
 
     def _options(self, recipe: SettledRecipe, names: Sequence[str]) -> dict[str, list[Option]]:
         """Measure widths and rows of every layer; their errors add up."""
@@ -169,10 +195,11 @@ class Allocator:
             finest = {"levels": layer.levels or _FINEST} if has_rows else {}
             widths = [layer.weight_bits] if layer.is_ternary else bits
             by_bits = {width: self.trials.trial(recipe, name, {"weight_bits": width, **finest}) for width in widths}
-            by_rows = {
-                count: self.trials.trial(recipe, name, {"weight_bits": widths[0], "levels": count})
-                for count in (rows if has_rows and layer.levels is None else ())
-            }
+            others = [
+                (way, self.trials.trial(recipe, name, {"weight_bits": widths[0], **way}))
+                for way in ([{"levels": count} for count in rows] if has_rows and layer.levels is None else [])
+                + _functions_of(self.captured, name, layer, self.trials.samples)
+            ]
             in_float = constant_bytes(self.captured, name)
             known = by_bits[widths[0]]
             if known is None:
@@ -180,18 +207,63 @@ class Allocator:
             found[name] = [
                 Option({"weight_bits": width, **finest}, in_float + one.extra_bytes, one.noise)
                 for width, one in by_bits.items()
-                if one is not None and (recipe.whole.optimize != "speed" or not by_rows)
+                if one is not None and (recipe.whole.optimize != "speed" or not others)
             ] + [
                 Option(
-                    {"weight_bits": width, "levels": count},
-                    in_float + one.extra_bytes + other.extra_bytes - known.extra_bytes,
+                    {"weight_bits": width, **way},
+                    # fewer functions have fewer weights, of which each takes fewer bits
+                    in_float
+                    + other.extra_bytes
+                    + (one.extra_bytes - known.extra_bytes) * other.weights // max(1, known.weights),
                     one.noise + (other.noise - known.noise).clamp(min=0),
                 )
                 for width, one in by_bits.items()
-                for count, other in by_rows.items()
+                for way, other in others
                 if one is not None and other is not None
             ]
         return found
+
+    def _with_finer_rows(
+        self, recipe: SettledRecipe, options: Mapping[str, Sequence[Option]]
+    ) -> dict[str, list[Option]]:
+        """Add tables of more rows, which functions that are steep between knots may need."""
+        if recipe.whole.optimize == "speed":
+            return {name: list(few) for name, few in options.items()}
+        found: dict[str, list[Option]] = {}
+        for name, few in options.items():
+            finest = [option for option in few if option.change.get("levels") == _FINEST]
+            found[name] = list(few)
+            for count in _FINER_ROWS if finest else ():
+                known = finest[0]
+                one = self.trials.trial(recipe, name, {**known.change, "levels": count})
+                if one is None:
+                    break
+                extra = constant_bytes(self.captured, name) + one.extra_bytes - known.bytes
+                found[name] += [
+                    Option(
+                        {**option.change, "levels": count},
+                        option.bytes + extra,
+                        one.noise + (option.noise - known.noise).clamp(min=0),
+                    )
+                    for option in finest
+                ]
+        return found
+
+    def _most_precise(self, recipe: SettledRecipe, options: Mapping[str, Sequence[Option]], power: Tensor) -> float:
+        """Measure the point of least predicted error; give its worst output in dB."""
+        chosen = choose_options(options, power, None, np.inf)
+        return -np.inf if chosen is None else self._measured(recipe, chosen, power)[0].measured_db
+
+    def _measure_widest(self, recipe: SettledRecipe, names: Sequence[str], limit: int | None) -> None:
+        """Measure the file of most bits that fits where all layers have the same and choose their own rows."""
+        if limit is None or any(recipe[name].is_ternary for name in names):
+            return
+        first, last = 0, len(BITS)  # those before the first are too wide, the last one fits
+        while first < last:
+            middle = (first + last) // 2
+            changes = {name: {"weight_bits": BITS[middle]} for name in names}
+            point = self._written(recipe, changes, None)
+            first, last = (first, middle) if point.bytes <= limit else (middle + 1, last)
 
     def _measured(self, recipe: SettledRecipe, chosen: Mapping[str, Option], power: Tensor) -> tuple[Point, bool]:
         """Lower and write a point; give what was measured, and whether it is measured for the first time."""
@@ -199,14 +271,35 @@ class Allocator:
         known = next((point for point in self.points if point.changes == changes), None)
         if known is not None:
             return known, False
+        noise = torch.stack([option.noise for option in chosen.values()]).sum(0)
+        return self._written(recipe, changes, _worst_db(power, noise)), True
+
+    def _written(
+        self, recipe: SettledRecipe, changes: Mapping[str, Mapping[str, Any]], predicted_db: float | None
+    ) -> Point:
         refined = recipe.with_overrides(changes)
         program = self.trials.lower(refined)
-        noise = torch.stack([option.noise for option in chosen.values()]).sum(0)
         measured = self.trials.measure(program).worst_db
-        point = Point(changes, _worst_db(power, noise), measured, self.file_bytes(refined, program))
+        point = Point(changes, predicted_db, measured, self.file_bytes(refined, program))
         say(f"allocation: {point.text()}")
         self.points.append(point)
-        return point, True
+        return point
+
+
+def _functions_of(captured: Program, name: str, layer: LayerRecipe, samples: int) -> list[dict[str, Any]]:
+    """List the shares of variance that fewer functions of a layer may lose: of channels, or of inputs looked up jointly.
+
+    The latter are fitted to samples: with 256 of them, digits 64-64-10 kept 25.0 dB on these and 20.5 on others.
+    """
+    if captured.kinds.get(name) is not None or layer.function_error is not None:
+        return []
+    if not chooses_rows(captured, name):
+        return [{"function_error": share} for share in _CHANNEL_SHARES]
+    is_free = (
+        layer.lookup == "auto" and layer.granularity == "channel" and layer.table_bits == 8 and layer.levels is None
+    )
+    wide = captured.contraction(captured.layer(name)).products >= _JOINT_FROM and samples >= _JOINT_SAMPLES
+    return [{"lookup": "joint", "function_error": share} for share in (_JOINT_SHARES if is_free and wide else ())]
 
 
 def choose_options(
@@ -271,4 +364,9 @@ def _worst_db(power: Tensor, noise: Tensor) -> float:
 
 def _text(change: Mapping[str, Any]) -> str:
     rows = f" and {change['levels']} rows" if "levels" in change else ""
-    return f"{change['weight_bits']} bits{rows}"
+    lost = (
+        f", {'joint ' if 'lookup' in change else ''}functions within {change['function_error']:g}"
+        if "function_error" in change
+        else ""
+    )
+    return f"{change['weight_bits']} bits{rows}{lost}"

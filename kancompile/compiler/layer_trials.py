@@ -35,10 +35,12 @@ class Trial:
     Attributes:
         noise: it brings to each output, float64 ``[m]``, infinite where outputs are not finite.
         extra_bytes: of its constants over those of the float layer.
+        weights: how many codes it has.
     """
 
     noise: Tensor
     extra_bytes: int
+    weights: int = 1
 
 
 class LayerTrials:
@@ -47,6 +49,7 @@ class LayerTrials:
     Attributes:
         captured: the float program.
         names: of its layers.
+        samples: that layers are calibrated with.
         left: trials that may still be made.
     """
 
@@ -68,7 +71,7 @@ class LayerTrials:
         wanted = max(_FEW, min(_MANY, _ELEMENTS // x[0].numel()))
         self.captured, self.lower = captured, lower
         self.names = [layer.name for layer in captured.layers()]
-        self.left = trials_for(captured, x)
+        self.samples, self.left = len(x), trials_for(captured, x)
         self._x = x[:: max(1, len(x) // wanted)][:wanted]
         self._expected = [captured(part) for part in self._x.split(_CHUNK)]
         self._known: dict[tuple[str, tuple[tuple[str, Any], ...]], Trial] = {}
@@ -113,7 +116,9 @@ class LayerTrials:
                 self._known[key] = Trial(torch.full_like(self._no_noise, math.inf), 0)
             else:
                 noise = _finite(self.measure(program).noise_of)
-                self._known[key] = Trial(noise, self._size(program) - self._float_bytes)
+                contraction = program.contraction(program.layer(name))
+                weights = contraction.products * contraction.n_out
+                self._known[key] = Trial(noise, self._size(program) - self._float_bytes, weights)
         return self._known[key]
 
 

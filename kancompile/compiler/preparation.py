@@ -103,9 +103,9 @@ def prepare_model(
         say(f"captured: {count} KAN layer{'s' if count != 1 else ''} in {timings.seconds['capture']:.1f} s")
     x = samples.samples
     found = replace(captured, notes=(*captured.notes, *precision_note(model, used)))
-    by_trials = recipe.optimize != "balanced"
-    allocates = not by_trials and (recipe.max_bytes is not None or recipe.allocated_bits is not None)
-    if (allocates or by_trials) and recipe.lookup == "auto":
+    has_budget = recipe.max_bytes is not None or recipe.allocated_bits is not None
+    allocates = recipe.optimize == "balanced" and has_budget
+    if allocates and recipe.lookup == "auto":
         recipe = replace(recipe, lookup="each")  # bits are weighed by the columns of the captured layers
     chosen = settle(found, x, recipe)
     program = timings.measure("prepare", lambda: prepare(found, x, chosen))

@@ -145,6 +145,7 @@ class Laboratory:
         self.lowerings = 0
         self._programs: RecentlyUsed[str, Program] = RecentlyUsed(_KEPT_PROGRAMS)
         self._outcomes: dict[str, Outcome] = {}
+        self._sizes: dict[str, int] = {}
         self._float_outputs: WeakKeyDictionary[Calibration, list[Tensor]] = WeakKeyDictionary()
 
     def settled(self, recipe: Recipe) -> SettledRecipe:
@@ -182,7 +183,10 @@ class Laboratory:
 
     def file_bytes(self, recipe: SettledRecipe) -> int:
         """Measure the ONNX file that a recipe makes."""
-        key = {"fact": "file", "recipe": recipe.whole.canonical_json()}
+        said = recipe.whole.canonical_json()
+        if said in self._sizes:
+            return self._sizes[said]
+        key = {"fact": "file", "recipe": said}
         known = None if self.memory is None else self.memory.get(key, _FileSize)
         if known is not None:
             return known.bytes
@@ -192,6 +196,7 @@ class Laboratory:
             found = _FileSize(len(write(TARGETS["ort-cpu"], program, facts, recipe.whole)))
         if self.memory is not None:
             self.memory.put(key, found)
+        self._sizes[said] = found.bytes
         return found.bytes
 
     def judge(self, program: Program, samples: Calibration | None = None) -> Outcome:

@@ -3,8 +3,8 @@
 Every step lists changes, each with what it is predicted to bring (``suspects``) and how many bytes of weights and tables it
 costs. Those that are predicted to remove a tenth of the noise or more count as useful; they are measured from the cheapest on,
 and the first that holds what it promises (a twentieth of the noise at least) is kept. 16-bit and then float layers come last,
-since they are slower. Where the file may take so many bytes and takes more, weight bits are taken from the layers that lose
-least by it.
+since they are slower. Where the file may take so many bytes, and takes more or nothing else is left, bits and rows are searched
+together (``budget_search``); where that finds no file either, weight bits are taken from the layers that lose least by it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 from kancompile.compiler import Rung
 from kancompile.data import float32_by_default, opened
 from kancompile.diagnosis.anatomy import Anatomy, dissect
+from kancompile.diagnosis.budget_search import BudgetSearch
 from kancompile.diagnosis.cause import PRECISION, Change
 from kancompile.diagnosis.diagnosing import layer_suspects, open_laboratory, samples_for
 from kancompile.diagnosis.laboratory import Laboratory, Outcome
@@ -228,11 +229,15 @@ def _search(laboratory: Laboratory, targets: Targets, judged_on: str) -> Tuning:
     start = outcome = laboratory.outcome(recipe)
     size = size_of(recipe)
     steps: list[Step] = []
+    has_searched = targets.max_bytes is None
     while targets.missed(outcome, size) and len(steps) < _MOST_STEPS:
-        if targets.max_bytes is not None and size is not None and size > targets.max_bytes:
+        is_over = targets.max_bytes is not None and size is not None and size > targets.max_bytes
+        found = None if is_over else _better(laboratory, recipe, outcome, targets)
+        if found is None and targets.max_bytes is not None and not has_searched:
+            has_searched = True
+            found = _within(laboratory, recipe, outcome, targets.max_bytes)
+        if found is None and is_over and targets.max_bytes is not None:
             found = _smaller(laboratory, recipe, outcome, targets.max_bytes)
-        else:
-            found = _better(laboratory, recipe, outcome, targets)
         if found is None:
             break
         steps.append(found)
@@ -300,6 +305,15 @@ def _tried(
         return None
     gain = 10 * math.log10(outcome.noise / predicted) if predicted > 0 and outcome.noise > 0 else None
     return Step(change, gain, outcome, after)
+
+
+def _within(laboratory: Laboratory, recipe: SettledRecipe, outcome: Outcome, max_bytes: int) -> Step | None:
+    """Search bits and rows together, ``None`` where no other recipe fits."""
+    search = BudgetSearch(laboratory, recipe, max_bytes)
+    search.run()
+    if not search.changes or search.outcome is None:
+        return None
+    return Step(Change(search.changes), None, outcome, search.outcome)
 
 
 def _smaller(laboratory: Laboratory, recipe: SettledRecipe, outcome: Outcome, max_bytes: int) -> Step | None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -13,10 +16,14 @@ import torch
 
 import kancompile
 from examples.zoo import efficient_kan
-from kancompile.compiler.allocation import Option, choose_options
+from kancompile.compiler.allocation import Allocator, Option, choose_options
 from kancompile.compiler.file_parts import file_parts
+from kancompile.compiler.layer_trials import LayerTrials, Trial
+from kancompile.ir import Program
+from kancompile.recipe import LayerRecipe, SettledRecipe, read_recipe
 from kancompile.reporting import recipe_and_seed
 from kancompile.runtimes import RuntimeModel
+from tests.programs import integer_program
 
 GOAL = 24.0
 OUTPUTS = 3
@@ -65,6 +72,83 @@ def test_choices_are_those_of_exhaustive_search(seed: int) -> None:
     )
     assert choose_options(options, power, None, min(sizes) - 1) is None
     assert choose_options(options, power, 100.0, np.inf) is None
+
+
+class _Formula:
+    """Trials of layers whose errors follow a formula: twice the rows, a quarter of the noise; a bit more, a quarter as well."""
+
+    samples = 1024
+
+    def __init__(self, captured: Program) -> None:
+        self.names, self.left, self.captured = [layer.name for layer in captured.layers()], 48, captured
+
+    def trial(self, recipe: SettledRecipe, name: str, change: dict[str, Any]) -> Trial:
+        if change.get("lookup") == "joint":
+            bits, share = change["weight_bits"], float(change["function_error"])
+            noise = torch.tensor([0.01 * 4.0**-bits + share], dtype=torch.float64)
+            return Trial(noise, int(400 + 10 * bits - 1e4 * share), 1)
+        bits, rows = change["weight_bits"], change["levels"]
+        return Trial(torch.tensor([0.01 * 4.0**-bits + (16 / rows) ** 2], dtype=torch.float64), 9 * rows + 40 * bits, 4)
+
+    def lower(self, recipe: SettledRecipe) -> SettledRecipe:
+        return recipe
+
+    def measure(self, program: Program | SettledRecipe) -> SimpleNamespace:
+        allowed = torch.ones(1, dtype=torch.float64)
+        if isinstance(program, Program):
+            return SimpleNamespace(allowed=allowed)
+        layers = [program[name] for name in self.names]
+        noise = sum(
+            0.01 * 4.0**-layer.bits
+            + (layer.joint_error if layer.lookup == "joint" else (16 / (layer.levels or 128)) ** 2)
+            for layer in layers
+        )
+        return SimpleNamespace(worst_db=-10 * math.log10(noise))
+
+    def file_bytes(self, recipe: SettledRecipe, program: object) -> int:
+        return 1000 + sum(9 * (recipe[name].levels or 128) + 40 * recipe[name].bits for name in self.names)
+
+
+@pytest.fixture(scope="module")
+def two_layers() -> Program:
+    return integer_program((3, 4, 2))
+
+
+def _chosen(captured: Program, **recipe: object) -> tuple[Allocator, list[LayerRecipe], float]:
+    trials = _Formula(captured)
+    allocator = Allocator(captured, cast("LayerTrials", trials), cast("Any", trials.file_bytes))
+    found = allocator.choose(read_recipe(recipe).settled(trials.names))
+    return allocator, [found[name] for name in trials.names], trials.measure(found).worst_db
+
+
+def test_rows_go_on_where_a_goal_needs_more_and_a_goal_out_of_reach_is_said(two_layers: Program) -> None:
+    allocator, layers, reached = _chosen(two_layers, optimize="size", goal_sqnr=44.0)
+    assert allocator.missed is None
+    assert [layer.levels for layer in layers] == [4096, 4096]
+    assert reached >= 44
+    allocator, layers, reached = _chosen(two_layers, optimize="size", goal_sqnr=90.0)
+    assert allocator.missed == "allocation: no bits and rows reach 90.0 dB; the most precise file has 51.0 dB"
+    assert allocator.notes()[0] == allocator.missed
+    assert reached >= 50.4
+    assert max(layer.bits for layer in layers) < 8  # the smallest of those that come near
+
+
+@pytest.mark.parametrize(("goal", "share"), [(22.0, 5e-3), (27.0, 1.2e-3), (40.0, None)])
+def test_functions_are_chosen_with_bits_and_rows(goal: float, share: float | None) -> None:
+    allocator, (layer,), reached = _chosen(integer_program((128, 4), k=9), optimize="size", goal_sqnr=goal)
+    assert reached >= goal
+    assert (layer.function_error, layer.lookup) == ((None, "auto") if share is None else (share, "joint"))
+    assert (layer.levels is None) == (share is not None)
+    assert any("joint functions within" in note for note in allocator.notes()) == (share is not None)
+
+
+def test_no_file_of_equal_bits_that_fits_is_better(two_layers: Program) -> None:
+    # all choose 128 rows where none are said
+    budget = 1000 + 2 * (9 * 128 + 40 * 5)
+    allocator, _, reached = _chosen(two_layers, optimize="accuracy", max_bytes=budget)
+    uniform = next(point for point in allocator.points if point.predicted_db is None and point.bytes == budget)
+    assert reached >= uniform.measured_db
+    assert all(point.bytes <= budget or point.measured_db > reached for point in allocator.points)
 
 
 def test_the_smallest_file_holds_its_goal(small: kancompile.CompiledModel, x: torch.Tensor) -> None:

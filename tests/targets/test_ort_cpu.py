@@ -129,9 +129,13 @@ def test_equal_programs_give_equal_bytes() -> None:
 def test_narrow_weights_take_as_many_bytes_as_their_bits_need() -> None:
     widths = (64, 64, 10)
     weights = 64 * 9 * (64 + 10)
-    full = len(emit(integer_program(widths, k=9), {}))
-    for bits in (2, 3, 4):
-        size = len(emit(integer_program(widths, k=9, weight_bits=bits), {}))
+    full = size = len(emit(integer_program(widths, k=9), {}))
+    for bits in (4, 3, 2):
+        program, more = integer_program(widths, k=9, weight_bits=bits), size
+        size = len(emit(program, {}))
+        assert size < more
+        if bits == 4:
+            assert size <= 1.02 * len(emit(program, {}, "native"))
         assert full - size == pytest.approx(weights * (8 - bits) / 8, abs=4000)  # the nodes that widen them
     assert len(emit(integer_program(widths, k=9, weight_bits=2), {}, "fastest")) == pytest.approx(full, abs=200)
 

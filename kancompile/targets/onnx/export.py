@@ -11,7 +11,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import onnx
 import onnx_ir as ir
@@ -46,8 +46,9 @@ from kancompile.targets.onnx.translation import TRANSLATIONS
 from kancompile.targets.onnx.unsaid_defaults import leave_out_defaults, leave_out_types
 from kancompile.targets.onnx.wide_codes import store_wide_codes
 
-_COMPARED, _PART, _SUMS = 8192, 100, 300
-"""Bytes saved in all, below which files are compared, and those of the nodes that widen one weight, and one table."""
+_SURE, _PART, _MOST_COMPARED = 2048, 300, 8
+"""Bytes that the nodes which widen a layer's weights or a table never take, those that they take mostly, and how many that save
+less are compared by whole files."""
 OPSET = 21
 IR_VERSION = 10
 _TIDY = ir.passes.Sequential(passes.RemoveUnusedNodesPass(), passes.TopologicalSortPass())
@@ -125,37 +126,67 @@ def build_model(
         store_padded_tables(model.graph)
     _TIDY(model)
     narrow = {} if storage == "fastest" else _narrow(program)
-    ways = _ways(model, program, narrow, storage)
-    if len(ways) == 1 or is_too_large(model):
-        return _finished(model, program, metadata, storage, ways[0])
-    return min(
-        (_finished(model.clone(), program, metadata, storage, stored) for stored in ways),
-        key=lambda finished: len(ir.to_proto(finished).SerializeToString()),
-    )
+    sure, doubtful = _narrow_ways(model, program, narrow) if storage == "smallest" else (narrow, [])
+    if not doubtful or is_too_large(model):
+        return _finished(model, program, metadata, storage, sure)
+    return _smallest(lambda stored: _finished(model.clone(), program, metadata, storage, stored), sure, doubtful)
 
 
-def _ways(
-    model: ir.Model, program: Program, narrow: dict[str, NarrowWeights], storage: str
-) -> list[dict[str, NarrowWeights]]:
-    """List which numbers to store in few bits, to be compared by the bytes of whole files where few are at stake."""
-    if storage != "smallest":
-        return [narrow]
-    known = {name: model.graph.initializers.get(name) for name in narrow}
-    numbers = {name: value.const_value for name, value in known.items() if value is not None}
-    saved = {name: one.size * (8 - narrow[name].bits) // 8 for name, one in numbers.items() if one is not None}
-    weights = {name: narrow[name] for name, size in saved.items() if size > _PART}
-    tables = {}
+def _narrow_ways(
+    model: ir.Model, program: Program, narrow: dict[str, NarrowWeights]
+) -> tuple[dict[str, NarrowWeights], list[dict[str, NarrowWeights]]]:
+    """Say which numbers are stored in few bits in any case, and which only where whole files are smaller by it.
+
+    Returns:
+        what saves more than the nodes of any layer or table can take, and groups that save less, the least first.
+    """
+    saved: dict[str, int] = {}
+    of_layer: dict[str, dict[str, NarrowWeights]] = {}
+    for name, one in narrow.items():
+        value = model.graph.initializers.get(name)
+        if value is not None and value.const_value is not None:
+            layer = name.partition(".")[0]
+            of_layer.setdefault(layer, {})[name] = one
+            saved[layer] = saved.get(layer, 0) + value.const_value.size * (8 - one.bits) // 8
     for name, smooth in _smooth(model.graph, program):
+        of_layer[name] = {name: NarrowWeights(smooth.bits, smooth=smooth)}
         saved[name] = smooth.differences.size + smooth.first.size - smooth.stored_bytes()
-        if saved[name] > _SUMS:
-            tables[name] = NarrowWeights(smooth.bits, smooth=smooth)
-    if sum(saved.values()) > _COMPARED:
-        return [weights | tables]
-    found: list[dict[str, NarrowWeights]] = []
-    for way in (weights | tables, weights, tables, {}):
-        if way.keys() not in [other.keys() for other in found]:
-            found.append(way)
-    return found
+    sure: dict[str, NarrowWeights] = {}
+    doubtful: list[tuple[int, dict[str, NarrowWeights]]] = []
+    for layer, group in of_layer.items():
+        if saved[layer] > _SURE or (saved[layer] > _PART and len(of_layer) > _MOST_COMPARED):
+            sure |= group
+        elif saved[layer] > 0:
+            doubtful.append((saved[layer], group))
+    least_first = sorted(doubtful, key=lambda entry: entry[0])
+    return sure, [group for _, group in least_first][-_MOST_COMPARED:]
+
+
+def _smallest(
+    build: Callable[[dict[str, NarrowWeights]], ir.Model],
+    sure: dict[str, NarrowWeights],
+    doubtful: list[dict[str, NarrowWeights]],
+) -> ir.Model:
+    """Leave out, one after the other, what makes the file larger; without any of it is compared as well.
+
+    Nodes that unpack bits are shared, so that what is worth it depends on what else is stored so.
+    """
+
+    def measured(stored: dict[str, NarrowWeights]) -> tuple[int, ir.Model]:
+        built = build(stored)
+        return len(ir.to_proto(built).SerializeToString()), built
+
+    kept = sure | {name: one for group in doubtful for name, one in group.items()}
+    best = measured(kept)
+    for group in doubtful:
+        without = {name: one for name, one in kept.items() if name not in group}
+        found = measured(without)
+        if found[0] <= best[0]:
+            kept, best = without, found
+    if kept.keys() - sure.keys():
+        found = measured(sure)
+        best = found if found[0] <= best[0] else best
+    return best[1]
 
 
 def _smooth(graph: ir.Graph, program: Program) -> Iterator[tuple[str, SmoothCodes]]:

@@ -3,6 +3,7 @@
     layers.0/lookup/Gather           looks the functions of a layer up (``lookup_1`` where it reads several expansions)
     layers.0/Gemm                    the layer's product; its doc string says ``file:line`` of the user's source
     layers.0.weight, .bias, .scale   what the product reads; layers.0.lookup.table what the lookup reads
+    layers.0+layers.1.plane4         bits of the codes of both layers, which nodes without names widen when the file is loaded
     c0, c1, ...  v0, v1, ...         scalars and shapes, and what nodes hand on
 
 What has no name of the user's is numbered: every name stands in a file once for each of its readers, and the names of nodes
@@ -21,6 +22,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass
 
 from kancompile.ir import IntegerContraction, Program
+from kancompile.targets.onnx.narrow_weights import SHARED_BY
 
 # the product that joins row numbers in pairs is no layer
 PAIR_INDEX = "pair-index"
@@ -70,12 +72,12 @@ def name_nodes(graph: ir.Graph, program: Program) -> set[ir.Node]:
 
 
 def name_values(model: ir.Model, program: Program, named: set[ir.Node]) -> None:
-    """Name values, constants and the nodes that widen them, once nothing is looked for by the exporter's names.
+    """Name values and constants, once nothing is looked for by the exporter's names.
 
     Args:
         model: the file's.
         program: what it computes.
-        named: nodes that have their names.
+        named: nodes that have their names; others, which widen weights and tables when the file is loaded, have none.
     """
     graph, readable = model.graph, _readable(program, ".")
     # one product has one weight and one scale
@@ -94,16 +96,18 @@ def name_values(model: ir.Model, program: Program, named: set[ir.Node]) -> None:
         taken.add(found)
         return found
 
-    owners: dict[ir.Value, str] = {}
     others = []
     for value in list(graph.initializers.values()):
         target, dot, rest = str(value.name).partition(".")
+        sharing = target.split(SHARED_BY)
+        if dot and len(sharing) > 1 and sharing[0] in readable:
+            value.name = unique(f"{SHARED_BY.join(readable.get(one, one) for one in sharing)}.{rest}")
+            continue
         if not dot or target not in readable:
             others.append(value)
             continue
         if target in single:
             rest = rest.replace("weight_0", "weight").replace("scale_0", "scale")
-        owners[value] = readable[target]
         value.name = unique(f"{readable[target]}.{rest}")
     for number, value in enumerate(others):
         value.name = unique(f"c{number}")
@@ -111,17 +115,14 @@ def name_values(model: ir.Model, program: Program, named: set[ir.Node]) -> None:
     for number, value in enumerate(results):
         target, _, rest = str(value.name).partition(".")
         if rest.endswith(".codes") and target in readable:  # weights as the product reads them
-            owners[value] = readable[target]
             rest = rest.removesuffix(".codes")
             value.name = unique(f"{readable[target]}.{'weight' if target in single else rest}")
         else:
             value.name = unique(f"v{number}")
-    for node in graph:
-        if node not in named:  # what widens a weight or a table when the file is loaded
-            owner = next((owners[value] for value in node.inputs if value is not None and value in owners), "")
-            owners |= dict.fromkeys(node.outputs, owner)
-            node.name = f"{owner}/unpack/{node.op_type}" if owner else node.op_type
     NameFixPass()(model)
+    for node in graph:
+        if node not in named:
+            node.name = None
 
 
 def shorten_names(graph: ir.Graph) -> None:

@@ -36,6 +36,7 @@ from kancompile.targets.onnx.folded_nodes import FoldedNodes
 
 PLANE_BITS = (4, 2, 1)
 INT2_OPSET, INT2_IR_VERSION = 25, 13
+SHARED_BY, OTHERS, _MOST_NAMED = "+", "others", 3
 
 
 def plane_widths(bits: int) -> list[int]:
@@ -68,7 +69,7 @@ def native_type(bits: int) -> ir.DataType:
 def store_narrow_weights(model: ir.Model, narrow: Mapping[str, NarrowWeights], native: bool = False) -> None:
     """Exchange int8 initializers for narrow ones and the nodes that widen them, in place.
 
-    Codes of one width stand in the same planes, whatever their layers, so that a file has the nodes that widen them once.
+    Planes of 4, 2 and 1 bits hold the codes of all layers and widths, so that a file has the nodes that unpack them once.
 
     Args:
         model: the model; its opset is raised to 25 where it gets an int2 tensor.
@@ -81,8 +82,14 @@ def store_narrow_weights(model: ir.Model, narrow: Mapping[str, NarrowWeights], n
         for name, weights in found.items():
             _store_native(model, name, weights)
         return
-    for kind in dict.fromkeys((weights.bits, weights.trits) for weights in found.values()):
-        _store_joined(model, {name: one for name, one in found.items() if (one.bits, one.trits) == kind})
+    kinds = dict.fromkeys((weights.bits, weights.trits) for weights in found.values())
+    joined = {
+        (bits, trits): _Joined(
+            model, {name: one for name, one in found.items() if (one.bits, one.trits) == (bits, trits)}
+        )
+        for bits, trits in kinds
+    }
+    _widen(model, joined)
 
 
 def _codes(model: ir.Model, name: str, weights: NarrowWeights) -> NDArray[np.int8] | None:
@@ -110,24 +117,60 @@ def _store_native(model: ir.Model, name: str, weights: NarrowWeights) -> None:
         model.ir_version = INT2_IR_VERSION
 
 
-def _store_joined(model: ir.Model, narrow: Mapping[str, NarrowWeights]) -> None:
-    """Store codes of one width one behind the other; widened, they are split again, by layers and then by groups of rows."""
-    (bits, trits), *_ = [(weights.bits, weights.trits) for weights in narrow.values()]
-    blocks: dict[str, list[str]] = {}  # initializers of a layer, which have as many columns
-    for name in narrow:
-        blocks.setdefault(name.rpartition(".")[0], []).append(name)
-    codes = {name: array for name, one in narrow.items() if (array := _codes(model, name, one)) is not None}
-    flat = np.concatenate([codes[name].ravel() for names in blocks.values() for name in names])
-    alone = len(blocks) == 1
-    nodes = FoldedNodes(model.graph, next(iter(blocks)) if alone else f"narrow{bits}{'t' if trits else ''}")
-    wide = _digits(nodes, flat) if trits else _sum_planes(nodes, flat, bits)
-    sizes = [sum(codes[name].size for name in names) for names in blocks.values()]
-    for names, part in zip(blocks.values(), _split(nodes, wide, sizes), strict=True):
-        shape = [-1, *codes[names[0]].shape[1:]]
-        matrix = nodes.op("Reshape", [part, nodes.shape(*shape)])
-        rows = [len(codes[name]) for name in names]
-        for name, group in zip(names, _split(nodes, matrix, rows), strict=True):
-            _replace(model, name, narrow[name], group)
+class _Joined:
+    """Codes of one width, one behind the other; widened, they are split again, by layers and then by groups of rows."""
+
+    def __init__(self, model: ir.Model, narrow: Mapping[str, NarrowWeights]) -> None:
+        self.model, self.narrow = model, narrow
+        self.blocks: dict[str, list[str]] = {}  # initializers of a layer, which have as many columns
+        for name in narrow:
+            self.blocks.setdefault(name.rpartition(".")[0], []).append(name)
+        self.codes = {name: array for name, one in narrow.items() if (array := _codes(model, name, one)) is not None}
+        self.flat = np.concatenate([self.codes[name].ravel() for names in self.blocks.values() for name in names])
+
+    def replace(self, nodes: FoldedNodes, wide: ir.Value) -> None:
+        """Let all nodes read the widened codes, int8 ``[n]``."""
+        sizes = [sum(self.codes[name].size for name in names) for names in self.blocks.values()]
+        for names, part in zip(self.blocks.values(), _split(nodes, wide, sizes), strict=True):
+            matrix = nodes.op("Reshape", [part, nodes.shape(-1, *self.codes[names[0]].shape[1:])])
+            rows = [len(self.codes[name]) for name in names]
+            for name, group in zip(names, _split(nodes, matrix, rows), strict=True):
+                _replace(self.model, name, self.narrow[name], group)
+
+
+def _widen(model: ir.Model, joined: Mapping[tuple[int, bool], _Joined]) -> None:
+    """Write the nodes that widen codes of all widths: planes of 4, of 2 and of 1 bits are unpacked once, whoever reads them."""
+
+    def nodes_for(ones: Sequence[_Joined]) -> FoldedNodes:
+        return FoldedNodes(model.graph, _owners([block for one in ones for block in one.blocks]))
+
+    found: dict[int, list[ir.Value]] = {}
+    for width in PLANE_BITS:
+        readers = {bits: one for (bits, trits), one in joined.items() if bits & width and not trits}
+        if not readers:
+            continue
+        nodes = nodes_for(list(readers.values()))
+        planes = [_plane((one.flat.astype(np.int32) + (1 << (bits - 1))), bits, width) for bits, one in readers.items()]
+        whole = _unpack(nodes, np.concatenate(planes), width)
+        parts = _split(nodes, whole, [len(plane) for plane in planes])
+        for bits, part in zip(readers, parts, strict=True):
+            found.setdefault(bits, []).append(_in_place(nodes, part, _shift_of(bits, width)))
+    for (bits, trits), one in joined.items():
+        nodes = nodes_for([one])
+        if trits:
+            wide = _digits(nodes, one.flat)
+        else:
+            total = _shared(nodes, f"offset{bits}", np.array(-(1 << (bits - 1)), np.int32))
+            for plane in found[bits]:
+                total = nodes.op("Add", [plane, total])
+            wide = nodes.cast(total, ir.DataType.INT8)
+        one.replace(nodes, wide)
+
+
+def _owners(blocks: Sequence[str]) -> str:
+    """Call a constant after the modules that share it."""
+    modules = list(dict.fromkeys(block.partition(".")[0] for block in blocks))
+    return SHARED_BY.join(modules if len(modules) <= _MOST_NAMED else [modules[0], OTHERS])
 
 
 def _split(nodes: FoldedNodes, value: ir.Value, sizes: Sequence[int]) -> Sequence[ir.Value]:
@@ -197,22 +240,12 @@ def _digits(nodes: FoldedNodes, codes: NDArray[np.int8]) -> ir.Value:
     return whole
 
 
-def _sum_planes(nodes: FoldedNodes, codes: NDArray[np.int8], bits: int) -> ir.Value:
-    """Write codes in planes; widened they are int8 ``[n]``."""
-    offset = 1 << (bits - 1)
-    unsigned = (codes.astype(np.int32) + offset).astype(np.uint8)
-    total = _shared(nodes, f"offset{bits}", np.array(-offset, np.int32))
-    return nodes.cast(sum_planes(nodes, unsigned, bits, total), ir.DataType.INT8)
-
-
-def sum_planes(nodes: FoldedNodes, codes: NDArray[np.uint8], bits: int, total: ir.Value | None = None) -> ir.Value:
-    """Store codes of ``bits`` bits, 1 to 7, in planes and write what widens them, int32 of the same shape, added to ``total``."""
-    shift = 0
+def sum_planes(nodes: FoldedNodes, codes: NDArray[np.uint8], bits: int) -> ir.Value:
+    """Store codes of ``bits`` bits, 1 to 7, in planes and write what widens them, int32 of the same shape."""
+    total: ir.Value | None = None
     for width in plane_widths(bits):
-        values = (codes.ravel() >> shift) & ((1 << width) - 1)
-        plane = _unpack(nodes, values, width, shift)
+        plane = _in_place(nodes, _unpack(nodes, _plane(codes, bits, width), width), _shift_of(bits, width))
         total = plane if total is None else nodes.op("Add", [plane, total])
-        shift += width
     assert total is not None
     return (
         total
@@ -221,15 +254,34 @@ def sum_planes(nodes: FoldedNodes, codes: NDArray[np.uint8], bits: int, total: i
     )
 
 
-def _unpack(nodes: FoldedNodes, values: NDArray[Any], width: int, shift: int) -> ir.Value:
-    """Write one plane, int32 in its place of the code: a column of bytes, masked and shifted by rows of masks and distances."""
+def _shift_of(bits: int, width: int) -> int:
+    """Give the place in a code at which its plane of a width begins: the widest are the lowest bits."""
+    return sum(other for other in plane_widths(bits) if other > width)
+
+
+def _plane(codes: NDArray[Any], bits: int, width: int) -> NDArray[Any]:
+    """Take the bits of a plane out of codes that are not negative, ``[n]``."""
+    return (codes.ravel() >> _shift_of(bits, width)) & ((1 << width) - 1)
+
+
+def _in_place(nodes: FoldedNodes, plane: ir.Value, shift: int) -> ir.Value:
+    """Move the bits of a plane to where they stand in a code."""
+    return (
+        plane
+        if shift == 0
+        else nodes.op("Mul", [plane, _shared(nodes, f"weight{shift}", np.array(1 << shift, np.int32))])
+    )
+
+
+def _unpack(nodes: FoldedNodes, values: NDArray[Any], width: int) -> ir.Value:
+    """Write one plane, int32: a column of bytes, masked and shifted by rows of masks and distances."""
     per_byte = 8 // width
     rows = -(-len(values) // per_byte)
     padded = np.zeros(rows * per_byte, np.uint8)
     padded[: len(values)] = values
     distances = (np.arange(per_byte) * width).astype(np.uint8)
     packed = np.bitwise_or.reduce(padded.reshape(rows, per_byte) << distances, axis=1, dtype=np.uint8)
-    stored = nodes.stored(f"plane{shift}", packed[:, None])
+    stored = nodes.stored(f"plane{width}", packed[:, None])
     # masked first: OpenVINO divides where it should shift, and rounds, so nothing may be left over
     masks = (((1 << width) - 1) << distances).astype(np.uint8)
     masked = nodes.op("BitwiseAnd", [stored, _shared(nodes, f"masks{width}", masks)])
@@ -237,10 +289,7 @@ def _unpack(nodes: FoldedNodes, values: NDArray[Any], width: int, shift: int) ->
     whole = nodes.op("Reshape", [moved, _vector(nodes, "flat", -1)])
     if rows * per_byte > len(values):
         whole = nodes.op("Slice", [whole, _vector(nodes, "zero", 0), _vector(nodes, "size", len(values))])
-    wide = nodes.cast(whole, ir.DataType.INT32)
-    if shift == 0:
-        return wide
-    return nodes.op("Mul", [wide, _shared(nodes, f"weight{shift}", np.array(1 << shift, np.int32))])
+    return nodes.cast(whole, ir.DataType.INT32)
 
 
 def _vector(nodes: FoldedNodes, name: str, value: int) -> ir.Value:
