@@ -289,7 +289,8 @@ class Allocator:
 def _functions_of(captured: Program, name: str, layer: LayerRecipe, samples: int) -> list[dict[str, Any]]:
     """List the shares of variance that fewer functions of a layer may lose: of channels, or of inputs looked up jointly.
 
-    The latter are fitted to samples: with 256 of them, digits 64-64-10 kept 25.0 dB on these and 20.5 on others.
+    The latter are fitted to samples: with 256 of them, digits 64-64-10 kept 25.0 dB on these and
+    20.5 on others, with 1,024 25.1 and 23.3.
     """
     if captured.kinds.get(name) is not None or layer.function_error is not None:
         return []
