@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 import torch
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 from numpy.typing import NDArray
 
 from kancompile.data import shape_hint
@@ -23,6 +24,7 @@ from kancompile.ir import (
     NamedTensors,
     Values,
     arrays_of,
+    external_tensors,
 )
 
 ModelFile = str | os.PathLike[str] | bytes
@@ -46,10 +48,17 @@ def read_model(model: ModelFile) -> bytes:
     path = Path(model)
     content = read_bytes(path, name_of(model), "give an .onnx file", MOST_FILE_BYTES)
     beside = path.with_name(path.name + EXTERNAL_SUFFIX)
-    if not beside.is_file() or not beside.stat().st_size:
-        return content
+    if not beside.is_file() or not beside.stat().st_size or not _has_external_tensors(content):
+        return content  # the second file may be what a larger model has left
     with foreign(f"file {str(beside)!r}", "give a folder that can be read"), beside.open("rb") as file:
         return ModelWithExternalData(content, memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+
+
+def _has_external_tensors(content: bytes) -> bool:
+    try:
+        return bool(external_tensors(onnx.load_model_from_string(content)))
+    except DecodeError:  # which whoever uses the content says better
+        return False
 
 
 def name_of(model: ModelFile) -> str:

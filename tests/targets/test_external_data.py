@@ -99,6 +99,18 @@ def test_a_second_file_that_is_too_short_is_named(compiled: CompiledModel, tmp_p
         RuntimeModel(path)
 
 
+def test_what_a_larger_model_has_left_is_not_read(saved: Path, tmp_path: Path) -> None:
+    """A second file belongs to a model that names tensors in it, whatever it is called."""
+    model = tmp_path / "small.onnx"
+    graph = onnx.helper.make_graph([], "g", [], [], [onnx.numpy_helper.from_array(np.zeros(2, np.float32), "w")])
+    model.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    (tmp_path / "small.onnx.data").write_bytes(b"left")
+    assert type(read_model(model)) is bytes
+    assert isinstance(read_model(saved), ModelWithExternalData)
+    model.write_bytes(b"no model")
+    assert read_model(model) == b"no model"
+
+
 def test_targets_of_one_file_refuse_early(compiled: CompiledModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(emission, "MOST_FILE_BYTES", 9599)
     emission.check_file_size(TARGETS["ort-cpu"], compiled.captured)
