@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor, nn
+
 from kancompile.compiler.manifest import metadata_of
 from kancompile.errors import KanCompileError
 from kancompile.ir import MOST_FILE_BYTES, RECURRENCES, Program, Values, attribute, with_history
@@ -68,7 +70,7 @@ def check_file_size(target: Target, program: Program) -> None:
         KanCompileError: they take more than 2 GB, and the target has no second file for them.
     """
     kept = {str(node.target) for node in program.graph_module.graph.nodes if node.op == "get_attr"}
-    sizes = {name: attribute(program.graph_module, name).nbytes for name in kept}
+    sizes = {name: _bytes_of(attribute(program.graph_module, name)) for name in kept}
     if sum(sizes.values()) > MOST_FILE_BYTES and not target.external_data:
         largest = max(sizes, key=lambda name: sizes[name])
         raise KanCompileError(
@@ -76,6 +78,11 @@ def check_file_size(target: Target, program: Program) -> None:
             f"{sizes[largest]:,}), expected at most {MOST_FILE_BYTES:,}, which is what one file holds; compile for 'ort-cpu', "
             "whose large tensors stand in a second file, or the part of the model without it"
         )
+
+
+def _bytes_of(value: Tensor | nn.Module) -> int:
+    """Count the bytes of a constant, or of all those of a part that stays as it is, such as a loop's body."""
+    return value.nbytes if isinstance(value, Tensor) else sum(one.nbytes for one in value.state_dict().values())
 
 
 def write(target: Target, program: Program, facts: Mapping[str, Any], recipe: Recipe) -> bytes:

@@ -79,7 +79,7 @@ def test_weights_are_the_least_squares_ones_times_alpha(kind: str) -> None:
     problems = layer_problems(tables, layer, x, options, torch.Generator().manual_seed(0))
     floats = FloatOutputs(program, tables, {layer: torch.Generator().manual_seed(0)}, x, 7)
     changed, note = floats.make_up(contraction, layer, problems)
-    alpha = float(re.search(r"alpha (\S+):", note)[1])  # type: ignore[index]
+    alpha = float(re.search(r"alpha ([\d.]+)\)", note)[1])  # type: ignore[index]
     assert alpha > 0.2
 
     fitting = (torch.randperm(len(x), generator=torch.Generator().manual_seed(7)) % 5 < 4).repeat(layer.uses)
