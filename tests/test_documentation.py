@@ -69,7 +69,7 @@ NEEDS = {
     "docs/targets/litert.md": "litert",
     "docs/targets/ort-cpu.md": "litert",  # writes the files of all targets
     "docs/troubleshooting.md": "matplotlib",
-    "docs/walks/microcontroller.md": "gcc",
+    "docs/walks/microcontroller.md": "c99",
     "docs/walks/newcomer.md": "matplotlib",
     "docs/walks/notebook.md": "matplotlib",
     "docs/walks/paper.md": "matplotlib",
