@@ -14,8 +14,9 @@ $(VENV)/package: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  "kancompile needs Python 3.11 or newer, found %d.%d: make PYTHON=python3.11 ..." % sys.version_info[:2])'
 	@echo "making $(VENV) and installing PyTorch (CPU), ONNX and ONNX Runtime there: a few hundred MB, about a minute"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable .
+	@(while sleep 4; do echo "... $$(du -sm $(VENV) | cut -f1) MB so far"; done) & watch=$$!; \
+	  { test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); } && $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable .; \
+	  result=$$?; kill $$watch; exit $$result
 	@touch $@
 
 $(VENV)/installed: $(VENV)/package tests/clients/requirements.txt
