@@ -53,8 +53,8 @@ def test_a_page_says_means_spreads_and_what_was_not_run() -> None:
     assert "| `gptq` | not run | 0.20 ± 0.10 | not run |" in page(three, NO_RIVALS)
     assert "| FastKAN, MNIST | all | not run |" in page(three, NO_RIVALS)
     assert "| efficient-KAN, MNIST | W4A8 | 1,000 | 4,000 | 2.0 x | 4.0 x | 1.5 x | 3.0 x |" in page(three, NO_RIVALS)
-    assert "3 of 3 files differ in none" in page(three, NO_RIVALS)
-    assert f"these do: {cells[2].key}." in page(three | dict([result(cells[2], 0.2, differing=4)]), NO_RIVALS)
+    assert "in 3 of 3 files none differs" in page(three, NO_RIVALS)
+    assert f"outputs differ in {cells[2].key}." in page(three | dict([result(cells[2], 0.2, differing=4)]), NO_RIVALS)
 
 
 def test_a_finding_holds_only_where_its_numbers_say_so() -> None:

@@ -53,8 +53,8 @@ where some are missing); below zero the file is the better one.
 """
 _TRAINED = """Three epochs from the compiled file on, half on labels and half on the float model's classes
 ([quantization-aware training](quantization_aware_training.md))."""
-_SPEED = """Of the cells of a column the median: bytes, times as fast as the float export at batch 1 and 32, times as slow as an
-int8 network of ordinary layers of the same widths; interleaved runs, one thread."""
+_SPEED = """Medians over the cells of one column above: bytes; how many times as fast as the float export at batch 1 and 32;
+how many times as long as an int8 network of ordinary layers of the same widths they take; interleaved runs, one thread."""
 _SAMPLES = "Points lost with `awq+gptq`, W3A8, seed 0."
 _PUBLISHED = """What QuantKAN (arXiv 2511.18689) states, checked on these files. Its cells are of other networks and of fake
 quantization, so they are not repeated."""
@@ -184,9 +184,11 @@ def _differing(results: Results) -> str:
     exact = [result for result in results.values() if not result["cell"]["network"].endswith("fast_kan")]
     off = [Cell(**result["cell"]).key for result in exact if result["differing"]]
     same = len(exact) - len(off)
-    checked = f"Of all files the outputs were compared with the simulation: {same} of {len(exact)} files differ in none"
+    checked = (
+        f"The outputs of all files were compared with the simulation: in {same} of {len(exact)} files none differs"
+    )
     others = " (FastKAN normalizes in float between its layers, where the last bits may differ)"
-    text = f"{checked}{others}." if not off else f"{checked}{others}; these do: {', '.join(off)}."
+    text = f"{checked}{others}." if not off else f"{checked}{others}; outputs differ in {', '.join(off)}."
     return textwrap.fill(text, 130, break_long_words=False, break_on_hyphens=False)
 
 

@@ -13,12 +13,12 @@ NAMES = {
     "dry_bean": "Dry Bean, 16-2-7",
     "mnist": "MNIST, 784-62-10",
 }
-_TRAINED = """Networks of the widths, grids and divisions of samples that KANELE (FPGA 2026) published for lookup tables in FPGAs,
+_TRAINED = """Networks of the widths, grids and splits of samples that KANELE (FPGA 2026) published for lookup tables in FPGAs,
 trained anew as efficient-KAN, each a file in ONNX Runtime (`python -m benchmarks.board.rivals`). Its authors keep the epoch that
 is best on the test samples and average over batches; here held-out training samples choose the epoch."""
 _PUBLISHED = """Its integer truth tables were computed again from the published weights and learned ranges, and the integer
-networks compiled: with `--precision float` the file answers as the integers do, and is smaller than with tables of its own, which
-take steps for smooth functions. Accuracy is that of the integers on all test samples at once."""
+networks compiled: with `--precision float` the file gives the same answers as the integers, and is smaller than the int8 file,
+whose own tables treat steps as smooth functions. Accuracy is that of the integers on all test samples at once."""
 
 
 def rival_rows(results: Mapping[str, Any]) -> str:

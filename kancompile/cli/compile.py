@@ -61,7 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--dynamic",
         action="append",
         metavar="'x: batch, time, 8'",
-        help="leave dimensions beside the batch open, each by a name, for several inputs repeated; auto for all that can be",
+        help="leave dimensions other than the batch open, each under a name; repeat for several inputs; auto: all possible",
     )
     add_held_out(parser)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the model and its manifest")

@@ -33,4 +33,4 @@ def run(options: argparse.Namespace) -> int:
     return OK if found["equal"] else THRESHOLD_MISSED
 
 
-COMMAND = Command("diff", "say what two compiled files have different", TEXT, add_options, run)
+COMMAND = Command("diff", "say how two compiled files differ", TEXT, add_options, run)

@@ -93,7 +93,7 @@ def add_diagnosis(parser: argparse.ArgumentParser) -> None:
 def add_diagnose(parser: argparse.ArgumentParser) -> None:
     """Ask for a diagnosis in a report."""
     parser.add_argument(
-        "--diagnose", action="store_true", help="also say in the report why it is not better; takes time"
+        "--diagnose", action="store_true", help="also say in the report what loses accuracy, and why; takes time"
     )
 
 
@@ -111,7 +111,10 @@ def add_thresholds(parser: argparse.ArgumentParser) -> None:
 def add_max_drop(parser: argparse.ArgumentParser) -> None:
     """Set how much accuracy may be lost."""
     parser.add_argument(
-        "--max-drop", type=float, metavar="POINTS", help="most points of accuracy, or hundredths of R2, to lose"
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help="largest loss allowed, in points of accuracy or hundredths of R2",
     )
 
 

@@ -117,7 +117,7 @@ def _compiled(manifest: Mapping[str, Any], command: argparse.Namespace) -> tuple
     again = again if target == first else again.for_target(target)
     if again.manifest["calibration"]["sha256"] != manifest["calibration"]["sha256"] and "data_sha256" not in changed:
         changed.append("calibration")
-        say("note: the samples that calibrate are others than then")
+        say("note: the calibration samples are not those of the first compilation")
     return changed, again
 
 

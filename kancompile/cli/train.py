@@ -239,4 +239,6 @@ def _line(bits: int | None, before: Validation, after: Validation) -> str:
     return f"{name}{after.n_samples:,} held-out samples"
 
 
-COMMAND = Command("train", "train a compiled model on at few bits, and write its files", TEXT, add_options, run)
+COMMAND = Command(
+    "train", "continue training a compiled model at few bits, and write its files", TEXT, add_options, run
+)

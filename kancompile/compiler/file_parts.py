@@ -35,4 +35,4 @@ def why_larger(content: bytes, float_bytes: int, optimized: bool) -> str:
     """
     parts = ", ".join(f"{size:,} of {name}" for name, size in file_parts(content).items())
     way_out = "" if optimized else '; optimize = "size" takes as few rows and bits as goal_sqnr allows'
-    return f"size: the file takes {len(content):,} bytes, the float parameters {float_bytes:,}: {parts}{way_out}"
+    return f"size: the file takes {len(content):,} bytes ({parts}), the float parameters {float_bytes:,}{way_out}"

@@ -46,12 +46,10 @@ class FreshDataError:
         if self.fresh_db is None:
             return f"{few}, too few to estimate the error on others; give {FEW_SAMPLES} or more"
         if self.fresh_db > self.seen_db - _NOTICEABLE_DB:
-            return (
-                f"{few}; left out in turn, they show about the same error as among the samples, {self.fresh_db:.1f} dB"
-            )
+            return f"{few}; those left out in turn show about the same error as those that calibrate, {self.fresh_db:.1f} dB"
         return (
-            f"{few}: on fresh data expect about {self.fresh_db:.1f} dB of the worst output, not the {self.seen_db:.1f} dB of "
-            f"these very samples (left out in turn); give {FEW_SAMPLES} or more"
+            f"{few}: on fresh data expect about {self.fresh_db:.1f} dB for the worst output (estimated by leaving samples out in "
+            f"turn), not the {self.seen_db:.1f} dB of these same samples; give {FEW_SAMPLES} or more"
         )
 
     def to_dict(self) -> dict[str, Any]:

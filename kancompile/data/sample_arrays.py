@@ -41,7 +41,7 @@ def to_array(value: Any, name: str) -> NDArray[Any]:
         return np.asarray(value)
     except Exception as error:  # lists of any content, and objects with an idea of their own of what their array is
         raise KanCompileError(
-            f"{name}: found what is no array, such as rows of different lengths, expected one array ({reason(error)})"
+            f"{name}: found a value that is not an array, such as rows of different lengths, expected one array ({reason(error)})"
         ) from error
 
 

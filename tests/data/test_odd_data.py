@@ -94,7 +94,7 @@ class Unreadable:
 
 
 def test_objects_that_are_no_arrays() -> None:
-    with pytest.raises(KanCompileError, match=r"^data: found what is no array"):
+    with pytest.raises(KanCompileError, match=r"^data: found a value that is not an array"):
         to_array(Unreadable(), "data")
 
 

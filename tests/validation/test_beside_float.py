@@ -121,7 +121,7 @@ def test_a_slower_file_has_its_cause_and_an_option(layer: dict[str, Any], storag
     times = (BatchTime(1, 1e-5, 2e-5), BatchTime(64, 3e-4, 1e-4))
     manifest = {"layers": [layer], "recipe": {"storage": storage}}
     (text,) = worse_than_float(manifest, BesideFloat(None, 100, FLOAT_EXPORT, times, ()))
-    assert "2.0 times at batch 1" in text
+    assert "2.0 times as long at batch 1" in text
     assert "batch 64" not in text
     assert wanted in text
 

@@ -25,8 +25,8 @@ def worse_than_float(manifest: Mapping[str, Any], beside: BesideFloat) -> list[s
         much = f"{ratio:.1f} times as large as" if ratio >= 1.1 else f"{100 * (ratio - 1):.2g} % larger than"
         found.append(f"the file is {much} the float export: {_cause_of_bytes(manifest, beside)}")
     if beside.slower:
-        times = " and ".join(f"{1 / time.ratio:.1f} times at batch {time.batch}" for time in beside.slower)
-        found.append(f"the file is slower than {beside.timed}, {times}: {_cause_of_time(manifest)}")
+        times = " and ".join(f"{1 / time.ratio:.1f} times as long at batch {time.batch}" for time in beside.slower)
+        found.append(f"compared with {beside.timed}, the file takes {times}: {_cause_of_time(manifest)}")
     return found
 
 

@@ -82,7 +82,7 @@ def _cards(report: Mapping[str, Any]) -> str:
     text = (
         ""
         if before is None
-        else f"before {data_size(before)} ({what}), {before / size['compiled_bytes']:.1f} times as large"
+        else f"before {data_size(before)} ({what}), {before / size['compiled_bytes']:.1f} times the size of this file"
     )
     cards.append(("size of the file", data_size(size["compiled_bytes"]), text))
     if summary["latency"]:

@@ -70,7 +70,7 @@ def _results(compiled: CompiledModel, result: Validation, beside: BesideFloat | 
             rows.append(result.paired.interval_row())
     error, worst = result.compiled, result.compiled.worst
     assert worst is not None
-    rows.append(["SQNR", "", f"{error.sqnr_db:.2f} dB", "of what varies in the outputs"])
+    rows.append(["SQNR", "", f"{error.sqnr_db:.2f} dB", "relative to the variance of the outputs"])
     among = "" if error.parts else f" of 0 ... {error.n_outputs - 1}"
     which = "" if error.n_outputs == 1 else f" ({worst.called}{among})"
     rows.append([f"worst output{which}", "", f"{worst.sqnr_db:.2f} dB", _shares(worst)])
