@@ -19,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import kancompile
+from benchmarks.measured_models import MNIST_WIDTHS
 from benchmarks.results_file import read_results, write_results
 from examples import train_cifar10, train_images
 from examples.zoo import efficient_kan, fast_kan, kagn_conv
@@ -38,7 +40,6 @@ from kancompile.validation.error_measures import ErrorMeasure
 from kancompile.validation.task_metrics import TaskMetric
 
 _BATCH = 250
-_WIDTHS = (784, 64, 10)
 Split = Callable[[Path, str], tuple[Tensor, Tensor]]
 
 
@@ -47,24 +48,27 @@ class TrainedModel:
     """How to build a trained model, and its data.
 
     Attributes:
-        build: makes the float model without its weights.
+        build: makes the float model without its weights; takes a ``seed``.
         data: name of the ``.npz`` file.
         load_split: reads images and labels of ``"train"`` or ``"test"``.
     """
 
-    build: Callable[[], nn.Module]
+    build: Callable[..., nn.Module]
     data: str
     load_split: Split
 
 
+def _perceptron(build: Callable[..., nn.Module], data: str) -> TrainedModel:
+    return TrainedModel(partial(build, MNIST_WIDTHS), data, train_images.load_split)
+
+
 MODELS = {
-    "mnist_efficient_kan": TrainedModel(lambda: efficient_kan.build(_WIDTHS), "mnist.npz", train_images.load_split),
-    "mnist_fast_kan": TrainedModel(lambda: fast_kan.build(_WIDTHS), "mnist.npz", train_images.load_split),
-    "fashion_efficient_kan": TrainedModel(
-        lambda: efficient_kan.build(_WIDTHS), "fashion_mnist.npz", train_images.load_split
-    ),
-    "fashion_fast_kan": TrainedModel(lambda: fast_kan.build(_WIDTHS), "fashion_mnist.npz", train_images.load_split),
+    "mnist_efficient_kan": _perceptron(efficient_kan.build, "mnist.npz"),
+    "mnist_fast_kan": _perceptron(fast_kan.build, "mnist.npz"),
+    "fashion_efficient_kan": _perceptron(efficient_kan.build, "fashion_mnist.npz"),
+    "fashion_fast_kan": _perceptron(fast_kan.build, "fashion_mnist.npz"),
     "cifar10_kagn": TrainedModel(kagn_conv.build, "cifar10.npz", train_cifar10.load_split),
+    "cifar100_kagn": TrainedModel(partial(kagn_conv.build, n_classes=100), "cifar100.npz", train_cifar10.load_split),
 }
 
 
@@ -235,7 +239,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="folders with mnist.npz and the like")
     parser.add_argument("--checkpoints", type=Path, required=True, help="folder with MODEL.safetensors")
-    names = [name for name in MODELS if name != "cifar10_kagn"]
+    names = [name for name in MODELS if not name.endswith("kagn")]
     parser.add_argument("--models", nargs="+", choices=MODELS, default=names, help="default: %(default)s")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: %(default)s")
     parser.add_argument("--levels", type=int, help="rows of every table (default: chosen by error)")
@@ -264,7 +268,7 @@ def main() -> None:
     measured: Measured | None = None
     for name, method, bits, seed, drift, table_bits in list(missing_rows(arguments, rows)):
         if measured is None or measured.name != name:
-            measured = Measured(name, _folder_with(arguments.data, MODELS[name].data), arguments.checkpoints)
+            measured = Measured(name, folder_with(arguments.data, MODELS[name].data), arguments.checkpoints)
         settings = arguments.samples, arguments.levels, arguments.group_size
         row = measured.measure(method, bits, seed, *settings, drift, table_bits)
         say(
@@ -278,7 +282,12 @@ def main() -> None:
     print(summary_table(wanted))
 
 
-def _folder_with(folders: Sequence[Path], file: str) -> Path:
+def folder_with(folders: Sequence[Path], file: str) -> Path:
+    """Find the folder that has a file.
+
+    Raises:
+        SystemExit: none has.
+    """
     for folder in folders:
         if (folder / file).is_file():
             return folder

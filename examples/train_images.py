@@ -1,7 +1,7 @@
 """Train a fully connected KAN on a set of grey images; the common part of the MNIST and Fashion-MNIST examples."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,23 +44,52 @@ def accuracy(model: nn.Module, x: Tensor, y: Tensor, batch_size: int = 1000) -> 
     return correct / len(x)
 
 
+def train_epoch(
+    model: nn.Module,
+    y: Tensor,
+    batches: Sequence[Tensor],
+    images_of: Callable[[Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    name: str,
+    after_step: Callable[[], None] = lambda: None,
+) -> str:
+    """Train in place on the cross-entropy for one pass.
+
+    Args:
+        model: a classifier.
+        y: classes ``[n]``.
+        batches: numbers of the images of each step.
+        images_of: gives the images of such numbers.
+        optimizer: makes the steps.
+        name: of the epoch, such as ``"epoch 1/8"``.
+        after_step: called after each.
+
+    Returns:
+        a line that says the epoch and its mean loss.
+    """
+    model.train()
+    total = 0.0
+    for batch in tqdm(batches, desc=name, disable=None):
+        images = images_of(batch)
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(images), y[batch])
+        loss.backward()
+        optimizer.step()
+        after_step()
+        total += loss.item() * len(batch)
+    return f"{name}: mean training loss {total / len(y):.4f}"
+
+
 def train(model: nn.Module, x: Tensor, y: Tensor, epochs: int, batch_size: int, seed: int) -> None:
     """Train in place with AdamW (rate 1e-3, times 0.8 after every epoch) on the cross-entropy."""
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.8)
     for epoch in range(1, epochs + 1):
-        model.train()
         batches = torch.randperm(len(x), generator=generator).split(batch_size)
-        total = 0.0
-        for batch in tqdm(batches, desc=f"epoch {epoch}/{epochs}", disable=None):
-            optimizer.zero_grad()
-            loss = functional.cross_entropy(model(x[batch]), y[batch])
-            loss.backward()
-            optimizer.step()
-            total += loss.item() * len(batch)
+        said = train_epoch(model, y, batches, x.__getitem__, optimizer, f"epoch {epoch}/{epochs}")
         schedule.step()
-        print(f"epoch {epoch}/{epochs}: mean training loss {total / len(x):.4f}", flush=True)
+        print(said, flush=True)
 
 
 def main(dataset: str, description: str | None, argv: Sequence[str] | None = None) -> None:

@@ -50,7 +50,7 @@ class Cell:
     @property
     def bits(self) -> str:
         """Write the bits as the field does."""
-        return f"W{self.weight_bits}A{self.index_bits}"
+        return bits_text(self.weight_bits, self.index_bits)
 
     @property
     def key(self) -> str:
@@ -61,6 +61,11 @@ class Cell:
     def with_training(self) -> bool:
         """Whether the network is trained on with its few bits."""
         return self.method in WITH
+
+
+def bits_text(weight_bits: int, index_bits: int) -> str:
+    """Write bits of weights and of row indices as the field does."""
+    return f"W{weight_bits}A{index_bits}"
 
 
 def required() -> list[Cell]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.board.cells import AFTER, BITS_AFTER, PERCEPTRONS, WITH, Cell
+from benchmarks.board.cells import AFTER, BITS_AFTER, PERCEPTRONS, WITH, Cell, bits_text
 
 NEAR = 0.5
 """Points that a method may lose to be near full precision, or to be as good as the best one."""
@@ -68,14 +68,12 @@ def _most_stable(averaged: Means) -> tuple[bool, str] | None:
 
 
 def _strongest_after(averaged: Means) -> tuple[bool, str] | None:
-    bits = tuple(f"W{weight}A{index}" for weight, index in BITS_AFTER)
+    bits = tuple(bits_text(*bits) for bits in BITS_AFTER)
     networks = {network for network, _, _ in averaged}
-    cells = [
-        (n, b) for n in sorted(networks) for b in bits if all((n, m, b) in averaged for m in AFTER if m != "brecq")
-    ]
+    methods = [method for method in AFTER if method != "brecq"]  # which is not run everywhere
+    cells = [(n, b) for n in sorted(networks) for b in bits if all((n, m, b) in averaged for m in methods)]
     if not cells:
         return None
-    methods = [method for method in AFTER if method != "brecq"]
     mean = {m: statistics.mean(averaged[n, m, b] for n, b in cells) for m in methods}
     best = min(mean.values())
     return mean["gptq"] <= best + 0.05 and mean["uniform"] <= best + 0.05, _said(mean, f"mean of {len(cells)} cells")

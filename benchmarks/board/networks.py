@@ -17,21 +17,21 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.accuracy import MODELS, folder_with
 from benchmarks.generic_quantization import static_int8
 from benchmarks.latency import perceptron
+from benchmarks.measured_models import MNIST_WIDTHS
 from examples import train_cifar10, train_images
-from examples.zoo import efficient_kan, fast_kan, kagn_conv
 from kancompile.compiler.atomic_write import write_atomically
 from kancompile.progress import say
 from kancompile.runtimes import RuntimeModel
 from kancompile.validation.float_export import export_float
 
 CHANNELS = (3, 16, 32, 64, 64)
+"""Of the networks of convolutions, which ``kagn_conv.build`` has by default."""
 EPOCHS = 8
-_WIDTHS = (784, 64, 10)
 _HIDDEN = 5
 _BATCH = 250
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {"efficient_kan": efficient_kan.build, "fast_kan": fast_kan.build}
 _FAMILIES = {"efficient_kan": "efficient-KAN", "fast_kan": "FastKAN", "kagn": "KAGN convolutions", "pykan": "pykan"}
 _DATA = {"mnist": "MNIST", "fashion": "Fashion-MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 _TABLES = {"iris": "load_iris", "wine": "load_wine", "cancer": "load_breast_cancer"}
@@ -89,15 +89,9 @@ def title(name: str) -> str:
     return f"{_FAMILIES[family]}, {_DATA[data]}"
 
 
-def family(name: str) -> str:
-    """Name the family of a network."""
-    data, _, kind = name.partition("_")
-    return _FAMILIES["pykan" if data == "pykan" else kind]
-
-
 def widths(name: str, n_in: int, n_classes: int) -> tuple[int, ...]:
     """Give the widths of a network of fully connected layers."""
-    return (n_in, _HIDDEN, n_classes) if name.startswith("pykan") else _WIDTHS
+    return (n_in, _HIDDEN, n_classes) if name.startswith("pykan") else MNIST_WIDTHS
 
 
 def load(name: str, seed: int, data: Sequence[Path], checkpoints: Path) -> Network:
@@ -123,15 +117,11 @@ def load(name: str, seed: int, data: Sequence[Path], checkpoints: Path) -> Netwo
 
 
 def _samples(name: str, data: Sequence[Path]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    source = name.partition("_")[0]
-    if source == "pykan":
+    if name not in MODELS:
         return _table(name.partition("_")[2])
-    file = f"{source if source != 'fashion' else 'fashion_mnist'}.npz"
-    found = next((folder / file for folder in data if (folder / file).is_file()), None)
-    if found is None:
-        raise SystemExit(f"{file}: found in none of {[str(folder) for folder in data]!r}; {name} needs it")
-    split = train_cifar10.load_split if source.startswith("cifar") else train_images.load_split
-    return *split(found, "train"), *split(found, "test")
+    trained = MODELS[name]
+    found = folder_with(data, trained.data) / trained.data
+    return *trained.load_split(found, "train"), *trained.load_split(found, "test")
 
 
 def _table(name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -149,16 +139,13 @@ def _table(name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _built(name: str, seed: int, n_in: int, n_classes: int) -> Any:
-    kind = name.partition("_")[2]
-    if name.startswith("pykan"):
-        import kan
+    if name in MODELS:
+        return MODELS[name].build(seed=seed)
+    import kan
 
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            width = list(widths(name, n_in, n_classes))
-            return kan.KAN(width=width, grid=3, k=3, seed=seed, ckpt_path=folder, auto_save=False)
-    if kind == "kagn":
-        return kagn_conv.build(CHANNELS, n_classes=n_classes, seed=seed)
-    return _BUILDERS[kind](_WIDTHS, seed=seed)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        width = list(widths(name, n_in, n_classes))
+        return kan.KAN(width=width, grid=3, k=3, seed=seed, ckpt_path=folder, auto_save=False)
 
 
 def _train(name: str, model: Any, x: Tensor, y: Tensor, seed: int) -> None:

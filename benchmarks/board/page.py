@@ -19,6 +19,7 @@ from benchmarks.board.cells import (
     SAMPLES,
     WITH,
     Cell,
+    bits_text,
     everything,
     required,
 )
@@ -118,7 +119,7 @@ def lost(results: Results, network: str, method: str, bits: tuple[int, int]) -> 
 
 
 def _grid(results: Results, networks: Sequence[str], methods: Sequence[str], columns: Sequence[tuple[int, int]]) -> str:
-    rows = [["network", "method", *(f"W{weight}A{index}" for weight, index in columns)]]
+    rows = [["network", "method", *(bits_text(*bits) for bits in columns)]]
     for network in networks:
         found = [[lost(results, network, method, bits) for bits in columns] for method in methods]
         if not any(values for row in found for values in row):
@@ -165,7 +166,7 @@ def _sizes(results: Results) -> str:
             slower = [statistics.median(r["times_as_slow_as_plain"][batch] for r in found) for batch in ("1", "32")]
             size, float_size = (statistics.median(r[key] for r in found) for key in ("bytes", "float_bytes"))
             numbers = [f"{value:.1f} x" for value in (*faster, *slower)]
-            rows.append([title(network), f"W{weight}A{index}", f"{size:,.0f}", f"{float_size:,.0f}", *numbers])
+            rows.append([title(network), bits_text(weight, index), f"{size:,.0f}", f"{float_size:,.0f}", *numbers])
     return _table(rows) if len(rows) > 1 else f"{NOT_RUN}."
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.board.cells import AFTER, NETWORKS, Cell
@@ -34,8 +33,8 @@ def figure(results: Results) -> Figure:
             continue
         lost = [found["lost"] for _, found in best]
         by_bits.plot([_BITS.index(bits) for bits, _ in best], lost, marker="o", label=title(network))
-        _line(by_bytes, [found["bytes"] / found["float_bytes"] for _, found in best], lost)
-        _line(by_time, [found["time"] for _, found in best], lost)
+        by_bytes.plot([found["bytes"] / found["float_bytes"] for _, found in best], lost, marker="o")
+        by_time.plot([found["time"] for _, found in best], lost, marker="o")
     by_bits.set_xticks(range(len(_BITS)), [str(bits) for bits in _BITS])
     by_bits.set_xlabel("bits of the weights, best method after training")
     by_bits.set_ylabel("points of accuracy lost")
@@ -48,10 +47,6 @@ def figure(results: Results) -> Figure:
         axes.set_xscale("log")
     drawn.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return drawn
-
-
-def _line(axes: Axes, x: list[float], lost: list[float]) -> None:
-    axes.plot(x, lost, marker="o")
 
 
 def _best(results: Results, network: str, bits: int) -> dict[str, float] | None:
