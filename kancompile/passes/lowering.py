@@ -10,6 +10,7 @@ import torch
 from kancompile.errors import KanCompileError
 from kancompile.ir import Program, Values, check, with_history
 from kancompile.passes.absorb_plain_layers import AbsorbPlainLayers
+from kancompile.passes.center_steps import CenterSteps
 from kancompile.passes.fuse_index import FuseIndex
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials, lower_exactly
 from kancompile.passes.recently_used import RecentlyUsed
@@ -192,10 +193,13 @@ def prepare(program: Program, x: Values, recipe: SettledRecipe) -> Program:
         x: calibration inputs ``[n, *input_shape]``.
         recipe: the choices; ordinary layers of another precision stay as they are.
     """
+    tables = _with_precision(recipe, "int8")
     with torch.no_grad():
-        absorbed = AbsorbPlainLayers(lambda name: recipe[name].arithmetic == "int8")(program, x)
-    check(absorbed)
-    return with_history(AbsorbPlainLayers.name, program, absorbed)
+        absorbed = AbsorbPlainLayers(tables)(program, x)
+        centered = CenterSteps(tables)(absorbed, x)
+    check(centered)
+    absorbed = with_history(AbsorbPlainLayers.name, program, absorbed)
+    return with_history(CenterSteps.name, absorbed, centered)
 
 
 def lower(program: Program, x: Values, recipe: Recipe, seed: int = 0, device: str = "cpu") -> Program:

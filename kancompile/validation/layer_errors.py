@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from kancompile.errors import KanCompileError
-from kancompile.ir import AnyContraction, Program, Values
+from kancompile.ir import AnyContraction, AnyExpansion, IndexQuantizer, Layer, Program, Values, tables_behind
 from kancompile.validation.error_measures import ErrorMeasure, OutputError, plain_number
+
+_BEYOND = (0.0, 0.01, 0.5, 4.0)
+"""Where to look whether functions are constant beyond a range, in its widths."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class LayerErrors:
 
     Outputs that are row numbers, or values in units of rows, are turned back into real values first; what the next
     table's range cuts off then counts as error of this layer. Convolutions that hand over row numbers are measured before
-    that rounding: a range that is short where the functions behind are flat costs nothing, and what it does cost is
-    part of the error of the layer behind.
+    that rounding, and so are linear layers behind which all functions are constant beyond the range: there a short range costs
+    nothing, and what it does cost is part of the error of the layer behind.
 
     Attributes:
         measures: of every layer, errors of the layers before it included.
@@ -81,6 +84,7 @@ class LayerErrors:
         self.float_program, self.program = float_program, program
         self.measures = [ErrorMeasure() for _ in self.names]
         self.own = [ErrorMeasure() for _ in self.names] if own else []
+        self._unrounded = [_costs_nothing_beyond(float_program, program, layer) for layer in self.layers]
 
     def add(self, x: Values) -> None:
         """Evaluate both programs on one batch."""
@@ -94,7 +98,7 @@ class LayerErrors:
             exact, contraction = self.float_program.contraction(float_layer), self.program.contraction(layer)
             what = f"layer {layer.name!r}"
             # passes may regroup dimensions, never reorder them
-            real = _real_values(contraction, *actual[layer.contraction])
+            real = _real_values(contraction, *actual[layer.contraction], self._unrounded[number])
             _add(self.measures[number], exact, reference, real, what)
             if self.own:
                 inputs = {target: expected[target][0][0] for target in float_layer.expansions}
@@ -103,7 +107,7 @@ class LayerErrors:
                         expansion.reading_real()(inputs[float_layer.origin(target)])
                         for target, expansion in zip(layer.expansions, self.program.expansions(layer), strict=True)
                     )
-                    alone = _real_values(contraction, features, contraction(*features))
+                    alone = _real_values(contraction, features, contraction(*features), self._unrounded[number])
                 _add(self.own[number], exact, reference, alone, f"{what} alone")
 
     def result(self) -> tuple[LayerError, ...]:
@@ -115,12 +119,36 @@ class LayerErrors:
         )
 
 
-def _real_values(contraction: AnyContraction, features: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """Give the output of a contraction in real units; ``features`` are what it read."""
-    if contraction.geometry is not None and contraction.hands_over.kind == "rows":
+def _costs_nothing_beyond(float_program: Program, program: Program, layer: Layer) -> bool:
+    """Whether the range of row numbers that a layer hands over costs nothing, or counts as error of the layer behind."""
+    contraction = program.contraction(layer)
+    if contraction.hands_over.kind != "rows":
+        return False
+    if contraction.geometry is not None:
+        return True
+    index, tables = contraction.hands_over.index, tables_behind(program, layer.contraction)
+    pairs = zip(float_program.layers(), program.layers(), strict=True)
+    origins = {known.origin(table) for known, reader in pairs for table in tables if table in reader.expansions}
+    assert index is not None
+    return all(_is_constant_beyond(float_program.node(origin, AnyExpansion), index) for origin in origins)
+
+
+def _is_constant_beyond(expansion: AnyExpansion, index: IndexQuantizer) -> bool:
+    span = index.high - index.low
+    ends = torch.tensor(
+        [index.low - share * span for share in _BEYOND] + [index.high + share * span for share in _BEYOND]
+    )
+    values = expansion.evaluate_inputs(ends[:, None].expand(-1, expansion.in_shape[-1]))
+    below, above = values.split(len(_BEYOND))
+    return torch.equal(below, below[:1].expand_as(below)) and torch.equal(above, above[:1].expand_as(above))
+
+
+def _real_values(contraction: AnyContraction, features: tuple[Tensor, ...], output: Tensor, unrounded: bool) -> Tensor:
+    """Give the output of a contraction in real units, before its rounding if wished; ``features`` are what it read."""
+    if unrounded:
         with torch.no_grad():
-            unrounded: Tensor = contraction.unrounded()(*features)
-        return unrounded
+            real: Tensor = contraction.unrounded()(*features)
+        return real
     return contraction.hands_over.real(output)
 
 

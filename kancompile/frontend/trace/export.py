@@ -35,6 +35,7 @@ from kancompile.errors import KanCompileError, error_source, reason
 from kancompile.frontend.trace.control_flow import inline_control_flow
 from kancompile.frontend.trace.decompositions import DECOMPOSITIONS, WHOLE, is_checked
 from kancompile.frontend.trace.examples import Examples
+from kancompile.frontend.trace.fake_quantizers import plain_fake_quantizers, refuse_observers
 from kancompile.frontend.trace.plain_names import give_plain_names
 from kancompile.frontend.trace.recurrence import WholeRecurrences, drop_zero_states
 from kancompile.frontend.trace.zero_terms import drop_zero_terms
@@ -180,6 +181,7 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
 def _trace(model: nn.Module, rows: Values, dynamic: Dynamic) -> ExportedProgram:
     name = type(model).__name__
     check_arguments(model, rows)
+    refuse_observers(model)
     args, kwargs = arguments(model, rows)
     failures: list[tuple[str, str]] = []
     for strict in (False, True):
@@ -187,7 +189,7 @@ def _trace(model: nn.Module, rows: Values, dynamic: Dynamic) -> ExportedProgram:
             with quiet(), evaluation_mode(model), named_forward(model, kwargs), torch.no_grad():
                 register_dataclasses((args, kwargs, model(*args, **kwargs)))
                 shapes = dynamic_dimensions(model, args, kwargs, rows, dynamic)
-                with WholeRecurrences():
+                with WholeRecurrences(), plain_fake_quantizers(model):
                     traced = export_dynamic(model, args, kwargs, shapes, strict)
         except Exception as error:  # torch.export raises whatever the user's code or the tracer raises
             failures.append((error_source(error), reason(error)))

@@ -130,6 +130,8 @@ class _Changes:
             state_low = self._states(owner, low, switch, element)
             end = high
             state_end = self._states(owner, end, switch, element)
+            if float((state_end - state_low).abs().max()) > _MOST_STEPS - len(found):  # each round finds a step of one
+                raise _TooMany
             while bool((high - low > 1).any()):
                 middle = (low + high) // 2
                 same = self._states(owner, middle, switch, element) == state_low

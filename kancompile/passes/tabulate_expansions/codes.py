@@ -17,6 +17,7 @@ from kancompile.passes.tabulate_expansions.round_together import round_together
 from kancompile.passes.tabulate_expansions.values import STRETCH, code_scale, stretched
 
 _BLOCK_ELEMENTS = 1 << 22
+_WHOLE = 1e-4  # of a step: so far may a float32 be off an integer
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,9 @@ def choose_codes(
     if only.expansion.is_identity and not others and only.index.levels <= most + 1:  # rows hold their own numbers
         step = torch.tensor([[only.index.scale]])
         return [step], [-only.index.zero_point * step], only.index.zero_point if contraction.pads else 0
+    whole = None if contraction.pads else exact_codes(drafts, contraction, options)
+    if whole is not None:
+        return whole, [draft.values.amin(1) for draft in drafts], 0
     exponents = STRETCH if options.column_scaling is None else (options.column_scaling,)
     low = [draft.values.amin(1) for draft in drafts]
     high = [draft.values.amax(1) for draft in drafts]
@@ -98,6 +102,26 @@ def choose_codes(
         return scales, low, zero_point
     scales = [exact_constants(scale, a, b) for scale, a, b in zip(scales, low, high, strict=True)]
     return scales, [-zero_point * scale for scale in scales], zero_point
+
+
+def exact_codes(drafts: Sequence[TableDraft], contraction: Contraction, options: TableOptions) -> list[Tensor] | None:
+    """Find the one code step with which neither codes nor weights have to be rounded, as in a network of integer tables.
+
+    Returns:
+        the step for every table, ``[T, k]``; ``None`` where values are not whole multiples of one that has enough codes, or where
+        a weight would be rounded.
+    """
+    heights = torch.cat([(draft.values - draft.values.amin(1, keepdim=True)).flatten() for draft in drafts])
+    heights = torch.unique(heights.double())
+    if not 1 < len(heights) <= options.largest_code + 1:
+        return None
+    step = float(torch.diff(heights).min())
+    codes = heights / step
+    flat = contraction.weight.flatten(1).double()
+    weights = flat / flat.abs().amax(1, keepdim=True).clamp(min=1e-30) * (2 ** (options.weight_bits - 1) - 1)
+    if codes[-1] > options.largest_code or any(bool(((v - v.round()).abs() > _WHOLE).any()) for v in (codes, weights)):
+        return None
+    return [torch.full_like(draft.values[:, 0], step) for draft in drafts]
 
 
 def exact_constants(scale: Tensor, low: Tensor, high: Tensor) -> Tensor:

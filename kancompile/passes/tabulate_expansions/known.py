@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
+from kancompile.ir import IndexQuantizer
 from kancompile.passes.tabulate_expansions.choose_index import MeasuresLookup
 
 Cost = TypeVar("Cost", bound=MeasuresLookup)
@@ -26,11 +27,13 @@ class MeasuredInputs(Generic[Cost]):
         first: the first input of each distinct set of functions (see ``ir.distinct_inputs``).
         group: number of the set of every input, int64 ``[n_in]``.
         cost: what measures a quantizer.
+        steps: the quantizer whose rows are the constants of the functions, ``None`` where they have no steps.
     """
 
     first: list[int]
     group: Tensor
     cost: Cost
+    steps: IndexQuantizer | None = None
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from kancompile.ir import (
     reads_one_convolution,
     tables_behind,
 )
+from kancompile.passes.step_functions import step_quantizer
 from kancompile.passes.tabulate_expansions.choose_index import (
     LEVELS,
     IndexChoice,
@@ -45,10 +46,16 @@ from kancompile.passes.tabulate_expansions.known import KnownTables, MeasuredInp
 from kancompile.passes.tabulate_expansions.lookup_cost import LookupCost
 from kancompile.passes.tabulate_expansions.options import TableOptions
 from kancompile.passes.tabulate_expansions.rectifier import identity_of, is_rectifier
-from kancompile.passes.tabulate_expansions.values import measured_samples, most_levels, values_at_rows, values_of_inputs
+from kancompile.passes.tabulate_expansions.values import (
+    PRIOR,
+    measured_samples,
+    most_levels,
+    values_at_rows,
+    values_of_inputs,
+)
 
 _MEASURED_OUTPUTS = 1 << 21
-_RANGES = {"lattice": "a row for each input value"}
+_RANGES = {"lattice": "a row for each input value", "steps": "a row for each step of the functions"}
 _MEAN_SAMPLES, _MEAN_ROWS, _MEAN_ELEMENTS = 32, 4096, 1 << 24
 # share of what calibration saw in the variance of a column; all codes as likely take the rest (with 0.7 an MNIST network lost
 # 1.4 dB, with 0 rational functions 0.5)
@@ -120,8 +127,10 @@ def _draft(
     known: KnownTables,
 ) -> tuple[TableDraft, str]:
     def measure() -> MeasuredInputs[LookupCost]:
-        first, group = distinct_inputs(expansion, float(x.min()), float(x.max()))
-        return MeasuredInputs(first, group, LookupCost(expansion, contraction, part, x, group))
+        low, high = float(x.min()), float(x.max())
+        first, group = distinct_inputs(expansion, low, high)
+        steps = step_quantizer(expansion, x)
+        return MeasuredInputs(first, group, LookupCost(expansion, contraction, part, x, group), steps)
 
     rectifies = expansion is not program.module(target)
     measured = known.inputs_of(f"{target} rectified" if rectifies else target, measure)
@@ -144,6 +153,8 @@ def _draft(
     if given is not None:
         # the convolution in front rounds to 8 bits for several readers, so that these are all the values there are
         choice = IndexChoice(given, cost(given), "as the convolution in front has it")
+    elif (steps := measured.steps) is not None and steps.levels <= (most if levels is None else levels):
+        choice = IndexChoice(steps, cost(steps), "steps")
     else:
         choice = choose_index(cost, other, levels, options.range, most, fewest, options.percentile, lowest)
         if options.range == "mse" and choice.range != "lattice" and choice.error > 0.1 * other:
@@ -162,7 +173,9 @@ def _draft(
     values = (
         values_at_rows(expansion, index, x)
         if len(first) == 1
-        else values_of_inputs(expansion, index, x, group)[:, first].transpose(0, 1)
+        else values_of_inputs(expansion, index, x, group, 0.0 if choice.range == "steps" else PRIOR)[
+            :, first
+        ].transpose(0, 1)
     )
     even = (values.amax(1) - values.amin(1)).square() / 12  # what a column varies by if all of its codes are as likely
     variance = _SEEN * cost.variance() + (1 - _SEEN) * even[group]

@@ -57,7 +57,9 @@ def values_at_rows(expansion: Expansion, index: IndexQuantizer, x: Tensor) -> Te
     return _weighted_mean(values, share[..., None])[None]
 
 
-def values_of_inputs(expansion: Expansion, index: IndexQuantizer, x: Tensor, group: Tensor) -> Tensor:
+def values_of_inputs(
+    expansion: Expansion, index: IndexQuantizer, x: Tensor, group: Tensor, prior: float = PRIOR
+) -> Tensor:
     """Evaluate the functions of every input at the rows of its table, float32 ``[levels, n_in, k]``.
 
     A row holds the mean of the functions over the calibration inputs that it receives, from all channels which share the
@@ -69,9 +71,10 @@ def values_of_inputs(expansion: Expansion, index: IndexQuantizer, x: Tensor, gro
         index: its index quantizer.
         x: calibration inputs ``[n, ...]``, as the expansion reads them.
         group: number of the table of every input, int64 ``[n_in]``.
+        prior: how many inputs of the nominal value count.
     """
     x = expansion.inputs_last(x)
-    parts = [row_parts(index, x[..., group == number], prior=PRIOR) for number in range(int(group.max()) + 1)]
+    parts = [row_parts(index, x[..., group == number], prior=prior) for number in range(int(group.max()) + 1)]
     points, share = (torch.stack(values) for values in zip(*parts, strict=True))  # [T, levels, parts]
     values = expansion.evaluate_inputs(points.flatten(1)[group].T).reshape(
         *points.shape[1:], *expansion.in_shape[-1:], -1
