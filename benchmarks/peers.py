@@ -52,6 +52,8 @@ OPENVINO, INDUCTOR = "float export, OpenVINO", "`torch.compile`"
 PERCEPTRON = "int8 perceptron of these widths, no KAN"
 ORDER = (COMPILED, OWN_FLOAT, FLOAT_EXPORT, STATIC, DYNAMIC, OPENVINO, INDUCTOR, EAGER, PERCEPTRON)
 _EPOCHS, _LESS_ACCURATE, _NOT_FASTER = 8, 0.3, 1.0
+_SEEN = 100_000
+"""Samples that a perceptron sees at least in training, each many times where there are few."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def trained_perceptron(widths: Sequence[int], network: board.Network) -> nn.Modu
     model = nn.Sequential(*itertools.chain.from_iterable(layers))[:-1]
     generator = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(max(_EPOCHS, 4000 // len(network.y))):
+    for _ in range(max(_EPOCHS, _SEEN // len(network.y))):
         for batch in torch.randperm(len(network.y), generator=generator).split(64):
             optimizer.zero_grad()
             functional.cross_entropy(model(network.x[batch]), network.y[batch]).backward()

@@ -92,8 +92,9 @@ def compile(
     )
     if samples.is_sampled:
         whole = for_sampled_inputs(whole)
+    takes_trials = not chosen_target.quantized_outputs  # whose tables have rows that are bytes
     prepared = prepare_model(
-        model, samples, whole, seed, device, trust=trust, timings=timings, dynamic=dynamic, by_trials=True
+        model, samples, whole, seed, device, trust=trust, timings=timings, dynamic=dynamic, by_trials=takes_trials
     )
     captured, x, budget, front = prepared.program, prepared.x, prepared.budget, prepared.front
     samples = prepared.samples
@@ -109,21 +110,21 @@ def compile(
     lowering = lowering_with(x)
     float_bytes = parameter_bytes(used)
 
-    last: tuple[Program, bytes] | None = None
+    last: tuple[Program, Recipe, bytes] | None = None
 
     def content_of(recipe: SettledRecipe, lowered: Program) -> bytes:
         nonlocal last
-        if last is None or last[0] is not lowered:
+        if last is None or last[0] is not lowered or last[1] != recipe.whole:
             program = for_target(chosen_target, lowered, x, timings, recipe.whole)
             facts = describe(program, samples, recipe.whole, target, seed)
-            last = lowered, write(chosen_target, program, facts, recipe.whole)
-        return last[1]
+            last = lowered, recipe.whole, write(chosen_target, program, facts, recipe.whole)
+        return last[2]
 
     def file_bytes(recipe: SettledRecipe, lowered: Program) -> int:
         content = content_of(recipe, lowered)
         return int(chosen_target.facts(content).get("stored_bytes", content_bytes(content)))
 
-    at_once, costs = whole.for_batch or whole.batch or 1, whole.costs.look_up
+    at_once, costs = whole.batch or whole.for_batch or 1, whole.costs.look_up
 
     def microseconds(recipe: SettledRecipe, lowered: Program) -> float:
         return 1e6 * call_seconds(content_of(recipe, lowered), x, at_once)
@@ -143,7 +144,7 @@ def compile(
         return Allocator(captured, trials, file_bytes, microseconds if chosen_target.loads_in_ort else None, outside)
 
     has_budget = whole.max_bytes is not None or whole.max_latency_us is not None
-    allocates = whole.optimize != "balanced" or (has_budget and budget is None)
+    allocates = whole.optimize != "balanced" or (has_budget and takes_trials and budget is None)
 
     def build() -> tuple[Recipe, Program, Program, dict[str, Any], bytes]:
         gate = ErrorGate(captured, samples, lowering, float_bytes, file_bytes)
