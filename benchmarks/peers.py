@@ -244,6 +244,13 @@ def section(results: Mapping[str, Any]) -> str:
             worst = f"{row['worst_db']:.1f} dB" if "worst_db" in row and row["worst_db"] < 150 else ""
             size = "" if row["bytes"] is None else f"{row['bytes']:,}"
             lines.append(f"| {candidate} | {row['accuracy']:.2f} % | {worst} | {size} | {' | '.join(ratios)} |")
+        if "machine" in found:
+            machine = found["machine"]
+            lines += ["", "On {cpu} ({instructions}), cores {cores}, load {load}.".format(**machine)]
+            if machine["load"] > 2 * machine["cores"]:
+                lines[-1] += (
+                    " A busy machine interrupts calls of milliseconds, so that ratios of slow candidates are too large."
+                )
         lines += [f"\n{candidate}: {reason}" for candidate, reason in found["unavailable"].items()]
     return "\n".join(lines)
 
