@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     where = None
     if different and file is not None:
         where = first_difference(_content(file), again.model_bytes, file.suffix == ".onnx")
-    facts = changed_facts(manifest, again.manifest, ("manifest_sha256", "made_from"))
+    facts = changed_facts(manifest, again.manifest, ("manifest_sha256", "made_from", "allocation"))
     report = {
         "manifest": str(path), "file": None if file is None else str(file), "reproduced": not different,
         "model_sha256": manifest["model_sha256"], "model_sha256_now": again.manifest["model_sha256"], "differences": different,

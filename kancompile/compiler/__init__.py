@@ -1,12 +1,13 @@
 """The straight line from a model to a file, with the error gate and the budget of bytes."""
 
-from kancompile.compiler.allocation import ROWS as ROW_LADDER
+from kancompile.compiler.allocated_point import change_text
 from kancompile.compiler.allocation import Allocator
 from kancompile.compiler.atomic_write import check_destinations, write_atomically
 from kancompile.compiler.compile import compile
 from kancompile.compiler.compiled_model import MANIFEST_SUFFIX, CompiledModel, manifest_path
 from kancompile.compiler.emission import check_target, target_named, targets_named, write
 from kancompile.compiler.ladder import FREE, KIND_OF_KEY, Rung, rungs
+from kancompile.compiler.layer_options import ROWS as ROW_LADDER
 from kancompile.compiler.layer_trials import LayerTrials, trials_for
 from kancompile.compiler.left_in_float import left_in_float
 from kancompile.compiler.manifest import (
@@ -35,6 +36,7 @@ __all__ = [
     "LayerTrials",
     "Preparation",
     "Rung",
+    "change_text",
     "changed_facts",
     "changed_versions",
     "check_destinations",

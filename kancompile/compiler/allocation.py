@@ -1,101 +1,47 @@
-"""Choose bits, rows and functions of every layer together: ``optimize = "size"``, ``"speed"`` or ``"accuracy"``.
+"""Choose bits, rows and functions of every layer together: within ``max_bytes`` and ``max_latency_us``, or as ``optimize`` says.
 
-Each layer is lowered alone, all others in float, once for every width of its weights, once for every number of rows and once for
-every share of its variance that fewer functions may lose. Errors of
-different origin add up in variance, and so do those of layers, as second-order sensitivities have it (Dong et al., *HAWQ-V2*,
-2020, section 3.1): with ``x[l, o]`` 1 for the option that layer ``l`` gets,
-
-    size, speed:  min  sum x bytes        where  sum x noise[m] <= goal[m]  for every output m
-    accuracy:     min  t                  where  sum x noise[m] <= t power[m],  sum x bytes <= budget
-
-This integer program is solved exactly. The model is not exact, so chosen points, and for accuracy the best one that has the
-same bits and rows in all layers, are lowered and written, and the measured errors and bytes decide.
+``layer_options`` measures what every layer may get, ``option_choice`` chooses among it, exactly for errors, bytes and times that
+add up. The model is not exact, so chosen points, their neighbors on the front and, where the error is what counts, the best point
+that has the same bits and rows in all layers, are lowered and written, and the measured errors and bytes decide. Of times the
+costs of the profile decide, no clock; what a clock found is said beside them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor
 
-from kancompile.compiler.ladder import chooses_rows
+from kancompile.compiler.allocated_point import Changes, Point
+from kancompile.compiler.layer_options import BITS, layer_options, with_finer_rows
 from kancompile.compiler.layer_trials import LayerTrials
-from kancompile.compiler.manifest import constant_bytes
+from kancompile.compiler.option_choice import (
+    Choice,
+    Option,
+    best_uniform,
+    bytes_of,
+    choose_options,
+    least,
+    nanoseconds_of,
+    neighbors,
+    noise_of,
+    predicted_front,
+    worst_db,
+)
 from kancompile.errors import KanCompileError
 from kancompile.ir import Program
 from kancompile.passes import in_one_thread
 from kancompile.progress import say
-from kancompile.recipe import LayerRecipe, SettledRecipe
-from kancompile.validation import decibel
+from kancompile.recipe import SettledRecipe
+from kancompile.validation import plain_number
 
-BITS: tuple[int, ...] = (8, 7, 6, 5, 4, 3)
-ROWS: tuple[int, ...] = (32, 48, 64, 96, 128, 192, 256, 512, 1024)
-_FEW_BITS: tuple[int, ...] = (8, 6, 4)
-_FEW_ROWS: tuple[int, ...] = (64, 256)
-_FINEST, _MOST_POINTS, _MOST_ROUNDS, _MARGIN_DB = 2048, 5, 20, 0.2
-_CHANNEL_SHARES, _JOINT_SHARES = (5e-5, 1e-3, 4e-3), (3e-4, 1.2e-3, 5e-3)
-"""Shares of variance that fewer functions of channels, and of inputs that are looked up jointly, may lose."""
-_JOINT_FROM, _JOINT_SAMPLES = 512, 1024
-"""Columns and samples from which on inputs are looked up jointly on trial."""
-_FINER_ROWS: tuple[int, ...] = (4096, 8192)
-"""Rows that are measured where those above do not reach a goal."""
+_MOST_POINTS, _MOST_ROUNDS, _MARGIN_DB = 5, 20, 0.2
+_ANY_DB = -1000.0
+"""A goal that everything reaches."""
 _BELOW_BEST_DB = 0.5
 """How much less than the most precise point is aimed at where a goal is out of reach."""
-_FUSED_ROWS = 256
-"""Rows that one kernel hands over as bytes; more take a Cast and a Clip."""
-
-
-@dataclass(frozen=True)
-class Option:
-    """What one layer may get.
-
-    Attributes:
-        change: keys of its recipe.
-        bytes: of its constants.
-        noise: it brings to each output, float64 ``[m]``.
-    """
-
-    change: Mapping[str, Any]
-    bytes: int
-    noise: Tensor
-
-
-@dataclass(frozen=True)
-class Point:
-    """Bits and rows of all layers, lowered and measured.
-
-    Attributes:
-        changes: keys of the recipe by layer.
-        predicted_db, measured_db: SQNR of the worst output, added up, ``None`` where that was not done, and measured.
-        bytes: of the file.
-    """
-
-    changes: Mapping[str, Mapping[str, Any]]
-    predicted_db: float | None
-    measured_db: float
-    bytes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for the manifest."""
-        layers = {name: dict(change) for name, change in self.changes.items()}
-        return {
-            "layers": layers,
-            "predicted_db": self.predicted_db,
-            "measured_db": self.measured_db,
-            "bytes": self.bytes,
-        }
-
-    def text(self) -> str:
-        """Say it in a line."""
-        layers = ", ".join(f"{name} {_text(change)}" for name, change in self.changes.items())
-        predicted = "" if self.predicted_db is None else f"{self.predicted_db:.1f} dB predicted, "
-        errors = f"worst output {predicted}{self.measured_db:.1f}{'' if predicted else ' dB'} measured"
-        return f"{self.bytes:,} bytes, {errors}: {layers}"
 
 
 class Allocator:
@@ -103,6 +49,8 @@ class Allocator:
 
     Attributes:
         points: that were lowered and measured, in order.
+        chosen: the one whose recipe was taken.
+        front: predicted points, plain data, the fewest bytes first.
         missed: what to say where no point reaches the goal.
     """
 
@@ -111,10 +59,23 @@ class Allocator:
         captured: Program,
         trials: LayerTrials,
         file_bytes: Callable[[SettledRecipe, Program], int],
+        microseconds: Callable[[SettledRecipe, Program], float] | None = None,
+        other_nanoseconds: float = 0.0,
     ) -> None:
-        """Take the float program, what lowers its layers on trial, and what gives the bytes of a file."""
+        """Take what is compared.
+
+        Args:
+            captured: the float program.
+            trials: that lower its layers.
+            file_bytes: gives the bytes of a file.
+            microseconds: measures a call of a file on this machine, ``None`` where it cannot run here.
+            other_nanoseconds: estimated of a call beside its integer layers.
+        """
         self.captured, self.trials, self.file_bytes = captured, trials, file_bytes
+        self.microseconds, self.other_nanoseconds = microseconds, other_nanoseconds
         self.points: list[Point] = []
+        self.chosen: Point | None = None
+        self.front: list[dict[str, Any]] = []
         self.missed: str | None = None
 
     @in_one_thread()
@@ -122,137 +83,150 @@ class Allocator:
         """Return the recipe with bits and rows for every integer layer; as it is where no point reaches what is wanted.
 
         Raises:
-            KanCompileError: no point fits ``max_bytes``; the message says the smallest that was found.
+            KanCompileError: no point fits ``max_bytes`` or ``max_latency_us``; the message says the smallest that was found.
         """
         names = [name for name in self.trials.names if recipe[name].arithmetic == "int8"]
-        options = self._options(recipe, names)
+        options = layer_options(self.captured, self.trials, recipe, names)
         if not options:
             return recipe
-        limit, whole = recipe.whole.max_bytes, recipe.whole
-        power = self.trials.measure(self.captured).allowed
-        wants_accuracy = whole.optimize == "accuracy"
+        whole, power = recipe.whole, self.trials.measure(self.captured).allowed
+        limit, time = whole.max_bytes, self._time_budget(recipe, options)
+        wants_accuracy = whole.optimize in ("accuracy", "balanced")
         goal = max(whole.goal_sqnr or 0.0, whole.min_sqnr or 0.0)
         aimed, budget = goal + _MARGIN_DB, np.inf if limit is None else float(limit)
-        if not wants_accuracy and choose_options(options, power, aimed, budget) is None:
-            options = self._with_finer_rows(recipe, options)
-            if choose_options(options, power, aimed, np.inf) is None:
-                reached = self._most_precise(recipe, options, power)
+        if not wants_accuracy and choose_options(options, power, aimed, budget, time) is None:
+            options = with_finer_rows(self.captured, self.trials, recipe, options)
+            if choose_options(options, power, aimed, np.inf, time) is None:
+                reached = self._most_precise(recipe, options, power, time)
                 self.missed = (
                     f"allocation: no bits and rows reach {goal:.1f} dB; the most precise file has {reached:.1f} dB"
                 )
                 say(self.missed)
                 aimed = goal = reached - _BELOW_BEST_DB
+        last: Choice | None = None
         for _ in range(_MOST_ROUNDS):
-            chosen = choose_options(options, power, None if wants_accuracy else aimed, budget)
+            chosen = choose_options(options, power, None if wants_accuracy else aimed, budget, time)
             if chosen is None or len(self.points) == _MOST_POINTS:
                 break
+            last = chosen
             point, is_new = self._measured(recipe, chosen, power)
             if limit is not None and (wants_accuracy or point.bytes > limit):
                 if not is_new and point.bytes <= limit:
                     break
                 # what a file takes besides constants is known once one is written
-                left = sum(option.bytes for option in chosen.values()) - (point.bytes - limit)
+                left = bytes_of(chosen) - (point.bytes - limit)
                 budget = left if is_new and wants_accuracy else min(budget, left) - (0 if is_new else 16)
             elif wants_accuracy or (not is_new and point.measured_db >= goal):
                 break
             else:  # as far as the model was wrong last time; where nothing else came of it, a little further
                 aimed += goal - point.measured_db + _MARGIN_DB / 2 if is_new else _MARGIN_DB
         if wants_accuracy:
-            uniform = _best_uniform(options, power, budget)
+            uniform = best_uniform(options, power, budget, time)
             if uniform is not None:
                 self._measured(recipe, uniform, power)
-            self._measure_widest(recipe, names, limit)
-        fitting = [point for point in self.points if limit is None or point.bytes <= limit]
-        if limit is not None and not fitting:
-            found = f", the smallest found takes {min(p.bytes for p in self.points):,}" if self.points else ""
+            if not np.isfinite(time):
+                self._measure_widest(recipe, names, limit)
+        if last is not None and self.microseconds is not None and (limit is not None or np.isfinite(time)):
+            for neighbor in neighbors(options, power, last, budget, time):
+                self._measured(recipe, neighbor, power)
+        if limit is not None and all(point.bytes > limit for point in self.points):
+            self._measure_smallest(recipe, options, power, time)
+        self.front = [self._predicted(one, power) for one in predicted_front(options, power)]
+        self.chosen = self._best(recipe, goal, wants_accuracy)
+        return recipe if self.chosen is None else recipe.with_overrides(_differing(recipe, self.chosen.changes))
+
+    def _time_budget(self, recipe: SettledRecipe, options: Mapping[str, Sequence[Option]]) -> float:
+        """Give the nanoseconds that all integer layers may take.
+
+        Raises:
+            KanCompileError: no choice takes as few.
+        """
+        whole = recipe.whole
+        if whole.max_latency_us is None:
+            return np.inf
+        left = 1e3 * whole.max_latency_us - self.other_nanoseconds
+        fewest = least(options)
+        if fewest is None or fewest > left:
+            smallest = (self.other_nanoseconds + (fewest or 0.0)) / 1e3
             raise KanCompileError(
-                f'recipe: optimize = "{whole.optimize}" found no file of at most {limit:,} bytes{found}; raise max_bytes, or '
-                "lower goal_sqnr"
+                f"max_latency_us {whole.max_latency_us:g}: the smallest reachable latency is {smallest:.4g} us by the costs of "
+                f"profile {whole.costs.name!r}, of which {self.other_nanoseconds / 1e3:.4g} are not of integer layers; allow "
+                "more, use a narrower model, or measure this machine (kancompile profile --out FILE.toml, --profile FILE.toml)"
+            )
+        return left
+
+    def _best(self, recipe: SettledRecipe, goal: float, wants_accuracy: bool) -> Point | None:
+        """Give the best of the points that fit.
+
+        Raises:
+            KanCompileError: none does.
+        """
+        limit, most_us = recipe.whole.max_bytes, recipe.whole.max_latency_us
+        fitting = [
+            point
+            for point in self.points
+            if (limit is None or point.bytes <= limit)
+            and (most_us is None or (point.predicted_us is not None and point.predicted_us <= most_us * (1 + 1e-9)))
+        ]
+        if limit is not None and not fitting:
+            smallest = min(point.bytes for point in self.points)
+            digits = 0 if recipe.whole.has_short_metadata else len(str(smallest)) - len(str(limit))
+            within = "" if most_us is None else f" within {most_us:g} us"
+            raise KanCompileError(
+                f"max_bytes {limit}: the smallest reachable size is {smallest + max(0, digits)} bytes{within}, of which tables, "
+                "scales and the graph take a part; raise the budget, use fewer table rows (levels) or a narrower model"
             )
         if wants_accuracy:
-            best = max(fitting, key=lambda point: point.measured_db, default=None)
-        else:
-            good = [point for point in fitting if point.measured_db >= goal]
-            best = min(good, key=lambda point: point.bytes, default=None)
-        return recipe if best is None else recipe.with_overrides(best.changes)
+            return max(fitting, key=lambda point: point.measured_db, default=None)
+        good = [point for point in fitting if point.measured_db >= goal]
+        if most_us is not None and not good:  # no file in time reaches the goal, which a note of the gate says
+            return max(fitting, key=lambda point: point.measured_db, default=None)
+        return min(good, key=lambda point: point.bytes, default=None)
 
     def notes(self) -> list[str]:
         """Return lines for the report."""
         said = [] if self.missed is None else [self.missed]
         return said + [f"allocation: {point.text()}" for point in self.points]
 
-    def _options(self, recipe: SettledRecipe, names: Sequence[str]) -> dict[str, list[Option]]:
-        """Measure widths and rows of every layer; their errors add up."""
-        bits, rows = (
-            (BITS, ROWS) if len(names) * (len(BITS) + len(ROWS)) <= self.trials.left else (_FEW_BITS, _FEW_ROWS)
-        )
-        if recipe.whole.optimize == "speed":
-            rows = tuple(count for count in rows if count <= _FUSED_ROWS)
-        found: dict[str, list[Option]] = {}
-        for name in names:
-            say(f"allocation: measuring layer {name} ...")
-            layer, has_rows = recipe[name], chooses_rows(self.captured, name)
-            finest = {"levels": layer.levels or _FINEST} if has_rows else {}
-            widths = [layer.weight_bits] if layer.is_ternary else bits
-            by_bits = {width: self.trials.trial(recipe, name, {"weight_bits": width, **finest}) for width in widths}
-            others = [
-                (way, self.trials.trial(recipe, name, {"weight_bits": widths[0], **way}))
-                for way in ([{"levels": count} for count in rows] if has_rows and layer.levels is None else [])
-                + _functions_of(self.captured, name, layer, self.trials.samples)
-            ]
-            in_float = constant_bytes(self.captured, name)
-            known = by_bits[widths[0]]
-            if known is None:
-                return {}
-            found[name] = [
-                Option({"weight_bits": width, **finest}, in_float + one.extra_bytes, one.noise)
-                for width, one in by_bits.items()
-                if one is not None and (recipe.whole.optimize != "speed" or not others)
-            ] + [
-                Option(
-                    {"weight_bits": width, **way},
-                    # fewer functions have fewer weights, of which each takes fewer bits
-                    in_float
-                    + other.extra_bytes
-                    + (one.extra_bytes - known.extra_bytes) * other.weights // max(1, known.weights),
-                    one.noise + (other.noise - known.noise).clamp(min=0),
-                )
-                for width, one in by_bits.items()
-                for way, other in others
-                if one is not None and other is not None
-            ]
-        return found
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for the manifest: predicted beside measured points, the one taken, and the front."""
+        return {
+            "points": [point.to_dict() | {"chosen": point is self.chosen} for point in self.points],
+            "front": self.front,
+        }
 
-    def _with_finer_rows(
-        self, recipe: SettledRecipe, options: Mapping[str, Sequence[Option]]
-    ) -> dict[str, list[Option]]:
-        """Add tables of more rows, which functions that are steep between knots may need."""
-        if recipe.whole.optimize == "speed":
-            return {name: list(few) for name, few in options.items()}
-        found: dict[str, list[Option]] = {}
-        for name, few in options.items():
-            finest = [option for option in few if option.change.get("levels") == _FINEST]
-            found[name] = list(few)
-            for count in _FINER_ROWS if finest else ():
-                known = finest[0]
-                one = self.trials.trial(recipe, name, {**known.change, "levels": count})
-                if one is None:
-                    break
-                extra = constant_bytes(self.captured, name) + one.extra_bytes - known.bytes
-                found[name] += [
-                    Option(
-                        {**option.change, "levels": count},
-                        option.bytes + extra,
-                        one.noise + (option.noise - known.noise).clamp(min=0),
-                    )
-                    for option in finest
-                ]
-        return found
+    def _predicted(self, chosen: Choice, power: Tensor) -> dict[str, Any]:
+        return {
+            "layers": {name: dict(option.change) for name, option in chosen.items()},
+            "constant_bytes": bytes_of(chosen),
+            "us": self._microseconds_of(chosen),
+            "db": plain_number(worst_db(power, noise_of(chosen))),
+        }
 
-    def _most_precise(self, recipe: SettledRecipe, options: Mapping[str, Sequence[Option]], power: Tensor) -> float:
+    def _microseconds_of(self, chosen: Choice) -> float | None:
+        """Give what a call is predicted to take, ``None`` where trials tell no times."""
+        time = nanoseconds_of(chosen)
+        return (self.other_nanoseconds + time) / 1e3 if time else None
+
+    def _most_precise(
+        self, recipe: SettledRecipe, options: Mapping[str, Sequence[Option]], power: Tensor, time: float
+    ) -> float:
         """Measure the point of least predicted error; give its worst output in dB."""
-        chosen = choose_options(options, power, None, np.inf)
+        chosen = choose_options(options, power, None, np.inf, time)
         return -np.inf if chosen is None else self._measured(recipe, chosen, power)[0].measured_db
+
+    def _measure_smallest(
+        self, recipe: SettledRecipe, options: Mapping[str, Sequence[Option]], power: Tensor, time: float
+    ) -> None:
+        """Measure the fewest constants, and the fewest of 8-bit weights, which need no nodes that unpack them."""
+        for widest in (False, True):
+            few = {
+                name: [one for one in own if not widest or one.change["weight_bits"] in (8, "ternary")]
+                for name, own in options.items()
+            }
+            chosen = choose_options(few, power, _ANY_DB, np.inf, time) if all(few.values()) else None
+            if chosen is not None:
+                self._measured(recipe, chosen, power)
 
     def _measure_widest(self, recipe: SettledRecipe, names: Sequence[str], limit: int | None) -> None:
         """Measure the file of most bits that fits where all layers have the same and choose their own rows."""
@@ -265,109 +239,39 @@ class Allocator:
             point = self._written(recipe, changes, None)
             first, last = (first, middle) if point.bytes <= limit else (middle + 1, last)
 
-    def _measured(self, recipe: SettledRecipe, chosen: Mapping[str, Option], power: Tensor) -> tuple[Point, bool]:
+    def _measured(self, recipe: SettledRecipe, chosen: Choice, power: Tensor) -> tuple[Point, bool]:
         """Lower and write a point; give what was measured, and whether it is measured for the first time."""
         changes = {name: option.change for name, option in chosen.items()}
         known = next((point for point in self.points if point.changes == changes), None)
         if known is not None:
             return known, False
-        noise = torch.stack([option.noise for option in chosen.values()]).sum(0)
-        return self._written(recipe, changes, _worst_db(power, noise)), True
+        return self._written(recipe, changes, chosen, power), True
 
     def _written(
-        self, recipe: SettledRecipe, changes: Mapping[str, Mapping[str, Any]], predicted_db: float | None
+        self, recipe: SettledRecipe, changes: Changes, chosen: Choice | None, power: Tensor | None = None
     ) -> Point:
-        refined = recipe.with_overrides(changes)
+        refined = recipe.with_overrides(_differing(recipe, changes))
         program = self.trials.lower(refined)
         measured = self.trials.measure(program).worst_db
-        point = Point(changes, predicted_db, measured, self.file_bytes(refined, program))
-        say(f"allocation: {point.text()}")
+        size = self.file_bytes(refined, program)
+        point = Point(
+            changes,
+            None if chosen is None or power is None else worst_db(power, noise_of(chosen)),
+            measured,
+            size,
+            None if chosen is None else self._microseconds_of(chosen),
+            None if self.microseconds is None else self.microseconds(refined, program),
+            None if chosen is None else bytes_of(chosen),
+        )
+        say(f"allocation: {point.measured_text()}")
         self.points.append(point)
         return point
 
 
-def _functions_of(captured: Program, name: str, layer: LayerRecipe, samples: int) -> list[dict[str, Any]]:
-    """List the shares of variance that fewer functions of a layer may lose: of channels, or of inputs looked up jointly.
-
-    The latter are fitted to samples: with 256 of them, digits 64-64-10 kept 25.0 dB on these and
-    20.5 on others, with 1,024 25.1 and 23.3.
-    """
-    if captured.kinds.get(name) is not None or layer.function_error is not None:
-        return []
-    if not chooses_rows(captured, name):
-        return [{"function_error": share} for share in _CHANNEL_SHARES]
-    is_free = (
-        layer.lookup == "auto" and layer.granularity == "channel" and layer.table_bits == 8 and layer.levels is None
-    )
-    wide = captured.contraction(captured.layer(name)).products >= _JOINT_FROM and samples >= _JOINT_SAMPLES
-    return [{"lookup": "joint", "function_error": share} for share in (_JOINT_SHARES if is_free and wide else ())]
-
-
-def choose_options(
-    options: Mapping[str, Sequence[Option]], power: Tensor, goal_db: float | None, max_bytes: float
-) -> dict[str, Option] | None:
-    """Choose one option for each layer: fewest bytes at a goal, or least share of noise within ``max_bytes`` without one.
-
-    Args:
-        options: by layer.
-        power: of each output about its mean, float64 ``[m]``.
-        goal_db: SQNR that every output must have.
-        max_bytes: of all constants together.
-    """
-    flat = [(name, option) for name, few in options.items() for option in few]
-    varies = power > 0
-    share = np.stack([(option.noise / power)[varies].numpy() for _, option in flat], axis=1)  # [m, options]
-    size = np.array([float(option.bytes) for _, option in flat])
-    owner = np.array([[float(name == own) for own, _ in flat] for name in options])
-    finite = np.isfinite(share).all(0)
-    # the solver's tolerances are absolute: shares of noise are brought to order 1
-    unit = 10 ** (-goal_db / 10) if goal_db is not None else float(np.median(share[:, finite].max(0))) or 1.0
-    share = np.where(np.isfinite(share), share / unit, 0.0)
-    limits = [LinearConstraint(np.c_[owner, np.zeros(len(owner))], 1, 1)]
-    if np.isfinite(max_bytes):
-        limits.append(LinearConstraint(np.r_[size, 0][None], -np.inf, max_bytes))
-    limits.append(LinearConstraint(np.c_[share, -np.ones(len(share))], -np.inf, 0))
-    whole = np.r_[np.ones(len(flat)), 0.0]
-    most = np.r_[finite.astype(float), np.inf if goal_db is None else 1.0]
-    # of equal points the smaller one, and of as small ones the more precise one
-    aim = np.r_[size, 1e-3] if goal_db is not None else np.r_[size * 1e-9 / max(1.0, float(np.abs(size).max())), 1.0]
-    result = milp(aim, integrality=whole, bounds=Bounds(0, most), constraints=limits, options={"mip_rel_gap": 0.0})
-    if result.x is None:
-        return None
-    return {name: option for (name, option), taken in zip(flat, result.x, strict=False) if taken > 0.5}
-
-
-def _best_uniform(options: Mapping[str, Sequence[Option]], power: Tensor, max_bytes: float) -> dict[str, Option] | None:
-    """Choose the best point at which all layers have the same width and, where they have a choice, the same rows."""
-    best: tuple[float, dict[str, Option]] | None = None
-    for option in next(iter(options.values())):
-        width = option.change["weight_bits"]
-        for rows in dict.fromkeys(one.change.get("levels") for few in options.values() for one in few):
-            chosen = {
-                name: next((one for one in few if _is_of(one, width, rows)), None) for name, few in options.items()
-            }
-            point = {name: one for name, one in chosen.items() if one is not None}
-            if len(point) < len(options) or sum(one.bytes for one in point.values()) > max_bytes:
-                continue
-            worst = _worst_db(power, torch.stack([one.noise for one in point.values()]).sum(0))
-            if best is None or worst > best[0]:
-                best = worst, point
-    return None if best is None else best[1]
-
-
-def _is_of(option: Option, width: Any, rows: int | None) -> bool:
-    return bool(option.change["weight_bits"] == width) and option.change.get("levels", rows) == rows
-
-
-def _worst_db(power: Tensor, noise: Tensor) -> float:
-    return min(decibel(float(a), float(b)) for a, b in zip(power, noise, strict=True) if a > 0)
-
-
-def _text(change: Mapping[str, Any]) -> str:
-    rows = f" and {change['levels']} rows" if "levels" in change else ""
-    lost = (
-        f", {'joint ' if 'lookup' in change else ''}functions within {change['function_error']:g}"
-        if "function_error" in change
-        else ""
-    )
-    return f"{change['weight_bits']} bits{rows}{lost}"
+def _differing(recipe: SettledRecipe, changes: Changes) -> Changes:
+    """Leave out what a recipe says already: the file holds what is left."""
+    found = {
+        name: {key: value for key, value in change.items() if getattr(recipe[name], key) != value}
+        for name, change in changes.items()
+    }
+    return {name: change for name, change in found.items() if change}

@@ -119,22 +119,3 @@ class BitBudget:
         if self.recipe.max_bytes is not None:
             budgets.append(max(self.recipe.max_bytes - self.others, self.smallest))
         return min(budgets)
-
-
-def check_latency(measure: Callable[[], float], recipe: Recipe) -> float | None:
-    """Compare the median time of one sample with the recipe's budget.
-
-    Weight bits do not change it, since all widths compute as int8; so there is one reachable latency, and it is said.
-
-    Raises:
-        KanCompileError: the file is slower than the budget.
-    """
-    if recipe.max_latency_us is None:
-        return None
-    found = measure() * 1e6
-    if found > recipe.max_latency_us:
-        raise KanCompileError(
-            f"max_latency_us {recipe.max_latency_us:g}: the file takes {found:.4g} us for one sample on this machine, which "
-            "is the smallest reachable latency: weights of all widths compute as int8; use a narrower model or more time"
-        )
-    return found

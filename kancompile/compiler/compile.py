@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,23 +10,23 @@ from typing import Any
 from torch import nn
 
 from kancompile.compiler.allocation import Allocator
-from kancompile.compiler.bit_budget import check_latency
 from kancompile.compiler.compiled_model import ABOUT_THE_CHOICES, CompiledModel
 from kancompile.compiler.emission import check_file_size, check_target, for_target, target_named, write
 from kancompile.compiler.error_gate import ErrorGate
 from kancompile.compiler.file_parts import why_larger
 from kancompile.compiler.fresh_data import fresh_data_error
+from kancompile.compiler.latency_estimate import layer_nanoseconds, other_nanoseconds
 from kancompile.compiler.layer_trials import LayerTrials
 from kancompile.compiler.manifest import describe, describe_file_bytes, smallest_bytes
+from kancompile.compiler.measured_latency import call_seconds, check_latency
 from kancompile.compiler.preparation import prepare_model
 from kancompile.compiler.sampled_inputs import for_sampled_inputs, sampled_inputs
 from kancompile.data import float32_by_default, load_calibration, model_inputs, opened, parameter_bytes
 from kancompile.errors import KanCompileError
-from kancompile.ir import ModelWithExternalData, Program, Values, arrays_of
+from kancompile.ir import ModelWithExternalData, Program, Values
 from kancompile.ir import file_bytes as content_bytes
 from kancompile.progress import Timings, say
 from kancompile.recipe import Recipe, SettledRecipe, read_recipe
-from kancompile.runtimes import RuntimeModel
 from kancompile.targets import TARGETS
 from kancompile.validation import audit_kernels, outside_grid
 
@@ -94,7 +92,10 @@ def compile(
     )
     if samples.is_sampled:
         whole = for_sampled_inputs(whole)
-    prepared = prepare_model(model, samples, whole, seed, device, trust=trust, timings=timings, dynamic=dynamic)
+    takes_trials = not chosen_target.quantized_outputs  # whose tables have rows that are bytes
+    prepared = prepare_model(
+        model, samples, whole, seed, device, trust=trust, timings=timings, dynamic=dynamic, by_trials=takes_trials
+    )
     captured, x, budget, front = prepared.program, prepared.x, prepared.budget, prepared.front
     samples = prepared.samples
     chosen, used = prepared.recipe, prepared.model
@@ -109,18 +110,50 @@ def compile(
     lowering = lowering_with(x)
     float_bytes = parameter_bytes(used)
 
+    last: tuple[Program, Recipe, bytes] | None = None
+
+    def content_of(recipe: SettledRecipe, lowered: Program) -> bytes:
+        nonlocal last
+        if last is None or last[0] is not lowered or last[1] != recipe.whole:
+            program = for_target(chosen_target, lowered, x, timings, recipe.whole)
+            facts = describe(program, samples, recipe.whole, target, seed)
+            last = lowered, recipe.whole, write(chosen_target, program, facts, recipe.whole)
+        return last[2]
+
     def file_bytes(recipe: SettledRecipe, lowered: Program) -> int:
-        program = for_target(chosen_target, lowered, x, timings, recipe.whole)
-        content = write(chosen_target, program, describe(program, samples, recipe.whole, target, seed), recipe.whole)
+        content = content_of(recipe, lowered)
         return int(chosen_target.facts(content).get("stored_bytes", content_bytes(content)))
+
+    at_once, costs = whole.batch or whole.for_batch or 1, whole.costs.look_up
+
+    def microseconds(recipe: SettledRecipe, lowered: Program) -> float:
+        return 1e6 * call_seconds(content_of(recipe, lowered), x, at_once)
+
+    def layer_time(program: Program, name: str) -> float:
+        return layer_nanoseconds(program, program.layer(name), costs, at_once)
+
+    def allocator() -> Allocator:
+        trials = LayerTrials(
+            captured,
+            x,
+            lowering,
+            smallest_bytes,
+            layer_time if chosen_target.loads_in_ort else None,
+        )
+        outside = other_nanoseconds(captured, x[:2], costs, at_once)
+        return Allocator(captured, trials, file_bytes, microseconds if chosen_target.loads_in_ort else None, outside)
+
+    has_budget = whole.max_bytes is not None or whole.max_latency_us is not None
+    allocates = whole.optimize != "balanced" or (has_budget and takes_trials and budget is None)
 
     def build() -> tuple[Recipe, Program, Program, dict[str, Any], bytes]:
         gate = ErrorGate(captured, samples, lowering, float_bytes, file_bytes)
         said: list[str] = []
-        if whole.optimize != "balanced":
-            allocator = Allocator(captured, LayerTrials(captured, x, lowering, smallest_bytes), file_bytes)
-            held, lowered = gate.hold(timings.measure("allocation", lambda: allocator.choose(chosen)))
-            said = allocator.notes()
+        allocated: dict[str, Any] = {}
+        if allocates:
+            own = allocator()
+            held, lowered = gate.hold(timings.measure("allocation", lambda: own.choose(chosen)))
+            said, allocated = own.notes(), {"allocation": own.to_dict()}
         else:
             held, lowered = gate.hold(chosen)
         fresh = fresh_data_error(captured, x, held, lowering_with, seed)
@@ -130,7 +163,7 @@ def compile(
         lowered = replace(lowered, notes=(*lowered.notes, *said, *gate.notes(), *notes))
         program = for_target(chosen_target, lowered, x, timings, held.whole)
         choices = (front, gate.to_dict(held.whole), None if fresh is None else fresh.to_dict())
-        about = dict(zip(ABOUT_THE_CHOICES, choices, strict=True))
+        about = dict(zip(ABOUT_THE_CHOICES, choices, strict=True)) | allocated
         facts, data = timings.measure("emit", lambda: emitted(held.whole, program, about))
         return held.whole, lowered, program, facts, data
 
@@ -161,7 +194,7 @@ def compile(
         facts["notes"].append(why_larger(data, float_bytes, whole.optimize == "size"))
     session = data if chosen_target.loads_in_ort else write(TARGETS["ort-cpu"], program, facts, effective)
     audit = timings.measure("kernel audit", lambda: audit_kernels(session))
-    check_latency(lambda: one_sample_seconds(session, x[:1]), effective)
+    check_latency(lambda: call_seconds(session, x, at_once), effective)
     return CompiledModel(
         data,
         program,
@@ -176,15 +209,3 @@ def compile(
         chosen_target.companions(data) if chosen_target.companions is not None else {},
         timings.seconds,
     )
-
-
-def one_sample_seconds(model: bytes, x: Values, runs: int = 200) -> float:
-    """Measure the median time of one sample in one thread of ONNX Runtime, in seconds."""
-    session = RuntimeModel(model, threads=1)
-    array = arrays_of(x)
-    seconds = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        session.run(array)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)

@@ -41,7 +41,7 @@ MANIFEST_SUFFIX = ".manifest.json"
 
 ABOUT_THE_CHOICES = ("bit_allocation", "error_gate", "fresh_data")
 """What a manifest says about how the recipe came about; files of all targets share it."""
-_SHARED = (*ABOUT_THE_CHOICES, "made_from")
+_SHARED = (*ABOUT_THE_CHOICES, "allocation", "made_from")
 
 
 @dataclass(frozen=True)

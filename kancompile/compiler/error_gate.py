@@ -289,7 +289,7 @@ class ErrorGate:
             return steps
         if not _is_ruined(measured):
             steps = [step for step in steps if step.key not in self._chosen[name]]
-        if recipe.whole.max_bytes is not None:
+        if recipe.whole.max_bytes is not None or recipe.whole.max_latency_us is not None:
             return [step for step in steps if step.kind == FREE]
         return [step for step in steps if step != Rung("precision", "float")]
 

@@ -36,11 +36,13 @@ class Trial:
         noise: it brings to each output, float64 ``[m]``, infinite where outputs are not finite.
         extra_bytes: of its constants over those of the float layer.
         weights: how many codes it has.
+        nanoseconds: of it in a call, estimated; 0 where nobody asks.
     """
 
     noise: Tensor
     extra_bytes: int
     weights: int = 1
+    nanoseconds: float = 0.0
 
 
 class LayerTrials:
@@ -59,6 +61,7 @@ class LayerTrials:
         x: Values,
         lower: Callable[[SettledRecipe], Program],
         size: Callable[[Program], int] = constant_bytes,
+        time: Callable[[Program, str], float] | None = None,
     ) -> None:
         """Take what is compared.
 
@@ -67,6 +70,7 @@ class LayerTrials:
             x: calibration samples ``[n, ...]``, of which some dozens are measured on.
             lower: lowers by a recipe.
             size: counts the bytes of all constants.
+            time: estimates the nanoseconds of a layer in a call.
         """
         wanted = max(_FEW, min(_MANY, _ELEMENTS // x[0].numel()))
         self.captured, self.lower = captured, lower
@@ -75,7 +79,7 @@ class LayerTrials:
         self._x = x[:: max(1, len(x) // wanted)][:wanted]
         self._expected = [captured(part) for part in self._x.split(_CHUNK)]
         self._known: dict[tuple[str, tuple[tuple[str, Any], ...]], Trial] = {}
-        self._size, self._float_bytes = size, size(captured)
+        self._size, self._time, self._float_bytes = size, time, size(captured)
         self._no_noise = self.measure(captured).noise_of
 
     @property
@@ -118,7 +122,8 @@ class LayerTrials:
                 noise = _finite(self.measure(program).noise_of)
                 contraction = program.contraction(program.layer(name))
                 weights = contraction.products * contraction.n_out
-                self._known[key] = Trial(noise, self._size(program) - self._float_bytes, weights)
+                time = 0.0 if self._time is None else self._time(program, name)
+                self._known[key] = Trial(noise, self._size(program) - self._float_bytes, weights, time)
         return self._known[key]
 
 

@@ -24,6 +24,18 @@ from kancompile.targets import METADATA, SHORT
 _EXPANSION_FORM = {"n_in": int, "k": int, "table_bytes?": int}
 _LAYER_FORM = {"name": str, "weight_bytes": int, "expansions": [_EXPANSION_FORM], "uses?": int}
 _PART_FORM = {"node": str, "operator": str, "reason": str}
+_REAL = (float, str, type(None))
+_POINT_FORM = {
+    "layers": dict,
+    "bytes": int,
+    "predicted_constant_bytes": (int, type(None)),
+    "predicted_db": _REAL,
+    "measured_db": _REAL,
+    "predicted_us": (float, type(None)),
+    "measured_us": (float, type(None)),
+    "chosen": bool,
+}
+_FRONT_FORM = {"layers": dict, "constant_bytes": int, "us": (float, type(None)), "db": _REAL}
 _SUMS = 200  # bytes of the nodes that add up the differences of a table
 MANIFEST_FORM = {
     "kancompile": {"version": str},
@@ -38,6 +50,7 @@ MANIFEST_FORM = {
     "left_in_float": [_PART_FORM | {"count": str, "source?": str, "share?": float}],
     "notes": [str],
     "bit_allocation?": {"pareto_front?": [{"bits": dict, "sensitivity": float}]},
+    "allocation?": {"points": [_POINT_FORM], "front": [_FRONT_FORM]},
     "kinds?": dict,
     "made_from?": dict,
     "model_bytes?": int,

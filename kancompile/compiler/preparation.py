@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from kancompile.compiler.bit_budget import BitBudget
+from kancompile.compiler.layer_options import fewest_trials
+from kancompile.compiler.layer_trials import trials_for
 from kancompile.data import Calibration, check_fits, in_float32, opened, precision_note, read_dynamic
 from kancompile.errors import KanCompileError
 from kancompile.frontend import Dynamic, capture, open_sizes
@@ -67,6 +69,7 @@ def prepare_model(
     trust: bool = False,
     timings: Timings | None = None,
     dynamic: Any = None,
+    by_trials: bool = False,
 ) -> Preparation:
     """Capture a model and prepare it for its recipe.
 
@@ -81,6 +84,7 @@ def prepare_model(
         timings: keeps the seconds of each stage.
         dynamic: dynamic dimensions beside the batch, as :func:`kancompile.data.read_dynamic` reads them; ``"auto"`` for all
             that can be.
+        by_trials: whether the caller allocates bits, rows and functions to ``max_bytes`` by trials, where these suffice.
 
     Raises:
         KanCompileError: the model does not take such samples, cannot be captured, yields NaN or infinity on them, or a pattern
@@ -105,6 +109,8 @@ def prepare_model(
     found = replace(captured, notes=(*captured.notes, *precision_note(model, used)))
     has_budget = recipe.max_bytes is not None or recipe.allocated_bits is not None
     allocates = recipe.optimize == "balanced" and has_budget
+    if allocates and by_trials and recipe.allocated_bits is None and recipe.method != "hawq-v2":
+        allocates = trials_for(found, x) < fewest_trials(len(found.layers()))
     if allocates and recipe.lookup == "auto":
         recipe = replace(recipe, lookup="each")  # bits are weighed by the columns of the captured layers
     chosen = settle(found, x, recipe)

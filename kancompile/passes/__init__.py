@@ -13,6 +13,7 @@ from kancompile.passes.lower_to_polynomials import ObserveRegion
 from kancompile.passes.lowering import Lowering, check_pairs, lower, prepare, settle
 from kancompile.passes.quantize_outputs import QuantizeOutputs
 from kancompile.passes.recently_used import RecentlyUsed
+from kancompile.passes.reduce_functions import time_of_each, time_of_joint
 from kancompile.passes.round_weights import cost_of_pairs, layer_limits, prove_layer
 from kancompile.passes.rounding_methods import code_range, method_named, quick_methods
 from kancompile.passes.split_branches import SplitBranches
@@ -40,4 +41,6 @@ __all__ = [
     "prove_layer",
     "quick_methods",
     "settle",
+    "time_of_each",
+    "time_of_joint",
 ]

@@ -34,7 +34,8 @@ class Recipe(LayerRecipe):
         optimize: what bits and rows are chosen for (see ``kancompile.compiler.allocation``).
         metadata: how much a file says about itself.
         cpu: name of a preset in :data:`CPU_PRESETS`.
-        bits_average, max_bytes, max_latency_us: budgets; the first two have bits allocated by sensitivity.
+        bits_average, max_bytes, max_latency_us: budgets; the first has bits allocated by sensitivity, the others what
+            ``kancompile.compiler.allocation`` chooses.
         batch: the only batch size of the file, ``None`` for any.
         guard_nan: whether NaN passes from the inputs of a sample to its outputs (see ``kancompile.passes.guard_nan``).
         for_batch: the batch size at which time counts, ``None`` for a balance of small and large ones.
@@ -78,11 +79,17 @@ class Recipe(LayerRecipe):
         optional=True,
     )
     max_bytes: int | None = declared(
-        None, "bytes that the file may take; bits are then allocated", kind=int, low=1, high=1 << 40, optional=True
+        None,
+        "bytes that the file may take; bits, rows and functions of layers are then chosen for the least error",
+        kind=int,
+        low=1,
+        high=1 << 40,
+        optional=True,
     )
     max_latency_us: float | None = declared(
         None,
-        "microseconds that one sample may take on this machine, in one thread",
+        "microseconds that a call of one sample, or of for_batch, may take in one thread by the costs of profile; bits, rows and "
+        "functions of layers are then chosen for the least error",
         low=0.001,
         high=1e9,
         optional=True,

@@ -13,7 +13,7 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ _MOST_BYTES = 1 << 16
 _MOST_NAME = 64
 
 
-def _ns(meaning: str) -> Any:
-    return field(metadata={"meaning": meaning})
+def _ns(meaning: str, default: Any = MISSING) -> Any:
+    return field(default=default, metadata={"meaning": meaning})
 
 
 def _operator(name: str) -> Any:
@@ -50,6 +50,7 @@ class LookUpCosts:
     pick: float = _ns("an input that is picked from a batch in columns, once a batch")
     word: float = _ns("a word of three codes that is looked up in columns, its index and its taking apart included")
     column: float = _ns("a code that is put in its place in a row of columns")
+    call: float = _ns("a call of a file, whatever it holds", default=5000.0)
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,9 @@ def _checked(content: Mapping[str, Any], who: str) -> CostProfile:
         costs, where = content[part], f"{who}, {part}"
         if not isinstance(costs, Mapping):
             raise KanCompileError(f"{where}: found {shown(costs)}, expected a table of costs in nanoseconds")
+        # files of earlier versions do not have those with a default
+        usual = {cost.name: cost.default for cost in fields(kind) if cost.default is not MISSING}
+        costs = {**{key: value for key, value in usual.items() if key not in costs}, **costs}
         _check_keys(costs, tuple(cost.name for cost in fields(kind)), where)
         sections[part] = kind(**{key: _nanoseconds(value, f"{where}: {key}") for key, value in costs.items()})
     return CostProfile(name, **sections)

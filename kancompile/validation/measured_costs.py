@@ -13,7 +13,7 @@ from scipy.optimize import nnls  # type: ignore[import-untyped, unused-ignore]
 from kancompile.errors import KanCompileError
 from kancompile.progress import say, track
 from kancompile.runtimes import seconds_of
-from kancompile.validation.operator_probes import BESIDE, Probe, probes
+from kancompile.validation.operator_probes import BESIDE, CALL, Probe, probes
 
 _BLOCK_SECONDS = 5e-3
 _LEAST = 1e-4
@@ -60,7 +60,8 @@ def costs_of(groups: Sequence[Iterable[Probe]], amounts: Sequence[Iterable[float
     for group, taken in zip(groups, amounts, strict=True):
         own = list(group)
         names = list(dict.fromkeys(name for probe in own for name in probe.counts))
-        work = np.array([[*(probe.counts.get(name, 0) for name in names), 1] for probe in own], np.float64)
+        any_call = [] if CALL in names else [1]
+        work = np.array([[*(probe.counts.get(name, 0) for name in names), *any_call] for probe in own], np.float64)
         total = np.fromiter(taken, np.float64, len(own))
         costs, _ = nnls(work / total[:, None], np.ones(len(own)))
         section = found.setdefault(own[0].section, {})
@@ -74,11 +75,13 @@ def costs_of(groups: Sequence[Iterable[Probe]], amounts: Sequence[Iterable[float
 
 
 def prepared(probe: Probe) -> Callable[[], Any]:
-    """Load a probe's model; inputs and outputs stay where they are, as inside a network."""
+    """Load a probe's model; inputs and outputs stay where they are, as inside a network, but of calls as users make them."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(probe.model, options, providers=["CPUExecutionProvider"])
+    if CALL in probe.counts:
+        return lambda: session.run(None, dict(probe.feeds))
     binding = session.io_binding()
     for name, value in probe.feeds.items():
         binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(value))

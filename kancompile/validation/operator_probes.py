@@ -19,6 +19,8 @@ Arrays = Mapping[str, NDArray[Any]]
 
 BESIDE = "beside "
 """Begins the names of work that is no cost of a profile."""
+CALL = "call"
+"""The cost of what any call takes, of probes that are called as files are."""
 _TYPES = {"float32": "float", "uint8": "uint8", "int8": "int8", "int32": "int32", "int64": "int64"}
 _INPUTS, _OUTPUTS, _FUNCTIONS, _ROWS = 784, 64, 9, 64
 _BATCHES = (1, 16, 128)
@@ -53,7 +55,7 @@ class Probe:
 
 def probes() -> Iterator[tuple[Probe, ...]]:
     """Yield the probes of every group of costs that are found together."""
-    yield tuple(map(_node, (10, 40, 120)))
+    yield tuple(map(_node, (1, 4, 12)))
     yield tuple(map(_quantize, (1 << 12, 1 << 15, 1 << 17)))
     yield tuple(map(_gather, _BATCHES))
     yield tuple(map(_gather_paired, _BATCHES))
@@ -105,22 +107,35 @@ def _floats(*shape: int) -> NDArray[np.float32]:
     return np.random.default_rng(0).uniform(0.1, 0.9, shape).astype(np.float32)
 
 
-def _node(nodes: int) -> Probe:
-    lines, before = [], "x"
-    for number in range(0, nodes, 5):
-        names = [f"v{number + step}" for step in range(4)]
-        after = "y" if number + 5 >= nodes else f"v{number + 4}"
+def _node(layers: int) -> Probe:
+    """Chain small layers as files hold them, called as users call files: six nodes each, of which the runtime fuses some."""
+    width, functions, lines = 12, _FUNCTIONS, ["v0 = QuantizeLinear (x, s, z)"]
+    for number in range(layers):
+        after = "y" if number + 1 == layers else f"v{number + 1}"
         lines += [
-            f"{names[0]} = Gather <axis = 0> ({before}, order)",
-            f"{names[1]} = Cast <to = 6> ({names[0]})",
-            f"{names[2]} = Mul ({names[1]}, two)",
-            f"{names[3]} = Add ({names[2]}, {names[1]})",
-            f"{after} = Cast <to = 2> ({names[3]})",
+            f"r{number} = Cast <to = 6> (v{number})",
+            f"t{number} = Gather <axis = 0> (table, r{number})",
+            f"f{number} = Reshape (t{number}, flat)",
+            f"d{number} = DequantizeLinear (f{number}, s, z)",
+            f"w{number} = DequantizeLinear (weight, s, zero)",
+            f"b{number} = DequantizeLinear (bias, ss)",
+            f"g{number} = Gemm (d{number}, w{number}, b{number})",
+            f"{after} = QuantizeLinear (g{number}, s, z)",
         ]
-        before = after
-    constants: Arrays = {"order": np.arange(16, dtype=np.int32)[::-1].copy(), "two": np.array(2, np.int32)}
-    x = _bytes(16, 1)
-    return _probe("look_up", {"node": nodes}, "\n".join(lines), {"x": x}, constants, y=x)
+    constants: Arrays = {
+        "s": np.array(0.0078125, np.float32),
+        "ss": np.array(0.0078125**2, np.float32),
+        "z": np.array(0, np.uint8),
+        "zero": np.array(0, np.int8),
+        "table": _bytes(256, functions),
+        "flat": np.array([-1, width * functions], np.int64),
+        "weight": _bytes(width * functions, width).view(np.int8),
+        "bias": np.zeros(width, np.int32),
+    }
+    counts = {"node": 6 * layers, CALL: 1}
+    return _probe(
+        "look_up", counts, "\n".join(lines), {"x": _floats(1, width)}, constants, y=np.empty((1, width), np.uint8)
+    )
 
 
 def _quantize(values: int) -> Probe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,11 +17,13 @@ import torch
 
 import kancompile
 from examples.zoo import efficient_kan
-from kancompile.compiler.allocation import Allocator, Option, choose_options
+from kancompile.compiler.allocation import Allocator
 from kancompile.compiler.file_parts import file_parts
+from kancompile.compiler.latency_estimate import layer_nanoseconds
 from kancompile.compiler.layer_trials import LayerTrials, Trial
+from kancompile.compiler.option_choice import Option, choose_options, least, neighbors, predicted_front
 from kancompile.ir import Program
-from kancompile.recipe import LayerRecipe, SettledRecipe, read_recipe
+from kancompile.recipe import LayerRecipe, SettledRecipe, package_profile, read_recipe
 from kancompile.reporting import recipe_and_seed
 from kancompile.runtimes import RuntimeModel
 from tests.programs import integer_program
@@ -43,7 +46,12 @@ def small(x: torch.Tensor) -> kancompile.CompiledModel:
 def _options(generator: np.random.Generator) -> dict[str, list[Option]]:
     return {
         name: [
-            Option({"weight_bits": bits}, int(generator.integers(10, 99)), torch.from_numpy(generator.random(OUTPUTS)))
+            Option(
+                {"weight_bits": bits},
+                int(generator.integers(10, 99)),
+                torch.from_numpy(generator.random(OUTPUTS)),
+                float(generator.integers(100, 999)),
+            )
             for bits in range(2, 2 + count)
         ]
         for name, count in (("a", 4), ("b", 3), ("c", 5))
@@ -72,6 +80,79 @@ def test_choices_are_those_of_exhaustive_search(seed: int) -> None:
     )
     assert choose_options(options, power, None, min(sizes) - 1) is None
     assert choose_options(options, power, 100.0, np.inf) is None
+    times = [sum(option.nanoseconds for option in point) for point in points]
+    most = float(np.quantile(times, 0.3))
+    chosen = choose_options(options, power, None, budget, most)
+    fitting = [share for share, size, time in zip(shares, sizes, times, strict=True) if size <= budget and time <= most]
+    assert (chosen is None) == (not fitting)
+    if chosen is not None:
+        assert sum(option.nanoseconds for option in chosen.values()) <= most
+        found = float((torch.stack([option.noise for option in chosen.values()]).sum(0) / power).max())
+        assert found == pytest.approx(min(fitting), rel=1e-5)
+    assert least(options) == min(times)
+    assert least(options, budget) == min(time for time, size in zip(times, sizes, strict=True) if size <= budget)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_beats_a_point_of_the_front_and_neighbors_are_the_next_ones(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    options, power = _options(generator), torch.from_numpy(generator.random(OUTPUTS) + 0.5)
+
+    def measures(point: Iterable[Option]) -> tuple[float, float, float]:
+        few = list(point)
+        share = float((torch.stack([option.noise for option in few]).sum(0) / power).max())
+        return sum(option.bytes for option in few), sum(option.nanoseconds for option in few), share
+
+    every = [measures(point) for point in itertools.product(*options.values())]
+    front = predicted_front(options, power)
+    assert len(front) > 2
+    for chosen in front:
+        size, time, share = measures(chosen.values())
+        # the front is exact to a thousandth of the error
+        assert not any(s <= size and t <= time and e < share * 0.99 for s, t, e in every)
+    budget, most = float(np.median([size for size, _, _ in every])), float(np.median([time for _, time, _ in every]))
+    chosen = choose_options(options, power, None, budget, most)
+    assert chosen is not None
+    size, time, share = measures(chosen.values())
+    near = [measures(one.values()) for one in neighbors(options, power, chosen, budget, most)]
+    smaller = [(e, s) for s, t, e in every if s < size and t <= most]
+    faster = [(e, t) for s, t, e in every if t < time and s <= budget]
+    better = [s for s, t, e in every if e < share * 0.997 and t <= most]
+    assert not smaller or any(s < size and e == pytest.approx(min(smaller)[0], rel=1e-5) for s, _, e in near)
+    assert not faster or any(t < time and e == pytest.approx(min(faster)[0], rel=1e-5) for _, t, e in near)
+    assert not better or any(s == min(better) and e < share for s, _, e in near)
+
+
+def test_the_least_error_within_a_budget_of_time(two_layers: Program) -> None:
+    trials = _Formula(two_layers)
+    # a row takes a nanosecond, 500 us are not of layers
+    allocator = Allocator(
+        two_layers, cast("LayerTrials", trials), cast("Any", trials.file_bytes), lambda recipe, program: 500.0, 5e5
+    )
+    recipe = read_recipe(max_latency_us=500.6, goal_sqnr=None)
+    found = allocator.choose(recipe.settled(trials.names))
+    assert sorted(found[name].levels or 0 for name in trials.names) == [256, 256]
+    assert all(found[name].bits == 8 for name in trials.names)
+    data = allocator.to_dict()
+    (taken,) = [point for point in data["points"] if point["chosen"]]
+    assert taken["predicted_us"] == pytest.approx(500.512)
+    assert taken["predicted_db"] == pytest.approx(taken["measured_db"], abs=0.01)
+    assert len(data["points"]) > 2
+    assert all(point["db"] >= 0 and point["us"] >= 500 for point in data["front"])
+    with pytest.raises(
+        kancompile.KanCompileError, match=r"smallest reachable latency is 500\.1 us by the costs of profile"
+    ):
+        allocator.choose(read_recipe(max_latency_us=500).settled(trials.names))
+
+
+def test_times_of_layers_are_those_of_the_profile() -> None:
+    program, costs = integer_program((3, 4, 2), k=9), package_profile("x86-vnni").look_up
+    first, second = (layer_nanoseconds(program, layer, costs) for layer in program.layers())
+    assert first == pytest.approx(
+        6 * costs.node + 3 * (costs.quantize + costs.gather) + 4 * 27 * (costs.load + costs.product)
+    )
+    batch = layer_nanoseconds(program, program.layers()[1], costs, 10)
+    assert batch - second == pytest.approx(9 * (4 * (costs.quantize + costs.gather) + 2 * 36 * costs.product))
 
 
 class _Formula:
@@ -88,7 +169,8 @@ class _Formula:
             noise = torch.tensor([0.01 * 4.0**-bits + share], dtype=torch.float64)
             return Trial(noise, int(400 + 10 * bits - 1e4 * share), 1)
         bits, rows = change["weight_bits"], change["levels"]
-        return Trial(torch.tensor([0.01 * 4.0**-bits + (16 / rows) ** 2], dtype=torch.float64), 9 * rows + 40 * bits, 4)
+        noise = torch.tensor([0.01 * 4.0**-bits + (16 / rows) ** 2], dtype=torch.float64)
+        return Trial(noise, 9 * rows + 40 * bits, 4, float(rows))
 
     def lower(self, recipe: SettledRecipe) -> SettledRecipe:
         return recipe
@@ -208,5 +290,5 @@ def test_short_metadata_leaves_the_rest_to_the_manifest(small: kancompile.Compil
 @pytest.mark.slow
 def test_a_budget_that_nothing_fits(x: torch.Tensor) -> None:
     recipe = {"optimize": "accuracy", "max_bytes": 900, "method": "uniform", "levels": 64, "goal_sqnr": None}
-    with pytest.raises(kancompile.KanCompileError, match=r"found no file of at most 900 bytes"):
+    with pytest.raises(kancompile.KanCompileError, match=r"max_bytes 900: the smallest reachable size is \d+ bytes"):
         kancompile.compile(efficient_kan.build((3, 2), seed=1), x, recipe=recipe)

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from kancompile.compiler.allocation import ROWS
+from kancompile.compiler.layer_options import ROWS
 from kancompile.diagnosis import budget_search
 from kancompile.diagnosis.budget_search import BudgetSearch
 from kancompile.diagnosis.tuning import tune

@@ -160,7 +160,7 @@ def test_latency_budget_is_refused() -> None:
 
 def test_byte_budget_counts_constants_not_text(small: CompiledModel) -> None:
     limit = small.manifest["stored_bytes"] - 60
-    fitted = compile(make_model(), make_inputs(), target="c99", recipe={"max_bytes": limit})
+    fitted = compile(make_model(), make_inputs(), target="c99", recipe={"max_bytes": limit, "levels": 64})
     assert fitted.manifest["stored_bytes"] <= limit < len(fitted.model_bytes)
 
 

@@ -13,7 +13,7 @@ tables cost against what they save, so it comes once these are known.
 
 from kancompile.passes.reduce_functions.join import JoinOptions
 from kancompile.passes.reduce_functions.join_inputs import JoinInputs
-from kancompile.passes.reduce_functions.look_up_time import BALANCE
+from kancompile.passes.reduce_functions.look_up_time import BALANCE, time_of_each, time_of_joint
 from kancompile.passes.reduce_functions.reduction import ReduceFunctions
 
-__all__ = ["BALANCE", "JoinInputs", "JoinOptions", "ReduceFunctions"]
+__all__ = ["BALANCE", "JoinInputs", "JoinOptions", "ReduceFunctions", "time_of_each", "time_of_joint"]

@@ -11,6 +11,7 @@ from torch import Tensor
 from kancompile.compiler import describe_interface
 from kancompile.data import float32_by_default, parameter_bytes
 from kancompile.ir import PassChange
+from kancompile.reporting.facts.allocation_front import allocation_front
 from kancompile.reporting.facts.beside import worse_than_float
 from kancompile.reporting.facts.bit_front import measure_front, no_front
 from kancompile.reporting.facts.contributions import measure_contributions
@@ -103,6 +104,7 @@ def collect(source: ReportSource, options: ReportOptions | None = None) -> dict[
         ],
         "edges": [_edge_dict(edge) for edge in _edges(pairs, chosen, seen, options.edge_count)],
         "bit_front": measure_front(source) if options.sweep else no_front("off"),
+        "allocation": allocation_front(manifest),
         "pipeline": [_captured(source), *(_change(change) for change in source.program.history)],
         "kernels": {
             "runtime": source.audit.runtime,

@@ -35,6 +35,44 @@ def draw_front(
     axes.margins(0.2, 0.2)
 
 
+def draw_allocation(axes: Any, allocation: Mapping[str, Any], key: str, palette: Palette) -> None:
+    """Draw the predicted front of an allocation, and its measured points, each tied to its prediction.
+
+    Args:
+        axes: of matplotlib.
+        allocation: as :func:`kancompile.reporting.facts.allocation_front` gives it.
+        key: ``"bytes"`` or ``"us"``, what errors are drawn against.
+        palette: colors.
+    """
+    unit = 1000.0 if key == "bytes" else 1.0
+    line = sorted(
+        (one[key] / unit, one["db"])
+        for one in allocation["front"]
+        if isinstance(one[key], int | float) and isinstance(one["db"], int | float)
+    )
+    best: list[tuple[float, float]] = []
+    for size, ratio in line:  # what takes more and is no better lies on the front of the other axis
+        if not best or ratio > best[-1][1]:
+            best.append((size, ratio))
+    axes.plot([size for size, _ in best], [ratio for _, ratio in best], "-", color=palette.faint, linewidth=1)
+    axes.plot([size for size, _ in line], [ratio for _, ratio in line], ".", color=palette.faint)
+    measured, predicted = ("bytes", "predicted_bytes") if key == "bytes" else ("measured_us", "predicted_us")
+    for point in allocation["points"]:
+        found = (point[measured], point["measured_db"])
+        if not all(isinstance(value, int | float) for value in found):
+            continue
+        color = palette.compiled if point["chosen"] else palette.exact
+        size, ratio = found[0] / unit, found[1]
+        guess = (point[predicted], point["predicted_db"])
+        if all(isinstance(value, int | float) for value in guess):
+            axes.plot([guess[0] / unit, size], [guess[1], ratio], color=color, linewidth=0.8)
+            axes.plot([guess[0] / unit], [guess[1]], "o", color=color, markersize=5, fillstyle="none")
+        axes.plot([size], [ratio], "o", color=color, markersize=9 if point["chosen"] else 5)
+    axes.set_xlabel("file in kB" if key == "bytes" else "microseconds of a call")
+    axes.set_ylabel("SQNR of the worst output in dB")
+    axes.margins(0.1, 0.1)
+
+
 def _draw_ratios(axes: Any, points: Sequence[Mapping[str, Any]], palette: Palette) -> None:
     known = [point for point in points if isinstance(point["sqnr_db"], int | float)]
     sizes = [point["weight_bytes"] / 1000 for point in known]

@@ -8,6 +8,7 @@ from importlib import resources
 from typing import Any
 
 from kancompile.reporting.render.drawings import bits_text
+from kancompile.reporting.render.html_allocation import allocation_section
 from kancompile.reporting.render.html_diagnosis import diagnosis_section
 from kancompile.reporting.render.html_layers import layer_tables, weight_maps
 from kancompile.reporting.render.html_parts import MISSING, data_size, decibels, number, table
@@ -21,6 +22,7 @@ _SECTIONS = (
     ("functions", "Edge functions"),
     ("weights", "Rounding error of the weights"),
     ("bits", "Bits against accuracy"),
+    ("allocation", "Bytes, time and error of the allocation"),
     ("pipeline", "What each pass changed"),
     ("facts", "How it was made"),
 )
@@ -47,6 +49,8 @@ def render(report: Mapping[str, Any]) -> str:
     }
     if report["diagnosis"] is not None:
         sections["diagnosis"] = diagnosis_section(report["diagnosis"], report["layers"])
+    if report["allocation"] is not None:
+        sections["allocation"] = allocation_section(report["allocation"])
     shown = [(key, title) for key, title in _SECTIONS if key in sections]
     links = "".join(f'<a href="#{key}">{escape(title)}</a>' for key, title in shown)
     body = "".join(f'<section id="{key}"><h2>{escape(title)}</h2>{sections[key]}</section>' for key, title in shown)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from kancompile.reporting.render.drawings import draw_error_map, draw_front
+from kancompile.reporting.render.drawings import draw_allocation, draw_error_map, draw_front
 from kancompile.validation import Palette, draw_edge
 
 # drawn in colors that nothing else has, which then become those of the page
@@ -61,6 +61,13 @@ def front_plot(points: Sequence[Mapping[str, Any]], metric: str, baseline: float
     """Draw accuracy with its intervals, where it is known, and the signal-to-noise ratio against the bytes of the weights."""
     with _figure(2.9) as (figure, svg):
         draw_front(figure.add_subplot(), points, metric, baseline, PAGE)
+    return svg()
+
+
+def allocation_plot(allocation: Mapping[str, Any], key: str) -> str:
+    """Draw the front of an allocation and its measured points against ``"bytes"`` or ``"us"``."""
+    with _figure(2.9) as (figure, svg):
+        draw_allocation(figure.add_subplot(), allocation, key, PAGE)
     return svg()
 
 
