@@ -7,7 +7,7 @@ DATA ?=
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadscope
 
-.PHONY: demo web test slow fuzz lint format docs release bench bench-check clean
+.PHONY: demo web test slow fuzz matrix lint format docs release bench bench-check clean
 
 # the package alone, with what it needs, says what it does from the first second on
 $(VENV)/package: pyproject.toml constraints.txt
@@ -36,13 +36,18 @@ test: $(VENV)/installed
 slow: $(VENV)/installed
 	$(PYTEST) -m slow
 
-# changed files for every reader, up to SECONDS of processor time and INPUTS files each, and PROGRAMS networks; goes on where logs end
+# changed files for every reader, up to SECONDS of processor time and INPUTS files each, and PROGRAMS of drawn networks, four recipes a
+# network; goes on where logs end
 SECONDS ?= 1200
 INPUTS ?= 200000
 PROGRAMS ?= 2000
 fuzz: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzzing --seconds $(SECONDS) --inputs $(INPUTS) --log fuzz.json
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzzing.networks --programs $(PROGRAMS) --log fuzz-networks.json
+
+# the oldest and the newest versions of dependencies that pyproject.toml admits, each in an environment of its own (build/matrix)
+matrix:
+	OMP_NUM_THREADS=1 $(PYTHON) .ci/matrix.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

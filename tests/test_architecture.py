@@ -15,7 +15,7 @@ GRAPH = ImportGraph(HERE)
 PACKAGE = HERE / GRAPH.package
 FLOORS = (
     ("errors", "progress"),
-    ("recipe",),
+    ("recipe", "processes"),
     ("ir",),
     ("data",),
     ("frontend", "passes", "targets", "runtimes"),
@@ -27,7 +27,7 @@ FLOORS = (
 )
 """The rooms from the ground up; rooms of one floor know nothing of each other."""
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-MOST_ARROWS = 72
+MOST_ARROWS = 76
 
 
 def test_every_room_has_a_floor(capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,6 +53,7 @@ NOT_RUN = Counter(
         ("README.md", INDEX): 1,
         ("README.md", TESTS): 1,
         ("docs/pykan.md", "trains a network; the tests of the example run it"): 1,
+        ("docs/scale.md", "tests/test_processes.py runs the command on small networks"): 1,
         ("docs/targets/litert.md", INDEX): 1,
         ("docs/targets/mobile.md", "needs a checkout of ONNX Runtime and the Android NDK"): 1,
         ("docs/targets/ort-cpu.md", "downloads emulated processors"): 1,

@@ -24,6 +24,7 @@ from kancompile.cli.options import (
 from kancompile.cli.origin import origin
 from kancompile.cli.session import load_float_model, opened_data, show_result, weights_note, working
 from kancompile.errors import KanCompileError
+from kancompile.processes import Team, joined
 from kancompile.progress import say
 from kancompile.recipe import read_recipe
 
@@ -93,7 +94,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compile, measure on held-out data, and write the files; where those miss a threshold, no more than a report on that."""
+    """Compile, measure on held-out data, and write the files; where those miss a threshold, no more than a report on that.
+
+    Of several processes that torchrun started, all compile, and the first one measures, prints and writes.
+    """
+    with joined() as team:
+        return _run(options, team)
+
+
+def _run(options: argparse.Namespace, team: Team) -> int:
     recipe = read_recipe(options.recipe, **recipe_overrides(options))
 
     from kancompile.compiler import (
@@ -147,17 +156,27 @@ def run(options: argparse.Namespace) -> int:
         made_from = origin(options, recipe, [target.name for target in targets], model)
         if options.held_out and not divided.is_held_out:
             say(f"calibration: only {len(samples)} samples, none held out; the result is measured on the same samples")
+
+        def compiled_together() -> CompiledModel:
+            with team.together():
+                made = compile_model(
+                    model,
+                    divided.fitting,
+                    target=targets[0].name,
+                    recipe=recipe,
+                    seed=options.seed,
+                    device=options.device,
+                    dynamic=options.dynamic,
+                )
+                team.check_equal(*made.files(paths[0], shared).values())
+            return made
+
+        if not team.writes:
+            compiled_together()
+            return OK
         export = FloatExport(model, check_fits(model, samples).first(2))  # meanwhile, in a process of its own
         try:
-            compiled = compile_model(
-                model,
-                divided.fitting,
-                target=targets[0].name,
-                recipe=recipe,
-                seed=options.seed,
-                device=options.device,
-                dynamic=options.dynamic,
-            ).made_from(made_from)
+            compiled = compiled_together().made_from(made_from)
             result = compiled.validate(
                 judging, min_sqnr=recipe.min_sqnr, max_drop=options.max_drop, is_classifier=options.classifier
             )

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from kancompile.cli.exit_codes import INTERNAL, INTERRUPTED, OK, THRESHOLD_MISSED, USAGE
 from kancompile.cli.parser import command_parser
 from kancompile.errors import KanCompileError, ThresholdMissedError
+from kancompile.processes import refuse_several
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return OK
     options = parser.parse_args(given)
     try:
+        if options.command != "compile":
+            refuse_several(options.command)
         _filter_warnings()
         code = int(options.run(options))
         sys.stdout.flush()  # here a closed pipe can still be handled

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kancompile.compiler.bit_budget import BitBudget
 from kancompile.compiler.layer_options import fewest_trials
@@ -15,6 +16,7 @@ from kancompile.errors import KanCompileError
 from kancompile.frontend import Dynamic, capture, open_sizes
 from kancompile.ir import Program, Values
 from kancompile.passes import Lowering, prepare, settle
+from kancompile.processes import dealt
 from kancompile.progress import Timings, say
 from kancompile.recipe import Recipe, SettledRecipe
 
@@ -148,10 +150,15 @@ def _capture_open(model: Any, example: Values, trust: bool) -> Program:
 def _check_activations(program: Program, x: Values) -> None:
     """Refuse calibration data that drives an activation to NaN or infinity, naming the layer."""
     layers = program.layers()
-    for part in x.split(512):
+
+    def checked(part: Values) -> tuple[Tensor, ...]:
         traced = program.trace(part, [layer.contraction for layer in layers])
         for layer in layers:
             if not bool(torch.isfinite(traced[layer.contraction][1]).all()):
                 raise KanCompileError(
                     f"layer {layer.name!r}: outputs are NaN or infinite on the calibration data; check its scaling"
                 )
+        return ()
+
+    for _ in dealt(x.split(512), checked):
+        pass

@@ -19,6 +19,7 @@ from kancompile.ir.contraction import AnyContraction, Contraction
 from kancompile.ir.expansion import AnyExpansion
 from kancompile.ir.named_tensors import NamedTensors, Values, tensors_of
 from kancompile.ir.table import TableExpansion
+from kancompile.processes import dealt
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
@@ -290,11 +291,13 @@ class Program:
             for each target its input for all of ``x``, every chunk as :meth:`trace` gives it.
         """
         wanted = list(targets)
-        kept: dict[str, list[Tensor]] = {target: [] for target in wanted}
-        for part in x.split(_CHUNK):
-            for target, (arguments, _) in self.trace(part, wanted).items():
-                kept[target].append(arguments[0])
-        return {target: torch.cat(parts) for target, parts in kept.items()}
+
+        def read(part: Values) -> tuple[Tensor, ...]:
+            traced = self.trace(part, wanted)
+            return tuple(traced[target][0][0] for target in wanted)
+
+        parts = zip(*dealt(x.split(_CHUNK), read), strict=True)
+        return {target: torch.cat(kept) for target, kept in zip(wanted, parts, strict=True)}
 
 
 class _AllKept(Exception):

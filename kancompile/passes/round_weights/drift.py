@@ -17,6 +17,7 @@ from torch import Tensor
 from kancompile.ir import Contraction, Layer, Program, Values
 from kancompile.passes.round_weights.rows import CHUNK, Pixels, drawn_pixels
 from kancompile.passes.rounding_methods import FOLDS, DriftRows, FeatureSource, MadeUp, RoundingProblem, make_up
+from kancompile.processes import dealt
 
 _LEAST_ROWS, _ROWS_FOR_A_COLUMN, _MANY_COLUMNS = 8192, 6, 8192
 _CHUNK_BYTES, _KEPT_BYTES = 1 << 28, 1 << 29
@@ -104,23 +105,27 @@ class FloatOutputs:
             share = _most_rows(contraction.products) / among.numel()
             drawn[layer] = among.uniform_(generator=self._generator()) < share
             total += 4 * int(drawn[layer].sum()) * contraction.n_out
-        outputs: dict[Layer, list[Tensor]] = {layer: [] for layer in drawn}
-        start = 0
-        for part in self.x.split(self._chunk()):
-            stop = start + len(part)
-            for layer, y in self._trace(part, list(drawn)).items():
+        size = self._chunk()
+
+        def outputs(start: int) -> tuple[Tensor, ...]:
+            stop, found = min(start + size, len(self.x)), []
+            traced = self._trace(self.x[start:stop], list(drawn))
+            for layer, mask in drawn.items():
+                y = traced[layer]
                 if layer in pixels:
-                    image, position = pixels[layer].image[drawn[layer]], pixels[layer].position[drawn[layer]]
+                    image, position = pixels[layer].image[mask], pixels[layer].position[mask]
                     here = (image >= start * layer.uses) & (image < stop * layer.uses)
-                    local = image[here] % layer.uses * len(part) + image[here] // layer.uses - start
-                    outputs[layer].append(y.flatten(2)[local, :, position[here]])
+                    local = image[here] % layer.uses * (stop - start) + image[here] // layer.uses - start
+                    found.append(y.flatten(2)[local, :, position[here]])
                 else:
-                    rows = _by_sample(self.tabulated.contraction(layer).by_output(y), layer, len(part))
-                    outputs[layer].append(rows[drawn[layer][start:stop]])
-            start = stop
-        for layer, mask in drawn.items():
+                    rows = _by_sample(self.tabulated.contraction(layer).by_output(y), layer, stop - start)
+                    found.append(rows[mask[start:stop]])
+            return tuple(found)
+
+        parts = zip(*dealt(range(0, len(self.x), size), outputs), strict=True)
+        for (layer, mask), rows in zip(drawn.items(), parts, strict=True):
             sample = pixels[layer].image[mask] // layer.uses if layer in pixels else mask.nonzero()[:, 0]
-            self.kept[layer.name] = Rows(mask, sample, torch.cat(outputs[layer]))
+            self.kept[layer.name] = Rows(mask, sample, torch.cat(rows))
 
     def _chunk(self) -> int:
         """Samples whose float features of the largest layer take a quarter of a gigabyte."""

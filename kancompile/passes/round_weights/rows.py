@@ -35,6 +35,7 @@ from kancompile.ir import (
 )
 from kancompile.passes.round_weights.options import RoundingOptions
 from kancompile.passes.rounding_methods import FeatureSource, RoundingProblem, Width
+from kancompile.processes import dealt
 
 _ROWS = 1 << 14
 _BYTES = 1 << 29
@@ -139,14 +140,17 @@ def _features(program: Program, layer: Layer, x: Values, contraction: Contractio
     sampler = pixels.sampler
     size = math.prod(sampler.spatial) * sum(one.n_in * one.k for one in program.expansions(layer))
     chunk = max(1, min(512, _CHUNK_BYTES // (8 * size)))
-    found: list[list[Tensor]] = []
-    for part, here, local in pixels.chunks(layer.uses, chunk):
+
+    def patches_of(samples: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, ...]:
+        part, here, local = samples
         traced = program.trace(x[part], layer.expansions)
         columns = convolution_columns([traced[target][1] for target in layer.expansions], contraction.groups)
         patches = sampler.take(columns, local, pixels.position[here], contraction.zero_point)
         if contraction.zero_point:
             patches = patches.to(torch.int16) - contraction.zero_point
-        found.append(split_groups(patches, contraction.groups))
+        return tuple(split_groups(patches, contraction.groups))
+
+    found = dealt(pixels.chunks(layer.uses, chunk), patches_of)
     return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
 
@@ -190,8 +194,8 @@ def layer_features(program: Program, layer: Layer, x: Values) -> FeatureSource:
     rows = n * columns[0]
 
     def chunks() -> Iterator[Tensor]:
-        for part in x.split(CHUNK):
-            yield _columns(program, layer, part)
+        for (codes,) in dealt(x.split(CHUNK), lambda part: (_columns(program, layer, part),)):
+            yield codes
 
     if rows * columns[1] <= _KEPT_BYTES:
         kept = list(chunks())

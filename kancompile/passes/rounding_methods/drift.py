@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from kancompile.passes.rounding_methods.problem import FeatureSource, column_moments, live_columns, second_moments
+from kancompile.processes import sum_over_chunks
 
 LADDER = (0.25, 0.5, 0.75, 1.0)
 """Shares of the full change that are tried, beside none at all."""
@@ -106,9 +107,8 @@ def full_change(rows: DriftRows, layer: str, damping: float = _DAMPING) -> Chang
     elif len(live):
         hessian = moments.covariance.double() * n
         hessian.diagonal().add_(ridge)
-        products = torch.zeros(len(live), missing.shape[1], dtype=torch.float64)
-        for values, lacking in zip(centered, missing.split(_CHUNK), strict=True):
-            products += values.T @ lacking
+        chunks = zip(centered, missing.split(_CHUNK), strict=True)
+        (products,) = sum_over_chunks(chunks, lambda chunk: (chunk[0].T @ chunk[1],))
         change[:, live] = torch.cholesky_solve(products, torch.linalg.cholesky(hessian)).float().T
     return Change(change, mean.float(), gap.float())
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from kancompile.errors import KanCompileError
 from kancompile.passes.rounding_methods.quantizers import Width
+from kancompile.processes import dealt, is_mine, sum_over_chunks
 from kancompile.recipe import TERNARY
 
 _CACHED_BYTES = 1 << 30
@@ -87,24 +88,21 @@ def column_moments(features: FeatureSource, layer: str) -> tuple[Tensor, Tensor]
     """
     if features.n < 1:
         raise KanCompileError(f"layer {layer!r}: found 0 calibration samples, expected at least 1; pass more data")
-    total = torch.zeros(features.c, dtype=torch.float64)
-    squares = torch.zeros(features.c, dtype=torch.float64)
-    shift: Tensor | None = None
-    rows = 0
-    for chunk in features:
+    # without the first sample a constant column sums to exactly 0, so that dead columns are recognized
+    shift = next(iter(features))[0].double().cpu()
+
+    def sums(chunk: Tensor) -> tuple[Tensor, ...]:
         if chunk.is_floating_point() and not bool(torch.isfinite(chunk).all()):
             raise KanCompileError(
                 f"layer {layer!r}: calibration features have NaN or infinite values, expected finite ones; "
                 "check the calibration data and the layers before this one"
             )
-        values = chunk.double().cpu()
-        if shift is None:
-            shift = values[0]  # a constant column then sums to exactly 0, so that dead columns are recognized
-        values = values - shift
-        total += values.sum(0)
-        squares += values.square().sum(0)
-        rows += values.shape[0]
-    if rows != features.n or shift is None:
+        values = chunk.double().cpu() - shift
+        return values.sum(0), values.square().sum(0), torch.tensor(float(len(values)))
+
+    total, squares, count = sum_over_chunks(features, sums)
+    rows = int(count)
+    if rows != features.n:
         raise KanCompileError(f"layer {layer!r}: found {rows} calibration rows in one pass, expected {features.n}")
     mean = total / rows
     return mean + shift, (squares / rows - mean.square()).clamp_(min=0.0)
@@ -119,8 +117,8 @@ def second_moments(features: FeatureSource, layer: str, device: str = "cpu") -> 
     """Accumulate mean and covariance of features in two passes and bounded memory.
 
     Chunks are centered and multiplied in float32, one strip of rows of the (symmetric) result at a time; sums over
-    chunks are kept in float64 where the matrix has at most 8192 live columns. Besides the result, that takes a strip
-    and one chunk of floats.
+    chunks, in their order, are kept in float64 where the matrix has at most 8192 live columns. Besides the result, that takes
+    a strip and one chunk of floats. Several processes share the strips out.
 
     Raises:
         KanCompileError: as :func:`column_moments`.
@@ -135,18 +133,30 @@ def second_moments(features: FeatureSource, layer: str, device: str = "cpu") -> 
     for chunk in features:
         # indexing first keeps the bytes moved small: uint8 columns are picked before they become float32
         values = chunk.to(device).index_select(1, picked).float() - center
-        add_products(total, values)
+        add_products(total, values, is_mine)
+    exchange_strips(total)
     covariance = total.div_(features.n).float() if dtype is torch.float64 else total.div_(features.n)
     mirror(covariance)
     return SecondMoments(features.n, mean, variance, live, covariance)
 
 
-def add_products(total: Tensor, values: Tensor) -> None:
-    """Add ``values.T @ values`` to the strips of rows of ``total [m, m]`` that hold its lower triangle; see :func:`mirror`."""
+def add_products(total: Tensor, values: Tensor, wanted: Callable[[int], bool] = lambda number: True) -> None:
+    """Add ``values.T @ values`` to the strips of rows of ``total [m, m]`` that hold its lower triangle; see :func:`mirror`.
+
+    ``wanted`` says by its number whether a strip is added to.
+    """
     m = values.shape[1]
-    for start in range(0, m, _STRIP):
-        stop = min(start + _STRIP, m)
-        total[start:stop, :stop] += values[:, start:stop].T @ values[:, :stop]
+    for number, start in enumerate(range(0, m, _STRIP)):
+        if wanted(number):
+            stop = min(start + _STRIP, m)
+            total[start:stop, :stop] += values[:, start:stop].T @ values[:, :stop]
+
+
+def exchange_strips(total: Tensor) -> None:
+    """Give all processes the strips of ``total [m, m]`` that each of them has added to."""
+    starts = range(0, len(total), _STRIP)
+    for start, (strip,) in zip(starts, dealt(starts, lambda start: (total[start : start + _STRIP],)), strict=True):
+        total[start : start + _STRIP] = strip
 
 
 def mirror(total: Tensor) -> None:
@@ -323,25 +333,27 @@ def output_errors(problem: RoundingProblem, rounded: Rounded) -> Tensor:
     weight = rounded.dequantized()
     error = problem.weight - weight
     constant = (error.double() @ mean - rounded.offset.double()).float()
-    total = torch.zeros(problem.n_out, dtype=torch.float64)
-    for chunk in problem.features:
+
+    def squares(chunk: Tensor) -> tuple[Tensor, ...]:
         values = chunk.float()
         residual = (values - center) @ error.T + constant
         if rounded.column_scale is not None:
             # what the coarser table loses: codes * scale weights for the difference between both tables
             coarse = torch.round(values * rounded.column_scale) / rounded.column_scale
             residual = residual + (values - coarse) @ weight.T
-        total += residual.double().square().sum(0)
-    return total / problem.features.n
+        return (residual.double().square().sum(0),)
+
+    return sum_over_chunks(problem.features, squares)[0] / problem.features.n
 
 
 def output_spreads(problem: RoundingProblem) -> Tensor:
     """Measure the variance of every output over the calibration features, ``diag(V S V^T)``, float64 ``[n_out]``."""
     center = problem.column_moments[0].float()
-    total = torch.zeros(problem.n_out, dtype=torch.float64)
-    for chunk in problem.features:
-        total += ((chunk.float() - center) @ problem.weight.T).double().square().sum(0)
-    return total / problem.features.n
+
+    def squares(chunk: Tensor) -> tuple[Tensor, ...]:
+        return (((chunk.float() - center) @ problem.weight.T).double().square().sum(0),)
+
+    return sum_over_chunks(problem.features, squares)[0] / problem.features.n
 
 
 def objective(problem: RoundingProblem, rounded: Rounded) -> float:

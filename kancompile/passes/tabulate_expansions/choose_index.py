@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from kancompile.errors import KanCompileError
 from kancompile.ir import IndexQuantizer
+from kancompile.processes import dealt
 
 LEVELS = (16, 32, 64, 128, 255, 512, 1024, 2048, 4096)  # 255 rows fit a byte and leave one number free for pairs
 Range = Literal["minmax", "percentile", "mse"]
@@ -227,6 +228,12 @@ class MeasuresLookup(ABC):
             self._known[index] = self._measure(index)
         return self._known[index]
 
+    def measure_all(self, indices: Sequence[IndexQuantizer]) -> None:
+        """Measure several quantizers, which processes share out."""
+        unknown = [index for index in dict.fromkeys(indices) if index not in self._known]
+        found = dealt(unknown, lambda index: (torch.tensor(self._measure(index), dtype=torch.float64),))
+        self._known |= {index: float(error) for index, (error,) in zip(unknown, found, strict=True)}
+
     @abstractmethod
     def _measure(self, index: IndexQuantizer) -> float:
         """Measure that error."""
@@ -263,12 +270,12 @@ def choose_index(
     bounds = [(name, max(low, lowest), high) for name, low, high in ranges(error_of.x, range, percentile)]
     tried: list[IndexChoice] = []
     for count in sorted({*counts, *(index.levels for index in lattice)}):
-        found = [IndexChoice(index, error_of(index), "lattice") for index in lattice if index.levels == count]
+        tries = [("lattice", index) for index in lattice if index.levels == count]
         if count in counts:
-            found += [
-                IndexChoice(index, error_of(index), name)
-                for name, index in ((name, index_over(low, high, count)) for name, low, high in bounds)
-            ]
+            tries += [(name, index_over(low, high, count)) for name, low, high in bounds]
+        error_of.measure_all([index for _, index in tries])
+        found = [IndexChoice(index, error_of(index), name) for name, index in tries]
+        if count in counts:
             # of many ranges only those that do well at one size are worth measuring at the next
             best = sorted(found, key=lambda choice: choice.error)[:_KEPT_RANGES]
             kept = {choice.range for choice in best} | {"minmax", "minmax + 10 %"}

@@ -8,7 +8,9 @@ import warnings
 from pathlib import Path
 
 import torch
+from torch.onnx._internal.exporter import _registration
 
+from tests.exporting_once import keep_what_exporters_read
 from tests.fuzzing.networks.run import run
 
 parser = argparse.ArgumentParser(
@@ -20,7 +22,10 @@ parser.add_argument("--shrink", type=float, default=600, help="seconds to make a
 parser.add_argument(
     "--log", type=Path, default=Path("fuzz-networks.json"), help="what was found; a run goes on where it ends"
 )
+parser.add_argument("--recipes", type=int, default=4, help="programs of every network (default 4)")
 options = parser.parse_args()
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
-sys.exit(min(1, run(options.programs, options.seconds, options.log, options.shrink)))
+keep_what_exporters_read()
+_registration.ONNXRegistry.from_torchlib()  # once, before processes fork
+sys.exit(min(1, run(options.programs, options.seconds, options.log, options.shrink, options.recipes)))

@@ -18,8 +18,11 @@ LAYERS = ("kan", "kan", "zoo", "linear")
 IMAGES = ("conv", "conv", "conv", "zoo conv", "last")
 
 
-def drawn(number: int) -> Drawn:
-    """Draw a program; what does not fit together is drawn again."""
+def drawn(number: int, again: int = 0) -> Drawn:
+    """Draw a program; what does not fit together is drawn again.
+
+    ``again`` draws another recipe and target for the same network and data, the first of which are number 0.
+    """
     attempt = 0
     while True:
         chance = random.Random(f"network {number} {attempt}")
@@ -33,10 +36,15 @@ def drawn(number: int) -> Drawn:
             continue
         one = len(spec["heads"]) < 2 and spec["second"] is None
         target = chance.choice(TARGETS) if one else "ort-cpu"
-        return {
+        program = {
             "network": spec, "seed": chance.randrange(1000), "data": _data(chance), "target": target,
             "recipe": _recipe(chance, target),
         }  # fmt: skip
+        if again:
+            chance = random.Random(f"recipe {number} {again}")
+            target = chance.choice(TARGETS) if one else "ort-cpu"
+            program |= {"target": target, "recipe": _recipe(chance, target)}
+        return program
 
 
 def _has_functions(specs: list[Spec]) -> bool:

@@ -10,7 +10,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from kancompile.errors import KanCompileError
 from tests.fuzzing.networks import run as running
 from tests.fuzzing.networks.drawing import drawn
 from tests.fuzzing.networks.judging import Verdict, difference
@@ -43,6 +45,40 @@ def test_many_networks(number: int) -> None:
 
 def test_a_number_is_always_the_same_network() -> None:
     assert json.dumps(drawn(5)) == json.dumps(drawn(5)) != json.dumps(drawn(6))
+
+
+def test_other_recipes_are_drawn_for_the_same_network() -> None:
+    several = [drawn(5, again) for again in range(4)]
+    assert several[0] == drawn(5)
+    assert all(one[key] == several[0][key] for one in several for key in ("network", "data", "seed"))
+    assert len({json.dumps([one["recipe"], one["target"]]) for one in several}) == 4
+
+
+def test_a_network_is_captured_once_for_its_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured: list[str] = []
+
+    def capture(model: str, example: torch.Tensor, **options: object) -> str:
+        captured.append(model)
+        if model == "refused":
+            raise KanCompileError("no")
+        return f"{model} of {len(example)}"
+
+    monkeypatch.setattr(running, "capture", capture)
+    once = running.CapturedOnce()
+    once.about = "network 1"
+    assert [once("one", torch.zeros(rows, 2)) for rows in (3, 3, 4)] == ["one of 3", "one of 3", "one of 4"]
+    once.about = "network 2"
+    for _ in range(2):
+        with pytest.raises(KanCompileError, match="no"):
+            once("refused", torch.zeros(4, 2))
+    assert captured == ["one", "one", "refused"]
+
+
+def test_a_log_of_other_programs_is_not_gone_on_with(tmp_path: Path) -> None:
+    log = tmp_path / "fuzz.json"
+    log.write_text(json.dumps({"next": 3}))
+    with pytest.raises(SystemExit, match="found 1 recipes each, not 4; move it away"):
+        running.run(9, 1e9, log, recipes=4)
 
 
 def test_differences_are_told() -> None:
@@ -94,6 +130,8 @@ def test_failures_become_small_scripts_that_stand_alone(tmp_path: Path, monkeypa
     assert runpy.run_path(str(tmp_path / "script.py"), run_name="script")["DRAWN"] == less
 
     class Judge(SimpleNamespace):
+        seconds = 0.0
+
         def __call__(self, given: Drawn) -> Verdict:
             return Verdict("wrong") if has_steps(given) else Verdict("equal")
 
