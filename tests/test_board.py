@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.board.advice import advice
 from benchmarks.board.cells import Cell, everything, required
 from benchmarks.board.findings import findings
 from benchmarks.board.page import PAGE, STORED, page, stored_rivals
@@ -66,6 +67,16 @@ def test_a_finding_holds_only_where_its_numbers_say_so() -> None:
     bad = good | dict([result(Cell("mnist_efficient_kan", "pact", 4, 4), 0.6)])
     assert f"| {text} | does not hold |" in findings(bad)
     assert f"| {text} | not run |" in findings(dict(list(good.items())[:2]))
+
+
+def test_advice_is_the_quickest_method_that_is_nearly_best() -> None:
+    """Within a tenth of a point of the best one, and only where all methods were run."""
+    lost = {"uniform": 1.0, "gptq": 0.25, "awq+gptq": 0.2, "adaround": 0.3, "brecq": 0.17, "hawq-v2": 0.3}
+    cells = dict(result(Cell("mnist_fast_kan", method, 4, 8), value) for method, value in lost.items())
+    row = "| FastKAN | not run | `gptq` 0.25; best `brecq` 0.17 (1) | not run | not run | not run |"
+    assert row in advice(cells)
+    del cells[Cell("mnist_fast_kan", "brecq", 4, 8).key]
+    assert advice(cells) == "not run."
 
 
 def test_the_page_is_that_of_the_stored_cells() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.board.advice import NEARLY, advice
 from benchmarks.board.cells import (
     AFTER,
     BITS_AFTER,
@@ -56,6 +57,10 @@ _TRAINED = """Three epochs from the compiled file on, half on labels and half on
 ([quantization-aware training](quantization_aware_training.md))."""
 _SPEED = """Medians over the cells of one column above: bytes; how many times as fast as the float export at batch 1 and 32;
 how many times as long as an int8 network of ordinary layers of the same widths they take; interleaved runs, one thread."""
+_ADVICE = f"""The quickest method after training that loses at most {NEARLY} points more than the best one (from quick
+to slow: `uniform`, `gptq`, `awq+gptq`, `hawq-v2`, `adaround`, `brecq`), its points lost, and the best one where that is another.
+Means over the networks and seeds, whose number stands in brackets, for which all of them were run. Test sets of pykan's networks
+are small: one decision is 0.5 to 2 points. `auto`, the default below 8 bits, chooses by the error on samples held out."""
 _SAMPLES = "Points lost with `awq+gptq`, W3A8, seed 0."
 _PUBLISHED = """What QuantKAN (arXiv 2511.18689) states, checked on these files. Its cells are of other networks and of fake
 quantization, so they are not repeated."""
@@ -92,6 +97,9 @@ def page(results: Results, rivals: Mapping[str, Any]) -> str:
         head,
         "## After training",
         _grid(results, NETWORKS, AFTER, BITS_AFTER),
+        "## Which method",
+        _ADVICE,
+        advice(results),
         "## With training",
         _TRAINED,
         _grid(results, (*PERCEPTRONS, *CONVOLUTIONS), tuple(WITH), BITS_WITH),
