@@ -110,7 +110,7 @@ def test_an_existing_output_stays_unless_forced(
     before = built.read_bytes()
     started = time.perf_counter()
     assert main(_compile(work, built.parent)) == 2
-    assert time.perf_counter() - started < 1  # refused before any work starts
+    assert time.perf_counter() - started < 3  # refused before any work starts
     assert "file exists, expected a new name" in capsys.readouterr().err
     assert built.read_bytes() == before
     copy = work / "forced"
