@@ -147,7 +147,8 @@ def compile(
     allocates = whole.optimize != "balanced" or (has_budget and takes_trials and budget is None)
 
     def build() -> tuple[Recipe, Program, Program, dict[str, Any], bytes]:
-        gate = ErrorGate(captured, samples, lowering, float_bytes, file_bytes)
+        most_bytes = whole.max_bytes if allocates else None
+        gate = ErrorGate(captured, samples, lowering, float_bytes, file_bytes, most_bytes)
         said: list[str] = []
         allocated: dict[str, Any] = {}
         if allocates:
@@ -189,6 +190,10 @@ def compile(
         allocated, front = budget.again(stored_bytes(), stored_with)
         chosen = allocated.settled(chosen.layers)
         effective, lowered, program, facts, data = build()
+    if allocates and whole.max_bytes is not None and stored_bytes() > whole.max_bytes:
+        raise KanCompileError(
+            f"max_bytes {whole.max_bytes}: the file takes {stored_bytes()} bytes with what it says of itself; allow as many"
+        )
     is_split = isinstance(data, ModelWithExternalData)  # at that size no count of constants is of use
     if chosen_target.suffix == ".onnx" and not is_split and float_bytes is not None and len(data) > float_bytes:
         facts["notes"].append(why_larger(data, float_bytes, whole.optimize == "size"))

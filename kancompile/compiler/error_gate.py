@@ -57,6 +57,7 @@ class ErrorGate:
         lower: Callable[[SettledRecipe], Program],
         float_bytes: int | None = None,
         file_bytes: Callable[[SettledRecipe, Program], int] | None = None,
+        most_bytes: int | None = None,
     ) -> None:
         """Take what is compared.
 
@@ -66,9 +67,11 @@ class ErrorGate:
             lower: lowers by a recipe.
             float_bytes: bytes of the float model's parameters, where they are known.
             file_bytes: bytes of the file that a program makes; of its constants alone where it is not given.
+            most_bytes: of a file that fits, whose recipe is refined no further than that allows.
         """
         self.captured, self.samples, self.lower, self.float_bytes = captured, samples, lower, float_bytes
         self.file_bytes = file_bytes or (lambda _, program: constant_bytes(program))
+        self.most_bytes = most_bytes
         self.trials = LayerTrials(captured, samples.samples, lower)
         self.refinements: list[Refinement] = []
         self.worst: OutputError | None = None
@@ -105,6 +108,10 @@ class ErrorGate:
             except KanCompileError:  # 16 bits that were taken without a trial, for functions without such a form
                 if _misses_limit(recipe, measured):
                     raise
+                del self.refinements[known:]
+                break
+            if self.most_bytes is not None and self.file_bytes(recipe, program) > self.most_bytes:
+                recipe, program, measured, known = best  # what a recipe says more takes bytes of the file, too
                 del self.refinements[known:]
                 break
             measured = self._measure(program)
