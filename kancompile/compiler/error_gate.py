@@ -4,9 +4,9 @@ The lowered program, whose evaluation is what the file computes, is compared wit
 output about its mean. Where an output misses the goal, the float program is replayed with one lowered layer at a time, which
 says how much noise each of them brings there. Those above an equal share of what is allowed go up the ladder (``ladder``): other
 rounding, ranges and column scales, then rows, then functions. Sixteen bits are taken only where an output would stay below
-:data:`RUINED_DB`, or where the constants stay no larger than the float model's, or than they are, which happens where inputs have
-tables of their own: integers are what the file is for. Rows of such tables are not taken where they would exceed that and 16 bits
-would not. What is left is said, with the next step.
+:data:`RUINED_DB`, or where the constants stay no larger than the float model's: integers are what the file is for. Rows of
+tables that inputs do not share are not taken where they would exceed that and 16 bits would not. What is left is said, with
+the next step.
 
 A goal leaves what a recipe chose, a key whose value is not its default, as it is, unless an output is ruined. ``min_sqnr`` is a
 limit, not a goal: for it every key may change and layers go on to 16 bits and float; where that does not suffice it is an error.
@@ -305,7 +305,7 @@ class ErrorGate:
         return _misses_limit(recipe, measured) or (_is_ruined(measured) and recipe.whole.max_bytes is None)
 
     def _stays_small(self, recipe: SettledRecipe, program: Program, name: str, trial: Trial) -> bool:
-        """Whether all constants take no more than the float model's parameters, or than now, with one layer in 16 bits.
+        """Whether all constants take no more than the float model's parameters with one layer in 16 bits.
 
         Its functions take no longer then: those that PyTorch's operators compute faster stay as they are
         (``lower_to_polynomials``). Where a user chose fewer bits, those are kept.
@@ -313,8 +313,7 @@ class ErrorGate:
         now = self.trials.trial(recipe, name, {})
         if self.float_bytes is None or now is None or min(recipe[name].bits, recipe[name].table_bits) < 8:
             return False
-        constants = constant_bytes(program)
-        return constants - now.extra_bytes + trial.extra_bytes <= max(self.float_bytes, constants)
+        return constant_bytes(program) - now.extra_bytes + trial.extra_bytes <= self.float_bytes
 
     def _next_step(self, recipe: SettledRecipe, program: Program) -> NextStep | None:
         """Measure what the recipe's own choices cost, then what 16 bits would bring, in the fewest layers that suffice."""

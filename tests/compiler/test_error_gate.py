@@ -176,30 +176,6 @@ def test_ruined_outputs_take_16_bits() -> None:
     assert worst_db(compiled, x, Differences()) >= 30
 
 
-class OwnSines(nn.Module):
-    """Three sines of every input, each of its own frequency, so that every input has a table of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.frequency = nn.Parameter(1 + 5 * torch.rand(4, 3, generator=generator))
-        self.mix = nn.Linear(12, 2, bias=False)
-        nn.init.normal_(self.mix.weight, generator=generator)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.mix(torch.sin(x.unsqueeze(-1) * self.frequency).flatten(1))  # type: ignore[no-any-return]
-
-
-def test_tables_that_are_larger_than_16_bits_give_way_to_them() -> None:
-    x = torch.rand(300, 4, generator=torch.Generator().manual_seed(0)) * 4 - 2
-    plain = kancompile.compile(OwnSines().eval(), x, recipe={"goal_sqnr": None})
-    assert worst_db(plain, x, OwnSines()) < 60
-    compiled = kancompile.compile(OwnSines().eval(), x, recipe={"goal_sqnr": 60})
-    assert compiled.manifest["error_gate"]["refinements"][-1]["change"] == {"precision": "int16"}
-    assert worst_db(compiled, x, OwnSines()) >= 60
-    assert len(compiled.model_bytes) < len(plain.model_bytes)
-
-
 def test_classes_that_stay_are_good_enough() -> None:
     """With labels of classes the error of the scores does not matter while no more decisions change than chance explains."""
     x = make_inputs(200)
