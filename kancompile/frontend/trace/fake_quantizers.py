@@ -8,6 +8,7 @@ that was trained with quantized activations is then captured like any other.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.ao.quantization import FakeQuantize
 from torch.overrides import TorchFunctionMode
 
 from kancompile.errors import KanCompileError
@@ -49,7 +49,7 @@ def plain_fake_quantizers(model: nn.Module) -> Iterator[None]:
     modules = _fake_quantizers(model).values()
     try:
         for module in modules:
-            module.forward = _computed(module)  # type: ignore[method-assign]
+            module.forward = _computed(module)
         with PlainFakeQuantizers():
             yield
     finally:
@@ -75,11 +75,14 @@ def fake_quantize_channels(
     return fake_quantize(input, scale.reshape(shape), zero_point.reshape(shape), quant_min, quant_max)
 
 
-def _fake_quantizers(model: nn.Module) -> dict[str, FakeQuantize]:
-    return {name: module for name, module in model.named_modules() if isinstance(module, FakeQuantize)}
+def _fake_quantizers(model: nn.Module) -> dict[str, Any]:
+    """Find the modules by name; a model that has one has imported their package, which no other one needs."""
+    package = sys.modules.get("torch.ao.quantization.fake_quantize")
+    kinds = () if package is None else package.FakeQuantize
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
-def _computed(module: FakeQuantize) -> Callable[[Tensor], Tensor]:
+def _computed(module: Any) -> Callable[[Tensor], Tensor]:
     """Give the forward of a module whose observer is off."""
     least, most = module.activation_post_process.quant_min, module.activation_post_process.quant_max
     if not bool(module.fake_quant_enabled.any()):
