@@ -106,6 +106,11 @@ def sum_over_chunks(chunks: Iterable[Item], terms: Callable[[Item], tuple[Tensor
     return tuple(totals)
 
 
+def process_count() -> int:
+    """Return how many processes share the work out that is done now."""
+    return _place.get()[1]
+
+
 def is_mine(number: int) -> bool:
     """Whether this process computes item ``number`` of those that :func:`dealt` shares out."""
     here, count = _place.get()

@@ -23,7 +23,6 @@ from kancompile.errors import KanCompileError
 from kancompile.passes.rounding_methods.problem import (
     FeatureSource,
     SecondMoments,
-    column_moments,
     objective,
     second_moments,
 )
@@ -94,8 +93,6 @@ def test_covariances_have_equal_bits_in_any_number_of_processes(monkeypatch: pyt
 def test_a_layer_is_rounded_and_measured_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     def work() -> tuple[list[int], float]:
         task = problem(bits=4, n=700)
-        # threads, unlike processes, would wait for each other at the lock of a cached property
-        task.__dict__["column_moments"] = column_moments(task.features, task.layer)
         rounded = Uniform()(task, generator())
         return rounded.codes.flatten().tolist(), objective(task, rounded)
 

@@ -4,38 +4,30 @@
 
 Layer by layer: the features of a layer are computed by the program in which all earlier layers are rounded already, so
 that its rounding can make up for their errors; where asked for, ``V`` first becomes what gives the float outputs on those
-features (``drift``). The bias joins the integer sum in units of the scale.
+features (``drift``). The bias joins the integer sum in units of the scale. Layers that do not depend on each other are
+rounded by one process each, where there are several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
-from kancompile.ir import Contraction, IntegerContraction, Layer, Program, Values, layer_tables
-from kancompile.passes.round_weights.alternatives import best_method
+from kancompile.ir import Contraction, Layer, Program, Values
 from kancompile.passes.round_weights.drift import FloatOutputs
 from kancompile.passes.round_weights.integers import integer_modules, merge_groups
-from kancompile.passes.round_weights.limit_pairs import cost_of_pairs, limit_layer
+from kancompile.passes.round_weights.limit_pairs import cost_of_pairs
 from kancompile.passes.round_weights.options import RoundingOptions
-from kancompile.passes.round_weights.pair_products import AdjacentPairs, layer_limits, layer_pairs, prove_layer
+from kancompile.passes.round_weights.pair_products import layer_limits, prove_layer
 from kancompile.passes.round_weights.reconstruct_blocks import blocks_of, reconstruct_block, with_one_end
 from kancompile.passes.round_weights.rows import layer_problems
-from kancompile.passes.rounding_methods import (
-    Brecq,
-    Gptq,
-    Rounded,
-    RoundingProblem,
-    Uniform,
-    Width,
-    objective,
-    settle_group_scales,
-    snap_scales,
-    stored_bits,
-    with_guard,
-)
+from kancompile.passes.round_weights.solved_layer import SolvedLayer, fit_pairs, solve_layer
+from kancompile.passes.round_weights.turns import turns
+from kancompile.passes.rounding_methods import Brecq, Rounded, RoundingProblem, snap_scales
+from kancompile.processes import dealt, process_count
 from kancompile.progress import track
 
 
@@ -65,51 +57,49 @@ class RoundWeights:
         """
         reference = tabulated = program
         layers = [layer for layer in program.layers() if _reads_tables(program, layer)]
+        numbers = {layer: number for number, layer in enumerate(layers)}
         floats = None
         if exact is not None:
-            drifting = {one: self._generator(n) for n, one in enumerate(layers) if self.options(one.name).makes_up}
+            order = [layer for turn in turns(program, layers, 1) for layer in turn]
+            drifting = {one: self._generator(numbers[one]) for one in order if self.options(one.name).makes_up}
             floats = FloatOutputs(exact, program, drifting, x, self.seed + 1)
         problems: dict[str, RoundingProblem] = {}
         rounded: dict[str, Rounded] = {}
-        for number, layer in enumerate(track(layers, "rounding weights")):
-            options = self.options(layer.name)
-            stated = layer_problems(program, layer, x, options, self._generator(number))
-            if floats is not None and options.makes_up:
-                changed, line = floats.make_up(program.node(layer.contraction, Contraction), layer, stated)
-                weights = changed.flat_weight()
-                stated = tuple(replace(one, weight=weight) for one, weight in zip(stated, weights, strict=True))
-                program = program.replace_modules({layer.contraction: changed}, [line])
-                reference = reference.replace_modules({layer.contraction: changed})
-            solved = round_layer(stated, options, self._generator(number))
-            others = options.alternatives
-            if program.contraction(layer).geometry is not None:
-                others = {
-                    name: method for name, method in others.items() if isinstance(method, Gptq)
-                }  # columns are alike there
-            if others:
-                better = best_method(stated, solved.parts, others, self._generator(number))
-                if better is not None:
-                    options = replace(options, method_name=better[0], method=better[1], alternatives={})
-                    solved = round_layer(stated, options, self._generator(number))
-                    solved = replace(solved, notes=(*solved.notes, f"layer {layer.name!r}: {better[2]}"))
-            polishing = None if isinstance(options.method, Uniform) else Gptq()
-            solved = fit_pairs(reference, layer, stated, solved, options, self._generator(number), polishing)
-            rounded[layer.name], notes = merge_groups(solved.parts), list(solved.notes)
-            if options.granularity != "channel" and program.contraction(layer).geometry is not None:
-                notes.append(
-                    f"layer {layer.name!r}: one weight scale for each output channel, not for each {options.granularity}, "
-                    "since an integer convolution has no more"
-                )
-            if len(stated) == 1 and layer.uses == 1:
-                problems[layer.name] = stated[0]
-            elif isinstance(options.method, Brecq):
-                apart = f"its {len(stated)} channel groups are rounded apart"
-                why = apart if len(stated) > 1 else f"it is used {layer.uses} times, in no one block"
-                notes.append(
-                    f"layer {layer.name!r}: rounded by the first stage of brecq alone, since {why}; no block reconstruction"
-                )
-            modules = integer_modules(reference, layer, rounded[layer.name], solved.bits, options.shares_scale)
-            program = program.replace_modules(modules, notes)
+        for turn in track(turns(program, layers, process_count()), "rounding weights"):
+            stated: dict[Layer, tuple[RoundingProblem, ...]] = {}
+            lines: dict[Layer, list[str]] = {}
+            for layer in turn:
+                options = self.options(layer.name)
+                generator = self._generator(numbers[layer])
+                parts, lines[layer] = layer_problems(program, layer, x, options, generator), []
+                if floats is not None and options.makes_up:
+                    changed, line = floats.make_up(program.node(layer.contraction, Contraction), layer, parts)
+                    weights = changed.flat_weight()
+                    parts = tuple(replace(one, weight=weight) for one, weight in zip(parts, weights, strict=True))
+                    program = program.replace_modules({layer.contraction: changed})
+                    reference = reference.replace_modules({layer.contraction: changed})
+                    lines[layer] = [line]
+                stated[layer] = parts
+            for layer, solved in zip(turn, self._solved(reference, turn, stated, numbers), strict=True):
+                options, parts = self.options(layer.name), stated[layer]
+                rounded[layer.name], notes = merge_groups(solved.parts), [*lines[layer], *solved.notes]
+                if options.granularity != "channel" and program.contraction(layer).geometry is not None:
+                    notes.append(
+                        f"layer {layer.name!r}: one weight scale for each output channel, not for each "
+                        f"{options.granularity}, since an integer convolution has no more"
+                    )
+                if len(parts) == 1 and layer.uses == 1:
+                    # without what was kept beside it, which only the process that solved it has
+                    problems[layer.name] = replace(parts[0]) if len(turn) > 1 else parts[0]
+                elif isinstance(options.method, Brecq):
+                    apart = f"its {len(parts)} channel groups are rounded apart"
+                    why = apart if len(parts) > 1 else f"it is used {layer.uses} times, in no one block"
+                    notes.append(
+                        f"layer {layer.name!r}: rounded by the first stage of brecq alone, since {why}; no block "
+                        "reconstruction"
+                    )
+                modules = integer_modules(reference, layer, rounded[layer.name], solved.bits, options.shares_scale)
+                program = program.replace_modules(modules, notes)
         # layers of several problems or uses keep what their own reconstruction gave
         learned = [
             layer for layer in layers if layer.name in problems and isinstance(self.options(layer.name).method, Brecq)
@@ -122,16 +112,33 @@ class RoundWeights:
             improved = reconstruct_block(program, tabulated, reference, block, problems, rounded, x, method, generator)
             modules, notes = {}, [improved[block[-1].name].notes[-1]]
             for layer in block:
-                options, stated = self.options(layer.name), (problems[layer.name],)
+                options, own = self.options(layer.name), (problems[layer.name],)
                 final = improved[layer.name]
                 if options.shares_scale:
                     final = snap_scales(problems[layer.name], final)
                 solved = SolvedLayer([final], options.bits, ())
-                solved = fit_pairs(reference, layer, stated, solved, options, generator)
+                solved = fit_pairs(reference, layer, own, solved, options, generator)
                 modules |= integer_modules(reference, layer, solved.parts[0], solved.bits, options.shares_scale)
                 notes += solved.notes
             program = program.replace_modules(modules, notes)
         return program
+
+    def _solved(
+        self,
+        reference: Program,
+        turn: Sequence[Layer],
+        stated: Mapping[Layer, Sequence[RoundingProblem]],
+        numbers: Mapping[Layer, int],
+    ) -> list[SolvedLayer]:
+        """Solve the layers of a turn: one by all processes together, several by one process each."""
+
+        def solve(layer: Layer) -> SolvedLayer:
+            start = partial(self._generator, numbers[layer])
+            return solve_layer(reference, layer, stated[layer], self.options(layer.name), start)
+
+        if len(turn) == 1:
+            return [solve(turn[0])]
+        return [SolvedLayer.of_tensors(found) for found in dealt(turn, lambda layer: solve(layer).as_tensors())]
 
     def _generator(self, number: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed + 1000003 * number)
@@ -139,80 +146,6 @@ class RoundWeights:
 
 def _reads_tables(program: Program, layer: Layer) -> bool:
     return program.is_float(layer) and all(expansion.yields_codes for expansion in program.expansions(layer))
-
-
-@dataclass(frozen=True)
-class SolvedLayer:
-    """The rounding problems of one layer, solved.
-
-    Attributes:
-        parts: one rounding for each.
-        bits: of the weights.
-        notes: lines for the report.
-    """
-
-    parts: list[Rounded]
-    bits: Width
-    notes: tuple[str, ...]
-
-
-def round_layer(
-    problems: Sequence[RoundingProblem], options: RoundingOptions, generator: torch.Generator
-) -> SolvedLayer:
-    """Round one layer with one method, and say how it compares with rounding to nearest.
-
-    The better of the two on the calibration data is returned, and a note says so where that is not the method asked for.
-    """
-    parts = [with_guard(options.method)(problem, generator) for problem in problems]
-    if options.shares_scale:
-        parts = [
-            settle_group_scales(problem, part, options.method) if len(part.group_sizes) > 1 else part
-            for problem, part in zip(problems, parts, strict=True)
-        ]
-    what = f"layer {problems[0].layer!r}: {options.weights} by {options.method_name}"
-    if isinstance(options.method, Uniform):
-        errors = [objective(problem, part) for problem, part in zip(problems, parts, strict=True)]
-        notes = [f"{what}, mean squared output error {sum(errors) / len(errors):.4g}"]
-    else:
-        notes = [f"{what}, {line}" for line in dict.fromkeys(line for part in parts for line in part.notes)]
-    return SolvedLayer(parts, options.bits, tuple(notes))
-
-
-def fit_pairs(
-    program: Program,
-    layer: Layer,
-    problems: Sequence[RoundingProblem],
-    solved: SolvedLayer,
-    options: RoundingOptions,
-    generator: torch.Generator,
-    polishing: Gptq | None = None,
-) -> SolvedLayer:
-    """Make sums of two neighboring products fit int16 where that is asked for; they always do below 8 bits.
-
-    Args:
-        program: the tabulated program, with the layer's float contraction and original tables.
-        layer: the layer.
-        problems, solved: its rounding problems and their solution.
-        options: of the layer.
-        generator: for another rounding, where that is needed.
-        polishing: see :func:`limit_layer`; not after a block was reconstructed, whose objective is another one.
-    """
-    if not options.int16_pairs or stored_bits(solved.bits) < 8:
-        return solved
-
-    def pairs_of(parts: Sequence[Rounded]) -> Sequence[AdjacentPairs]:
-        modules = integer_modules(program, layer, merge_groups(parts), solved.bits)
-        contraction = modules[layer.contraction]
-        assert isinstance(contraction, IntegerContraction)
-        return layer_pairs(contraction, layer_tables(program.replace_modules(modules), layer))
-
-    def again(bits: int) -> list[Rounded]:
-        return round_layer([replace(problem, bits=bits) for problem in problems], options, generator).parts
-
-    limited = limit_layer(problems, solved.parts, pairs_of, again, polishing)
-    if limited is None:
-        return solved
-    return SolvedLayer(limited.parts, limited.bits, (*solved.notes, f"layer {layer.name!r}: {limited.note()}"))
 
 
 __all__ = ["RoundWeights", "RoundingOptions", "cost_of_pairs", "layer_limits", "prove_layer"]

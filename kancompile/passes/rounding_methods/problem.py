@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -226,17 +225,20 @@ class RoundingProblem:
         """Scale group of every column, int64 ``[c]``."""
         return torch.repeat_interleave(torch.arange(len(self.group_sizes)), torch.tensor(self.group_sizes))
 
-    @cached_property
+    @property
     def column_moments(self) -> tuple[Tensor, Tensor]:
         """Mean and variance of every column, float64 ``[c]``; kept after the first use."""
-        return column_moments(self.features, self.layer)
+        kept: tuple[Tensor, Tensor] | None = self.__dict__.get("_column_moments")
+        if kept is None:
+            kept = self.__dict__["_column_moments"] = column_moments(self.features, self.layer)
+        return kept
 
     def second_moments(self, device: str = "cpu") -> SecondMoments:
         """Return the moments of the features, kept for the next method where they take at most 1 GiB."""
         kept: SecondMoments | None = self.__dict__.get("_moments")
         if kept is None or kept.covariance.device.type != torch.device(device).type:
             kept = second_moments(self.features, self.layer, device)
-            self.__dict__["column_moments"] = (kept.mean, kept.variance)
+            self.__dict__["_column_moments"] = (kept.mean, kept.variance)
             if kept.covariance.numel() * 4 <= _CACHED_BYTES:
                 self.__dict__["_moments"] = kept
         return kept
