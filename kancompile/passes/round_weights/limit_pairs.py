@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kancompile.passes.round_weights.pair_products import INT16_MAX, AdjacentPairs
+from kancompile.passes.round_weights.adjacent_pairs import INT16_MAX, AdjacentPairs
 from kancompile.passes.rounding_methods import (
     Gptq,
     Rounded,
@@ -163,14 +163,14 @@ def _polished(problem: RoundingProblem, rounded: Rounded, pairs: AdjacentPairs, 
 def _taken_back(problem: RoundingProblem, rounded: Rounded, pairs: AdjacentPairs) -> Rounded:
     """Change the pairs that do not fit, and nothing else."""
     output, pair, _ = pairs.overflows(rounded.codes)
-    codes = rounded.codes.clone()
-    weights = pairs.weights(rounded.codes, output, pair)
-    fitting = _nearest_fitting(problem, pairs, pair, weights).to(torch.int8)
-    columns = pairs.columns[pair]
+    codes, weights = rounded.codes, pairs.weights(rounded.codes, output, pair)
+    fitting = _nearest_fitting(problem, pairs, pair, weights).abs()
+    columns, size = pairs.columns[pair], codes.to(torch.int64).abs().flatten()
     for which in (0, 1):
         known = columns[:, which] >= 0
-        codes[output[known], columns[known, which]] = fitting[known, which]
-    return _corrected(problem, replace(rounded, codes=codes))
+        place = output[known] * codes.shape[1] + columns[known, which]
+        size.scatter_reduce_(0, place, fitting[known, which], "amin")  # a column of several pairs fits into all of them
+    return _corrected(problem, replace(rounded, codes=(codes.sign() * size.reshape(codes.shape)).to(torch.int8)))
 
 
 def _coarser(problem: RoundingProblem, rounded: Rounded, pairs: AdjacentPairs) -> Rounded:

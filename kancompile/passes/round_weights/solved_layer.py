@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from kancompile.ir import IntegerContraction, Layer, Program, layer_tables
+from kancompile.passes.round_weights.adjacent_pairs import AdjacentPairs
 from kancompile.passes.round_weights.alternatives import best_method
 from kancompile.passes.round_weights.integers import integer_modules, merge_groups
 from kancompile.passes.round_weights.limit_pairs import limit_layer
 from kancompile.passes.round_weights.options import RoundingOptions
-from kancompile.passes.round_weights.pair_products import AdjacentPairs, layer_pairs
+from kancompile.passes.round_weights.pair_products import layer_pairs
 from kancompile.passes.rounding_methods import (
     Gptq,
     Rounded,

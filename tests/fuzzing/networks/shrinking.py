@@ -18,7 +18,7 @@ _SIMPLE = {
     "groups": 1, "padding": 0, "kernel": 1, "factor": 0.5, "offset": 0.0,
     **dict.fromkeys(("base", "own", "odd_names", "by_feature", "bias"), False),
 }  # fmt: skip
-_SOURCES = ("parts", "layouts", "judging", "one")
+_SOURCES = ("parts", "layouts", "judging", "../../saturation", "one")
 
 
 def shrunk(drawn: Drawn, fails: Callable[[Drawn], bool], seconds: float) -> Drawn:

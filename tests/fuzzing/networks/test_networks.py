@@ -127,7 +127,9 @@ def test_failures_become_small_scripts_that_stand_alone(tmp_path: Path, monkeypa
     assert less["recipe"] == {}
     assert len(json.dumps(less["network"])) < len(json.dumps(drawn(number)["network"]))
     (tmp_path / "script.py").write_text(script(less, "a test"))
-    assert runpy.run_path(str(tmp_path / "script.py"), run_name="script")["DRAWN"] == less
+    alone = runpy.run_path(str(tmp_path / "script.py"), run_name="script")
+    assert alone["DRAWN"] == less
+    assert alone["verdict_on"](less).kind == verdict_on(less).kind
 
     class Judge(SimpleNamespace):
         seconds = 0.0

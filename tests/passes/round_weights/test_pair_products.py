@@ -10,13 +10,20 @@ import pytest
 import torch
 
 from kancompile.ir import IntegerContraction, Program, TableExpansion
+from kancompile.passes.fuse_index import FuseIndex
+from kancompile.passes.quantize_outputs import QuantizeOutputs
+from kancompile.passes.round_weights import RoundingOptions, RoundWeights
 from kancompile.passes.round_weights.pair_products import Int16Proof, layer_pairs, prove, prove_layer
+from kancompile.passes.rounding_methods import METHODS
+from kancompile.passes.tabulate_expansions import TabulateExpansions
+from kancompile.passes.tabulate_expansions.options import TableOptions
 from kancompile.runtimes.emulation import X86, run_emulated
 from kancompile.runtimes.session import RuntimeModel
+from kancompile.targets import TARGETS
 from kancompile.targets.onnx.arrange_tables import arrange_tables
 from kancompile.targets.onnx.export import emit
 from tests import convolution_programs, programs
-from tests.convolution_programs import Convolution, integer_convolutions, square
+from tests.convolution_programs import Convolution, float_convolutions, integer_convolutions, square
 from tests.programs import integer_program
 from tests.saturation import adds_products_exactly
 
@@ -115,13 +122,12 @@ def test_convolution_proof_equals_enumeration(layer: Convolution, channels: int)
     for group in range(layer.groups):
         own = [s for part in by_table for s in part[group * len(part) // layer.groups :][: len(part) // layer.groups]]
         weight = contraction.matrix.chunk(layer.groups)[group].flatten(2)  # [n_out, c, taps]
-        order = list(range(len(own)))
-        if layer.groups == 1:  # in planes: functions major, channels minor, one expansion behind the other
-            order.sort(key=lambda c: (own[c][0][0], own[c][1], own[c][0][1]))
-        rows = [
-            (tap, c) for tap in range(weight.shape[2]) for c in order + [-1] * (layer.groups == 1 and len(order) % 2)
-        ]
-        for (tap0, c0), (tap1, c1) in zip(rows[::2], rows[1::2], strict=False):
+        orders = [list(range(len(own)))]
+        if layer.groups == 1:  # or in planes: functions major, channels minor, one expansion behind the other
+            planes = sorted(orders[0], key=lambda c: (own[c][0][0], own[c][1], own[c][0][1]))
+            orders.append(planes + [-1] * (len(planes) % 2))
+        rows = [[(tap, c) for tap in range(weight.shape[2]) for c in order] for order in orders]
+        for (tap0, c0), (tap1, c1) in (pair for row in rows for pair in zip(row[::2], row[1::2], strict=False)):
             for o in range(len(weight)):
                 w0 = int(weight[o, c0, tap0])
                 if c1 < 0:  # a constant column of weight up to 64
@@ -134,19 +140,61 @@ def test_convolution_proof_equals_enumeration(layer: Convolution, channels: int)
     assert proof.overflowing == sum(abs(value) > 32767 for value in sums) > 0
 
 
-def test_order_of_the_columns_is_that_of_the_file() -> None:
-    # what is emitted computes the same products in the order that the proof pairs them in
+def test_orders_of_the_columns_are_those_of_files() -> None:
+    # what is emitted computes the same products in an order that the proof pairs them in
     program = integer_convolutions((4, 6, 6), [square(5, 3, padding=1)], zero_point=40)
     layer = program.layers()[0]
     contraction = program.module(layer.contraction)
     tables = [program.module(target) for target in layer.expansions]
-    arranged = arrange_tables(program).module(layer.contraction)
-    emitted = arranged.weight.flatten(2).movedim(1, 2).flatten(1)  # type: ignore  # taps major: [n_out, taps * c]
     pairs = layer_pairs(contraction, tables)[0]  # type: ignore
     weight = contraction.weight.flatten(1)  # type: ignore
-    for number in range(5):
-        ours = pairs.weights(weight, torch.full((len(pairs.columns),), number), torch.arange(len(pairs.columns)))
-        assert torch.equal(ours.flatten(), emitted[number].to(torch.int64))
+    half = len(pairs.columns) // 2
+    for start, emitted in ((0, program), (half, arrange_tables(program))):
+        found = emitted.module(layer.contraction).weight.flatten(2).movedim(1, 2).flatten(1)  # type: ignore  # taps major
+        places = torch.arange(start, start + half)
+        for number in range(5):
+            ours = pairs.weights(weight, torch.full((half,), number), places)
+            assert torch.equal(ours.flatten(), found[number].to(torch.int64))
+
+
+def test_a_convolution_of_full_codes_is_exact_in_both_orders() -> None:
+    """Rows whose codes are all large, as far outside of the calibrated range, reach the largest sums in either order."""
+    program = TabulateExpansions(lambda name: TableOptions(256))(
+        float_convolutions((12, 6, 6), [square(4, 2)]),
+        torch.randn(40, 12, 6, 6, generator=torch.Generator().manual_seed(0)),
+    )
+    layer = program.layers()[0]
+    table = program.node(layer.expansions[0], TableExpansion)
+    codes = table.table.clone()
+    codes[0] = 255
+    program = program.replace_modules({layer.expansions[0]: table.replace(table=codes)})
+    x = torch.randn(40, 12, 6, 6, generator=torch.Generator().manual_seed(1))
+    options = RoundingOptions(METHODS["uniform"], "uniform", int16_pairs=True)
+    safe = QuantizeOutputs()(FuseIndex()(RoundWeights(lambda name: options)(program, x)), x)
+    assert any("int16" in note for note in safe.notes)
+    far = torch.cat([x[:8], torch.full_like(x[:8], -100.0)])
+    for target in ("ort-cpu", "qnn"):
+        session = RuntimeModel(TARGETS[target].emit(safe, {}))
+        found = np.concatenate([session.run(one[None].numpy())[0] for one in far])
+        np.testing.assert_array_equal(found, safe(far).numpy())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_codes_of_a_convolution_within_the_limits_fit(seed: int) -> None:
+    program = integer_convolutions((4, 6, 6), [square(5, 2)], zero_point=40)
+    layer = program.layers()[0]
+    tables = [program.module(target) for target in layer.expansions]
+    pairs = layer_pairs(program.module(layer.contraction), tables)[0]  # type: ignore
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(-127, 128, (5, int(pairs.columns.max()) + 1), generator=generator, dtype=torch.int8)
+    while len(pairs.overflows(codes)[0]):
+        output, pair, _ = pairs.overflows(codes)
+        codes[output, pairs.columns[pair, 0]] //= 2
+    low, high = pairs.limits(codes)
+    assert bool(((codes >= low) & (codes <= high)).all())
+    for _ in range(20):
+        share = torch.randint(0, 3, codes.shape, generator=generator) / 2
+        assert not len(pairs.overflows((low + share * (high - low)).round().to(torch.int8))[0])
 
 
 @pytest.mark.parametrize("bits", [2, 4, 7])
