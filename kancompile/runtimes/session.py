@@ -6,7 +6,7 @@ import mmap
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -84,6 +84,12 @@ def open_session(content: bytes, options: onnxruntime.SessionOptions) -> onnxrun
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
+class _Argument(NamedTuple):
+    name: str
+    type: str
+    shape: list[int | str]
+
+
 class RuntimeModel:
     """An ONNX file in a CPU session of ONNX Runtime, called with and returning tensors.
 
@@ -117,7 +123,9 @@ class RuntimeModel:
         try:
             self.session = open_session(content, options)
             self._mapped = getattr(content, "external", None)  # the session reads it as long as it lives
-            inputs = self.session.get_inputs()
+            # names and sizes are texts of the file, which need not be UTF-8
+            inputs = [_Argument(value.name, value.type, list(value.shape)) for value in self.session.get_inputs()]
+            self.output_names = [value.name for value in self.session.get_outputs()]
             self._ranges = self.session.get_modelmeta().custom_metadata_map.get(CALIBRATED_RANGE)
         except Exception as error:  # its exceptions share no base class
             raise KanCompileError(
@@ -130,7 +138,6 @@ class RuntimeModel:
                 f"{self.name}: found inputs {found!r}, expected batches of {', '.join(_TYPES)}; give a file that kancompile wrote"
             )
         self._types = {value.name: _TYPES[value.type] for value in inputs}
-        self.output_names = [value.name for value in self.session.get_outputs()]
         self.batch = inputs[0].shape[0] if isinstance(inputs[0].shape[0], int) else None
         if self.batch == 0:
             raise KanCompileError(

@@ -66,6 +66,11 @@ def test_onnx_files_of_odd_content() -> None:
         describe_file(content)
     with pytest.raises(KanCompileError, match="found a batch of 0 samples"):
         RuntimeModel(_model(batch=0))
+    for text in (b"ROWS", b"x"):  # of a dimension, of an input
+        content = _model(batch="ROWS").replace(text, b"\xff" * len(text))
+        with pytest.raises(KanCompileError, match="cannot load it"):
+            RuntimeModel(content)
+    RuntimeModel(_model(batch="ROWS"))
     with pytest.raises(KanCompileError, match="found an output of ndarray, expected tensors of numbers"):
         RuntimeModel(_model(TensorProto.STRING))(torch.zeros(2, 3))
 

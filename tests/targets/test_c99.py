@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -265,6 +266,17 @@ def test_what_stays_in_float_is_refused_with_layer_reason_and_way_out() -> None:
         KanCompileError, match=r"layer 'layers\.0': the output of the convolution has no 8-bit quantizer"
     ):
         emit(bare, {})
+    program = integer_program((3, 5), (256,))
+    graph = program.graph_module.graph
+    x, first, *_ = graph.nodes
+    with graph.inserting_before(first):
+        first.args = (
+            graph.call_function(aten.reshape.default, (x, [-1, 3])),
+        )  # both rows of a sample behind each other
+    with pytest.raises(
+        KanCompileError, match=r"'layers\.0': parts of a sample are read as samples of their own.*'ort-cpu'"
+    ):
+        emit(replace(program, input_shape=(2, 3)), {})
 
 
 @pytest.mark.parametrize("levels", [255, 1024])

@@ -117,8 +117,7 @@ class _Planner:
     def plan(self) -> Plan:
         for node in self.program.graph_module.graph.nodes:
             self.values[node] = getattr(self, node.op)(node)
-        size = int(np.prod(self.program.input_shape))
-        return Plan(size, tuple(self.inputs), tuple(self.steps), self.values[node])
+        return Plan(int(np.prod(self.program.input_shape)), tuple(self.inputs), tuple(self.steps), self.values[node])
 
     def placeholder(self, node: fx.Node) -> _RealInput:
         shape = self.program.input_shape
@@ -222,7 +221,8 @@ class _Planner:
 
     def _read(self, node: fx.Node, table: TableExpansion) -> Read:
         value = self.values[node.all_input_nodes[0]]
-        assert isinstance(value, _Elements)
+        if not isinstance(value, _Elements) or len(value.ids) != 1:
+            raise self._refused(node, "parts of a sample are read as samples of their own", None)
         ids = value.ids if table.channels_first else regroup(value.ids, table.read_shape)
         if table.picks is not None:
             ids = ids[..., table.picks]
@@ -241,10 +241,10 @@ class _Planner:
             if table.input != "index":
                 assert value.values is not None
                 behind = value.values
-        lead = int(np.prod(table.in_shape[:-1]))
-        if np.array_equal(order, np.arange(source.size)):
+        alone, in_order = np.prod(table.in_shape[:-1]) == 1, np.arange(source.size)
+        if np.array_equal(order, in_order):
             return _read_of(table, source, behind)
-        if lead == 1 and self._takes_any_order(node) and np.array_equal(np.sort(order), np.arange(source.size)):
+        if alone and self._takes_any_order(node) and np.array_equal(np.sort(order), in_order):
             return replace(_read_of(table, source, behind), order=order)
         moved = self._buffer(len(order), source.wide)
         self.steps.append(Gather(source, moved, order))
@@ -372,7 +372,7 @@ class _Planner:
         way = (
             f"set {recipe} in the recipe"
             if recipe
-            else "compile for 'ort-cpu', which runs it in float, or take it out of the model"
+            else "compile for 'ort-cpu', which runs it, or take it out of the model"
         )
         return KanCompileError(
             f"target 'c99': layer {self._nearest_layer(node)!r}: {reason}{where}, expected integer tables and products; {way}"
