@@ -86,7 +86,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=seed, default=0, help="seed of every random choice (default 0)")
     parser.add_argument(
-        "--device", default="cpu", choices=("cpu", "cuda"), help="where rounding computes its matrices (default cpu)"
+        "--device",
+        default="cpu",
+        choices=("cpu", "cuda"),
+        help="where rounding computes its matrices (default cpu; cuda is experimental)",
     )
     add_recipe(parser)
     add_max_drop(parser)

@@ -86,7 +86,12 @@ def add_diagnosis(parser: argparse.ArgumentParser) -> None:
     add_data(parser, "data", "samples to judge with, labels if there are any", required=False)
     add_held_out(parser, zero="only with --data")
     parser.add_argument("--seed", type=seed, default=0, help="seed of every random choice (default 0)")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where rounding computes")
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        choices=("cpu", "cuda"),
+        help="where rounding computes (default cpu; cuda is experimental)",
+    )
     add_recipe(parser)
 
 

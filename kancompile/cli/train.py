@@ -94,7 +94,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--resume", action="store_true", help="go on with the states of an interrupted run in OUT")
     parser.add_argument("--seed", type=seed, default=0, help="seed of every random choice (default 0)")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where it trains (default cpu)")
+    parser.add_argument(
+        "--device", default="cpu", choices=("cpu", "cuda"), help="where it trains (default cpu; cuda is experimental)"
+    )
     add_recipe(parser)
     add_max_drop(parser)
 
