@@ -127,7 +127,8 @@ def test_other_commands_run_in_one_process(monkeypatch: pytest.MonkeyPatch, caps
 NETS = """
 import os, signal
 import torch
-from examples.zoo import efficient_kan, kagn_conv
+from torch import nn
+from examples.zoo import chebyshev_kan, efficient_kan, kagn_conv
 from kancompile.errors import KanCompileError
 
 def layers():
@@ -137,6 +138,20 @@ def layers():
 def convolutions():
     torch.manual_seed(0)
     return kagn_conv.build((1, 6, 8), (1, 2), 3).eval()
+
+class Halves(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.halves = nn.ModuleList(chebyshev_kan.build((4, 9), seed=number) for number in range(2))
+        self.last = chebyshev_kan.build((18, 3))
+
+    def forward(self, x):
+        left, right = x.chunk(2, 1)
+        return self.last(torch.cat([self.halves[0](left), self.halves[1](right)], 1))
+
+def side_by_side():
+    torch.manual_seed(0)
+    return Halves().eval()
 
 def fails():
     if os.environ.get("RANK") == "1":
@@ -167,11 +182,17 @@ def started(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("net", ["layers", "convolutions"])
-@pytest.mark.parametrize("method", ["uniform", "gptq"])
+@pytest.mark.parametrize(
+    ("net", "method"),
+    [
+        *((net, method) for net in ("layers", "convolutions") for method in ("uniform", "gptq")),
+        *(("side_by_side", method) for method in ("gptq", "adaround", "awq+gptq", "brecq", "hawq-v2")),
+    ],
+)
 def test_two_processes_write_the_files_of_one(net: str, method: str, nets: Path) -> None:
     for launcher, out in (((), "one"), (TOGETHER, "two")):
-        process = started(nets, launcher, net, net, out, "--method", method)
+        data = "convolutions" if net == "convolutions" else "layers"
+        process = started(nets, launcher, net, data, out, "--method", method)
         said, errors = process.communicate(timeout=900)
         assert process.returncode == 0, errors
         assert json.loads(said)["passed"]  # one of them has printed
