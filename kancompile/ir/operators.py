@@ -56,10 +56,10 @@ def floor_index(x: Tensor, multiplier: float, offset: float, levels: int) -> Ten
     this is the form for tables of more than 256 rows between two layers.
 
     ``trunc(clip(x * multiplier + offset, 0, levels - 1))``, the product and the sum each rounded to float32. An offset
-    that includes 0.5 makes it round to nearest. A multiplier of 1 and an offset of 0 are left out of the artifact.
+    that includes 0.5 makes it round to nearest. A multiplier of 1 and an offset of 0 are left out of the artifact. NaN is row 0.
     """
     scaled = x * torch.tensor(multiplier, dtype=torch.float32) + torch.tensor(offset, dtype=torch.float32)
-    return torch.clamp(scaled, 0, levels - 1).to(torch.int32)
+    return torch.clamp(scaled, 0, levels - 1).to(torch.int32).clamp_(min=0)
 
 
 @floor_index.register_fake

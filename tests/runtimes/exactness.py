@@ -6,10 +6,24 @@ import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from torch import fx
 
-from kancompile.ir import Program
+from kancompile.ir import Program, TableExpansion
 from tests.convolution_programs import integer_convolutions, square
 from tests.programs import integer_program
+
+
+def layer_used_again() -> Program:
+    """Use a layer of many rows twice, on the input of the network and on what the first use gives."""
+    program = integer_program((16, 16), levels=(2048,))
+    (layer,) = program.layers()
+    table = program.node(layer.expansions[0], TableExpansion)
+    program = program.replace_modules({layer.expansions[0]: table.replace(input="float")})
+    graph = fx.Graph()
+    end = graph.graph_copy(program.graph_module.graph, {})
+    graph.output(graph.call_module(layer.contraction, (graph.call_module(layer.expansions[0], (end,)),)))
+    return program.with_graph(graph, program.graph_module)
+
 
 PROGRAMS = {
     "MLP W8, row numbers handed over": lambda: integer_program((24, 16, 10), k=9),
@@ -19,6 +33,7 @@ PROGRAMS = {
     "MLP W3, scale groups and several tables": lambda: integer_program(
         (24, 10), (64,), weight_bits=3, groups=2, tables=3
     ),
+    "a layer used again": layer_used_again,
     "conv W8": lambda: integer_convolutions(
         (3, 8, 8), [square(6, 3, padding=1), square(5, 3, stride=2)], zero_point=90
     ),

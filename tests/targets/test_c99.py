@@ -21,6 +21,7 @@ from kancompile.targets.onnx.export import emit as emit_onnx
 from tests.compiled_kan import make_inputs, make_model
 from tests.convolution_programs import integer_convolutions, square
 from tests.programs import float_program, integer_program
+from tests.runtimes.exactness import PROGRAMS, probing_inputs, simulated_outputs
 from tests.targets.c_programs import STRICT, UNDEFINED, WORDS, build, evaluate, write
 from tests.targets.test_convolutions import CASES as CONVOLUTIONS
 from tests.targets.test_ort_cpu import CASES as LINEAR
@@ -245,6 +246,18 @@ def test_moving_operators_cost_nothing_or_a_copy(tmp_path: Path) -> None:
         found = evaluate(build(write(moved, folder), [*STRICT, *UNDEFINED]), x)
         np.testing.assert_array_equal(found, moved(x).numpy())
         assert (folder / "model.c").read_text().count("static void kan_step") == copies
+
+
+@pytest.mark.needs("gcc")
+@pytest.mark.parametrize("case", ["a layer used again", "MLP W8, values handed over"])
+def test_inputs_between_two_rows_are_rounded_as_the_program_does(case: str, tmp_path: Path) -> None:
+    program = PROGRAMS[case]()
+    x = probing_inputs(program, 300)
+    for flags in (STRICT, ("-O3", "-march=native", "-ffp-contract=fast")):  # products and sums that a compiler may join
+        folder = tmp_path / flags[0]
+        folder.mkdir()
+        found = evaluate(build(write(program, folder), [*flags]), torch.from_numpy(x))
+        np.testing.assert_array_equal(found, simulated_outputs(program, x))
 
 
 def test_what_stays_in_float_is_refused_with_layer_reason_and_way_out() -> None:

@@ -131,6 +131,8 @@ def _input_meaning(plan: Plan) -> list[str]:
     for input in plan.inputs:
         index = input.index
         formula = f"clip(rint(x / {index.scale!r}) + {index.zero_point}, 0, {index.levels - 1})"
+        if index.truncates:
+            formula = f"trunc(clip(x, 0, {index.levels - 1}))"
         order = "" if is_range(input.order) else "; inputs stand in the order in which kan_model_quantize writes them"
         real = "real input x" if not input.steps else "real input, normalized to x in kan_model_quantize"
         lines.append(f"   {input.target.name}: row numbers of tables, {formula} of each {real}{order}.")

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from kancompile.ir import Geometry, IndexQuantizer, IntegerContraction, TableExpansion
-from kancompile.targets.c99.steps import Array, Buffer, Contract, Read, ScaleGroup, Segment, Store, Window
+from kancompile.targets.c99.float_inputs import FloatStep
+from kancompile.targets.c99.steps import Array, Buffer, Contract, Index, Read, ScaleGroup, Segment, Store, Window
 
 _UNPLACED = Buffer("", 0)
 
@@ -164,6 +165,20 @@ def store_for(table: TableExpansion) -> Store:
         multiplier, offset = index.to_rows()
         return Store(_UNPLACED, "affine", index.levels, multiplier=multiplier, offset=offset)
     return Store(_UNPLACED, "nearest", index.levels, zero_point=index.zero_point, multiplier=index.scale)
+
+
+def index_of_inputs(table: TableExpansion, count: int) -> tuple[Index, tuple[FloatStep, ...]]:
+    """Say how ``count`` real inputs become row numbers, and what is done to them before.
+
+    A table that another use of its layer reads behind a layer has the rounding that is quick there, also for real inputs.
+    """
+    index = table.index
+    if table.input == "real":
+        return Index(index.scale, index.zero_point, index.levels), ()
+    multiplier, offset = index.to_rows()
+    scaling = (("x * c", multiplier), ("x + c", offset)) if table.input == "float" else ()
+    steps = tuple(FloatStep(form, torch.full((count,), constant)) for form, constant in scaling)
+    return Index(1.0, 0, index.levels, truncates=True), steps
 
 
 def rows_behind(table: TableExpansion, values: Tensor) -> Array:

@@ -228,8 +228,8 @@ class _Planner:
             ids = ids[..., table.picks]
         order = (to_channels_last(ids) if table.channels_first else ids).reshape(-1).numpy()
         if isinstance(value, _RealInput):
-            index = Index(table.index.scale, table.index.zero_point, table.index.levels)
-            steps = tuple(step.at(torch.from_numpy(order)) for step in value.steps)
+            index, scaling = layers.index_of_inputs(table, len(order))
+            steps = (*(step.at(torch.from_numpy(order)) for step in value.steps), *scaling)
             buffer = self._input(index, value.source.numpy()[order], steps)
             return _read_of(table, buffer)
         behind: Tensor | None = None

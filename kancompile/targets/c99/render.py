@@ -200,16 +200,22 @@ class _File:
                 c = f"{name}[i]"
                 table.append(float_array(name, constant))
                 self.flash += 4 * constant.size
-            before.append(f"const float real{place} = {_applied(step.form, real, c)};")
+            # a compiler that may join a product and a sum to one operation would round once where the program does twice
+            kind = "const volatile float" if "*" in step.form else "const float"
+            before.append(f"{kind} real{place} = {_applied(step.form, real, c)};")
             real = f"real{place}"
-        body = [
-            *before,
+        rounded = [
             f"const float x = {real} / {float(np.float32(index.scale)).hex()}f;",
             "/* clipped first, which also settles NaN, then rounded half to even by leaving no bits below 1 */",
             f"const float bounded = x > {low}.0f ? (x < {high}.0f ? x : {high}.0f) : {low}.0f;",
             "const float shifted = bounded + 12582912.0f;",
             f"target[i] = ({target.c_type})((int32_t)(shifted - 12582912.0f) + {index.zero_point});",
         ]
+        truncated = [  # NaN too is the first row
+            f"const float x = {real};",
+            f"target[i] = ({target.c_type})(x > 0.0f ? (x < {high}.0f ? x : {high}.0f) : 0.0f);",
+        ]
+        body = [*before, *(truncated if index.truncates else rounded)]
         head = f"static void kan_quantize{number}({target.c_type} *restrict target, const float *restrict values)"
         return "\n".join([*table, head, "{", *indented(for_loop("i", target.size, body)), "}", ""])
 

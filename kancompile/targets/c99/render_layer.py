@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ class _Layer:
     def __init__(self, step: Contract, place: Callable[[Buffer], str], arguments: Sequence[str]) -> None:
         self.step, self.place = step, place
         self.declared = "".join(f", {argument}" for argument in arguments)
-        self.passed = "".join(f", {argument.split()[-1].lstrip('*')}" for argument in arguments)
+        self.arguments = {argument.split()[-1].lstrip("*"): argument for argument in arguments}
         self.name = f"kan_layer{step.number}"
         self.offset = 1 << (step.bits - 1)
         groups, taps, columns, n = step.weight.shape
@@ -270,6 +271,9 @@ class _Layer:
         ]
         if several and step.keeps_sums:
             lines.append(f"{self._if_kept()}state->output[first + o] = y;")
+        # arrays that it does not write are no parameters of it
+        self.passed = [name for name in self.arguments if any(re.search(rf"\b{name}\b", line) for line in lines)]
+        declared = "".join(f", {self.arguments[name]}" for name in self.passed)
         unused = ["(void)channel;"] if not any("channel" in line for line in lines) else []
         unused += ["(void)total;"] if several or step.multiplies_sums else []
         functions.append(
@@ -278,7 +282,7 @@ class _Layer:
                     "/* Hand over the outputs of one position and channel group, the first of which is first. */",
                     (
                         f"static void {self.name}_finish(kan_model_state *state, uint32_t total, uint32_t first, "
-                        f"uint32_t channel{self.declared})"
+                        f"uint32_t channel{declared})"
                     ),
                     "{",
                     *indented([*unused, *for_loop("o", self.n, lines)]),
@@ -365,7 +369,8 @@ class _Layer:
                 outside = for_loop("o", self.n, [added])
             body += over_taps(step.window, inside, outside)
         first = f"position * {step.n_out}u + group * {self.n}u"
-        body.append(f"{self.name}_finish(state, total, {first}, group * {self.n}u{self.passed});")
+        passed = "".join(f", {name}" for name in self.passed)
+        body.append(f"{self.name}_finish(state, total, {first}, group * {self.n}u{passed});")
         lines = over_positions(step.window, for_loop("group", groups, body))
         return "\n".join(
             [f"static void {self.name}(kan_model_state *state{self.declared})", "{", *indented(lines), "}", ""]

@@ -35,11 +35,15 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Index:
-    """``clip(rint(x / scale) + zero_point, 0, levels - 1)``, ONNX QuantizeLinear; see ``IndexQuantizer``."""
+    """``clip(rint(x / scale) + zero_point, 0, levels - 1)``, ONNX QuantizeLinear; see ``IndexQuantizer``.
+
+    Where it ``truncates``, ``trunc(clip(x, 0, levels - 1))``, as ``operators.floor_index`` does.
+    """
 
     scale: float
     zero_point: int
     levels: int
+    truncates: bool = False
 
 
 @dataclass(frozen=True)

@@ -54,18 +54,25 @@ def clip_codes(codes: Value, levels: int) -> Value:
     return op.Clip(codes, constant(np.array(0, np.uint8)), constant(np.array(levels - 1, np.uint8)))
 
 
+_PRODUCTS = ("Gemm", "MatMul", "Add")
+
+
 def floor_index(x: Value, multiplier: float, offset: float, levels: int) -> Value:
     """Mul, Add, Clip, Cast; without Mul and Add, Cast and then Clip.
 
     A Clip right behind a Gemm would keep ONNX Runtime from making an integer kernel of it. Values already in units of
-    rows are integer sums times a scale below 1, so they fit the int32 that they are cast to first.
+    rows are integer sums times a scale below 1, so they fit the int32 that they are cast to first. What is no sum of products, as
+    where a layer that is used again reads the input of the network, may be NaN, which a Max turns into row 0.
     """
+    producer = x.producer()
+    is_finite = producer is not None and producer.op_type in _PRODUCTS
     if multiplier == 1.0 and offset == 0.0:
         rows = op.Cast(x, to=ir.DataType.INT32)
         return op.Clip(rows, constant(np.array(0, np.int32)), constant(np.array(levels - 1, np.int32)))
     x = op.Add(op.Mul(x, constant(np.array(multiplier, np.float32))), constant(np.array(offset, np.float32)))
     clipped = op.Clip(x, constant(np.array(0, np.float32)), constant(np.array(levels - 1, np.float32)))
-    return op.Cast(clipped, to=ir.DataType.INT32)
+    rows = op.Cast(clipped, to=ir.DataType.INT32)
+    return rows if is_finite else op.Max(rows, constant(np.array(0, np.int32)))
 
 
 def expand(index: Value, table: Value, first_row: Value | None) -> Value:
