@@ -4,13 +4,13 @@ from kancompile.passes.bit_allocation import (
     Allocation,
     allocate_bits,
     front_table,
-    in_one_thread,
     measure_sensitivities,
 )
 from kancompile.passes.guard_nan import GuardNaN
 from kancompile.passes.look_up_members import LookUpMembers
 from kancompile.passes.lower_to_polynomials import ObserveRegion
 from kancompile.passes.lowering import Lowering, check_pairs, lower, prepare, settle
+from kancompile.passes.one_thread import in_one_thread
 from kancompile.passes.quantize_outputs import QuantizeOutputs
 from kancompile.passes.recently_used import RecentlyUsed
 from kancompile.passes.reduce_functions import time_of_each, time_of_joint

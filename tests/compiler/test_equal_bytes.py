@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kancompile.passes.bit_allocation.hawq import in_one_thread
+from kancompile.passes.one_thread import in_one_thread
 from kancompile.recipe import METHODS
 
 ROOT = Path(__file__).parent.parent.parent

@@ -2,12 +2,10 @@
 
 from kancompile.passes.bit_allocation.allocate_bits import allocate_bits, front_table, measure_sensitivities
 from kancompile.passes.bit_allocation.allocation import Allocation
-from kancompile.passes.bit_allocation.hawq import in_one_thread
 
 __all__ = [
     "Allocation",
     "allocate_bits",
     "front_table",
-    "in_one_thread",
     "measure_sensitivities",
 ]

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from kancompile.ir import Layer, Program, Values, joined
 from kancompile.passes.bit_allocation.allocation import Allocation, Choice, allocate, pareto_front
-from kancompile.passes.bit_allocation.hawq import Traces, hessian_traces, in_one_thread, sensitivity
+from kancompile.passes.bit_allocation.hawq import Traces, hessian_traces, sensitivity
+from kancompile.passes.one_thread import in_one_thread
 from kancompile.passes.rounding_methods import round_to_nearest, search_scale
 
 BITS = (2, 3, 4, 5, 6, 7, 8)

@@ -9,8 +9,7 @@ The choice of bits from these numbers is made in ``allocation``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,21 +35,6 @@ class Traces:
     spread: tuple[Tensor, ...]
     probes: int
     converged: bool
-
-
-@contextmanager
-def in_one_thread() -> Iterator[None]:
-    """Compute in one thread of PyTorch meanwhile.
-
-    Threads share a sum out among them, so that its last digits depend on their number. What is measured here decides about
-    bits and stands in the manifest: the same model is to give the same file on a machine of one core and of many.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @torch.enable_grad()  # whatever the caller's mode is

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from kancompile.ir import Layer, Program, Values, differentiable, joined, nodes_of
+from kancompile.passes.one_thread import in_one_thread
 from kancompile.passes.rounding_methods import Block, Brecq, Rounded, RoundingProblem
 
 _CHUNK = 512
@@ -45,6 +46,7 @@ def with_one_end(program: Program, block: Sequence[Layer]) -> list[list[Layer]]:
     return [*(with_one_end(program, apart) if apart else []), together]
 
 
+@in_one_thread()  # gradients of convolutions are sums over samples
 def reconstruct_block(
     program: Program,
     reference: Program,
