@@ -83,11 +83,6 @@ class RoundWeights:
             for layer, solved in zip(turn, self._solved(reference, turn, stated, numbers), strict=True):
                 options, parts = self.options(layer.name), stated[layer]
                 rounded[layer.name], notes = merge_groups(solved.parts), [*lines[layer], *solved.notes]
-                if options.granularity != "channel" and program.contraction(layer).geometry is not None:
-                    notes.append(
-                        f"layer {layer.name!r}: one weight scale for each output channel, not for each "
-                        f"{options.granularity}, since an integer convolution has no more"
-                    )
                 if len(parts) == 1 and layer.uses == 1:
                     # without what was kept beside it, which only the process that solved it has
                     problems[layer.name] = replace(parts[0]) if len(turn) > 1 else parts[0]

@@ -86,9 +86,8 @@ def solve_layer(
         generator: starts the layer's random numbers anew, for each attempt the same ones.
     """
     solved = round_layer(problems, options, generator())
-    others = options.alternatives
-    if program.contraction(layer).geometry is not None:
-        # columns are alike there
+    others, is_convolution = options.alternatives, program.contraction(layer).geometry is not None
+    if is_convolution:  # columns are alike there
         others = {name: method for name, method in others.items() if isinstance(method, Gptq)}
     if others:
         better = best_method(problems, solved.parts, others, generator())
@@ -97,7 +96,14 @@ def solve_layer(
             solved = round_layer(problems, options, generator())
             solved = replace(solved, notes=(*solved.notes, f"layer {layer.name!r}: {better[2]}"))
     polishing = None if isinstance(options.method, Uniform) else Gptq()
-    return fit_pairs(program, layer, problems, solved, options, generator(), polishing)
+    solved = fit_pairs(program, layer, problems, solved, options, generator(), polishing)
+    if options.granularity == "channel" or not is_convolution:
+        return solved
+    note = (
+        f"layer {layer.name!r}: one weight scale for each output channel, not for each {options.granularity}, since an integer "
+        "convolution has no more"
+    )
+    return replace(solved, notes=(*solved.notes, note))
 
 
 def round_layer(
