@@ -54,7 +54,7 @@ def clip_codes(codes: Value, levels: int) -> Value:
     return op.Clip(codes, constant(np.array(0, np.uint8)), constant(np.array(levels - 1, np.uint8)))
 
 
-_PRODUCTS = ("Gemm", "MatMul", "Add")
+_PRODUCTS = ("Gemm", "MatMul", "Conv", "Add")
 
 
 def floor_index(x: Value, multiplier: float, offset: float, levels: int) -> Value:
