@@ -52,8 +52,9 @@ def test_workflows_can_run(path: Path) -> None:
             assert command != "make" or words[0] in targets
             assert not command.startswith(".ci/") or (ROOT / command).is_file()
         machines = job.get("strategy", {}).get("matrix", {})
-        for version in machines.get("python", ()):
-            assert f"Programming Language :: Python :: {version}" in PROJECT["classifiers"]
+        if "python" in machines:  # no classifier that nothing would confirm
+            claimed = {line.split()[-1] for line in PROJECT["classifiers"] if "Python :: 3." in line}
+            assert claimed <= set(machines["python"])
 
 
 @pytest.mark.needs("yaml")
