@@ -234,7 +234,7 @@ def difference(expected: list[np.ndarray], found: list[np.ndarray], exact: bool,
             continue
         finite = np.nan_to_num(one, nan=0, posinf=0, neginf=0)
         # outputs that are all the same differ by what float32 rounds
-        spread = max(float(finite.std()), 1e-6 * float(np.abs(finite).max())) or 1e-30
+        spread = max(float(finite.std()), 1e-5 * float(np.abs(finite).max())) or 1e-30
         with np.errstate(invalid="ignore", over="ignore"):
             away = np.abs(one.astype(np.float64) - other) / spread
         away[np.isnan(away) & differs] = np.inf
