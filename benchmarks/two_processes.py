@@ -5,9 +5,9 @@ Run from the root of the repository::
     OMP_NUM_THREADS=1 python -m benchmarks.two_processes --out two_processes.json
 
 A Chebyshev network of 784-64-10 is calibrated and rounded on samples of the size of MNIST's images, four fifths of them zeros,
-and so is one of four layers side by side, each of a quarter of the inputs, behind which a layer joins them. Capturing and writing the
-file, which every process does alone, are left out. Seconds are those of the processor, so that other work on the machine counts
-little; integers of all runs are compared.
+and so is one of four layers side by side, each of a quarter of the inputs, behind which a layer joins them. Capturing and writing
+the file, which every process does alone, are left out. Seconds are those of the processor, so that other work on the machine
+counts little; integers of all runs are compared.
 """
 
 from __future__ import annotations
