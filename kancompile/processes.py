@@ -75,7 +75,7 @@ def dealt(items: Iterable[Item], work: Callable[[Item], tuple[Tensor, ...]]) -> 
             try:
                 message = {str(number): one for number, one in enumerate(work(turn[here]))}
             except KanCompileError as error:
-                message = {_ERROR: _as_tensor(str(error).encode())}
+                message = {_ERROR: bytes_as_tensor(str(error).encode())}
             finally:
                 _place.reset(token)
         for received in _exchanged(message)[: len(turn)]:
@@ -164,7 +164,7 @@ class Team:
         if self.count == 1:
             return
         digest = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents)).digest()
-        found = _exchanged({"0": _as_tensor(digest)})
+        found = _exchanged({"0": bytes_as_tensor(digest)})
         different = [number for number, one in enumerate(found) if one["0"].tolist() != found[0]["0"].tolist()]
         if different:
             raise KanCompileError(
@@ -227,7 +227,7 @@ def _exchanged(message: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     from safetensors.torch import load, save
     from torch import distributed
 
-    content = _as_tensor(save({name: one.cpu().contiguous().clone() for name, one in message.items()}))
+    content = bytes_as_tensor(save({name: one.cpu().contiguous().clone() for name, one in message.items()}))
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(distributed.get_world_size())]
     with _peers():
         distributed.all_gather(sizes, torch.tensor([len(content)]))
@@ -239,7 +239,8 @@ def _exchanged(message: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     return [load(part[: int(size)].numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)]
 
 
-def _as_tensor(content: bytes) -> Tensor:
+def bytes_as_tensor(content: bytes) -> Tensor:
+    """Give bytes the form in which processes exchange them, uint8 ``[n]``."""
     import torch
 
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)

@@ -13,6 +13,7 @@ from kancompile.cli.exit_codes import OK, THRESHOLD_MISSED
 from kancompile.cli.options import (
     add_classifier,
     add_data,
+    add_device,
     add_diagnose,
     add_held_out,
     add_max_drop,
@@ -85,12 +86,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="do not time the file beside the float export; bytes are compared always",
     )
     parser.add_argument("--seed", type=seed, default=0, help="seed of every random choice (default 0)")
-    parser.add_argument(
-        "--device",
-        default="cpu",
-        choices=("cpu", "cuda"),
-        help="where rounding computes its matrices (default cpu; cuda is experimental)",
-    )
+    add_device(parser, "where rounding computes its matrices")
     add_recipe(parser)
     add_max_drop(parser)
     add_classifier(parser)

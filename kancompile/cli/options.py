@@ -79,6 +79,13 @@ def add_held_out(parser: argparse.ArgumentParser, zero: str = "use all for both"
     )
 
 
+def add_device(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--device``; ``what`` says what is done there."""
+    parser.add_argument(
+        "--device", default="cpu", choices=("cpu", "cuda"), help=f"{what} (default cpu; cuda is experimental)"
+    )
+
+
 def add_diagnosis(parser: argparse.ArgumentParser) -> None:
     """Say what is diagnosed or tuned, and with which data and recipe."""
     add_model(parser, "model", positional=True)
@@ -86,12 +93,7 @@ def add_diagnosis(parser: argparse.ArgumentParser) -> None:
     add_data(parser, "data", "samples to judge with, labels if there are any", required=False)
     add_held_out(parser, zero="only with --data")
     parser.add_argument("--seed", type=seed, default=0, help="seed of every random choice (default 0)")
-    parser.add_argument(
-        "--device",
-        default="cpu",
-        choices=("cpu", "cuda"),
-        help="where rounding computes (default cpu; cuda is experimental)",
-    )
+    add_device(parser, "where rounding computes")
     add_recipe(parser)
 
 

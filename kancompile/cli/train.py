@@ -14,6 +14,7 @@ from kancompile.cli.command import Command
 from kancompile.cli.exit_codes import OK, THRESHOLD_MISSED
 from kancompile.cli.options import (
     add_data,
+    add_device,
     add_max_drop,
     add_model,
     add_recipe,
@@ -94,9 +95,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--resume", action="store_true", help="go on with the states of an interrupted run in OUT")
     parser.add_argument("--seed", type=seed, default=0, help="seed of every random choice (default 0)")
-    parser.add_argument(
-        "--device", default="cpu", choices=("cpu", "cuda"), help="where it trains (default cpu; cuda is experimental)"
-    )
+    add_device(parser, "where it trains")
     add_recipe(parser)
     add_max_drop(parser)
 

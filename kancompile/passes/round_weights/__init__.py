@@ -58,14 +58,15 @@ class RoundWeights:
         reference = tabulated = program
         layers = [layer for layer in program.layers() if _reads_tables(program, layer)]
         numbers = {layer: number for number, layer in enumerate(layers)}
+        planned = turns(program, layers, process_count())
         floats = None
         if exact is not None:
-            order = [layer for turn in turns(program, layers, 1) for layer in turn]
+            order = (layer for turn in planned for layer in turn)
             drifting = {one: self._generator(numbers[one]) for one in order if self.options(one.name).makes_up}
             floats = FloatOutputs(exact, program, drifting, x, self.seed + 1)
         problems: dict[str, RoundingProblem] = {}
         rounded: dict[str, Rounded] = {}
-        for turn in track(turns(program, layers, process_count()), "rounding weights"):
+        for turn in track(planned, "rounding weights"):
             stated: dict[Layer, tuple[RoundingProblem, ...]] = {}
             lines: dict[Layer, list[str]] = {}
             for layer in turn:

@@ -27,6 +27,7 @@ from kancompile.passes.rounding_methods import (
     stored_bits,
     with_guard,
 )
+from kancompile.processes import bytes_as_tensor
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class SolvedLayer:
             "notes": self.notes,
             "parts": [{"notes": one.notes, "group_sizes": one.group_sizes} for one in self.parts],
         }
-        written = torch.frombuffer(bytearray(json.dumps(said).encode()), dtype=torch.uint8)
+        written = bytes_as_tensor(json.dumps(said).encode())
         none = torch.empty(0)
         return written, *(
             tensor
