@@ -162,6 +162,7 @@ def _run(options: argparse.Namespace, team: Team) -> int:
                     model,
                     divided.fitting,
                     target=targets[0].name,
+                    also_for=[target.name for target in targets[1:]],
                     recipe=recipe,
                     seed=options.seed,
                     device=options.device,

@@ -110,9 +110,16 @@ def _compiled(manifest: Mapping[str, Any], command: argparse.Namespace) -> tuple
     inputs = model_inputs(model)
     data = sampled_inputs(model, seed) if options.data == NO_DATA else opened_data(options)
     divided = read_divided(data, recipe.calibration_samples, options.held_out, seed, key=options.data_key, model=inputs)
-    first, target = made_from["targets"][0], manifest["target"]
+    (first, *further), target = made_from["targets"], manifest["target"]
     again = compile_model(
-        model, divided.fitting, target=first, recipe=recipe, seed=seed, device=options.device, dynamic=options.dynamic
+        model,
+        divided.fitting,
+        target=first,
+        also_for=further,
+        recipe=recipe,
+        seed=seed,
+        device=options.device,
+        dynamic=options.dynamic,
     )
     again = again if target == first else again.for_target(target)
     if again.manifest["calibration"]["sha256"] != manifest["calibration"]["sha256"] and "data_sha256" not in changed:

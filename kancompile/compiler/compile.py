@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +37,7 @@ def compile(
     calibration: Any,
     *misplaced: Any,
     target: str = "ort-cpu",
+    also_for: Sequence[str] = (),
     recipe: Recipe | Mapping[str, Any] | str | os.PathLike[str] | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -53,6 +54,8 @@ def compile(
             an iterable of batches; ``(samples, labels)`` where there are labels.
         misplaced: none; labels belong to the samples.
         target: name of a target.
+        also_for: names of further targets that the result shall be written for (``CompiledModel.for_target``): layers are not
+            refined to what those cannot hold, such as 16 bits, unless an output is ruined or ``min_sqnr`` missed.
         recipe: ``Recipe``, mapping, or path of a TOML or JSON file; ``None`` for 8-bit integers.
         seed: of every random choice.
         device: ``"cpu"`` or ``"cuda"``, where rounding methods keep their matrices.
@@ -72,7 +75,7 @@ def compile(
             "compile(model, (x, y))"
         )
     timings = Timings()
-    chosen_target = target_named(target)
+    chosen_target, further = target_named(target), [target_named(name) for name in also_for]
     whole = read_recipe(recipe)
     if whole.max_latency_us is not None and not chosen_target.loads_in_ort:
         raise KanCompileError(
@@ -148,7 +151,7 @@ def compile(
 
     def build() -> tuple[Recipe, Program, Program, dict[str, Any], bytes]:
         most_bytes = whole.max_bytes if allocates else None
-        gate = ErrorGate(captured, samples, lowering, float_bytes, file_bytes, most_bytes)
+        gate = ErrorGate(captured, samples, lowering, float_bytes, file_bytes, most_bytes, (chosen_target, *further))
         said: list[str] = []
         allocated: dict[str, Any] = {}
         if allocates:

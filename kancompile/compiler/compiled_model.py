@@ -14,9 +14,11 @@ from torch.export import ExportedProgram
 
 from kancompile.compiler.atomic_write import check_destinations, write_atomically
 from kancompile.compiler.emission import for_target, target_named, write
+from kancompile.compiler.ladder import Rung, is_held_by
 from kancompile.compiler.manifest import describe, describe_file_bytes
 from kancompile.compiler.pair import sealed
 from kancompile.data import Calibration, float32_by_default
+from kancompile.errors import KanCompileError
 from kancompile.ir import EXTERNAL_SUFFIX, ModelWithExternalData, Program, file_bytes
 from kancompile.progress import Timings
 from kancompile.recipe import Recipe
@@ -204,6 +206,14 @@ class CompiledModel(Printed):
             KanCompileError: no such target, or it cannot express the program.
         """
         target = target_named(name)
+        for step in self.manifest.get("error_gate", {}).get("refinements", ()):
+            if not all(is_held_by(target, Rung(key, value)) for key, value in step["change"].items()):
+                keys = " and ".join(f"{key} = {value}" for key, value in step["change"].items())
+                raise KanCompileError(
+                    f"target {name!r}, layer {step['layer']!r}: found {keys}, which the error gate chose, expected what these "
+                    f"files hold; compile for {name!r}, or with also_for=[{name!r}], which leaves it out unless an output is "
+                    "ruined"
+                )
         timings = Timings()
         program = for_target(target, self.lowered, self.calibration.samples, timings, self.recipe)
         about = {key: self.manifest[key] for key in _SHARED if key in self.manifest}

@@ -4,9 +4,10 @@ The lowered program, whose evaluation is what the file computes, is compared wit
 output about its mean. Where an output misses the goal, the float program is replayed with one lowered layer at a time, which
 says how much noise each of them brings there. Those above an equal share of what is allowed go up the ladder (``ladder``): other
 rounding, ranges and column scales, then rows, then functions. Sixteen bits are taken only where an output would stay below
-:data:`RUINED_DB`, or where the constants stay no larger than the float model's: integers are what the file is for. Rows of
-tables that inputs do not share are not taken where they would exceed that and 16 bits would not. What is left is said, with
-the next step.
+:data:`RUINED_DB`, or where the constants stay no larger than the float model's or than they are, which happens where inputs have
+tables of their own: integers are what the file is for. Rows of such tables are not taken where they would exceed that and 16
+bits would not. No layer gets what files of the target do not hold, and what files of further targets do not hold only where an
+output is ruined or a limit missed. What is left is said, with the next step.
 
 A goal leaves what a recipe chose, a key whose value is not its default, as it is, unless an output is ruined. ``min_sqnr`` is a
 limit, not a goal: for it every key may change and layers go on to 16 bits and float; where that does not suffice it is an error.
@@ -14,14 +15,14 @@ limit, not a goal: for it every key may change and layers go on to 16 bits and f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kancompile.compiler.ladder import BITS, FREE, PRECISION, ROWS, Rung, gate_rungs, has_own_tables
+from kancompile.compiler.ladder import BITS, FREE, PRECISION, ROWS, Rung, gate_rungs, has_own_tables, is_held_by
 from kancompile.compiler.layer_trials import LayerTrials, Trial
 from kancompile.compiler.manifest import constant_bytes
 from kancompile.compiler.refinement import NextStep, Refinement
@@ -31,6 +32,7 @@ from kancompile.ir import Program, first_of
 from kancompile.passes import ObserveRegion
 from kancompile.progress import quiet, say
 from kancompile.recipe import LayerRecipe, Recipe, SettledRecipe
+from kancompile.targets import Target
 from kancompile.validation import CLASSES, RUINED_DB, ErrorMeasure, OutputError, PairedDecisions, TaskMetric, decibel
 
 FEW_BITS_DB = 20.0
@@ -58,6 +60,7 @@ class ErrorGate:
         float_bytes: int | None = None,
         file_bytes: Callable[[SettledRecipe, Program], int] | None = None,
         most_bytes: int | None = None,
+        targets: Sequence[Target] = (),
     ) -> None:
         """Take what is compared.
 
@@ -68,10 +71,11 @@ class ErrorGate:
             float_bytes: bytes of the float model's parameters, where they are known.
             file_bytes: bytes of the file that a program makes; of its constants alone where it is not given.
             most_bytes: of a file that fits, whose recipe is refined no further than that allows.
+            targets: of the file, and of further files of the same program; none where all is held.
         """
         self.captured, self.samples, self.lower, self.float_bytes = captured, samples, lower, float_bytes
         self.file_bytes = file_bytes or (lambda _, program: constant_bytes(program))
-        self.most_bytes = most_bytes
+        self.most_bytes, self.targets = most_bytes, targets
         self.trials = LayerTrials(captured, samples.samples, lower)
         self.refinements: list[Refinement] = []
         self.worst: OutputError | None = None
@@ -215,7 +219,8 @@ class ErrorGate:
         if self._must_widen(recipe, measured):  # and no trial is left to tell where that is worth it
             for name in chosen:
                 rung = Rung("precision", recipe[name].wider[0])
-                if rung.value == "float" and not _misses_limit(recipe, measured):
+                is_unasked = rung.value == "float" and not _misses_limit(recipe, measured)
+                if is_unasked or not self._is_held(rung):
                     continue
                 recipe = self._taken(recipe, name, rung, measured, noise[name], allowed, None)
         return recipe
@@ -291,7 +296,9 @@ class ErrorGate:
 
     def _affordable(self, recipe: SettledRecipe, program: Program, name: str, measured: ErrorMeasure) -> list[Rung]:
         """List the steps that may be taken unasked: what recipe and budget leave open, 16 bits but float only for a limit."""
-        steps = [step for step in gate_rungs(recipe[name], self.captured, program, name) if step.kind != BITS]
+        by_all = not self._must_widen(recipe, measured)
+        steps = gate_rungs(recipe[name], self.captured, program, name)
+        steps = [step for step in steps if step.kind != BITS and self._is_held(step, by_all)]
         if _misses_limit(recipe, measured):
             return steps
         if not _is_ruined(measured):
@@ -300,12 +307,16 @@ class ErrorGate:
             return [step for step in steps if step.kind == FREE]
         return [step for step in steps if step != Rung("precision", "float")]
 
+    def _is_held(self, rung: Rung, by_all: bool = False) -> bool:
+        """Whether the file, or by all also further files of the same program, can hold a layer that is lowered so."""
+        return all(is_held_by(target, rung) for target in (self.targets if by_all else self.targets[:1]))
+
     def _must_widen(self, recipe: SettledRecipe, measured: ErrorMeasure) -> bool:
         """Whether 16 bits are worth what they cost: for a limit, or for a ruined output that no budget of bytes forbids."""
         return _misses_limit(recipe, measured) or (_is_ruined(measured) and recipe.whole.max_bytes is None)
 
     def _stays_small(self, recipe: SettledRecipe, program: Program, name: str, trial: Trial) -> bool:
-        """Whether all constants take no more than the float model's parameters with one layer in 16 bits.
+        """Whether all constants take no more than the float model's parameters, or than now, with one layer in 16 bits.
 
         Its functions take no longer then: those that PyTorch's operators compute faster stay as they are
         (``lower_to_polynomials``). Where a user chose fewer bits, those are kept.
@@ -313,7 +324,8 @@ class ErrorGate:
         now = self.trials.trial(recipe, name, {})
         if self.float_bytes is None or now is None or min(recipe[name].bits, recipe[name].table_bits) < 8:
             return False
-        return constant_bytes(program) - now.extra_bytes + trial.extra_bytes <= self.float_bytes
+        constants = constant_bytes(program)
+        return constants - now.extra_bytes + trial.extra_bytes <= max(self.float_bytes, constants)
 
     def _next_step(self, recipe: SettledRecipe, program: Program) -> NextStep | None:
         """Measure what the recipe's own choices cost, then what 16 bits would bring, in the fewest layers that suffice."""
@@ -333,7 +345,10 @@ class ErrorGate:
                         more = self.file_bytes(changed, better) - now
                 except KanCompileError:  # functions, or a target, without such a form
                     continue
-                step = NextStep(tuple(order[:count]), change, self._measure(better).worst_db, more)
+                rungs = [Rung(key, value) for key, value in change.items()]
+                lacking = [one.name for one in self.targets[1:] if not all(is_held_by(one, rung) for rung in rungs)]
+                reached = self._measure(better).worst_db
+                step = NextStep(tuple(order[:count]), change, reached, more, tuple(lacking))
                 if step.worst_db >= self.wanted:
                     return step
                 best = step if best is None or step.worst_db > best.worst_db else best
@@ -344,14 +359,19 @@ class ErrorGate:
         steps = gate_rungs(recipe[name], self.captured, program, name)
         withheld = [step for step in steps if step.kind in (FREE, ROWS) and step.key in self._chosen[name]]
         bits, wider = ([step for step in steps if step.kind == kind][:1] for kind in (BITS, PRECISION))
-        return [step.change for step in (*(withheld if self.trials.left > 0 else ()), *bits, *wider)]
+        proposed = (*(withheld if self.trials.left > 0 else ()), *bits, *wider)
+        return [step.change for step in proposed if self._is_held(step)]
 
     def _failure(self, recipe: SettledRecipe, measured: ErrorMeasure) -> str:
         kept = [name for name in self.trials.names if recipe[name].lowering == "keep"]
         worst = measured.worst
         assert worst is not None
         text = f"output {worst.called}: SQNR is {worst.sqnr_db:.2f} dB about its mean on the calibration data, expected at least "
-        text += f"{recipe.whole.min_sqnr:g} (min_sqnr), with every layer in float already"
+        finest = self.targets[0].precisions[-1] if self.targets else "float"
+        text += f"{recipe.whole.min_sqnr:g} (min_sqnr), with every layer in {finest} already"
+        text += (
+            "" if finest == "float" else f", the finest that target {self.targets[0].name!r} holds: try target ort-cpu"
+        )
         text += f" ({kept!r} kept by the recipe)" if kept else ""
         floor = self._float32_rounding()
         if floor is not None:

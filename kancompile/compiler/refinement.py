@@ -56,19 +56,22 @@ class NextStep:
         change: recipe keys and their values.
         worst_db: least ratio of any output then, on the calibration samples.
         extra_bytes: how many more the file would take.
+        lacking: names of further targets whose files do not hold it.
     """
 
     layers: tuple[str, ...]
     change: Mapping[str, Any]
     worst_db: float
     extra_bytes: int
+    lacking: tuple[str, ...] = ()
 
     def text(self) -> str:
         """Say it for people, with the options of the command line."""
         keys = " ".join(f"{key}={value}" for key, value in self.change.items())
         options = " ".join(f"--layer '{name}' {keys}" for name in self.layers)
         more = f"takes {self.extra_bytes:,} bytes more" if self.extra_bytes > 0 else "takes no more bytes"
-        return f"{options} brings it to {self.worst_db:.1f} dB and {more}"
+        lacking = f", in a file that {' and '.join(self.lacking)} cannot have" if self.lacking else ""
+        return f"{options} brings it to {self.worst_db:.1f} dB and {more}{lacking}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

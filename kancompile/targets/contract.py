@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kancompile.ir import Program
-from kancompile.recipe import CPU_PRESETS
+from kancompile.recipe import CPU_PRESETS, PRECISIONS
 
 METADATA, SHORT = "kancompile.metadata", "short"
 """How metadata say that they leave out what the manifest holds; names in the file are short then."""
@@ -64,6 +64,8 @@ class Target:
         recurrent_layers: whether it has an operator for an LSTM, a GRU or a plain recurrent layer.
         external_data: whether tensors may stand in a second file where they take more than 2 GB.
         guards_nan: whether its files can let NaN through to the outputs.
+        precisions: of layers that its files hold.
+        most_levels: rows that its tables may have; ``None`` where any number is right.
     """
 
     name: str
@@ -81,3 +83,5 @@ class Target:
     recurrent_layers: bool = True
     external_data: bool = False
     guards_nan: bool = False
+    precisions: tuple[str, ...] = PRECISIONS
+    most_levels: int | None = None

@@ -147,4 +147,13 @@ def _encoding_behind(value: ir.Value) -> _Encoding | None:
     return None
 
 
-TARGET = Target("qnn", ".onnx", (2, 3, 4, 5, 6, 7, 8), emit, quantized_outputs=True, recurrent_layers=False)
+TARGET = Target(
+    "qnn",
+    ".onnx",
+    (2, 3, 4, 5, 6, 7, 8),
+    emit,
+    quantized_outputs=True,
+    recurrent_layers=False,
+    precisions=("int8",),
+    most_levels=256,
+)

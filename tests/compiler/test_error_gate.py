@@ -11,10 +11,13 @@ from torch import nn
 
 import kancompile
 from kancompile.compiler.error_gate import ErrorGate
+from kancompile.compiler.ladder import Rung, is_held_by
 from kancompile.compiler.layer_trials import LayerTrials, Trial
-from kancompile.errors.exceptions import ThresholdMissedError
+from kancompile.errors import KanCompileError, ThresholdMissedError
 from kancompile.recipe import LayerRecipe, SettledRecipe
+from kancompile.reporting.facts import goal_missed
 from kancompile.runtimes.session import RuntimeModel
+from kancompile.targets import TARGETS
 from tests.compiled_kan import make_inputs, make_model
 
 
@@ -174,6 +177,62 @@ def test_ruined_outputs_take_16_bits() -> None:
     compiled = kancompile.compile(Differences().eval(), x)
     assert compiled.manifest["error_gate"]["refinements"][-1]["change"] == {"precision": "int16"}
     assert worst_db(compiled, x, Differences()) >= 30
+
+
+class OwnSines(nn.Module):
+    """Three sines of every input, each of its own frequency, so that every input has a table of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.frequency = nn.Parameter(1 + 5 * torch.rand(4, 3, generator=generator))
+        self.mix = nn.Linear(12, 2, bias=False)
+        nn.init.normal_(self.mix.weight, generator=generator)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mix(torch.sin(x.unsqueeze(-1) * self.frequency).flatten(1))  # type: ignore[no-any-return]
+
+
+def test_tables_that_are_larger_than_16_bits_give_way_to_them() -> None:
+    x = torch.rand(300, 4, generator=torch.Generator().manual_seed(0)) * 4 - 2
+    plain = kancompile.compile(OwnSines().eval(), x, recipe={"goal_sqnr": None})
+    assert worst_db(plain, x, OwnSines()) < 60
+    compiled = kancompile.compile(OwnSines().eval(), x, recipe={"goal_sqnr": 60})
+    assert compiled.manifest["error_gate"]["refinements"][-1]["change"] == {"precision": "int16"}
+    assert worst_db(compiled, x, OwnSines()) >= 60
+    assert len(compiled.model_bytes) < len(plain.model_bytes)
+    with pytest.raises(
+        KanCompileError, match=r"^target 'c99', layer 'layer0': found precision = int16, which the error gate"
+    ):
+        compiled.for_target("c99")
+
+
+def test_layers_get_what_all_targets_hold() -> None:
+    """Sixteen bits would reach the goal in fewer bytes; C has none, and says where they are."""
+    x = torch.rand(300, 4, generator=torch.Generator().manual_seed(0)) * 4 - 2
+    compiled = kancompile.compile(OwnSines().eval(), x, recipe={"goal_sqnr": 60}, also_for=["c99"])
+    gate = compiled.manifest["error_gate"]
+    assert all("precision" not in step["change"] for step in gate["refinements"])
+    assert gate["next_step"]["change"] == {"precision": "int16"}
+    assert gate["next_step"]["text"].endswith("in a file that c99 cannot have")
+    in_c = compiled.for_target("c99")
+    alone = kancompile.compile(OwnSines().eval(), x, recipe={"goal_sqnr": 60}, target="c99")
+    assert alone.model_bytes == in_c.model_bytes
+    assert alone.manifest["error_gate"]["next_step"] is None
+    missed = goal_missed(alone.manifest, alone.validate(x))
+    assert missed is not None
+    assert missed.endswith("files of c99 hold integers of 8 bits alone; --target ort-cpu has 16 bits too")
+    with pytest.raises(ThresholdMissedError, match="every layer in int8 already, the finest that target 'c99' holds"):
+        kancompile.compile(OwnSines().eval(), x, recipe={"min_sqnr": 80}, target="c99")
+
+
+def test_rows_stay_bytes_where_a_target_has_no_others() -> None:
+    held = [is_held_by(TARGETS["qnn"], Rung("levels", rows)) for rows in (32, 256, 1024)]
+    assert held == [True, True, False]
+    assert is_held_by(TARGETS["c99"], Rung("levels", 1024))
+    x = torch.rand(300, 4, generator=torch.Generator().manual_seed(0)) * 4 - 2
+    compiled = kancompile.compile(OwnSines().eval(), x, recipe={"goal_sqnr": 60, "levels": 64}, target="qnn")
+    assert all(step["change"].get("levels", 0) <= 256 for step in compiled.manifest["error_gate"]["refinements"])
 
 
 def test_classes_that_stay_are_good_enough() -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kancompile.compiler import target_named
 from kancompile.validation import RUINED_DB, OutputError, Validation
+
+_ELSEWHERE = "files of {} hold integers of 8 bits alone; --target ort-cpu has 16 bits too"
 
 
 def goal_missed(manifest: Mapping[str, Any], result: Validation) -> str | None:
@@ -28,6 +31,8 @@ def goal_missed(manifest: Mapping[str, Any], result: Validation) -> str | None:
     step = gate.get("next_step")
     if step is not None:
         return f"{text}; on the calibration samples {step['text']}"
+    if "int16" not in target_named(manifest["target"]).precisions:
+        return f"{text}; {_ELSEWHERE.format(manifest['target'])}"
     reached = (gate.get("worst") or {}).get("sqnr_db")
     if reached is not None and reached >= wanted:
         return f"{text}; calibration samples reach {reached:.1f} dB: give more of them, or try --precision int16"
@@ -53,4 +58,8 @@ def needs_int16(manifest: Mapping[str, Any], input_shape: Sequence[int], result:
         found.append(
             "outputs have the shape of inputs, where they are fed back (a closed loop, a rollout) and errors of every step add up"
         )
-    return f"{'; '.join(found)}: use --precision int16 there" if found else None
+    if not found:
+        return None
+    if "int16" not in target_named(manifest["target"]).precisions:
+        return f"{'; '.join(found)}: {_ELSEWHERE.format(manifest['target'])}"
+    return f"{'; '.join(found)}: use --precision int16 there"

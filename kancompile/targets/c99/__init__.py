@@ -61,6 +61,7 @@ TARGET = Target(
     facts=facts,
     several_tensors=False,
     recurrent_layers=False,
+    precisions=("int8",),
 )
 
 __all__ = ["TARGET", "LibraryFacts", "library_files"]

@@ -305,4 +305,5 @@ TARGET = Target(
     loads_in_ort=False,
     several_tensors=False,
     recurrent_layers=False,
+    precisions=("int8",),
 )

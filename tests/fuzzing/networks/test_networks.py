@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import runpy
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +16,25 @@ import torch
 
 from kancompile.compiler import preparation
 from kancompile.errors import KanCompileError
+from kancompile.runtimes import RUNTIMES
 from tests.fuzzing.networks import run as running
 from tests.fuzzing.networks.drawing import drawn
 from tests.fuzzing.networks.judging import Verdict, difference
 from tests.fuzzing.networks.one import Drawn, verdict_on
 from tests.fuzzing.networks.shrinking import script, shrunk
+from tests.tools import TOOLS
 
 QUICK = (1, 22, 26)
 MANY = [number for number in range(60) if number not in QUICK]
+
+
+def marked(numbers: Iterable[int], recipes: int = 1) -> list[Any]:
+    """List numbers as parameters of a test that names the runtimes which their programs are drawn for."""
+    targets = {number: {drawn(number, again)["target"] for again in range(recipes)} for number in numbers}
+    return [
+        pytest.param(number, marks=pytest.mark.needs(*sorted(targets[number] & RUNTIMES.keys() & TOOLS.keys())))
+        for number in targets
+    ]
 
 
 def check(number: int, again: int = 0) -> None:
@@ -30,8 +43,7 @@ def check(number: int, again: int = 0) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.needs("c99")
-@pytest.mark.parametrize("number", QUICK)
+@pytest.mark.parametrize("number", marked(QUICK, 4))
 def test_a_network_by_four_recipes(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     once = running.CapturedOnce()
     monkeypatch.setattr(preparation, "capture", once)
@@ -41,8 +53,7 @@ def test_a_network_by_four_recipes(number: int, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.needs("c99")
-@pytest.mark.parametrize("number", MANY)
+@pytest.mark.parametrize("number", marked(MANY))
 def test_many_networks(number: int) -> None:
     check(number)
 
