@@ -2,7 +2,8 @@
 
 Each layer is lowered alone, all others in float: for some widths of its weights by the rounding method of the recipe, and for
 every number of rows and every share of its variance that fewer functions may lose with weights of 8 bits rounded to nearest,
-which takes a tenth of the time. Errors of weights and those of tables add up in variance, so options are the pairs of both.
+which takes a tenth of the time. Errors of weights and those of tables add up in variance, so options are the pairs of both; but
+inputs that are looked up jointly have other weights, whose widths are measured with them.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from kancompile.recipe import LayerRecipe, SettledRecipe
 
 BITS: tuple[int, ...] = (8, 7, 6, 5, 4, 3)
 ROWS: tuple[int, ...] = (32, 48, 64, 96, 128, 192, 256, 512, 1024)
-_MEASURED_BITS: tuple[int, ...] = (8, 6, 4, 3)
+_MEASURED_BITS: tuple[int, ...] = (8, 4, 3)
 """A bit more leaves a quarter of the noise of weights, from which that of a width between two of these follows."""
-_FEW_BITS: tuple[int, ...] = (8, 6, 4)
+_FEW_BITS: tuple[int, ...] = (8, 4)
 _FEW_ROWS: tuple[int, ...] = (64, 256)
 _FINEST = 2048
 _CHANNEL_SHARES, _JOINT_SHARES = (5e-5, 1e-3, 4e-3), (3e-4, 1.2e-3, 5e-3)
 """Shares of variance that fewer functions of channels, and of inputs that are looked up jointly, may lose."""
-_JOINT_FROM, _JOINT_SAMPLES = 512, 1024
+_JOINT_FROM, _JOINT_SAMPLES = 512, 1000
 """Columns and samples from which on inputs are looked up jointly on trial."""
 _FINER_ROWS: tuple[int, ...] = (4096, 8192)
 """Rows that are measured where those above do not reach a goal."""
@@ -69,7 +70,9 @@ def layer_options(
         nearest = {} if layer.is_ternary else _NEAREST
         widths = [layer.weight_bits] if layer.is_ternary else bits
         ways = [{"levels": count} for count in rows] if has_rows and layer.levels is None else []
-        ways += _functions_of(captured, name, layer, trials.samples)
+        functions = _functions_of(captured, name, layer, trials.samples)
+        is_joint = any("lookup" in way for way in functions)
+        ways += [] if is_joint else functions
         by_bits = {width: trials.trial(recipe, name, {"weight_bits": width, **finest}) for width in widths}
         known = trials.trial(recipe, name, {"weight_bits": widths[0], **finest, **nearest}) if ways else None
         others = [(way, trials.trial(recipe, name, {"weight_bits": widths[0], **way, **nearest})) for way in ways]
@@ -84,6 +87,13 @@ def layer_options(
             for width, one in by_bits.items()
             if one is not None and not (is_fast and others)
         ]
+        for way in functions if is_joint else ():
+            joint = {width: trials.trial(recipe, name, {"weight_bits": width, **way}) for width in widths}
+            found[name] += [
+                Option({"weight_bits": width, **way}, in_float + one.extra_bytes, one.noise, one.nanoseconds)
+                for width, one in (joint if layer.is_ternary else _between(joint)).items()
+                if one is not None
+            ]
         if known is None:
             continue
         found[name] += [
@@ -107,14 +117,16 @@ def _between(by_bits: Mapping[Any, Trial | None]) -> dict[Any, Trial | None]:
     """Add the widths between measured ones."""
     found: dict[Any, Trial | None] = {}
     for width in BITS:
-        if width in by_bits:
-            found[width] = by_bits[width]
+        if width in by_bits or width < min(by_bits):
+            found[width] = by_bits.get(width)
             continue
-        above, below = by_bits.get(width + 1), by_bits.get(width - 1)
+        most, fewest = min(bits for bits in by_bits if bits > width), max(bits for bits in by_bits if bits < width)
+        above, below = by_bits[most], by_bits[fewest]
         if above is not None and below is not None:
-            # n + w / 4, where the one above has n + w / 16 and the one below n + w
-            noise = above.noise + (below.noise - above.noise).clamp(min=0) / 5
-            found[width] = replace(above, noise=noise, extra_bytes=(above.extra_bytes + below.extra_bytes) // 2)
+            share = (4.0**-width - 4.0**-most) / (4.0**-fewest - 4.0**-most)  # of n + w * 4^-bits
+            noise = above.noise + (below.noise - above.noise).clamp(min=0) * share
+            extra = below.extra_bytes + (above.extra_bytes - below.extra_bytes) * (width - fewest) // (most - fewest)
+            found[width] = replace(above, noise=noise, extra_bytes=extra)
     return found
 
 
