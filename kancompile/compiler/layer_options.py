@@ -80,7 +80,7 @@ def layer_options(
         if full is None:
             return {}
         if not layer.is_ternary:
-            by_bits = _between(by_bits)
+            by_bits = with_widths_between(by_bits)
         in_float = constant_bytes(captured, name)
         found[name] = [
             Option({"weight_bits": width, **finest}, in_float + one.extra_bytes, one.noise, one.nanoseconds)
@@ -91,7 +91,7 @@ def layer_options(
             joint = {width: trials.trial(recipe, name, {"weight_bits": width, **way}) for width in widths}
             found[name] += [
                 Option({"weight_bits": width, **way}, in_float + one.extra_bytes, one.noise, one.nanoseconds)
-                for width, one in (joint if layer.is_ternary else _between(joint)).items()
+                for width, one in (joint if layer.is_ternary else with_widths_between(joint)).items()
                 if one is not None
             ]
         if known is None:
@@ -113,8 +113,12 @@ def layer_options(
     return found
 
 
-def _between(by_bits: Mapping[Any, Trial | None]) -> dict[Any, Trial | None]:
-    """Add the widths between measured ones."""
+def with_widths_between(by_bits: Mapping[Any, Trial | None]) -> dict[Any, Trial | None]:
+    """Add the widths between measured ones, whose weights bring a quarter of the noise for every bit more.
+
+    Args:
+        by_bits: measured trials by the bits of weights.
+    """
     found: dict[Any, Trial | None] = {}
     for width in BITS:
         if width in by_bits or width < min(by_bits):

@@ -20,6 +20,7 @@ from examples.zoo import efficient_kan
 from kancompile.compiler.allocation import Allocator
 from kancompile.compiler.file_parts import file_parts
 from kancompile.compiler.latency_estimate import layer_nanoseconds
+from kancompile.compiler.layer_options import with_widths_between
 from kancompile.compiler.layer_trials import LayerTrials, Trial
 from kancompile.compiler.option_choice import Option, choose_options, least, neighbors, predicted_front
 from kancompile.ir import Program
@@ -143,6 +144,19 @@ def test_the_least_error_within_a_budget_of_time(two_layers: Program) -> None:
         kancompile.KanCompileError, match=r"smallest reachable latency is 500\.1 us by the costs of profile"
     ):
         allocator.choose(read_recipe(max_latency_us=500).settled(trials.names))
+
+
+@pytest.mark.parametrize("measured", [(8, 4, 3), (8, 4), (8,)])
+def test_widths_between_measured_ones_bring_a_quarter_of_the_noise_for_every_bit(measured: tuple[int, ...]) -> None:
+    def trial(bits: int) -> Trial:
+        return Trial(torch.tensor([2.0, 0.0]) + torch.tensor([300.0, 5.0]) * 4.0**-bits, 1000 * bits)
+
+    found = with_widths_between({bits: trial(bits) for bits in measured})
+    assert [bits for bits, one in found.items() if one is not None] == list(range(8, min(measured) - 1, -1))
+    for bits, one in found.items():
+        if one is not None:
+            torch.testing.assert_close(one.noise, trial(bits).noise)
+            assert one.extra_bytes == 1000 * bits
 
 
 def test_times_of_layers_are_those_of_the_profile() -> None:
