@@ -11,7 +11,7 @@ from torch import nn
 
 from kancompile.compiler.allocation import Allocator
 from kancompile.compiler.compiled_model import ABOUT_THE_CHOICES, CompiledModel
-from kancompile.compiler.emission import check_file_size, check_target, for_target, target_named, write
+from kancompile.compiler.emission import check_file_size, check_target, for_target, target_named, with_rows_of, write
 from kancompile.compiler.error_gate import ErrorGate
 from kancompile.compiler.file_parts import why_larger
 from kancompile.compiler.fresh_data import fresh_data_error
@@ -111,6 +111,7 @@ def compile(
         return lambda refined: known(refined, timings)
 
     lowering = lowering_with(x)
+    chosen = with_rows_of(chosen_target, chosen, lowering)
     float_bytes = parameter_bytes(used)
 
     last: tuple[Program, Recipe, bytes] | None = None

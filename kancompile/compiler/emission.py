@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from kancompile.errors import KanCompileError
 from kancompile.ir import MOST_FILE_BYTES, RECURRENCES, Program, Values, attribute, with_history
 from kancompile.passes import GuardNaN, LookUpMembers, QuantizeOutputs
 from kancompile.progress import Timings
-from kancompile.recipe import Recipe
+from kancompile.recipe import Recipe, SettledRecipe
 from kancompile.targets import TARGETS, Target
 
 
@@ -83,6 +83,27 @@ def check_file_size(target: Target, program: Program) -> None:
 def _bytes_of(value: Tensor | nn.Module) -> int:
     """Count the bytes of a constant, or of all those of a part that stays as it is, such as a loop's body."""
     return value.nbytes if isinstance(value, Tensor) else sum(one.nbytes for one in value.state_dict().values())
+
+
+def with_rows_of(target: Target, recipe: SettledRecipe, lower: Callable[[SettledRecipe], Program]) -> SettledRecipe:
+    """Give layers that chose finer tables than a target's files hold the finest that these do; a recipe's own rows stay.
+
+    Args:
+        target: whose file it becomes.
+        recipe: the choices.
+        lower: lowers by a recipe.
+    """
+    most = target.most_levels
+    if most is None:
+        return recipe
+    program = lower(recipe)
+    finer = [
+        layer.name
+        for layer in program.layers()
+        if recipe[layer.name].levels is None
+        and any(table.index.levels > most for table in program.tables(layer).values())
+    ]
+    return recipe.with_overrides({name: {"levels": most} for name in finer}) if finer else recipe
 
 
 def write(target: Target, program: Program, facts: Mapping[str, Any], recipe: Recipe) -> bytes:

@@ -22,9 +22,10 @@ from kancompile.recipe import LayerRecipe, SettledRecipe
 
 BITS: tuple[int, ...] = (8, 7, 6, 5, 4, 3)
 ROWS: tuple[int, ...] = (32, 48, 64, 96, 128, 192, 256, 512, 1024)
-_MEASURED_BITS: tuple[int, ...] = (8, 4, 3)
+_MEASURED_BITS: tuple[int, ...] = (8, 6, 4, 3)
 """A bit more leaves a quarter of the noise of weights, from which that of a width between two of these follows."""
-_FEW_BITS: tuple[int, ...] = (8, 4)
+_FEW_BITS: tuple[int, ...] = (8, 6, 4)
+_JOINT_BITS: tuple[int, ...] = (8, 4, 3)
 _FEW_ROWS: tuple[int, ...] = (64, 256)
 _FINEST = 2048
 _CHANNEL_SHARES, _JOINT_SHARES = (5e-5, 1e-3, 4e-3), (3e-4, 1.2e-3, 5e-3)
@@ -88,7 +89,8 @@ def layer_options(
             if one is not None and not (is_fast and others)
         ]
         for way in functions if is_joint else ():
-            joint = {width: trials.trial(recipe, name, {"weight_bits": width, **way}) for width in widths}
+            measured = widths if layer.is_ternary else _JOINT_BITS
+            joint = {width: trials.trial(recipe, name, {"weight_bits": width, **way}) for width in measured}
             found[name] += [
                 Option({"weight_bits": width, **way}, in_float + one.extra_bytes, one.noise, one.nanoseconds)
                 for width, one in (joint if layer.is_ternary else with_widths_between(joint)).items()

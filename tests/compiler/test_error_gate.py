@@ -231,8 +231,11 @@ def test_rows_stay_bytes_where_a_target_has_no_others() -> None:
     assert held == [True, True, False]
     assert is_held_by(TARGETS["c99"], Rung("levels", 1024))
     x = torch.rand(300, 4, generator=torch.Generator().manual_seed(0)) * 4 - 2
-    compiled = kancompile.compile(OwnSines().eval(), x, recipe={"goal_sqnr": 60, "levels": 64}, target="qnn")
+    compiled = kancompile.compile(OwnSines().eval(), x, recipe={"goal_sqnr": 60}, target="qnn")
+    assert compiled.recipe.for_layer("layer0").levels == 256  # of itself it takes 2,048
     assert all(step["change"].get("levels", 0) <= 256 for step in compiled.manifest["error_gate"]["refinements"])
+    with pytest.raises(KanCompileError, match="use levels = 256 for this layer"):
+        kancompile.compile(OwnSines().eval(), x, recipe={"levels": 512}, target="qnn")
 
 
 def test_classes_that_stay_are_good_enough() -> None:
