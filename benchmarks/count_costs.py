@@ -14,14 +14,17 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kancompile.recipe import CostProfile, FunctionCosts, LookUpCosts
 from kancompile.runtimes.emulation import ARM64, command
-from kancompile.validation import Probe, costs_of, probes
+from kancompile.validation import costs_of, probes
 
 PLUGIN, SESSION = (Path(__file__).with_name(name) for name in ("count_instructions.c", "counted_session.py"))
 _PER_NANOSECOND = 4.0
@@ -36,7 +39,8 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path, help="profile to write; its name is the profile's")
     options = parser.parse_args()
     groups = list(probes())
-    counted = iter(instructions(options.qemu, options.processor, groups))
+    models = [(probe.model, probe.feeds) for probe in itertools.chain(*groups)]
+    counted = iter(instructions(options.qemu, options.processor, models))
     taken = [[next(counted) / _PER_NANOSECOND for _ in group] for group in groups]
     costs = costs_of(groups, taken)
     profile = CostProfile(options.out.stem, LookUpCosts(**costs["look_up"]), FunctionCosts(**costs["functions"]))
@@ -52,22 +56,21 @@ def main() -> None:
     print(profile.to_toml(comments), end="")
 
 
-def instructions(qemu: Path, processor: str, groups: list[tuple[Probe, ...]]) -> list[int]:
-    """Count the instructions of one call of every probe."""
-    every = list(itertools.chain(*groups))
+def instructions(qemu: Path, processor: str, models: Sequence[tuple[bytes, Mapping[str, NDArray[Any]]]]) -> list[int]:
+    """Count the instructions of one call of every model, bytes of ONNX files with what they read by name."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         library = folder / "count.so"
         subprocess.run(["cc", "-O2", "-fPIC", "-shared", "-o", library, PLUGIN], check=True)
-        for number, probe in enumerate(every):
-            (folder / f"{number}.onnx").write_bytes(probe.model)
-            np.savez(folder / f"{number}.npz", **probe.feeds)  # type: ignore[arg-type]
+        for number, (model, feeds) in enumerate(models):
+            (folder / f"{number}.onnx").write_bytes(model)
+            np.savez(folder / f"{number}.npz", **feeds)  # type: ignore[arg-type]
         python = [str(qemu), "-plugin", str(library), *command(ARM64[processor])[1:]]
         done = subprocess.run(
-            [*python, str(SESSION), name, str(len(every))], stderr=subprocess.PIPE, text=True, check=False
+            [*python, str(SESSION), name, str(len(models))], stderr=subprocess.PIPE, text=True, check=False
         )
     marks = [int(count) for count in re.findall(r"^instructions (\d+)$", done.stderr, re.MULTILINE)]
-    if done.returncode or len(marks) != 2 * len(every):
+    if done.returncode or len(marks) != 2 * len(models):
         sys.exit(f"{' '.join(python)} failed:\n{done.stderr[-2000:]}")
     return [after - before for before, after in zip(marks[::2], marks[1::2], strict=True)]
 

@@ -52,7 +52,7 @@ ZOO = (
     _zoo("Hermite", "polynomial_kan", lambda: polynomial_kan.build(WIDTHS, "hermite")),
     _zoo("Laguerre", "polynomial_kan", lambda: polynomial_kan.build(WIDTHS, "laguerre")),
     _zoo("Fourier", "fourier_kan", lambda: fourier_kan.build(WIDTHS)),
-    _zoo("Fourier, normalised", "fourier_kan", lambda: fourier_kan.build(WIDTHS, normalise=True)),
+    _zoo("Fourier, normalized", "fourier_kan", lambda: fourier_kan.build(WIDTHS, normalise=True)),
     _zoo("sine, phase of each input", "sine_kan", lambda: sine_kan.build(WIDTHS)),
     _zoo("ReLU bumps of each input", "relu_kan", lambda: relu_kan.build(WIDTHS)),
     _zoo("rational of each group", "rational_kan", lambda: rational_kan.build(WIDTHS)),

@@ -49,8 +49,20 @@ def test_profiles_of_the_package_are_named_explained_and_written_alike(name: str
     assert {path.stem for path in FOLDER.iterdir()} == set(PROFILES)
 
 
-def test_the_default_decides_as_the_constants_did_that_files_were_made_by() -> None:
-    assert list(USUAL.to_dict()["look_up"].values()) == [500.0, 0.2, 8.2, 4.51, 0.0053, 0.008, 6.0, 2.5, 0.12, 5000.0]
+def test_the_default_has_the_costs_that_files_were_made_by() -> None:
+    assert list(USUAL.to_dict()["look_up"].values()) == [
+        500.0,
+        0.2,
+        8.2,
+        4.51,
+        0.0053,
+        0.008,
+        6.0,
+        2.5,
+        0.12,
+        1.7,
+        5000.0,
+    ]
     assert list(USUAL.to_dict()["functions"].values())[:9] == [4.6, 0.5, 1.0, 0.45, 0.5, 1.2, 0.3, 16.0, 0.4]
     assert [USUAL.functions.of_operator(name) for name in ("exp", "index", "pow", "tan")] == [0.4, 10.0, 0.9, 4.0]
     assert "exp" not in OPERATORS

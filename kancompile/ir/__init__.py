@@ -3,6 +3,7 @@
 from kancompile.ir.basis_parts import LARGEST_PART, MOST_SHIFT, BasisParts
 from kancompile.ir.block_codes import BlockCodes, round_to_blocks
 from kancompile.ir.check import check
+from kancompile.ir.column_lookup import MOST_FUNCTIONS, fits_columns, functions_major, reorders_columns
 from kancompile.ir.column_order import MOST_PLANES, constant_block, is_in_planes, plane_order, varying_functions
 from kancompile.ir.contraction import AnyContraction, Contraction, convolve_real
 from kancompile.ir.distinct import distinct_inputs
@@ -60,6 +61,7 @@ __all__ = [
     "LARGEST_PART",
     "MOST",
     "MOST_FILE_BYTES",
+    "MOST_FUNCTIONS",
     "MOST_PLANES",
     "MOST_SHIFT",
     "ORDINARY",
@@ -113,7 +115,9 @@ __all__ = [
     "external_tensors",
     "file_bytes",
     "first_of",
+    "fits_columns",
     "flat_weight",
+    "functions_major",
     "group_order",
     "is_in_planes",
     "joined",
@@ -130,6 +134,7 @@ __all__ = [
     "readers_behind",
     "reads_one_convolution",
     "regroup",
+    "reorders_columns",
     "round_to_blocks",
     "rows_of",
     "share_uses",

@@ -50,6 +50,10 @@ class LookUpCosts:
     pick: float = _ns("an input that is picked from a batch in columns, once a batch")
     word: float = _ns("a word of three codes that is looked up in columns, its index and its taking apart included")
     column: float = _ns("a code that is put in its place in a row of columns")
+    code: float = _ns(
+        "a code that is looked up in a column of its own, as of up to three functions of an input, cast included",
+        default=1.6,
+    )
     call: float = _ns("a call of a file, whatever it holds", default=5000.0)
 
 

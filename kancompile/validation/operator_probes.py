@@ -30,7 +30,6 @@ _VALUES = (1 << 16, 1 << 18)
 _BREAKPOINTS = 16
 _CELLS = 5000
 _COLUMNS = 64 * _FUNCTIONS
-_DIGITS = (1.0, 256.0, 65536.0)
 _UNARY = ("Gelu", "Erf", "Log", "Sin", "Cos", "Tan", "Acos", "Asin", "Atan", "Sinh", "Cosh", "Asinh", "Acosh", "Atanh")
 
 
@@ -59,6 +58,7 @@ def probes() -> Iterator[tuple[Probe, ...]]:
     yield tuple(map(_quantize, (1 << 12, 1 << 15, 1 << 17)))
     yield tuple(map(_gather, _BATCHES))
     yield tuple(map(_gather_paired, _BATCHES))
+    yield tuple(map(_code, _BATCHES))
     yield tuple(_product(batch, columns) for batch in (1, 16, 256) for columns in (1024, 7056))
     yield tuple(map(_pick, (64, 256, 1024)))
     yield tuple(map(_word, (4, 32, 256)))
@@ -164,6 +164,12 @@ def _gather_paired(batch: int) -> Probe:
     return _probe("look_up", {"gather_paired": x.size}, nodes, {"x": x}, constants, y=y)
 
 
+def _code(batch: int) -> Probe:
+    nodes = "r = Cast <to = 6> (x)\n y = GatherElements <axis = 0> (t, r)"
+    x = _bytes(batch, _INPUTS, below=_ROWS)
+    return _probe("look_up", {"code": x.size}, nodes, {"x": x}, {"t": _bytes(_ROWS, _INPUTS)}, y=x)
+
+
 def _product(batch: int, columns: int) -> Probe:
     weight = _bytes(columns, _OUTPUTS).view(np.int8)
     counts = {"product": batch * weight.size, "load": weight.size}
@@ -181,35 +187,27 @@ def _pick(picked: int, batch: int = 64) -> Probe:
 def _word(batch: int) -> Probe:
     rows = 32
     nodes = """
-        i = Cast <to = 6> (a)
-        j = Cast <to = 6> (b)
-        s = Mul (i, rows)
-        r = Add (s, j)
+        s = MatMulInteger (rows, x)
+        r = Reshape (s, words)
         w = GatherElements <axis = 1> (t, r)
-        z = QuantizeLinear (w, d2, zero)
-        z1 = DequantizeLinear (z, d2, zero)
-        u = Sub (w, z1)
-        y = QuantizeLinear (u, d1, zero)
-        y1 = DequantizeLinear (y, d1, zero)
-        v = Sub (u, y1)
-        x = QuantizeLinear (v, d0, zero)
+        u = BitShift <direction = "RIGHT"> (w, bits)
+        y = Cast <to = 2> (u)
     """
-    codes = np.random.default_rng(0).integers(-127, 128, (3, _WORDS, rows**2))
-    constants: Arrays = {f"d{place}": np.array(digit, np.float32) for place, digit in enumerate(_DIGITS)} | {
-        "rows": np.array(rows, np.int32),
-        "zero": np.array(128, np.uint8),
-        "t": np.tensordot(_DIGITS, codes, 1).astype(np.float32),
+    constants: Arrays = {
+        "rows": np.array([[rows, 1]], np.uint8),
+        "words": np.array([_WORDS, -1], np.int64),
+        "bits": np.array([0, 8, 16], np.uint32).reshape(3, 1, 1),
+        "t": np.random.default_rng(0).integers(0, 1 << 24, (_WORDS, rows**2)).astype(np.uint32),
     }
-    index = _bytes(_WORDS, batch, below=rows)
-    feeds = {"a": index, "b": index[::-1].copy()}
-    return _probe("look_up", {"word": index.size}, nodes, feeds, constants, x=index, y=index, z=index)
+    x = _bytes(2, _WORDS * batch, below=rows)
+    y = np.empty((3, _WORDS, batch), np.uint8)
+    return _probe("look_up", {"word": _WORDS * batch}, nodes, {"x": x}, constants, y=y)
 
 
 def _column(batch: int) -> Probe:
-    nodes = "c = Concat <axis = 0> (a, b, d)\n y = Transpose <perm = [1, 0]> (c)"
-    codes = _bytes(_WORDS, batch)
     y = np.empty((batch, 3 * _WORDS), np.uint8)
-    return _probe("look_up", {"column": y.size}, nodes, dict.fromkeys("abd", codes), {}, y=y)
+    codes = _bytes(3 * _WORDS, batch)
+    return _probe("look_up", {"column": y.size}, "y = Transpose <perm = [1, 0]> (x)", {"x": codes}, {}, y=y)
 
 
 def _gather_floats(rows: int, k: int) -> Probe:

@@ -8,18 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from kancompile.ir import MOST_FUNCTIONS
 from kancompile.passes.reduce_functions.words import PLANES
 from kancompile.recipe import LookUpCosts
 
 BALANCE = (1, 16, 256)
 """Batch sizes that a file is made for where nothing else is asked."""
-_WORTH, _MOST_SLOWER = 0.9, 1.6
+_WORTH, _MOST_SLOWER = 0.9, 1.25
 MOST_COLUMNS = 4098
 """Columns that are fitted in seconds."""
 
 
 _PAIRED_FROM = 512
-_NODES_EACH, _NODES_JOINT, _MEMBERS = 6, 20, 2
+_NODES_EACH, _NODES_JOINT, _MEMBERS = 6, 13, 2
 
 
 def time_of_each(sizes: Sequence[tuple[int, int]], n_out: int, batch: int, costs: LookUpCosts) -> float:
@@ -32,10 +33,17 @@ def time_of_each(sizes: Sequence[tuple[int, int]], n_out: int, batch: int, costs
         costs: of the operators.
     """
     inputs, weights = sum(n_in for n_in, _ in sizes), n_out * sum(n_in * k for n_in, k in sizes)
-    # wide layers of few rows look two of their inputs up at a time (see targets.onnx.arrange_tables)
-    gathers = sum(n_in * (costs.gather_paired if n_in >= _PAIRED_FROM else costs.gather) for n_in, _ in sizes)
-    of_sample = inputs * costs.quantize + gathers + weights * costs.product
+    look_ups = sum(n_in * _look_up(n_in, k, costs) for n_in, k in sizes)
+    of_sample = inputs * costs.quantize + look_ups + weights * costs.product
     return _NODES_EACH * len(sizes) * costs.node + weights * costs.load + batch * of_sample
+
+
+def _look_up(n_in: int, k: int, costs: LookUpCosts) -> float:
+    """Estimate what ``k`` functions of an input take, in the form that targets.onnx.arrange_tables writes."""
+    if k == 1 or (k <= MOST_FUNCTIONS and n_in < _PAIRED_FROM):
+        return k * costs.code
+    # wide layers of few rows look two of their inputs up at a time
+    return costs.gather_paired if n_in >= _PAIRED_FROM else costs.gather
 
 
 def time_of_joint(sizes: Sequence[tuple[int, int]], columns: int, n_out: int, batch: int, costs: LookUpCosts) -> float:

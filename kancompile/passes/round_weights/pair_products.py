@@ -14,8 +14,9 @@ Order of the columns: ONNX Runtime packs four neighboring rows of the weight mat
 of rows being multiples of four; an odd one is filled up with zeros. A convolution is that product with taps major, channels
 minor, pixels outside the image having the code of 0 in all columns. Its columns stand in the order of the program, or where
 ``kancompile.ir.column_order`` allows it in planes, behind which stand constant columns, of weights of at most 64, which are only
-known once the weights are. Which of the two is a target's choice, and one rounded program serves all targets, so that what may
-stand in planes is exact in both orders.
+known once the weights are. The columns of a linear layer stand in the order of the program, or where
+``kancompile.ir.column_lookup`` allows it functions major. Which of the two is a target's choice, and one rounded program serves
+all targets, so that what may stand in another order is exact in both.
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ from kancompile.ir import (
     Layer,
     Program,
     TableExpansion,
+    functions_major,
     group_order,
     is_in_planes,
     plane_order,
+    reorders_columns,
 )
 from kancompile.passes.round_weights.adjacent_pairs import ELEMENTS, AdjacentPairs
 
@@ -80,6 +83,13 @@ def plane_pairs(tables: Sequence[TableExpansion], taps: int, outside: int | None
         order = torch.cat([order, torch.tensor([-1])])
     count = sum(table.n_in * table.k for table in tables)
     return _pairs(tables, _taps_major(order, taps), torch.arange(count), taps, outside)
+
+
+def column_pairs(tables: Sequence[TableExpansion]) -> AdjacentPairs:
+    """Pair the columns of a linear layer that stand functions major (``kancompile.ir.column_lookup``)."""
+    order = functions_major(tables)
+    first = torch.arange(0, len(order) - 1, 2)
+    return _pairs(tables, torch.stack([order[first], order[first + 1]], 1), torch.arange(len(order)), 1, None)
 
 
 def _taps_major(order: Tensor, taps: int) -> Tensor:
@@ -154,9 +164,12 @@ class Int16Proof:
 
 
 def layer_pairs(contraction: IntegerContraction, tables: Sequence[TableExpansion]) -> list[AdjacentPairs]:
-    """Pair the columns of a layer, or of every channel group of a convolution, in both orders where planes are possible."""
+    """Pair the columns of a layer, or of every channel group of a convolution, in both orders where a file may have another."""
     if contraction.geometry is None:
-        return [linear_pairs(tables, contraction.group_sizes)]
+        linear = linear_pairs(tables, contraction.group_sizes)
+        if reorders_columns(contraction, tables):
+            return [_joined(linear, column_pairs(tables))]
+        return [linear]
     outside, taps = contraction.zero_point if contraction.pads else None, contraction.taps
     found = convolution_pairs(tables, contraction.groups, taps, outside)
     if is_in_planes(contraction, tables):

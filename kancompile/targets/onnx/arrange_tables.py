@@ -4,6 +4,7 @@
   and that was half the time of a convolutional network. Row numbers joined to pairs by the integer matrix kernel saved
   5 % of the whole for one image, 13 % for 32 and 21 % for 128, although the tables of pairs (650 KB for 255 rows of 5
   bytes) do not stay in the first-level cache; with fewer rows it is more.
+* Linear layers of few functions an input look every function up in a column of its own (``column_tables``).
 * Other small tables get rows up to 256: QuantizeLinear saturates there, so no Clip is needed.
 """
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kancompile.ir import IndexQuantizer, JointTable, Program, TableExpansion, nodes_of, rows_of
+from kancompile.targets.onnx.column_tables import arrange_columns, in_columns
 from kancompile.targets.onnx.function_planes import arrange_planes, can_be_planes
 
 _ROW_PADDING_BYTES = 1 << 14
@@ -24,9 +26,10 @@ _PAIRED_FROM = 512
 
 
 def arrange_tables(program: Program, pairs: bool = True) -> Program:
-    """Apply all rewrites, lookups of two inputs only with ``pairs``."""
+    """Apply all rewrites; those whose tables are larger in memory, column by column and of two inputs, only with ``pairs``."""
     program = make_parts(pass_rows_on(program))
-    return arrange_planes(pad_rows(pair_inputs(program) if pairs else program))
+    program = arrange_planes(pad_rows(pair_inputs(program) if pairs else program))
+    return arrange_columns(program) if pairs else program
 
 
 class RowTable(TableExpansion):
@@ -91,8 +94,9 @@ def pair_inputs(program: Program) -> Program:
     for layer in program.layers():
         if can_be_planes(program, layer):
             continue
+        columns = in_columns(program, layer)
         for target, table in program.tables(layer).items():
-            if type(table) is TableExpansion and _can_pair(table):
+            if type(table) is TableExpansion and target not in columns and _can_pair(table):
                 modules[target] = PairedTable(**(table.fields() | {"first_row": None}))
     return program.replace_modules(modules) if modules else program
 

@@ -31,6 +31,7 @@ from kancompile.ir import (
 )
 from kancompile.targets.contract import METADATA, SHORT
 from kancompile.targets.onnx.arrange_tables import arrange_tables
+from kancompile.targets.onnx.column_tables import write_column_tables
 from kancompile.targets.onnx.external_data import for_the_checker, is_too_large, move_out
 from kancompile.targets.onnx.function_planes import deal_planes
 from kancompile.targets.onnx.joint_tables import write_joint_tables
@@ -121,6 +122,7 @@ def build_model(
     build_pair_tables(model.graph)
     deal_planes(model.graph)
     drop_needless_reshapes(model.graph)
+    write_column_tables(model.graph)
     write_joint_tables(model.graph)
     if storage != "fastest":
         store_padded_tables(model.graph)

@@ -1,6 +1,7 @@
 """Write lookups whose row number several inputs share, in standard operators, with one column of the batch after another.
 
-    index [b, n] -> Transpose -> Gather for each member -> Cast -> L * first + second -> GatherElements -> take apart -> Transpose
+    index [b, n] -> Transpose -> Gather of all members -> MatMulInteger, L * first + second -> GatherElements [w, L^2]
+                 -> BitShift [k, w, b] -> Cast -> Transpose
 
 In that order all steps run along the batch. To pick the inputs takes a copy of ``b`` bytes each, where a product with a matrix
 of zeros and ones took half the time of a whole file; a word reads one row of its own table, which stays in the first-level cache.
@@ -20,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from kancompile.ir import DIGITS, LARGEST_PART, MOST_SHIFT, ZERO_POINT
+from kancompile.ir import LARGEST_PART, MOST_SHIFT
 from kancompile.targets.onnx.folded_nodes import FoldedNodes
 from kancompile.targets.onnx.translation import STAND_INS
 
@@ -67,24 +68,29 @@ class _JointLookup(FoldedNodes):
         if parts is not None:
             self.tables = self._words(parts, shape)
         words = self.op("GatherElements", [self.tables, rows], {"axis": 1})
-        codes = self._apart(words, shape[1])
-        stacked = codes[0] if len(codes) == 1 else self.op("Concat", codes, {"axis": 0})
-        return self.op("Transpose", [stacked], {"perm": [1, 0]})
+        return self.op("Transpose", [self._apart(words, shape[1], shape[2])], {"perm": [1, 0]})
 
     def _rows(self, index: ir.Value, members: NDArray[np.int64], levels: int) -> ir.Value:
-        """Write the row numbers of words, int32 ``[w, b]``."""
+        """Write the row numbers of words, int32 ``[w, b]``: a product of all members' numbers with powers of the rows."""
+        count, words = members.shape
+        powers = levels ** np.arange(count - 1, -1, -1)
+        is_product = count > 1 and powers[0] < 256  # a product of bytes, with sums that no kernel saturates
+        if is_product and index.dtype == ir.DataType.INT32:
+            index = self.cast(index, ir.DataType.UINT8)
         by_input = self.op("Transpose", [index], {"perm": [1, 0]})
-        rows: ir.Value | None = None
-        for number, own in enumerate(members.astype(np.int32)):
-            numbers = self.op("Gather", [by_input, self.stored(f"member{number}", own)], {"axis": 0})
-            if index.dtype != ir.DataType.INT32:
-                numbers = self.cast(numbers, ir.DataType.INT32)
-            if rows is not None:
-                shifted = self.op("Mul", [rows, self.stored("levels", np.array(levels, np.int32))])
-                numbers = self.op("Add", [shifted, numbers])
-            rows = numbers
-        assert rows is not None
-        return rows
+        numbers = self.op(
+            "Gather", [by_input, self.stored("members", members.astype(np.int32).reshape(-1))], {"axis": 0}
+        )
+        if count > 1:
+            numbers = self.op("Reshape", [numbers, self.shape(count, -1)])
+        if is_product:
+            numbers = self.op("MatMulInteger", [self.stored("rows", powers.astype(np.uint8)[None]), numbers])
+        elif index.dtype != ir.DataType.INT32:
+            numbers = self.cast(numbers, ir.DataType.INT32)
+        if count > 1 and not is_product:
+            numbers = self.op("Mul", [numbers, self.stored("rows", powers.astype(np.int32)[:, None])])
+            numbers = self.op("ReduceSum", [numbers, self.stored("first", np.array([0], np.int64))], {"keepdims": 0})
+        return numbers if count == 1 else self.op("Reshape", [numbers, self.shape(words, -1)])
 
     def _made(self, basis: ir.Value, mix: ir.Value, bias: ir.Value, shift: ir.Value) -> ir.Value:
         """Write the parts that follow from integers, float32 ``[m, k, w, levels]`` (see ``ir.basis_parts``)."""
@@ -102,28 +108,27 @@ class _JointLookup(FoldedNodes):
         return self.op("Reshape", [self.op("Transpose", [codes], {"perm": [1, 0]}), self.shape(*columns, -1)])
 
     def _words(self, parts: ir.Value, shape: Sequence[int]) -> ir.Value:
-        """Write the packed codes of all combinations of rows, float32 ``[w, levels^m]``, of parts in float32."""
+        """Write the packed codes of all combinations of rows, uint32 ``[w, levels^m]``, of parts in float32."""
         members, planes, words, levels = shape
         found = self._member(parts, 0)
-        # codes are added first: a float32 holds three of them about their zero point only
         for member in range(1, members):
             left = self.op("Reshape", [found, self.shape(planes, words, -1, 1)])
             right = self.op("Reshape", [self._member(parts, member), self.shape(planes, words, 1, levels)])
             both = self.op("Add", [left, right])
             found = self.op("Reshape", [both, self.shape(planes, words, levels ** (member + 1))])
-        centered = self.op("Sub", [found, self.stored("zero", np.array(ZERO_POINT, np.float32))])
-        digits = np.array(DIGITS[:planes], np.float32).reshape(planes, 1, 1)
-        scaled = self.op("Mul", [centered, self.stored("digits", digits)])
-        return self.op("ReduceSum", [scaled, self.stored("planes", np.array([0], np.int64))], {"keepdims": 0})
+        # a float32 holds three bytes exactly
+        places = np.float32(256) ** np.arange(planes, dtype=np.float32)
+        scaled = self.op("Mul", [found, self.stored("places", places.reshape(planes, 1, 1))])
+        packed = self.op("ReduceSum", [scaled, self.stored("first", np.array([0], np.int64))], {"keepdims": 0})
+        return self.cast(packed, ir.DataType.UINT32)
 
     def _member(self, parts: ir.Value, member: int) -> ir.Value:
         return self.op("Gather", [parts, self.stored(f"number{member}", np.array(member, np.int64))], {"axis": 0})
 
-    def _apart(self, word: ir.Value, planes: int) -> list[ir.Value]:
-        codes, zero_point = [], self.stored("zero_point", np.array(ZERO_POINT, np.uint8))
-        for place in range(planes - 1, -1, -1):
-            digit = self.stored(f"digit{place}", np.array(DIGITS[place], np.float32))
-            codes.append(self.op("QuantizeLinear", [word, digit, zero_point]))
-            if place:
-                word = self.op("Sub", [word, self.op("DequantizeLinear", [codes[-1], digit, zero_point])])
-        return codes[::-1]
+    def _apart(self, word: ir.Value, planes: int, words: int) -> ir.Value:
+        """Write the bytes of words ``[w, b]`` one plane below the other, uint8 ``[k * w, b]``."""
+        if planes == 1:
+            return self.cast(word, ir.DataType.UINT8)
+        bits = self.stored("bits", 8 * np.arange(planes, dtype=np.uint32).reshape(planes, 1, 1))
+        shifted = self.op("BitShift", [word, bits], {"direction": "RIGHT"})
+        return self.op("Reshape", [self.cast(shifted, ir.DataType.UINT8), self.shape(planes * words, -1)])

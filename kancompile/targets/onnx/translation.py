@@ -25,7 +25,7 @@ from onnxscript.values import Op, Opset
 import kancompile.ir  # noqa: F401  (registers the operators named below)
 
 _PAIR_BLOCK = 64
-JOINT_LOOKUP = "JointLookup"
+JOINT_LOOKUP, COLUMN_LOOKUP = "JointLookup", "ColumnLookup"
 STAND_INS = "kancompile"
 """The domain of operators that are written later."""
 Value = Any  # an onnx_ir.Value while the exporter traces
@@ -216,12 +216,30 @@ def expand_joint_of_basis(index: Value, members: Value, basis: Value, mix: Value
     return _OF_BASIS(index, members, basis, mix, bias, shift)
 
 
+def _column_stand_in() -> Op:
+    form = onnx.defs.OpSchema.FormalParameter
+    inputs = [form("index", "rows"), form("table", "tensor(uint8)"), form("group", "tensor(int64)")]
+    rows = [("rows", ["tensor(uint8)", "tensor(int32)"], "row numbers")]
+    columns = [form("columns", "tensor(uint8)")]
+    schema = onnx.defs.OpSchema(COLUMN_LOOKUP, STAND_INS, 1, inputs=inputs, outputs=columns, type_constraints=rows)
+    return Op(Opset(STAND_INS, 1), COLUMN_LOOKUP, schema)
+
+
+_OF_COLUMNS = _column_stand_in()
+
+
+def expand_columns(index: Value, table: Value, group: Value) -> Value:
+    """Stand in for lookups column by column; ``column_tables`` writes them, out of reach as well."""
+    return _OF_COLUMNS(index, table, group)
+
+
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.prims.view_of.default: view_of,
     torch.ops.kancompile.quantize_index.default: quantize_index,
     torch.ops.kancompile.floor_index.default: floor_index,
     torch.ops.kancompile.expand.default: expand,
     torch.ops.kancompile.expand_pairs.default: expand_pairs,
+    torch.ops.kancompile.expand_columns.default: expand_columns,
     torch.ops.kancompile.expand_joint.default: expand_joint,
     torch.ops.kancompile.expand_joint_of_basis.default: expand_joint_of_basis,
     torch.ops.kancompile.contract.default: contract,
