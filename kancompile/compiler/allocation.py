@@ -248,7 +248,8 @@ class Allocator:
     def _measure_weight_only(self, recipe: SettledRecipe, names: Sequence[str], goal: float) -> None:
         """Measure float arithmetic on weights of 8 bits, where integers take more than half the bytes of the parameters.
 
-        Tables of so small a model are most of its file, and where steep ones need many rows, all of it.
+        Tables of so small a model are most of its file, and where steep ones need many rows, all of it. Exact integers are given
+        up for a file below the parameters only.
         """
         integers = self._best(recipe, goal, False) if recipe.whole.max_bytes is None else None
         if self.float_bytes is None or not names or any(recipe[name].is_ternary for name in names):
@@ -256,7 +257,9 @@ class Allocator:
         if integers is not None and 2 * integers.bytes <= self.float_bytes:
             return
         with contextlib.suppress(KanCompileError):  # convolutions, and functions without such a form
-            self._written(recipe, {name: {"precision": WEIGHT_ONLY} for name in names}, None)
+            point = self._written(recipe, {name: {"precision": WEIGHT_ONLY} for name in names}, None)
+            if point.bytes >= self.float_bytes:
+                self.points.remove(point)
 
     def _measured(self, recipe: SettledRecipe, chosen: Choice, power: Tensor) -> tuple[Point, bool]:
         """Lower and write a point; give what was measured, and whether it is measured for the first time."""

@@ -92,3 +92,12 @@ def test_convolutions_refuse_it() -> None:
     program = float_convolutions((1, 6, 6), [square(2, 3)])
     with pytest.raises(KanCompileError, match="'weight-only' for a convolution"):
         RoundFloatWeights(lambda _: True)(program, torch.rand(4, 1, 6, 6))
+
+
+@pytest.mark.slow
+def test_the_smallest_file_takes_it_below_the_parameters() -> None:
+    model = fast_kan.build((2, 10, 2)).eval()
+    compiled = kancompile.compile(model, X, recipe={"optimize": "size"})
+    assert len(compiled.model_bytes) < 4 * sum(one.numel() for one in model.parameters())
+    assert {layer["weight_bits"] for layer in compiled.manifest["layers"]} == {8}
+    assert any("weight-only" in note for note in compiled.manifest["notes"])
