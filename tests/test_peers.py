@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.peers import COMPILED, EAGER, FLOAT_EXPORT, PERCEPTRON, not_faster, section
+from benchmarks.peers import COMPILED, EAGER, FLOAT_EXPORT, PERCEPTRON, not_faster, section, short_form
 
 
 def row(accuracy: float, *seconds: float) -> dict[str, Any]:
@@ -32,3 +32,18 @@ def test_what_is_faster_and_as_accurate_is_said_first() -> None:
     assert "| 90.00 % |  | 1,000 | 0.10 x | 0.05 x |" in page
     assert "| **10 us** | **40 us** |" in page
     assert "another: not installed" in page
+
+
+def test_the_short_form_says_what_is_less_accurate() -> None:
+    lines = short_form(
+        {"a network": {"rows": {one: RESULTS["a network"]["rows"][one] for one in (COMPILED, FLOAT_EXPORT)}}}
+    )
+    assert lines.splitlines()[-1] == "| a network | 1,000, 1,000 |  |  |  |  |  |"
+    rows = {
+        COMPILED: row(97.0, 1e-5) | {"times": {"1 64": 1e-5}},
+        FLOAT_EXPORT: row(97.1, 1e-5) | {"times": {"1 64": 5e-5}},
+        PERCEPTRON: row(90.0, 1e-6) | {"times": {"1 64": 1e-6}},
+    }
+    assert short_form({"b": {"rows": rows}}).endswith(
+        "| b | 1,000, 1,000 | 5.00 x |  |  |  | 0.10 x, 7.0 points less |"
+    )

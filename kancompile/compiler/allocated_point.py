@@ -59,6 +59,8 @@ class Point:
 
 def change_text(change: Mapping[str, Any]) -> str:
     """Name what one layer got shortly."""
+    if "precision" in change:
+        return f"{change['precision']}"
     rows = f" and {change['levels']} rows" if "levels" in change else ""
     lost = (
         f", {'joint ' if 'lookup' in change else ''}functions within {change['function_error']:g}"

@@ -8,6 +8,7 @@ costs of the profile decide, no clock; what a clock found is said beside them.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ from kancompile.errors import KanCompileError
 from kancompile.ir import Program
 from kancompile.passes import in_one_thread
 from kancompile.progress import say
-from kancompile.recipe import SettledRecipe
+from kancompile.recipe import WEIGHT_ONLY, SettledRecipe
 from kancompile.validation import plain_number
 
 _MOST_POINTS, _MOST_ROUNDS, _MARGIN_DB = 5, 20, 0.2
@@ -61,6 +62,7 @@ class Allocator:
         file_bytes: Callable[[SettledRecipe, Program], int],
         microseconds: Callable[[SettledRecipe, Program], float] | None = None,
         other_nanoseconds: float = 0.0,
+        float_bytes: int | None = None,
     ) -> None:
         """Take what is compared.
 
@@ -70,9 +72,11 @@ class Allocator:
             file_bytes: gives the bytes of a file.
             microseconds: measures a call of a file on this machine, ``None`` where it cannot run here.
             other_nanoseconds: estimated of a call beside its integer layers.
+            float_bytes: of the model's parameters, ``None`` where layers may not compute in float.
         """
         self.captured, self.trials, self.file_bytes = captured, trials, file_bytes
         self.microseconds, self.other_nanoseconds = microseconds, other_nanoseconds
+        self.float_bytes = float_bytes
         self.points: list[Point] = []
         self.chosen: Point | None = None
         self.front: list[dict[str, Any]] = []
@@ -131,6 +135,8 @@ class Allocator:
                 self._measured(recipe, neighbor, power)
         if limit is not None and all(point.bytes > limit for point in self.points):
             self._measure_smallest(recipe, options, power, time)
+        if whole.optimize == "size" and not np.isfinite(time):
+            self._measure_weight_only(recipe, names, goal)
         self.front = [self._predicted(one, power) for one in predicted_front(options, power)]
         self.chosen = self._best(recipe, goal, wants_accuracy)
         return recipe if self.chosen is None else recipe.with_overrides(_differing(recipe, self.chosen.changes))
@@ -238,6 +244,22 @@ class Allocator:
             changes = {name: {"weight_bits": BITS[middle]} for name in names}
             point = self._written(recipe, changes, None)
             first, last = (first, middle) if point.bytes <= limit else (middle + 1, last)
+
+    def _measure_weight_only(self, recipe: SettledRecipe, names: Sequence[str], goal: float) -> None:
+        """Measure float arithmetic on weights of 8 bits, where integers take more than half the bytes of the parameters.
+
+        Tables of so small a model are most of its file, and where steep ones need many rows, all of it. Exact integers are given
+        up for a file below the parameters only.
+        """
+        integers = self._best(recipe, goal, False) if recipe.whole.max_bytes is None else None
+        if self.float_bytes is None or not names or any(recipe[name].is_ternary for name in names):
+            return
+        if integers is not None and 2 * integers.bytes <= self.float_bytes:
+            return
+        with contextlib.suppress(KanCompileError):  # convolutions, and functions without such a form
+            point = self._written(recipe, {name: {"precision": WEIGHT_ONLY} for name in names}, None)
+            if point.bytes >= self.float_bytes:
+                self.points.remove(point)
 
     def _measured(self, recipe: SettledRecipe, chosen: Choice, power: Tensor) -> tuple[Point, bool]:
         """Lower and write a point; give what was measured, and whether it is measured for the first time."""

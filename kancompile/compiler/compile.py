@@ -145,7 +145,9 @@ def compile(
             layer_time if chosen_target.loads_in_ort else None,
         )
         outside = other_nanoseconds(captured, x[:2], costs, at_once)
-        return Allocator(captured, trials, file_bytes, microseconds if chosen_target.loads_in_ort else None, outside)
+        measured = microseconds if chosen_target.loads_in_ort else None
+        holds_float = all("float" in one.precisions for one in (chosen_target, *further))
+        return Allocator(captured, trials, file_bytes, measured, outside, float_bytes if holds_float else None)
 
     has_budget = whole.max_bytes is not None or whole.max_latency_us is not None
     allocates = whole.optimize != "balanced" or (has_budget and takes_trials and budget is None)

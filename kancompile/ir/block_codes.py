@@ -1,8 +1,8 @@
-"""Numbers as 16-bit codes in blocks: ``value[r, c] = code[r, c] * row_scale[r] * column_scale[c]``.
+"""Numbers as codes in blocks: ``value[r, c] = code[r, c] * row_scale[r] * column_scale[c]``.
 
-Both scales are powers of two, so every value is a float32 number exactly, and the order of the two products does not
+Of 16 bits, both scales are powers of two, so every value is a float32 number exactly, and the order of the two products does not
 matter. What a matrix of coefficients needs is a scale for each row (narrow cells have steep polynomials) and for each
-column (functions differ in size); a single scale would leave small entries no bits.
+column (functions differ in size); a single scale would leave small entries no bits. Of 8 bits, weights have a scale for each row.
 """
 
 from __future__ import annotations
@@ -20,17 +20,22 @@ _LEAST_EXPONENT, _MOST_EXPONENT = -126 + BITS - 1, 126
 
 @dataclass(frozen=True)
 class BlockCodes:
-    """A matrix in 16-bit codes.
+    """A matrix in codes of 16 or 8 bits.
 
     Attributes:
-        codes: int16 ``[r, c]``.
-        row_scale: float32 ``[r]``, powers of two.
+        codes: int16 ``[r, c]``, or int8.
+        row_scale: float32 ``[r]``; powers of two with 16-bit codes.
         column_scale: float32 ``[c]``, powers of two.
     """
 
     codes: Tensor
     row_scale: Tensor
     column_scale: Tensor
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return 8 * self.codes.element_size()
 
     def values(self) -> Tensor:
         """Give the float32 numbers that the codes stand for, ``[r, c]``."""

@@ -226,7 +226,7 @@ class Contraction(AnyContraction):
         weight: float32 ``[n_out, c / groups, *kernel]``, columns in the order stated above.
         output: quantizer that the rounded contraction is to have, or ``None`` where the table that alone reads it decides;
             not applied here.
-        codes: the weight, flattened to ``[n_out, columns]``, as 16-bit codes; ``None`` for any other weight.
+        codes: the weight, flattened to ``[n_out, columns]``, as codes of 16 or 8 bits; ``None`` for any other weight.
     """
 
     weight: Tensor
@@ -245,7 +245,7 @@ class Contraction(AnyContraction):
         super().__init__(layer, out_shape, geometry, zero_point)
         self._output = output
         self.codes = codes
-        self.weight_bits = 32 if codes is None else 16
+        self.weight_bits = 32 if codes is None else codes.bits
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
 
@@ -283,7 +283,7 @@ class Contraction(AnyContraction):
             "weight_bits": self.weight_bits,
             "weight_bytes": self.stored_bytes(),
             "hands_over": "real values",
-        }
+        } | ({"arithmetic": "float"} if self.weight_bits == 8 else {})
 
     def fields(self) -> dict[str, Any]:
         """Return the arguments of its constructor."""
@@ -311,6 +311,10 @@ class Contraction(AnyContraction):
         flat = [feature.flatten(-2).to(self.weight.dtype) for feature in features]
         if len(flat) == 1:
             return regroup(nn.functional.linear(flat[0], self.weight, self.bias), self.out_shape)
+        if self.weight_bits == 8:  # for the smallest file: one node less than a product for each expansion
+            return regroup(
+                nn.functional.linear(torch.cat(flat, flat[0].ndim - 1), self.weight, self.bias), self.out_shape
+            )
         # one product for each expansion: adding results costs less than copying features side by side
         parts = torch.split(self.weight, [feature.shape[-1] for feature in flat], 1)
         y = nn.functional.linear(flat[0], parts[0], self.bias)

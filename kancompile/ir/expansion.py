@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from kancompile.ir.index import HandOver
 
@@ -38,15 +38,15 @@ class Branch(nn.Module):
 
     Attributes:
         name: how reports call it, such as ``"spline"`` is not known here, so the name of the region's last node.
-        region: graph module that maps the anchor tensor ``[b, *anchor_shape]`` to a tensor of any shape; ``None`` for
-            the identity.
+        region: module, as captured a graph, that maps the anchor tensor ``[b, *anchor_shape]`` to a tensor of any shape;
+            ``None`` for the identity.
         position: int64 ``[*, n_in, k]``, where function ``k`` of input ``i`` stands in the region's flattened output
             (batch excluded); -1 where input ``i`` has fewer functions, which reads as 0.
     """
 
     position: Tensor
 
-    def __init__(self, name: str, region: fx.GraphModule | None, position: Tensor) -> None:
+    def __init__(self, name: str, region: nn.Module | None, position: Tensor) -> None:
         super().__init__()
         self.name = name
         self.region = region

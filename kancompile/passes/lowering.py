@@ -15,13 +15,15 @@ from kancompile.passes.fuse_index import FuseIndex
 from kancompile.passes.lower_to_polynomials import LowerToPolynomials, lower_exactly
 from kancompile.passes.recently_used import RecentlyUsed
 from kancompile.passes.reduce_functions import BALANCE, JoinInputs, JoinOptions, ReduceFunctions
+from kancompile.passes.round_float_weights import RoundFloatWeights
 from kancompile.passes.round_to_16_bits import RoundTo16Bits
 from kancompile.passes.round_weights import RoundingOptions, RoundWeights, prove_layer
 from kancompile.passes.rounding_methods import method_named, quick_methods
 from kancompile.passes.split_branches import SplitBranches
 from kancompile.passes.tabulate_expansions import KnownTables, TableOptions, TabulateExpansions
+from kancompile.passes.uniform_splines import WriteUniformSplines, layers_with_splines
 from kancompile.progress import Timings, say
-from kancompile.recipe import CPU_PRESETS, FunctionCosts, LayerRecipe, Recipe, SettledRecipe
+from kancompile.recipe import CPU_PRESETS, WEIGHT_ONLY, FunctionCosts, LayerRecipe, Recipe, SettledRecipe
 
 WIDE_TOLERANCE = 2.0**-17
 """Relative error of the functions of a 16-bit layer: half a step of its codes."""
@@ -100,12 +102,25 @@ class Lowering:
             return layer.shared_error if layer.arithmetic == "int8" and layer.granularity != "branch" else 0.0
 
         exact, wide, tables = (_with_precision(recipe, precision) for precision in ("float", "int16", "int8"))
-        polynomials = LowerToPolynomials(WIDE_TOLERANCE, applies=wide, costs=costs)
+        bytes_only = _with_precision(recipe, WEIGHT_ONLY)
+
+        def in_polynomials(name: str) -> bool:
+            return wide(name) or bytes_only(name)
+
+        def polynomials(stage: Program) -> Program:
+            written = layers_with_splines(stage)
+            applies = LowerToPolynomials(
+                WIDE_TOLERANCE, applies=lambda name: in_polynomials(name) and name not in written, costs=costs
+            )
+            return applies(stage, x)
+
         in_branches = SplitBranches(lambda name: recipe[name].granularity == "branch")
         return [
             (LowerToPolynomials.name, ("float",), lambda stage: lower_exactly(stage, x, exact, costs)),
-            (LowerToPolynomials.name, ("int16",), lambda stage: polynomials(stage, x)),
-            (RoundTo16Bits.name, ("int16",), RoundTo16Bits(wide)),
+            (WriteUniformSplines.name, (WEIGHT_ONLY,), lambda stage: WriteUniformSplines(bytes_only, costs)(stage, x)),
+            (LowerToPolynomials.name, ("int16", WEIGHT_ONLY), polynomials),
+            (RoundFloatWeights.name, (WEIGHT_ONLY,), lambda stage: RoundFloatWeights(bytes_only, self.seed)(stage, x)),
+            (RoundTo16Bits.name, ("int16", WEIGHT_ONLY), RoundTo16Bits(in_polynomials)),
             (ReduceFunctions.name, ("int8",), lambda stage: ReduceFunctions(tables, function_error)(stage, x)),
             (SplitBranches.name, ("int8",), in_branches),
         ]

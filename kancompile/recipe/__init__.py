@@ -19,6 +19,7 @@ from kancompile.recipe.layer_choices import (
     PRECISIONS,
     RANGES,
     TERNARY,
+    WEIGHT_ONLY,
     LayerRecipe,
 )
 from kancompile.recipe.reading import describe_keys, read_recipe
@@ -36,6 +37,7 @@ __all__ = [
     "RANGES",
     "STORAGES",
     "TERNARY",
+    "WEIGHT_ONLY",
     "CostProfile",
     "FunctionCosts",
     "LayerRecipe",

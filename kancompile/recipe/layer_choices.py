@@ -11,6 +11,8 @@ from kancompile.errors import KanCompileError, shown
 from kancompile.recipe.keys import checked_value, declared
 
 PRECISIONS = ("int8", "int16", "float")
+WEIGHT_ONLY = "weight-only"
+"""Precision of layers that compute in float on weights of 8 bits."""
 METHODS = ("uniform", "gptq", "awq", "awq+gptq", "adaround", "awq+adaround", "brecq", "hawq-v2")
 RANGES = ("minmax", "percentile", "mse")
 GRANULARITIES = ("channel", "branch", "group")
@@ -96,8 +98,9 @@ class LayerRecipe:
     )
     precision: str = declared(
         "int8",
-        "integer kernels, 16-bit tables and weights in float arithmetic, or an exact float lowering",
-        choices=PRECISIONS,
+        "integer kernels, 16-bit tables and weights in float arithmetic, an exact float lowering, or, for the smallest file of a "
+        "tiny layer, float arithmetic on weights of 8 bits",
+        choices=(*PRECISIONS, WEIGHT_ONLY),
     )
     lowering: str = declared("table", "whether a layer becomes an integer table or is kept in float", choices=LOWERINGS)
 
@@ -141,7 +144,9 @@ class LayerRecipe:
     @property
     def wider(self) -> tuple[str, ...]:
         """Precisions above that of the layer, the next one first; none for a layer that is kept in float."""
-        return PRECISIONS[PRECISIONS.index(self.precision) + 1 :] if self.lowering == "table" else ()
+        if self.lowering != "table":
+            return ()
+        return PRECISIONS[1 if self.precision == WEIGHT_ONLY else PRECISIONS.index(self.precision) + 1 :]
 
     @property
     def rounding_method(self) -> str:

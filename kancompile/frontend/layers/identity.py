@@ -92,7 +92,9 @@ def _operators(branch: nn.Module) -> tuple[list[tuple[Any, ...]], list[Tensor]]:
     assert isinstance(branch, Branch)
     if branch.region is None:
         return [], []
-    graph = branch.region.graph
+    region = branch.region
+    assert isinstance(region, fx.GraphModule)  # as captured
+    graph = region.graph
     (output,) = graph.output_node().all_input_nodes
     needed, stack = set(), [output]
     while stack:

@@ -344,5 +344,7 @@ def lower_exactly(program: Program, x: Values, applies: Callable[[str], bool], c
 __all__ = [
     "LowerToPolynomials",
     "ObserveRegion",
+    "Region",
+    "find_breakpoints",
     "lower_exactly",
 ]

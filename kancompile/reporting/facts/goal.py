@@ -47,7 +47,7 @@ def _error(worst: OutputError) -> str:
 
 def needs_int16(manifest: Mapping[str, Any], input_shape: Sequence[int], result: Validation) -> str | None:
     """Name 16 bits where errors of 8 bits weigh more than a ratio shows: outputs of unlike scale, and loops."""
-    if any(layer["weight_bits"] > 8 for layer in manifest["layers"]):
+    if any(layer["weight_bits"] > 8 or layer.get("arithmetic") == "float" for layer in manifest["layers"]):
         return None
     found = []
     if manifest.get("error_gate", {}).get("outputs_differ_in_scale"):

@@ -10,6 +10,7 @@ import torch
 
 from kancompile.compiler import describe_layer
 from kancompile.ir import AnyExpansion, IntegerContraction, layer_tables
+from kancompile.recipe import WEIGHT_ONLY
 from kancompile.reporting.facts.branch_meaning import branch_meaning
 from kancompile.reporting.facts.contributions import Contribution, LayerContribution
 from kancompile.reporting.facts.weight_errors import weight_errors
@@ -75,8 +76,10 @@ def layer_facts(
 
 
 def precision_of(pair: LayerPair) -> str:
-    """Say in which arithmetic a layer computes: ``int8``, ``int16`` or ``float``."""
+    """Say in which arithmetic a layer computes: ``int8``, ``int16``, ``float`` or ``weight-only``."""
     bits = pair.contraction.weight_bits
+    if bits == 8 and "arithmetic" in pair.contraction.describe():
+        return WEIGHT_ONLY
     return {16: "int16", 32: "float"}.get(bits, "int8")
 
 

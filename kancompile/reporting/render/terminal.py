@@ -171,7 +171,7 @@ def _warnings(compiled: CompiledModel, result: Validation, beside: BesideFloat |
     manifest = compiled.manifest
     found = [("missed", reason) for reason in result.reasons]
     # a layer that was not rounded is meant to be float
-    integer = {layer["name"] for layer in manifest["layers"] if layer["weight_bits"] <= 8}
+    integer = {layer["name"] for layer in manifest["layers"] if layer["weight_bits"] <= 8 and "arithmetic" not in layer}
     float_rows = [row for row in compiled.audit.rows if not row.is_integer]
     found += [
         ("warning", f"{row.node} runs as float {row.operator}")

@@ -41,6 +41,7 @@ from kancompile.targets.onnx.narrow_weights import NarrowWeights, store_narrow_w
 from kancompile.targets.onnx.needless_reshapes import drop_needless_reshapes
 from kancompile.targets.onnx.padded_tables import store_padded_tables
 from kancompile.targets.onnx.pair_tables import build_pair_tables
+from kancompile.targets.onnx.short_nodes import shorten_nodes
 from kancompile.targets.onnx.translate_convolutions import CONVOLUTION_TRANSLATIONS
 from kancompile.targets.onnx.translate_recurrence import RECURRENCE_TRANSLATIONS
 from kancompile.targets.onnx.translation import TRANSLATIONS
@@ -208,6 +209,8 @@ def _finished(
 ) -> ir.Model:
     """Store numbers in few bytes, and name what is there then; the model is changed."""
     named = name_nodes(model.graph, program)
+    if metadata.get(METADATA) == SHORT:
+        shorten_nodes(model.graph)
     if storage != "fastest":
         store_narrow_weights(model, narrow, native=storage == "native")
         store_wide_codes(model.graph, program)

@@ -6,6 +6,7 @@ former and infer the latter. In a file of two layers, 2-10-2, with 128 rows they
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import DeduplicateInitializersPass
@@ -37,4 +38,6 @@ def _is_default(attribute: ir.Attr, default: onnx.AttributeProto) -> bool:
     value = onnx.helper.get_attribute_value(default)
     wanted = value.decode() if isinstance(value, bytes) else value
     found = list(attribute.value) if default.type == kinds.INTS else attribute.value
+    if default.type == kinds.FLOAT:  # which a file holds in 32 bits
+        return bool(np.float32(attribute.as_float()) == np.float32(default.f))
     return bool(found == wanted)

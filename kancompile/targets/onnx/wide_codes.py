@@ -1,4 +1,4 @@
-"""Store 16-bit codes of coefficients and weights, while they compute as float32.
+"""Store 16-bit codes of coefficients and weights, and 8-bit codes of weights, while they compute as float32.
 
 A float initializer that holds ``code * row_scale * column_scale`` becomes the codes and the constant nodes that widen
 them. ONNX Runtime folds constant nodes when it loads the file, so the file is half as large and computes the same at the
@@ -27,7 +27,9 @@ from kancompile.targets.onnx.folded_nodes import FoldedNodes
 _LISTED_FROM = 64
 """Scales from which on bytes that pick are smaller than the scales themselves."""
 _LEAST_CODES = 512
-"""Numbers from which on codes and the nodes that widen them are smaller than float32."""
+"""Numbers from which on 16-bit codes and the nodes that widen them are smaller than float32."""
+_LEAST_SAVED = 96
+"""Bytes that 8-bit codes have to save: two nodes and a scale."""
 
 
 def store_wide_codes(graph: ir.Graph, program: Program) -> None:
@@ -39,9 +41,9 @@ def store_wide_codes(graph: ir.Graph, program: Program) -> None:
         if value.const_value is None or value.dtype != ir.DataType.FLOAT:
             continue
         array = value.const_value.numpy()
-        if array.size < _LEAST_CODES:
-            continue
         codes, nodes = coded.get(_key(array)), FoldedNodes(graph, name)
+        if array.size < _LEAST_CODES and (codes is None or codes.bits > 8 or 3 * array.size < _LEAST_SAVED):
+            continue
         if codes is not None:
             value.replace_all_uses_with(_widened(nodes, codes, array.shape))
         elif np.isin(array, (0.0, 1.0)).all():
@@ -74,7 +76,8 @@ def _widened(nodes: FoldedNodes, codes: BlockCodes, shape: tuple[int, ...]) -> i
     """Write ``codes * row_scale * column_scale``, reshaped."""
     found = nodes.cast(nodes.stored("codes", codes.codes.numpy()), ir.DataType.FLOAT)
     found = nodes.op("Mul", [found, _scales(nodes, "rows", codes.row_scale[:, None])])
-    found = nodes.op("Mul", [found, _scales(nodes, "columns", codes.column_scale)])
+    if not bool((codes.column_scale == 1).all()):
+        found = nodes.op("Mul", [found, _scales(nodes, "columns", codes.column_scale)])
     if shape != tuple(codes.codes.shape):
         found = nodes.op("Reshape", [found, nodes.stored("shape", np.array(shape, np.int64))])
     return found
@@ -84,7 +87,7 @@ def _scales(nodes: FoldedNodes, name: str, scales: Tensor) -> ir.Value:
     listed, picked = torch.unique(scales, return_inverse=True)
     if len(listed) == 1 or scales.numel() < _LISTED_FROM or len(listed) > 256:
         # one scale for all needs no copies
-        stored = listed.reshape([1] * scales.dim()) if len(listed) == 1 else scales
+        stored = listed.reshape(()) if len(listed) == 1 else scales
         return nodes.stored(name, stored.numpy())
     numbers = nodes.cast(nodes.stored(name, picked.numpy().astype(np.uint8)), ir.DataType.INT32)
     return nodes.op("Gather", [nodes.stored(f"{name}_listed", listed.numpy()), numbers])
