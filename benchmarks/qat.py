@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("--bits", type=_bits, nargs="+", default=[(4, 4), (2, 4), (2, 2)], help="weights/index")
     parser.add_argument("--weights", default="lsq", help="method for weights (default: %(default)s)")
     parser.add_argument("--index", default="lsq+", help="method for the row index, or none (default: %(default)s)")
-    parser.add_argument("--rate", type=float, default=0.02, help="learning rate (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=0.01, help="learning rate (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: %(default)s")
     parser.add_argument("--epochs", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/qat.json"), help="default: %(default)s")

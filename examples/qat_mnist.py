@@ -29,7 +29,7 @@ def train(
     y: Tensor,
     epochs: int = 3,
     batch_size: int = 128,
-    rate: float = 0.02,
+    rate: float = 0.01,
     seed: int = 0,
     held_out: int = HELD_OUT,
 ) -> list[float]:
