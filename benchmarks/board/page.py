@@ -53,8 +53,9 @@ where some are missing); below zero the file is the better one.
 
 ![Points lost by bits, by bytes and by time](pictures/board.svg)
 """
-_TRAINED = """Three epochs from the compiled file on, half on labels and half on the float model's classes, by the rates 0.01 and 0.02,
-of which the one with less loss on samples that are held out is kept ([quantization-aware training](quantization_aware_training.md))."""
+_TRAINED = """Three epochs from the compiled file on, half on labels and half on the float model's classes, by the rates 0.01 and
+0.02, of which the one with less loss on samples that are held out is kept ([quantization-aware
+training](quantization_aware_training.md))."""
 _SPEED = """Medians over the cells of one column above: bytes; how many times as fast as the float export at batch 1 and 32;
 how many times as long as an int8 network of ordinary layers of the same widths they take; interleaved runs, one thread."""
 _ADVICE = f"""The quickest method after training that loses at most {NEARLY} points more than the best one (from quick
