@@ -26,7 +26,7 @@ from kancompile.errors import KanCompileError
 from kancompile.ir import ModelWithExternalData, Program, Values
 from kancompile.ir import file_bytes as content_bytes
 from kancompile.progress import Timings, say
-from kancompile.recipe import Recipe, SettledRecipe, read_recipe
+from kancompile.recipe import WEIGHT_ONLY, Recipe, SettledRecipe, read_recipe
 from kancompile.targets import TARGETS
 from kancompile.validation import audit_kernels, outside_grid
 
@@ -107,11 +107,12 @@ def compile(
     about_inputs = None if outside is None else outside.note()
 
     def lowering_with(part: Values) -> Callable[[SettledRecipe], Program]:
-        known = prepared.lowering(part)
+        known = whole_lowering if part is x else prepared.lowering(part)
         return lambda refined: known(refined, timings)
 
+    whole_lowering = prepared.lowering(x)
     lowering = lowering_with(x)
-    chosen = with_rows_of(chosen_target, chosen, lowering)
+    chosen = with_rows_of(chosen_target, chosen, lambda recipe: whole_lowering.tabulated(recipe, timings))
     float_bytes = parameter_bytes(used)
 
     last: tuple[Program, Recipe, bytes] | None = None
@@ -146,7 +147,7 @@ def compile(
         )
         outside = other_nanoseconds(captured, x[:2], costs, at_once)
         measured = microseconds if chosen_target.loads_in_ort else None
-        holds_float = all("float" in one.precisions for one in (chosen_target, *further))
+        holds_float = all(one.holds({"precision": WEIGHT_ONLY}) for one in (chosen_target, *further))
         return Allocator(captured, trials, file_bytes, measured, outside, float_bytes if holds_float else None)
 
     has_budget = whole.max_bytes is not None or whole.max_latency_us is not None

@@ -14,7 +14,6 @@ from torch.export import ExportedProgram
 
 from kancompile.compiler.atomic_write import check_destinations, write_atomically
 from kancompile.compiler.emission import for_target, target_named, write
-from kancompile.compiler.ladder import Rung, is_held_by
 from kancompile.compiler.manifest import describe, describe_file_bytes
 from kancompile.compiler.pair import sealed
 from kancompile.data import Calibration, float32_by_default
@@ -207,7 +206,7 @@ class CompiledModel(Printed):
         """
         target = target_named(name)
         for step in self.manifest.get("error_gate", {}).get("refinements", ()):
-            if not all(is_held_by(target, Rung(key, value)) for key, value in step["change"].items()):
+            if not target.holds(step["change"]):
                 keys = " and ".join(f"{key} = {value}" for key, value in step["change"].items())
                 raise KanCompileError(
                     f"target {name!r}, layer {step['layer']!r}: found {keys}, which the error gate chose, expected what these "

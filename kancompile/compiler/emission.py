@@ -85,18 +85,18 @@ def _bytes_of(value: Tensor | nn.Module) -> int:
     return value.nbytes if isinstance(value, Tensor) else sum(one.nbytes for one in value.state_dict().values())
 
 
-def with_rows_of(target: Target, recipe: SettledRecipe, lower: Callable[[SettledRecipe], Program]) -> SettledRecipe:
+def with_rows_of(target: Target, recipe: SettledRecipe, tabulated: Callable[[SettledRecipe], Program]) -> SettledRecipe:
     """Give layers that chose finer tables than a target's files hold the finest that these do; a recipe's own rows stay.
 
     Args:
         target: whose file it becomes.
         recipe: the choices.
-        lower: lowers by a recipe.
+        tabulated: gives the program by a recipe with its tables, before weights are rounded.
     """
     most = target.most_levels
     if most is None:
         return recipe
-    program = lower(recipe)
+    program = tabulated(recipe)
     finer = [
         layer.name
         for layer in program.layers()

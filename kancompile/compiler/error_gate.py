@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kancompile.compiler.ladder import BITS, FREE, PRECISION, ROWS, Rung, gate_rungs, has_own_tables, is_held_by
+from kancompile.compiler.ladder import BITS, FREE, PRECISION, ROWS, Rung, gate_rungs, has_own_tables
 from kancompile.compiler.layer_trials import LayerTrials, Trial
 from kancompile.compiler.manifest import constant_bytes
 from kancompile.compiler.refinement import NextStep, Refinement
@@ -309,7 +309,7 @@ class ErrorGate:
 
     def _is_held(self, rung: Rung, by_all: bool = False) -> bool:
         """Whether the file, or by all also further files of the same program, can hold a layer that is lowered so."""
-        return all(is_held_by(target, rung) for target in (self.targets if by_all else self.targets[:1]))
+        return all(target.holds(rung.change) for target in (self.targets if by_all else self.targets[:1]))
 
     def _must_widen(self, recipe: SettledRecipe, measured: ErrorMeasure) -> bool:
         """Whether 16 bits are worth what they cost: for a limit, or for a ruined output that no budget of bytes forbids."""
@@ -345,10 +345,8 @@ class ErrorGate:
                         more = self.file_bytes(changed, better) - now
                 except KanCompileError:  # functions, or a target, without such a form
                     continue
-                rungs = [Rung(key, value) for key, value in change.items()]
-                lacking = [one.name for one in self.targets[1:] if not all(is_held_by(one, rung) for rung in rungs)]
-                reached = self._measure(better).worst_db
-                step = NextStep(tuple(order[:count]), change, reached, more, tuple(lacking))
+                lacking = tuple(one.name for one in self.targets[1:] if not one.holds(change))
+                step = NextStep(tuple(order[:count]), change, self._measure(better).worst_db, more, lacking)
                 if step.worst_db >= self.wanted:
                     return step
                 best = step if best is None or step.worst_db > best.worst_db else best

@@ -21,7 +21,6 @@ from typing import Any
 from kancompile.ir import JointTable, Program
 from kancompile.passes import quick_methods
 from kancompile.recipe import RANGES, LayerRecipe
-from kancompile.targets import Target
 
 FREE, ROWS, FUNCTIONS, BITS, PRECISION = "free", "rows", "functions", "bits", "precision"
 KIND_OF_KEY = {
@@ -127,13 +126,6 @@ def gate_rungs(chosen: LayerRecipe, captured: Program, lowered: Program, name: s
         and rung != Rung("range", "mse")
         and (rung.kind != BITS or rung.value == 8)
     ]
-
-
-def is_held_by(target: Target, rung: Rung) -> bool:
-    """Whether files of a target hold a layer that is lowered so."""
-    if rung.kind == PRECISION:
-        return rung.value in target.precisions
-    return rung.key != "levels" or target.most_levels is None or rung.value <= target.most_levels
 
 
 def chooses_rows(captured: Program, name: str) -> bool:

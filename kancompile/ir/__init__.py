@@ -3,7 +3,7 @@
 from kancompile.ir.basis_parts import LARGEST_PART, MOST_SHIFT, BasisParts
 from kancompile.ir.block_codes import BlockCodes, round_to_blocks
 from kancompile.ir.check import check
-from kancompile.ir.column_lookup import MOST_FUNCTIONS, fits_columns, functions_major, reorders_columns
+from kancompile.ir.column_lookup import PAIRED_FROM, fits_columns, functions_major, gains_by_columns, reorders_columns
 from kancompile.ir.column_order import MOST_PLANES, constant_block, is_in_planes, plane_order, varying_functions
 from kancompile.ir.contraction import AnyContraction, Contraction, convolve_real
 from kancompile.ir.distinct import distinct_inputs
@@ -61,10 +61,10 @@ __all__ = [
     "LARGEST_PART",
     "MOST",
     "MOST_FILE_BYTES",
-    "MOST_FUNCTIONS",
     "MOST_PLANES",
     "MOST_SHIFT",
     "ORDINARY",
+    "PAIRED_FROM",
     "REAL",
     "RECURRENCES",
     "TRITS",
@@ -118,6 +118,7 @@ __all__ = [
     "fits_columns",
     "flat_weight",
     "functions_major",
+    "gains_by_columns",
     "group_order",
     "is_in_planes",
     "joined",

@@ -21,17 +21,22 @@ from kancompile.ir.operators import look_up
 from kancompile.ir.table import TableExpansion
 
 MOST_FUNCTIONS = 3
-_MOST_INPUTS = 512
-"""Inputs of several functions, beyond which the lookup of two inputs at a time is as fast."""
+PAIRED_FROM = 512
+"""Inputs of several functions, from which on the lookup of two of them at a time is as fast or faster."""
 _MOST_CODES = 1 << 18
 _LEAST_ROWS = 256
 """What files pad small tables to."""
 
 
+def gains_by_columns(n_in: int, k: int) -> bool:
+    """Whether ``k`` functions of each of so many inputs are faster column by column."""
+    return k == 1 or (k <= MOST_FUNCTIONS and n_in < PAIRED_FROM)
+
+
 def fits_columns(table: TableExpansion) -> bool:
-    """Whether a table, repeated for every input, is small enough to be looked up column by column."""
+    """Whether a table gains by columns and, repeated for every input, is small enough for them."""
     codes = max(table.rows, _LEAST_ROWS) * table.n_in * table.k
-    return table.k <= MOST_FUNCTIONS and codes <= _MOST_CODES and (table.k == 1 or table.n_in < _MOST_INPUTS)
+    return codes <= _MOST_CODES and gains_by_columns(table.n_in, table.k)
 
 
 def reorders_columns(contraction: IntegerContraction, tables: Sequence[TableExpansion]) -> bool:

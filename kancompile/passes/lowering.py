@@ -71,7 +71,8 @@ class Lowering:
         """
         timings = timings or Timings()
         program, known = self._form(recipe, timings)
-        program = _run(self._rounding_stages(recipe, known), program, recipe, timings)
+        stages = self._table_stages(recipe, known) + self._rounding_stages(recipe)
+        program = _run(stages, program, recipe, timings)
         if CPU_PRESETS[recipe.whole.cpu].int16_pairs:
             check_pairs(program)
         return program
@@ -79,6 +80,11 @@ class Lowering:
     def functions(self, recipe: SettledRecipe) -> Program:
         """Give the program in the form that a recipe tabulates: in float, with fewer functions, branches split."""
         return self._form(recipe, Timings())[0]
+
+    def tabulated(self, recipe: SettledRecipe, timings: Timings) -> Program:
+        """Give the program with its tables, which lowering it finds again, before weights are rounded."""
+        program, known = self._form(recipe, timings)
+        return _run(self._table_stages(recipe, known), program, recipe, timings)
 
     def _form(self, recipe: SettledRecipe, timings: Timings) -> tuple[Program, KnownTables]:
         layers = [recipe[layer.name] for layer in self.program.layers()]
@@ -125,9 +131,9 @@ class Lowering:
             (SplitBranches.name, ("int8",), in_branches),
         ]
 
-    def _rounding_stages(self, recipe: SettledRecipe, known: KnownTables) -> list[Stage]:
-        """List the passes that make integers of them."""
-        x, exact, preset = self.x, self.program, CPU_PRESETS[recipe.whole.cpu]
+    def _table_stages(self, recipe: SettledRecipe, known: KnownTables) -> list[Stage]:
+        """List the passes that make tables of them."""
+        x = self.x
 
         def table_options(name: str) -> TableOptions | None:
             layer = recipe[name]
@@ -158,6 +164,19 @@ class Lowering:
                 layer.lookup == "joint",
             )
 
+        made_for = recipe.whole.for_batch or recipe.whole.batch
+        batch = BALANCE if made_for is None else (made_for,)
+        join = JoinInputs(join_options, recipe.whole.costs.look_up, batch=batch, known=known)
+        tabulate = TabulateExpansions(table_options, known=known)
+        return [
+            (JoinInputs.name, ("int8",), lambda stage: join(stage, x)),
+            (TabulateExpansions.name, ("int8",), lambda stage: tabulate(stage, x)),
+        ]
+
+    def _rounding_stages(self, recipe: SettledRecipe) -> list[Stage]:
+        """List the passes that make integers of the weights."""
+        x, exact, preset = self.x, self.program, CPU_PRESETS[recipe.whole.cpu]
+
         def rounding_options(name: str) -> RoundingOptions:
             layer = recipe[name]
             method = method_named(layer.rounding_method, self.device)
@@ -172,13 +191,7 @@ class Lowering:
                 layer.drift == "on" or (layer.drift == "auto" and layer.bits < 8),
             )
 
-        made_for = recipe.whole.for_batch or recipe.whole.batch
-        batch = BALANCE if made_for is None else (made_for,)
-        join = JoinInputs(join_options, recipe.whole.costs.look_up, batch=batch, known=known)
-        tabulate = TabulateExpansions(table_options, known=known)
         return [
-            (JoinInputs.name, ("int8",), lambda stage: join(stage, x)),
-            (TabulateExpansions.name, ("int8",), lambda stage: tabulate(stage, x)),
             (RoundWeights.name, ("int8",), lambda stage: RoundWeights(rounding_options, self.seed)(stage, x, exact)),
             (FuseIndex.name, ("int8",), FuseIndex()),
         ]

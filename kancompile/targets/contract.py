@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from kancompile.ir import Program
-from kancompile.recipe import CPU_PRESETS, PRECISIONS
+from kancompile.recipe import CPU_PRESETS, PRECISIONS, WEIGHT_ONLY
 
 METADATA, SHORT = "kancompile.metadata", "short"
 """How metadata say that they leave out what the manifest holds; names in the file are short then."""
@@ -64,7 +64,7 @@ class Target:
         recurrent_layers: whether it has an operator for an LSTM, a GRU or a plain recurrent layer.
         external_data: whether tensors may stand in a second file where they take more than 2 GB.
         guards_nan: whether its files can let NaN through to the outputs.
-        precisions: of layers that its files hold.
+        precisions: of layers that its files hold, the finest last.
         most_levels: rows that its tables may have; ``None`` where any number is right.
     """
 
@@ -83,5 +83,11 @@ class Target:
     recurrent_layers: bool = True
     external_data: bool = False
     guards_nan: bool = False
-    precisions: tuple[str, ...] = PRECISIONS
+    precisions: tuple[str, ...] = (WEIGHT_ONLY, *PRECISIONS)
     most_levels: int | None = None
+
+    def holds(self, change: Mapping[str, Any]) -> bool:
+        """Whether its files hold a layer whose recipe has these keys."""
+        rows = change.get("levels")
+        has_rows = self.most_levels is None or rows is None or rows <= self.most_levels
+        return has_rows and ("precision" not in change or change["precision"] in self.precisions)

@@ -11,7 +11,6 @@ from torch import nn
 
 import kancompile
 from kancompile.compiler.error_gate import ErrorGate
-from kancompile.compiler.ladder import Rung, is_held_by
 from kancompile.compiler.layer_trials import LayerTrials, Trial
 from kancompile.errors import KanCompileError, ThresholdMissedError
 from kancompile.recipe import LayerRecipe, SettledRecipe
@@ -227,9 +226,9 @@ def test_layers_get_what_all_targets_hold() -> None:
 
 
 def test_rows_stay_bytes_where_a_target_has_no_others() -> None:
-    held = [is_held_by(TARGETS["qnn"], Rung("levels", rows)) for rows in (32, 256, 1024)]
+    held = [TARGETS["qnn"].holds({"levels": rows}) for rows in (32, 256, 1024)]
     assert held == [True, True, False]
-    assert is_held_by(TARGETS["c99"], Rung("levels", 1024))
+    assert TARGETS["c99"].holds({"levels": 1024})
     x = torch.rand(300, 4, generator=torch.Generator().manual_seed(0)) * 4 - 2
     compiled = kancompile.compile(OwnSines().eval(), x, recipe={"goal_sqnr": 60}, target="qnn")
     assert compiled.recipe.for_layer("layer0").levels == 256  # of itself it takes 2,048

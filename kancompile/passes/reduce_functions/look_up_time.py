@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from kancompile.ir import MOST_FUNCTIONS
+from kancompile.ir import PAIRED_FROM, gains_by_columns
 from kancompile.passes.reduce_functions.words import PLANES
 from kancompile.recipe import LookUpCosts
 
@@ -19,7 +19,6 @@ MOST_COLUMNS = 4098
 """Columns that are fitted in seconds."""
 
 
-_PAIRED_FROM = 512
 _NODES_EACH, _NODES_JOINT, _MEMBERS = 6, 13, 2
 
 
@@ -40,10 +39,10 @@ def time_of_each(sizes: Sequence[tuple[int, int]], n_out: int, batch: int, costs
 
 def _look_up(n_in: int, k: int, costs: LookUpCosts) -> float:
     """Estimate what ``k`` functions of an input take, in the form that targets.onnx.arrange_tables writes."""
-    if k == 1 or (k <= MOST_FUNCTIONS and n_in < _PAIRED_FROM):
+    if gains_by_columns(n_in, k):
         return k * costs.code
     # wide layers of few rows look two of their inputs up at a time
-    return costs.gather_paired if n_in >= _PAIRED_FROM else costs.gather
+    return costs.gather_paired if n_in >= PAIRED_FROM else costs.gather
 
 
 def time_of_joint(sizes: Sequence[tuple[int, int]], columns: int, n_out: int, batch: int, costs: LookUpCosts) -> float:

@@ -1,6 +1,6 @@
 """Measure what a report says, as plain data."""
 
-from kancompile.reporting.facts.beside import worse_than_float
+from kancompile.reporting.facts.beside import computes_in_float, worse_than_float
 from kancompile.reporting.facts.collect import ReportOptions, collect
 from kancompile.reporting.facts.file_difference import describe_difference, difference_table
 from kancompile.reporting.facts.goal import goal_missed, needs_int16
@@ -22,6 +22,7 @@ __all__ = [
     "ReportOptions",
     "calibration_hash",
     "collect",
+    "computes_in_float",
     "count_layers",
     "describe_difference",
     "describe_file",

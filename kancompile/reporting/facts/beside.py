@@ -70,14 +70,14 @@ def _cause_of_bytes(manifest: Mapping[str, Any], beside: BesideFloat) -> str:
     return f"weights of layer {name!r} hold {weights[name]:,} bytes; --weight-bits 4 halves them and costs accuracy"
 
 
-def _in_float(layer: Mapping[str, Any]) -> bool:
+def computes_in_float(layer: Mapping[str, Any]) -> bool:
     """Whether a layer of a manifest computes in float, whatever the bits of its weights."""
     return layer["weight_bits"] > 8 or layer.get("arithmetic") == "float"
 
 
 def _cause_of_time(manifest: Mapping[str, Any]) -> str:
     layers = manifest["layers"]
-    wide = [layer["name"] for layer in layers if _in_float(layer)]
+    wide = [layer["name"] for layer in layers if computes_in_float(layer)]
     if wide:
         return f"layer {wide[0]!r} computes in float behind a table; --layer '{wide[0]}' precision=int8 is faster and less exact"
     if manifest["recipe"]["storage"] == "smallest" and any(layer["weight_bits"] < 8 for layer in layers):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kancompile.compiler import target_named
+from kancompile.reporting.facts.beside import computes_in_float
 from kancompile.validation import RUINED_DB, OutputError, Validation
 
 _ELSEWHERE = "files of {} hold integers of 8 bits alone; --target ort-cpu has 16 bits too"
@@ -47,7 +48,7 @@ def _error(worst: OutputError) -> str:
 
 def needs_int16(manifest: Mapping[str, Any], input_shape: Sequence[int], result: Validation) -> str | None:
     """Name 16 bits where errors of 8 bits weigh more than a ratio shows: outputs of unlike scale, and loops."""
-    if any(layer["weight_bits"] > 8 or layer.get("arithmetic") == "float" for layer in manifest["layers"]):
+    if any(map(computes_in_float, manifest["layers"])):
         return None
     found = []
     if manifest.get("error_gate", {}).get("outputs_differ_in_scale"):

@@ -8,6 +8,7 @@ from typing import Any
 from kancompile.compiler import CompiledModel
 from kancompile.ir import Program
 from kancompile.reporting.facts import (
+    computes_in_float,
     count_layers,
     float_text,
     functions_text,
@@ -171,7 +172,7 @@ def _warnings(compiled: CompiledModel, result: Validation, beside: BesideFloat |
     manifest = compiled.manifest
     found = [("missed", reason) for reason in result.reasons]
     # a layer that was not rounded is meant to be float
-    integer = {layer["name"] for layer in manifest["layers"] if layer["weight_bits"] <= 8 and "arithmetic" not in layer}
+    integer = {layer["name"] for layer in manifest["layers"] if not computes_in_float(layer)}
     float_rows = [row for row in compiled.audit.rows if not row.is_integer]
     found += [
         ("warning", f"{row.node} runs as float {row.operator}")

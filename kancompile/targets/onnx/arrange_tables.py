@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kancompile.ir import IndexQuantizer, JointTable, Program, TableExpansion, nodes_of, rows_of
+from kancompile.ir import PAIRED_FROM, IndexQuantizer, JointTable, Program, TableExpansion, nodes_of, rows_of
 from kancompile.targets.onnx.column_tables import arrange_columns, in_columns
 from kancompile.targets.onnx.function_planes import arrange_planes, can_be_planes
 
 _ROW_PADDING_BYTES = 1 << 14
 _PAIR_BYTES = 1 << 21
-_PAIRED_FROM = 512
 
 
 def arrange_tables(program: Program, pairs: bool = True) -> Program:
@@ -108,7 +107,7 @@ def _can_pair(table: TableExpansion) -> bool:
         and rows <= 255
         and table.input in ("real", "index")
         and table.n_in % 2 == 0
-        and math.prod(table.in_shape) >= _PAIRED_FROM
+        and math.prod(table.in_shape) >= PAIRED_FROM
         and rows * rows * 2 * table.k <= _PAIR_BYTES
     )
 

@@ -95,13 +95,7 @@ def write_column_tables(graph: ir.Graph) -> None:
         before = len(nodes.nodes)
         if key not in made:
             made[key] = _columns(nodes, table, group)
-        codes = _looked_up(nodes, index, made[key], len(group))
-        for written in nodes.nodes[before:]:
-            written.metadata_props.update(node.metadata_props)
-        for use in list(node.outputs[0].uses()):  # a product's view of columns as a matrix, which these are
-            ir.convenience.replace_all_uses_with(use.node.outputs[0], codes)
-            graph.remove(use.node, safe=True)
-        graph.remove(node, safe=True)
+        nodes.put_for_columns(node, _looked_up(nodes, index, made[key], len(group)), before)
 
 
 def _looked_up(nodes: FoldedNodes, index: ir.Value, columns: ir.Value, n_in: int) -> ir.Value:

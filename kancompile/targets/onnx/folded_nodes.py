@@ -29,6 +29,21 @@ class FoldedNodes(ir.tape.Tape):
         """Store sizes as an operator reads them."""
         return self.stored("_".join(map(str, ("shape", *sizes))), np.array(sizes, np.int64))
 
+    def put_for_columns(self, stand_in: ir.Node, columns: ir.Value, since: int) -> None:
+        """Let columns, which are a matrix already, take the place of a stand-in and of a product's view of it as one.
+
+        Args:
+            stand_in: the node, which goes.
+            columns: that were written for it.
+            since: number of the first node that was.
+        """
+        for written in self.nodes[since:]:
+            written.metadata_props.update(stand_in.metadata_props)
+        for use in list(stand_in.outputs[0].uses()):
+            ir.convenience.replace_all_uses_with(use.node.outputs[0], columns)
+            self.graph.remove(use.node, safe=True)
+        self.graph.remove(stand_in, safe=True)
+
     def cast(self, value: ir.Value, to: ir.DataType) -> ir.Value:
         """Convert numbers."""
         return self.op("Cast", [value], {"to": int(to)})

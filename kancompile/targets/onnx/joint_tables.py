@@ -34,12 +34,7 @@ def write_joint_tables(graph: ir.Graph) -> None:
         nodes = known.setdefault((members, *parts), _JointLookup(graph, f"joint{len(known)}"))
         before = len(nodes.nodes)
         columns = nodes.columns(index, _numbers(members), parts)
-        for written in nodes.nodes[before:]:
-            written.metadata_props.update(node.metadata_props)
-        for use in list(node.outputs[0].uses()):  # a product's view of columns as a matrix, which these are
-            ir.convenience.replace_all_uses_with(use.node.outputs[0], columns)
-            graph.remove(use.node, safe=True)
-        graph.remove(node, safe=True)
+        nodes.put_for_columns(node, columns, before)
     graph.opset_imports.pop(STAND_INS, None)
 
 

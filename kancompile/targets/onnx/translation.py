@@ -191,19 +191,26 @@ def view_of(x: Value) -> Value:
     return op.Identity(x)
 
 
-def _stand_in(*parts: tuple[str, str]) -> Op:
+def _stand_in(name: str, *parts: tuple[str, str]) -> Op:
     form = onnx.defs.OpSchema.FormalParameter
-    inputs = [form("index", "rows"), form("members", "tensor(int64)"), *itertools.starmap(form, parts)]
+    inputs = [form("index", "rows"), *itertools.starmap(form, parts)]
     rows = [("rows", ["tensor(uint8)", "tensor(int32)"], "row numbers")]
-    columns, name = [form("columns", "tensor(uint8)")], f"{JOINT_LOOKUP}{len(parts)}"
+    columns = [form("columns", "tensor(uint8)")]
     schema = onnx.defs.OpSchema(name, STAND_INS, 1, inputs=inputs, outputs=columns, type_constraints=rows)
     return Op(Opset(STAND_INS, 1), name, schema)
 
 
-_OF_PARTS = _stand_in(("parts", "tensor(uint8)"))
+_MEMBERS = ("members", "tensor(int64)")
+_OF_PARTS = _stand_in(f"{JOINT_LOOKUP}1", _MEMBERS, ("parts", "tensor(uint8)"))
 _OF_BASIS = _stand_in(
-    ("basis", "tensor(uint8)"), ("mix", "tensor(int8)"), ("bias", "tensor(int16)"), ("shift", "tensor(uint8)")
+    f"{JOINT_LOOKUP}4",
+    _MEMBERS,
+    ("basis", "tensor(uint8)"),
+    ("mix", "tensor(int8)"),
+    ("bias", "tensor(int16)"),
+    ("shift", "tensor(uint8)"),
 )
+_OF_COLUMNS = _stand_in(COLUMN_LOOKUP, ("table", "tensor(uint8)"), ("group", "tensor(int64)"))
 
 
 def expand_joint(index: Value, members: Value, parts: Value) -> Value:
@@ -214,18 +221,6 @@ def expand_joint(index: Value, members: Value, parts: Value) -> Value:
 def expand_joint_of_basis(index: Value, members: Value, basis: Value, mix: Value, bias: Value, shift: Value) -> Value:
     """Stand in as well, for parts that are made when the file is loaded."""
     return _OF_BASIS(index, members, basis, mix, bias, shift)
-
-
-def _column_stand_in() -> Op:
-    form = onnx.defs.OpSchema.FormalParameter
-    inputs = [form("index", "rows"), form("table", "tensor(uint8)"), form("group", "tensor(int64)")]
-    rows = [("rows", ["tensor(uint8)", "tensor(int32)"], "row numbers")]
-    columns = [form("columns", "tensor(uint8)")]
-    schema = onnx.defs.OpSchema(COLUMN_LOOKUP, STAND_INS, 1, inputs=inputs, outputs=columns, type_constraints=rows)
-    return Op(Opset(STAND_INS, 1), COLUMN_LOOKUP, schema)
-
-
-_OF_COLUMNS = _column_stand_in()
 
 
 def expand_columns(index: Value, table: Value, group: Value) -> Value:
